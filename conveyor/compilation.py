@@ -1,0 +1,308 @@
+"""From a layout of elements to the Plan that engines run.
+
+Law: a pure function; the same layout and arguments give the same Plan.  It decides nothing about where elements may
+stand (`rules.py` did) and nothing about how items move (the engines do).  Operations are taken in order, so that
+nodes stand in topological order; a node's target is filled in when the node behind it is made.
+
+Three things leave no node: a fork whose number of branches is decided at run time (its Processors get workers
+instead), a `BalancingFork(n)` of n equal branches of one Processor each (it becomes one step with n workers), and
+the Joins of both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from conveyor.plan import (
+    BalanceNode,
+    LeaveNode,
+    MergeNode,
+    Node,
+    Plan,
+    ReplicateNode,
+    SinkNode,
+    StepNode,
+    Target,
+    ZipNode,
+)
+from conveyor.rules import Bundle, Fork, Gather, Lane, Layout, Level, Operation, Step, one_pipe
+from conveyor.stages import DEFAULT_MAXSIZE, BalancingFork, Pipe, ReplicatingFork, has_finish, label
+
+_UNKNOWN = Target(-1)
+
+
+@dataclass(frozen=True)
+class _Wire:
+    """What comes out of `port` of a node: `pipe` is the Pipe on it, if any; without one, what holds items is the node
+    in front, which has room for `behind`."""
+
+    node: int
+    port: int = 0
+    pipe: Pipe | None = None
+    behind: int = field(kw_only=True)
+
+    @property
+    def bound(self) -> int:
+        return self.behind if self.pipe is None else self.pipe.bound
+
+
+class _Survey:
+    """What has to be known of a whole layout before its first node is made."""
+
+    def __init__(self, layout: Layout, *, ordered: bool) -> None:
+        self._layout = layout
+        self._behind: dict[tuple[int, int], Operation] = {}
+        self._bundles: dict[int, Bundle] = {}
+        zipped: set[int] = set()
+        for operation in layout.operations:
+            if isinstance(operation, Gather):
+                for lane in operation.bundle.lanes():
+                    self._behind[lane.source, lane.port] = operation
+                for bundle in operation.bundle.bundles():
+                    if operation.element.how == "zip":
+                        zipped.add(bundle.fork)
+                    elif bundle.whole:
+                        self._bundles[bundle.fork] = bundle
+            elif operation.lane is not None:
+                self._behind[operation.lane.source, operation.lane.port] = operation
+        self._source_of = {id(operation): index for index, operation in enumerate(layout.operations)}
+        forks = [index for index, operation in enumerate(layout.operations) if isinstance(operation, Fork)]
+        self.collapsed = {fork for fork in forks if self._collapses(fork)}
+        self.without_node = self.collapsed | {fork for fork in forks if layout.is_auto(fork)}
+        # A fork in the branches of a tracked one is tracked too: else the groups of the outer one would be mixed up
+        # where the inner one is merged.
+        self.tracked: set[int] = set()
+        for fork in forks:
+            operation = layout.operations[fork]
+            assert isinstance(operation, Fork)
+            if fork not in self.without_node and (ordered or fork in zipped or self.is_tracked(operation.lane.levels)):
+                self.tracked.add(fork)
+
+    def is_tracked(self, levels: tuple[Level, ...]) -> bool:
+        """Whether a lane in these forks is inside a tracked one."""
+        return any(level.fork in self.tracked for level in levels)
+
+    def _collapses(self, fork: int) -> bool:
+        """Whether each branch is one copy of one Processor and nothing else, and one Join takes them all."""
+        element, bundle = self._layout.fork(fork), self._bundles.get(fork)
+        if not isinstance(element, BalancingFork) or element.n is None or bundle is None:
+            return False
+        steps = [self._behind.get((fork, port)) for port in range(element.n)]
+        first = steps[0]
+        for step in steps:
+            if not isinstance(step, Step) or not isinstance(first, Step) or step.lane is None:
+                return False
+            # A Pipe in a branch says that it is to hold items of its own.
+            if step.processor is not first.processor or step.lane.pipe is not None:
+                return False
+        if isinstance(first, Step) and first.processor.workers not in (None, 1):
+            return False
+        ends = [part.source if isinstance(part, Lane) else None for part in bundle.parts]
+        return ends == [self._source_of[id(step)] for step in steps]
+
+    def unit(self, fork: int) -> tuple[int, bool]:
+        """How many items at a time the BalancingFork deals out, and whether strictly in turn.
+
+        Where every branch begins with the same batch, whole batches are dealt out.  Any other batch in the branches
+        would have boundaries that depend on timing, were a stalled branch passed over.
+        """
+        element = self._layout.fork(fork)
+        steps: list[tuple[int, Step]] = [
+            (level.branches[0], operation)
+            for operation in self._layout.operations
+            if isinstance(operation, Step) and operation.lane is not None
+            for level in operation.lane.levels
+            if level.fork == fork
+        ]
+        heads = [(branch, step) for branch, step in steps if step.lane is not None and self._fed_by(step.lane) == fork]
+        batches = {step.processor.batch for _, step in heads}
+        unit = next(iter(batches)) if len(batches) == 1 and len({branch for branch, _ in heads}) == element.n else None
+        covered = [step for _, step in heads] if unit is not None else []
+        strict = any(step.processor.batch is not None and step not in covered for _, step in steps)
+        return unit or 1, strict
+
+    def _fed_by(self, lane: Lane) -> int:
+        """The operation in front of `lane`, but for forks that leave no node."""
+        operation = self._layout.operations[lane.source]
+        if isinstance(operation, Fork) and lane.source in self.without_node:
+            return self._fed_by(operation.lane)
+        return lane.source
+
+
+class _Compiler:
+    def __init__(self, layout: Layout, *, cores: int, ordered: bool) -> None:
+        self._layout = layout
+        self._cores = cores
+        self._ordered = ordered
+        self._survey = _Survey(layout, ordered=ordered)
+        self._nodes: list[Node] = []
+        self._names: set[str] = set()
+        # What comes out of each operation, by operation and port.
+        self._wires: dict[tuple[int, int], _Wire] = {}
+        self._node_of_fork: dict[int, int] = {}
+
+    def plan(self) -> Plan:
+        for index, operation in enumerate(self._layout.operations):
+            if isinstance(operation, Step):
+                self._step(index, operation)
+            elif isinstance(operation, Fork):
+                self._fork(index, operation)
+            elif operation.element.how == "zip":
+                self._wires[index, 0] = self._zip(operation.bundle)
+            else:
+                self._wires[index, 0] = self._merged(operation.bundle)
+        (last,) = self._layout.lanes
+        wire = self._incoming(last)
+        self._connect(wire, SinkNode(len(self._nodes), wire.bound))
+        return Plan(tuple(self._nodes), self._ordered)
+
+    def _incoming(self, lane: Lane) -> _Wire:
+        """What comes down `lane`, through its Pipe."""
+        wire = self._wires[lane.source, lane.port]
+        return replace(wire, pipe=one_pipe(wire.pipe, lane.pipe))
+
+    def _connect(self, wire: _Wire, node: Node, port: int = 0) -> None:
+        """Add `node`, unless it is the last one already, and lead `wire` to its `port`."""
+        if node.index == len(self._nodes):
+            self._nodes.append(node)
+        target = Target(node.index, port)
+        source = self._nodes[wire.node]
+        if isinstance(source, ReplicateNode | BalanceNode):
+            to = (*source.to[: wire.port], target, *source.to[wire.port + 1 :])
+            self._nodes[wire.node] = replace(source, to=to)
+            return
+        assert not isinstance(source, SinkNode)
+        if isinstance(source, StepNode) and source.index == 0:
+            # No Pipe can stand in front of the first step: its own is as large as the one behind it.
+            source = replace(source, bound=Pipe().bound if wire.pipe is None else wire.pipe.bound)
+        self._nodes[wire.node] = replace(source, to=target)
+
+    def _step(self, index: int, step: Step) -> None:
+        levels = step.lane.levels if step.lane is not None else ()
+        workers = self._workers(step, levels)
+        if levels and levels[-1].fork in self._survey.collapsed:
+            fork, (branch,) = levels[-1].fork, levels[-1].branches
+            if branch > 0:
+                self._wires[index, 0] = self._wires[self._first_of(fork), 0]
+                return
+            if not any(self._layout.is_auto(level.fork) for level in levels):
+                workers = self._layout.fork(fork).n or 1
+        wire = None if step.lane is None else self._incoming(step.lane)
+        node = StepNode(
+            index=len(self._nodes),
+            name=self._name(label(step.processor)),
+            processor=step.processor,
+            workers=workers,
+            batch=step.processor.batch,
+            bound=DEFAULT_MAXSIZE if wire is None else wire.bound,
+            shared=wire is not None and wire.pipe is None,
+            ordered=self._ordered or self._survey.is_tracked(levels),
+            finishes=has_finish(step.processor),
+            to=_UNKNOWN,
+        )
+        if wire is None:
+            self._nodes.append(node)
+        else:
+            self._connect(wire, node)
+        # Only the results can follow without a Pipe: of them, as many may wait as in front of the last step.
+        self._wires[index, 0] = _Wire(node.index, behind=node.bound)
+
+    def _first_of(self, fork: int) -> int:
+        """The operation on the first branch of a collapsed fork."""
+        return next(
+            index
+            for index, operation in enumerate(self._layout.operations)
+            if isinstance(operation, Step) and operation.lane is not None and operation.lane.source == fork
+        )
+
+    def _workers(self, step: Step, levels: tuple[Level, ...]) -> int:
+        """The number of workers; for now, as many as there are cores where it is to follow the load."""
+        for level in reversed(levels):
+            element = self._layout.fork(level.fork)
+            if isinstance(element, BalancingFork) and element.auto:
+                most = self._cores if element.max is None else min(self._cores, element.max)
+                return most if element.min is None else max(most, element.min)
+        workers = step.processor.workers
+        return self._cores if workers == "auto" else workers or 1
+
+    def _name(self, wanted: str) -> str:
+        name, count = wanted, 1
+        while name in self._names:
+            count += 1
+            name = f"{wanted}-{count}"
+        self._names.add(name)
+        return name
+
+    def _fork(self, index: int, fork: Fork) -> None:
+        wire = self._incoming(fork.lane)
+        ports = fork.element.n or 1
+        if index in self._survey.without_node:
+            for port in range(ports):
+                self._wires[index, port] = wire
+            return
+        tracked, to = index in self._survey.tracked, (_UNKNOWN,) * ports
+        node = len(self._nodes)
+        if isinstance(fork.element, ReplicatingFork):
+            self._connect(wire, ReplicateNode(node, wire.bound, tracked, to))
+        else:
+            unit, strict = self._survey.unit(index)
+            self._connect(wire, BalanceNode(node, wire.bound, unit, strict, tracked, to))
+        self._node_of_fork[index] = node
+        for port in range(ports):
+            self._wires[index, port] = _Wire(node, port, behind=wire.bound)
+
+    def _merged(self, part: Lane | Bundle) -> _Wire:
+        """What comes out of `part` when its lanes are merged, inner forks first."""
+        if isinstance(part, Lane):
+            return self._incoming(part)
+        wires = [self._merged(inner) for inner in part.parts]
+        if part.fork in self._survey.without_node:
+            pipe = wires[0].pipe
+            for wire in wires[1:]:
+                pipe = one_pipe(pipe, wire.pipe)
+            return replace(wires[0], pipe=pipe)
+        bounds = tuple(wire.bound for wire in wires)
+        node = MergeNode(
+            index=len(self._nodes),
+            fork=self._node_of_fork[part.fork],
+            branches=part.branches,
+            bounds=bounds,
+            tracked=part.fork in self._survey.tracked,
+            to=_UNKNOWN,
+        )
+        for port, wire in enumerate(wires):
+            self._connect(wire, node, port)
+        merged = _Wire(node.index, behind=max(bounds))
+        return self._left(merged, part.fork, part.above) if part.whole else merged
+
+    def _zip(self, bundle: Bundle) -> _Wire:
+        """What comes out of a zip of the lanes of `bundle`: each leaves the forks inside the outermost one first."""
+        depth = len(bundle.above) + 1
+        lanes = bundle.lanes()
+        wires = []
+        for lane in lanes:
+            wire = self._incoming(lane)
+            for inner in range(len(lane.levels) - 1, depth - 1, -1):
+                wire = self._left(wire, lane.levels[inner].fork, lane.levels[:inner])
+            wires.append(wire)
+        bounds = tuple(wire.bound for wire in wires)
+        last_branch = max(branch for branches in bundle.branches for branch in branches)
+        node = ZipNode(len(self._nodes), self._node_of_fork[bundle.fork], last_branch, bounds, _UNKNOWN)
+        for port, wire in enumerate(wires):
+            self._connect(wire, node, port)
+        zipped = _Wire(node.index, behind=max(bounds))
+        return self._left(zipped, bundle.fork, bundle.above) if bundle.whole else zipped
+
+    def _left(self, wire: _Wire, fork: int, above: tuple[Level, ...]) -> _Wire:
+        """`wire`, out of `fork` and into the forks `above`."""
+        node = LeaveNode(len(self._nodes), self._node_of_fork[fork], self._survey.is_tracked(above), _UNKNOWN)
+        self._connect(wire, node)
+        return _Wire(node.index, behind=wire.bound)
+
+
+def compiled(layout: Layout, *, cores: int, ordered: bool) -> Plan:
+    """The Plan of a layout in which no branch is open.
+
+    `cores` is how many workers a step gets that leaves the number to the pipeline.
+    """
+    return _Compiler(layout, cores=cores, ordered=ordered).plan()

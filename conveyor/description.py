@@ -1,0 +1,86 @@
+"""What the user added so far, and the Plan made of it.
+
+Law: the only state is one frozen layout, replaced as a whole after everything that could raise, warnings that are
+errors included; so an add that raises leaves the description as it was.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from conveyor.compilation import compiled
+from conveyor.errors import ConveyorError, ImplicitJoinWarning, ImplicitPipeWarning
+from conveyor.plan import Plan
+from conveyor.rules import Layout, Row, closed, extended
+
+
+class Description:
+    """The elements of one pipeline, in the order they were added.
+
+    >>> from conveyor.stages import Pipe, Processor
+    >>> description = Description()
+    >>> description.add((Processor(str.strip),))
+    >>> description.add((Pipe(10),))
+    >>> description.add((Processor(len),))
+    >>> description
+    Pipeline().add(Processor(strip)).add(Pipe(maxsize=10)).add(Processor(len))
+    >>> [step.name for step in description.plan(cores=2, ordered=True).steps]
+    ['strip', 'len']
+    """
+
+    def __init__(self) -> None:
+        self._layout = Layout()
+
+    @property
+    def layout(self) -> Layout:
+        """The operations, the open branches and the rows of what was added."""
+        return self._layout
+
+    def add(self, elements: tuple[object, ...], stacklevel: int = 1) -> None:
+        """Add `elements` on the open branches, by rules 1 to 6.
+
+        Raises RuleError for what stands where it may not, and TypeError or ValueError for a Processor that cannot
+        run; the description is then as before.  Warns with ImplicitPipeWarning where a Pipe was put in.
+        `stacklevel` is that of `warnings.warn` called instead of this: 1 for the line of the call, 2 for its caller.
+        """
+        layout = extended(self._layout, elements)
+        row = layout.rows[-1]
+        if row.piped:
+            warnings.warn(_missing_pipe(row), ImplicitPipeWarning, stacklevel + 1)
+        self._layout = layout
+
+    def plan(self, *, cores: int, ordered: bool, stacklevel: int = 1) -> Plan:
+        """The graph to run; branches open at the end are merged, with ImplicitJoinWarning.
+
+        `cores` is the number of workers of a step that leaves it to the pipeline.  Raises ConveyorError when nothing
+        was added, ValueError for less than one core.  `stacklevel` is as for `add`.
+        """
+        if not self._layout.rows:
+            raise ConveyorError("the pipeline is empty: add a Processor first, as in .add(Processor(load))")
+        if cores < 1:
+            raise ValueError(f"cores must be 1 or more, not {cores!r}")
+        layout = closed(self._layout)
+        if layout is not self._layout:
+            lanes = len(self._layout.lanes)
+            what = f"{lanes} branches are" if lanes > 1 else "a branch is"
+            warnings.warn(
+                f"{what} open at the end of the pipeline and merged into the results: "
+                "add(Pipe()) and add(Join()) to say so",
+                ImplicitJoinWarning,
+                stacklevel + 1,
+            )
+        return compiled(layout, cores=cores, ordered=ordered)
+
+    def code(self, prefix: str) -> str:
+        """The code that adds the same elements to `prefix`; what was put in is not in it."""
+        return prefix + "".join(f".add({', '.join(map(repr, row.elements))})" for row in self._layout.rows)
+
+    def __repr__(self) -> str:
+        return self.code("Pipeline()")
+
+
+def _missing_pipe(row: Row) -> str:
+    index = next(piece.element for piece in row.pieces if piece.piped)
+    element = row.elements[index or 0]
+    where = f" on {row.piped} branches" if row.piped > 1 else ""
+    return f"no Pipe in front of {element!r}: one was put in{where}; add(Pipe()) before it to say so"

@@ -1,0 +1,160 @@
+"""A pipeline as a picture in text, top to bottom, one column for each open branch.
+
+Law: it reads a description and returns a string; it knows nothing of the rules, only how many branches each element
+took and gave.
+
+The columns are found first: a fork keeps its column and opens new ones to the right of it, a join keeps the leftmost,
+and branches next to each other at any time keep their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from conveyor.description import Description
+from conveyor.rules import Piece, Row
+from conveyor.stages import Element, Pipe, Processor, label
+
+_STEP, _PIPE, _PASS, _SINGLE, _END = "●", "║", "│", "◇", "▼"
+
+
+@dataclass
+class _Line:
+    """One line of the picture: a mark in each column, bars from column to column, and what it says."""
+
+    text: str
+    marks: list[tuple[int, str]] = field(default_factory=list)
+    bars: list[tuple[int, int]] = field(default_factory=list)
+
+
+class _Canvas:
+    """The lines drawn so far and the columns of the open branches."""
+
+    def __init__(self) -> None:
+        self.lines: list[_Line] = []
+        self.open = [0]
+        self._count = 1
+        self._order: set[tuple[int, int]] = set()
+
+    def row(self, row: Row) -> None:
+        """Draw one `add`: a line for each element that is not like the one before."""
+        self._put_in(row.pieces)
+        pieces = list(row.pieces)
+        for index, element in enumerate(row.elements):
+            if index and _alike(element, row.elements[index - 1]):
+                continue
+            alike = {index}
+            while max(alike) + 1 < len(row.elements) and _alike(element, row.elements[max(alike) + 1]):
+                alike.add(max(alike) + 1)
+            pieces = self._element(element, pieces, alike)
+
+    def end(self) -> None:
+        self.lines.append(_Line("results", [(column, _END) for column in self.open]))
+
+    def _put_in(self, pieces: Sequence[Piece]) -> None:
+        """Draw the Pipes that nobody added."""
+        marks, position = [], 0
+        for piece in pieces:
+            for offset in range(piece.taken):
+                marks.append((self.open[position + offset], _PIPE if offset in piece.piped else _PASS))
+            position += piece.taken
+        if any(piece.piped for piece in pieces):
+            self.lines.append(_Line(f"{_text(Pipe())}, put in", marks))
+
+    def _element(self, element: Element, pieces: list[Piece], alike: set[int]) -> list[Piece]:
+        """Draw `element` where the pieces of it are, and return the pieces as they are after it."""
+        line, now, rest, position = _Line(_text(element)), [], [], 0
+        for piece in pieces:
+            taken = self.open[position : position + piece.taken]
+            position += piece.taken
+            if piece.element not in alike:
+                line.marks += [(column, _PASS) for column in taken]
+                now += taken
+                rest.append(piece)
+                continue
+            given = [*taken[:1], *(self._new() for _ in range(piece.given - 1))]
+            widest = taken if len(taken) > len(given) else given
+            if len(widest) > 1:
+                corner = "┘" if widest is taken else "┐"
+                inner = "┴" if widest is taken else "┬"
+                line.marks += [(widest[0], "├"), *((column, inner) for column in widest[1:-1]), (widest[-1], corner)]
+                line.bars.append((widest[0], widest[-1]))
+            else:
+                line.marks.append((taken[0], _mark(element)))
+            now += given
+            rest += [Piece(None, 1, 1)] * piece.given
+        self.open = now
+        self._order.update(pairwise(now))
+        self.lines.append(line)
+        return rest
+
+    def _new(self) -> int:
+        self._count += 1
+        return self._count - 1
+
+    def picture(self) -> str:
+        """All lines, each column as far to the left as those beside it allow."""
+        place = [0] * self._count
+        moved = True
+        while moved:
+            moved = False
+            for left, right in self._order:
+                if place[right] <= place[left]:
+                    place[right] = place[left] + 1
+                    moved = True
+        width = 2 * max(place) + 1
+        pictures = []
+        for line in self.lines:
+            cells = [" "] * width
+            for start, stop in line.bars:
+                cells[2 * place[start] : 2 * place[stop]] = "─" * (2 * (place[stop] - place[start]))
+            for column, mark in line.marks:
+                cells[2 * place[column]] = mark
+            pictures.append(f"{''.join(cells)}  {line.text}")
+        return "\n".join(pictures)
+
+
+def _alike(one: Element, other: Element) -> bool:
+    """Whether one line can stand for both; Processors compare by identity."""
+    return one is other if isinstance(one, Processor) or isinstance(other, Processor) else one == other
+
+
+def _mark(element: Element) -> str:
+    if isinstance(element, Processor):
+        return _STEP
+    return _PIPE if isinstance(element, Pipe) else _SINGLE
+
+
+def _text(element: Element) -> str:
+    """What a line says: a Pipe always with its bound, a Processor by its label."""
+    if isinstance(element, Pipe):
+        return repr(Pipe(element.bound))
+    if not isinstance(element, Processor):
+        return repr(element)
+    said = (("workers", element.workers), ("batch", element.batch))
+    settings = [f"{name}={value}" for name, value in said if value is not None]
+    return f"{label(element)} ({', '.join(settings)})" if settings else label(element)
+
+
+def draw(description: Description) -> str:
+    """A picture of `description`: ● a step, ║ a Pipe, ├ a fork or join of several branches, ◇ of one, ▼ the results.
+
+    >>> from conveyor.stages import Pipe, Processor
+    >>> description = Description()
+    >>> for element in (Processor(str.strip), Pipe(10), Processor(len, workers=2)):
+    ...     description.add((element,))
+    >>> print(draw(description))
+    ●  strip
+    ║  Pipe(maxsize=10)
+    ●  len (workers=2)
+    ▼  results
+    """
+    if not description.layout.rows:
+        return "an empty pipeline"
+    canvas = _Canvas()
+    for row in description.layout.rows:
+        canvas.row(row)
+    canvas.end()
+    return canvas.picture()

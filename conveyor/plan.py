@@ -1,0 +1,154 @@
+"""The validated graph: what an engine runs, and nothing about how.
+
+Law: frozen data only.  `description.py` makes a `Plan` out of the elements a user added; the inline engine
+walks it, the core of every other engine routes chunks along it.  Nodes stand in topological order, so a
+`Target` always points at a later node, and node 0 is the first Processor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conveyor.stages import Processor
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a node's output goes: `port` counts the inputs of the node at `node`."""
+
+    node: int
+    port: int = 0
+
+
+@dataclass(frozen=True)
+class StepNode:
+    """One Processor with the workers that run it.
+
+    `batch` is None where the job takes one item at a time.  `bound` is the number of items that the pipe in
+    front holds; `shared` says that no Pipe of its own stands there, so that what it holds counts against the
+    bound of the fork or join in front.  `name` is unique within the plan.
+    """
+
+    index: int
+    name: str
+    processor: Processor[Any, Any]
+    workers: int
+    batch: int | None
+    bound: int
+    shared: bool
+    ordered: bool
+    finishes: bool
+    to: Target
+
+
+@dataclass(frozen=True)
+class ReplicateNode:
+    """A ReplicatingFork: every item goes to all of `to`.
+
+    `tracked` says that its branches carry groups: which outputs belong to which item that entered the fork.
+    """
+
+    index: int
+    bound: int
+    tracked: bool
+    to: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class BalanceNode:
+    """A BalancingFork with branches of its own: every `unit` consecutive items go to one of `to`.
+
+    `strict` is round-robin without passing over a stalled branch, for branches in which the boundaries of a
+    batch would else depend on timing.
+    """
+
+    index: int
+    bound: int
+    unit: int
+    strict: bool
+    tracked: bool
+    to: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class MergeNode:
+    """`Join(how="merge")` over branches of the fork at node `fork`, in the order of its items and branches.
+
+    Port p carries what came down the fork's branches `branches[p]` (several, where an earlier Join already
+    merged them) and its pipe holds `bounds[p]` items.
+    """
+
+    index: int
+    fork: int
+    branches: tuple[tuple[int, ...], ...]
+    bounds: tuple[int, ...]
+    tracked: bool
+    to: Target
+
+
+@dataclass(frozen=True)
+class ZipNode:
+    """`Join(how="zip")`: for each item that entered the fork at node `fork`, the ports' outputs side by side.
+
+    `last_branch` is the highest branch of that fork from which a port is fed.
+    """
+
+    index: int
+    fork: int
+    last_branch: int
+    bounds: tuple[int, ...]
+    to: Target
+
+
+@dataclass(frozen=True)
+class LeaveNode:
+    """The end of a fork: what passes stops being grouped by the items of the fork at node `fork`, and is
+    grouped by those of the fork around it again.  Holds nothing back."""
+
+    index: int
+    fork: int
+    tracked: bool
+    to: Target
+
+
+@dataclass(frozen=True)
+class SinkNode:
+    """The results: at most `bound` items wait there for the consumer."""
+
+    index: int
+    bound: int
+
+
+Node = StepNode | ReplicateNode | BalanceNode | MergeNode | ZipNode | LeaveNode | SinkNode
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All nodes, in topological order."""
+
+    nodes: tuple[Node, ...]
+    ordered: bool
+
+    def grouped(self) -> frozenset[int]:
+        """The indices of the nodes whose input carries groups: those inside a tracked fork."""
+        grouped: set[int] = set()
+        for node in self.nodes:
+            match node:
+                case StepNode():
+                    carries = node.index in grouped
+                case SinkNode():
+                    continue
+                case ZipNode():
+                    carries = True
+                case _:
+                    carries = node.tracked
+            targets = node.to if isinstance(node.to, tuple) else (node.to,)
+            grouped.update(target.node for target in targets if carries)
+        return frozenset(grouped)
+
+    @property
+    def steps(self) -> tuple[StepNode, ...]:
+        """The nodes that have workers."""
+        return tuple(node for node in self.nodes if isinstance(node, StepNode))

@@ -1,0 +1,436 @@
+"""Which element may stand where: the rules of building a pipeline, over its open branches.
+
+Law: pure functions from a layout and the elements added to a new layout, or a RuleError that says value, rule and
+remedy.  Nothing here warns, and no layout ever changes.
+
+A layout is a list of operations in topological order and the lanes (open branches) that are left, in order.  Each
+lane knows the forks it stands in, outermost first, so the lanes are the leaves of a tree, and lanes next to each
+other are neighbours in that tree.  A `BalancingFork()` opens one lane: how many copies it has is decided later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from conveyor.errors import RuleError
+from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork, check_processor
+
+KINDS: tuple[type[Element], ...] = (Processor, Pipe, ReplicatingFork, BalancingFork, Join)
+AnyFork = ReplicatingFork | BalancingFork
+
+
+@dataclass(frozen=True)
+class Level:
+    """A fork around a lane, by the index of its operation, and which of its branches the lane carries."""
+
+    fork: int
+    branches: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """An open branch: output `port` of operation `source`, and the Pipe added since, if any."""
+
+    source: int
+    port: int
+    levels: tuple[Level, ...]
+    pipe: Pipe | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A Processor on a lane; the first has none in front of it."""
+
+    processor: Processor[Any, Any]
+    lane: Lane | None
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A fork on a lane."""
+
+    element: AnyFork
+    lane: Lane
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Neighbouring lanes of one fork, each a lane or a bundle of all lanes of a fork further in, made one.
+
+    `branches` says for each part which of the fork's branches it carries; `whole`, that nothing of the fork is left
+    beside them, so that the result stands in the forks `above` alone.
+    """
+
+    fork: int
+    parts: tuple[Lane | Bundle, ...]
+    branches: tuple[tuple[int, ...], ...]
+    whole: bool
+    above: tuple[Level, ...]
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The forks the result stands in."""
+        if self.whole:
+            return self.above
+        return (*self.above, Level(self.fork, tuple(branch for part in self.branches for branch in part)))
+
+    def bundles(self) -> list[Bundle]:
+        """This bundle and all within, inner ones first."""
+        inner = [bundle for part in self.parts if isinstance(part, Bundle) for bundle in part.bundles()]
+        return [*inner, self]
+
+    def lanes(self) -> list[Lane]:
+        """The lanes that end here, in order."""
+        return [lane for part in self.parts for lane in ([part] if isinstance(part, Lane) else part.lanes())]
+
+
+@dataclass(frozen=True)
+class Gather:
+    """A Join over one bundle of lanes."""
+
+    element: Join[Any]
+    bundle: Bundle
+
+
+Operation = Step | Fork | Gather
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one `add` did to neighbouring lanes: `taken` of them became `given`.
+
+    `element` is the position within the add of the element that did it, None where a Join passed a lane by; `piped`
+    says on which of the lanes taken a Pipe was put in.
+    """
+
+    element: int | None
+    taken: int
+    given: int
+    piped: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One `add`: its elements as the user gave them, and what they did to the lanes, from first to last."""
+
+    elements: tuple[Element, ...]
+    pieces: tuple[Piece, ...]
+
+    @property
+    def piped(self) -> int:
+        """On how many lanes a Pipe was put in."""
+        return sum(len(piece.piped) for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What was added so far."""
+
+    operations: tuple[Operation, ...] = ()
+    lanes: tuple[Lane, ...] = ()
+    rows: tuple[Row, ...] = ()
+
+    def fork(self, index: int) -> AnyFork:
+        """The element of the fork that is operation `index`."""
+        operation = self.operations[index]
+        assert isinstance(operation, Fork)
+        return operation.element
+
+    def is_auto(self, index: int) -> bool:
+        """Whether that fork's number of branches is decided while the pipeline runs."""
+        element = self.fork(index)
+        return isinstance(element, BalancingFork) and element.auto
+
+    def branches(self, fork: int) -> list[tuple[int, ...]]:
+        """What is still open of the fork that is operation `fork`: which of its branches each part carries."""
+        found = (level.branches for lane in self.lanes for level in lane.levels if level.fork == fork)
+        return list(dict.fromkeys(found))
+
+
+def extended(layout: Layout, elements: Sequence[object]) -> Layout:
+    """`layout` with `elements` added on its lanes by rules 1 to 6.
+
+    The last row of the result says on how many lanes a Pipe was put in.  Raises RuleError, and TypeError or
+    ValueError for a Processor that cannot run.
+    """
+    checked = tuple(_element(value) for value in elements)
+    for element in checked:
+        if isinstance(element, Processor):
+            check_processor(element)
+    lanes = len(layout.lanes) or 1
+    if not checked:
+        raise RuleError(f"add() got 0 elements for {_open(lanes)}: pass at least one", rule=5)
+    if not layout.rows:
+        return _started(checked)
+    _one_kind(checked)
+    builder = _Builder(layout)
+    for position, (element, group) in enumerate(zip(checked, _groups(layout, len(checked)), strict=True)):
+        builder.place(position, element, group)
+    return builder.built(checked)
+
+
+def closed(layout: Layout) -> Layout:
+    """`layout` with the branches that are still open merged into one (rule 7); itself where none is."""
+    if not any(lane.levels for lane in layout.lanes):
+        return layout
+    builder = _Builder(layout)
+    cluster = [_with_pipe(lane) for lane in layout.lanes]
+    builder.gather(Join(), _bundled(layout, Join(), cluster, everything=True))
+    return replace(builder.built(()), rows=layout.rows)
+
+
+def _open(lanes: int) -> str:
+    return f"{lanes} open branch{'es' if lanes > 1 else ''}"
+
+
+def _element(value: object) -> Element:
+    """`value` as an element, or rule 1."""
+    if isinstance(value, KINDS):
+        assert isinstance(value, Element)
+        return value
+    if isinstance(value, type) and issubclass(value, Element):
+        remedy = f"{value.__name__} is the class; add the instance, {value.__name__}(...)"
+    elif callable(value):
+        name = getattr(value, "__name__", type(value).__name__)
+        remedy = f"wrap it: Processor({'...' if name == '<lambda>' else name})"
+    else:
+        remedy = f"add one of {', '.join(kind.__name__ for kind in KINDS)}"
+    raise RuleError(f"{value!r} is not an element of a pipeline: {remedy}", rule=1)
+
+
+def _started(elements: tuple[Element, ...]) -> Layout:
+    """The layout that begins with `elements`, by rules 2 and 5."""
+    for element in elements:
+        if not isinstance(element, Processor):
+            raise RuleError(f"a pipeline starts with a Processor, not with {element!r}: add a Processor first", rule=2)
+    if len(elements) > 1:
+        raise RuleError(
+            f"add() got {len(elements)} elements for {_open(1)}, the start of the pipeline: "
+            "start with one Processor, and add a fork before branches",
+            rule=5,
+        )
+    first = elements[0]
+    assert isinstance(first, Processor)
+    return Layout((Step(first, None),), (Lane(0, 0, ()),), (Row(elements, (Piece(0, 1, 1),)),))
+
+
+def _kind(element: Element) -> type[Element]:
+    return next(kind for kind in KINDS if isinstance(element, kind))
+
+
+def _one_kind(elements: tuple[Element, ...]) -> None:
+    """Rule 5: only Pipe mixes with another kind."""
+    kinds = list(dict.fromkeys(_kind(element).__name__ for element in elements if not isinstance(element, Pipe)))
+    if len(kinds) > 1:
+        raise RuleError(
+            f"one add() got {' and '.join(kinds)}: only Pipe mixes with another kind of element; "
+            "add one kind now, with Pipe() on the branches that wait, and the other kind next",
+            rule=5,
+        )
+
+
+def _groups(layout: Layout, count: int) -> list[Sequence[Lane]]:
+    """The lanes in `count` groups of neighbours, by rule 5."""
+    lanes = layout.lanes
+    if count == 1:
+        return [lanes]
+    runs = _runs(lanes)
+    # Forks count only where the lanes of each stand together; else a group could not be made of neighbours.
+    forks = len(runs) if len({fork for fork, _ in runs}) == len(runs) else 0
+    if forks and forks % count == 0:
+        size = forks // count
+        return [[lane for _, run in runs[start : start + size] for lane in run] for start in range(0, forks, size)]
+    if len(lanes) % count == 0:
+        size = len(lanes) // count
+        return [lanes[start : start + size] for start in range(0, len(lanes), size)]
+    if not any(lane.levels for lane in lanes):
+        remedy = "add one element, or a fork first"
+    else:
+        remedy = f"add 1 (a copy on every branch), {len(lanes)} (one each), or a number that divides {len(lanes)}" + (
+            f" or {forks}, the number of forks" if forks > 1 else ""
+        )
+    if any(layout.is_auto(level.fork) for lane in lanes for level in lane.levels):
+        remedy += (
+            "; BalancingFork() opens one branch, whose copies are all alike, and how many is decided while "
+            "the pipeline runs: for different branches give it a number, as in BalancingFork(2)"
+        )
+    raise RuleError(f"add() got {count} elements for {_open(len(lanes))}: {remedy}", rule=5)
+
+
+def _runs(lanes: Iterable[Lane]) -> list[tuple[int | None, list[Lane]]]:
+    """Neighbouring lanes with the same innermost fork."""
+    runs: list[tuple[int | None, list[Lane]]] = []
+    for lane in lanes:
+        fork = lane.levels[-1].fork if lane.levels else None
+        if runs and runs[-1][0] == fork:
+            runs[-1][1].append(lane)
+        else:
+            runs.append((fork, [lane]))
+    return runs
+
+
+class _Builder:
+    """One `add` in the making: takes the lanes of a layout one group after the other, and puts out new ones."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._operations = list(layout.operations)
+        self._lanes: list[Lane] = []
+        self._pieces: list[Piece] = []
+
+    def built(self, elements: tuple[Element, ...]) -> Layout:
+        """The layout with what was placed."""
+        row = Row(elements, tuple(self._pieces))
+        return Layout(tuple(self._operations), tuple(self._lanes), (*self._layout.rows, row))
+
+    def place(self, position: int, element: Element, group: Sequence[Lane]) -> None:
+        """Put the element at `position` of this add on the lanes of its group."""
+        if isinstance(element, Join):
+            self._place_joins(position, element, group)
+            return
+        for lane in group:
+            if isinstance(element, Pipe):
+                self._lanes.append(replace(lane, pipe=one_pipe(lane.pipe, element)))
+                self._pieces.append(Piece(position, 1, 1))
+            elif isinstance(element, Processor):
+                # Rule 3: a fork or a join in front will do instead of a Pipe.
+                missing = lane.pipe is None and isinstance(self._operations[lane.source], Step)
+                source = self._operation(Step(element, _with_pipe(lane) if missing else lane))
+                self._lanes.append(Lane(source, 0, lane.levels))
+                self._pieces.append(Piece(position, 1, 1, (0,) if missing else ()))
+            else:
+                assert isinstance(element, AnyFork)
+                source = self._operation(Fork(element, _with_pipe(lane)))
+                ports = element.n or 1
+                for port in range(ports):
+                    self._lanes.append(Lane(source, port, (*lane.levels, Level(source, (port,)))))
+                self._pieces.append(Piece(position, 1, ports, () if lane.pipe else (0,)))
+
+    def _place_joins(self, position: int, join: Join[Any], group: Sequence[Lane]) -> None:
+        for cluster, joined in _clusters(self._layout, join, group):
+            if not joined:
+                self._lanes += cluster
+                self._pieces += [Piece(None, 1, 1)] * len(cluster)
+                continue
+            missing = tuple(index for index, lane in enumerate(cluster) if lane.pipe is None)
+            self.gather(join, _bundled(self._layout, join, [_with_pipe(lane) for lane in cluster]))
+            self._pieces.append(Piece(position, len(cluster), 1, missing))
+
+    def gather(self, join: Join[Any], bundle: Bundle) -> None:
+        """Put out the lane that `bundle` becomes."""
+        self._lanes.append(Lane(self._operation(Gather(join, bundle)), 0, bundle.levels))
+
+    def _operation(self, operation: Operation) -> int:
+        self._operations.append(operation)
+        return len(self._operations) - 1
+
+
+def _with_pipe(lane: Lane) -> Lane:
+    """`lane` with a Pipe at its end, which is put in where there is none."""
+    return replace(lane, pipe=lane.pipe or Pipe())
+
+
+def one_pipe(first: Pipe | None, second: Pipe | None) -> Pipe | None:
+    """The one Pipe that Pipe after Pipe is: what is said wins over the default, the larger over the smaller."""
+    if first is None or second is None:
+        return first or second
+    said = [pipe.maxsize for pipe in (first, second) if pipe.maxsize is not None]
+    return Pipe(max(said)) if said else first
+
+
+def _clusters(layout: Layout, join: Join[Any], group: Sequence[Lane]) -> list[tuple[list[Lane], bool]]:
+    """The lanes of `group` as `join` takes them together, by rule 6; False with those that `Join()` leaves alone."""
+    if not any(lane.levels for lane in group):
+        raise RuleError(f"{join!r}: no fork is open: add a ReplicatingFork or BalancingFork before it", rule=6)
+    if join.n is not None:
+        if len(group) % join.n:
+            raise RuleError(
+                f"{join!r} on {_open(len(group))}: {join.n} does not divide {len(group)}, and a Join "
+                "covers whole forks or an even part of one; use Join() for what the innermost fork "
+                "opened, or a number that divides",
+                rule=6,
+            )
+        return [(list(group[start : start + join.n]), True) for start in range(0, len(group), join.n)]
+    # A fork is innermost only where no other is open on any of its branches.
+    outer = {level.fork for lane in layout.lanes for level in lane.levels[:-1]}
+    clusters = [(run, fork is not None and fork not in outer) for fork, run in _runs(group)]
+    if not any(joined for _, joined in clusters):
+        raise RuleError(
+            f"{join!r} on {_open(len(group))}: other branches of the same fork have forks open within; "
+            "join those first, with Pipe() on the branches that wait",
+            rule=6,
+        )
+    return clusters
+
+
+def _bundled(layout: Layout, join: Join[Any], cluster: Sequence[Lane], *, everything: bool = False) -> Bundle:
+    """The lanes of `cluster` made one, fork by fork from the innermost; `everything` goes on until no fork is left."""
+    items: list[Lane | Bundle] = list(cluster)
+    while True:
+        depth = max(len(item.levels) for item in items)
+        if depth == 0:
+            raise RuleError(f"{join!r}: no fork is open: add a ReplicatingFork or BalancingFork before it", rule=6)
+        rest: list[Lane | Bundle] = []
+        deepest: dict[int, list[Lane | Bundle]] = {}
+        for item in items:
+            if len(item.levels) < depth:
+                rest.append(item)
+                continue
+            fork = item.levels[-1].fork
+            if fork not in deepest:
+                deepest[fork] = []
+                rest.append(item)  # Holds the place of the bundle.
+            deepest[fork].append(item)
+        alone = len(rest) == 1
+        for fork, parts in deepest.items():
+            bundle = _bundle(layout, join, fork, parts, alone=alone)
+            if not everything:
+                _check_fork(layout, join, fork)
+            rest[rest.index(parts[0])] = bundle
+        items = rest
+        if alone and not (everything and items[0].levels):
+            break
+    (result,) = items
+    assert isinstance(result, Bundle)
+    return result
+
+
+def _bundle(layout: Layout, join: Join[Any], fork: int, parts: list[Lane | Bundle], *, alone: bool) -> Bundle:
+    """`parts` of one fork made one: all of it, or if they stand `alone` under the Join, an even part."""
+    branches = tuple(part.levels[-1].branches for part in parts)
+    present = layout.branches(fork)
+    whole = len(branches) == len(present)
+    if not whole:
+        what = f"{join!r} covers {len(branches)} of the {len(present)} open branches of {layout.fork(fork)!r}"
+        if not alone:
+            raise RuleError(
+                f"{what} and branches of another fork: a Join covers whole forks or an even part of one; "
+                "use Join() for what each innermost fork opened, and join the results after it",
+                rule=6,
+            )
+        if len(present) % len(branches) or present.index(branches[0]) % len(branches):
+            raise RuleError(
+                f"{what}, which is not an even part: use Join({len(present)}) or Join() for all of them, "
+                f"or a number that divides {len(present)}",
+                rule=6,
+            )
+    return Bundle(fork, tuple(parts), branches, whole, parts[0].levels[:-1])
+
+
+def _check_fork(layout: Layout, join: Join[Any], fork: int) -> None:
+    """Rule 6 for the kind of fork under `join`."""
+    element = layout.fork(fork)
+    if join.how == "zip" and not isinstance(element, ReplicatingFork):
+        raise RuleError(
+            f"{join!r} covers {element!r}, which sends each item to one branch only, so that there is "
+            "nothing to zip: use how='merge', or a ReplicatingFork",
+            rule=6,
+        )
+    if join.n is not None and layout.is_auto(fork):
+        raise RuleError(
+            f"{join!r} covers {element!r}, of which the number of branches is decided while the pipeline "
+            "runs: close it with Join()",
+            rule=6,
+        )

@@ -1,0 +1,457 @@
+"""The elements a pipeline is described with: Processor, Pipe, the two forks, Join.
+
+Law: descriptions only.  Nothing here starts, buffers or counts anything.  Pipes, forks and joins are immutable
+values; a Processor is a plain object, because a subclass keeps its state on `self`.  What is wrong with one element
+by itself is said when it is made; what is wrong with its place is said by `rules.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar, overload
+
+In_contra = TypeVar("In_contra", contravariant=True)
+Out_co = TypeVar("Out_co", covariant=True)
+How_co = TypeVar("How_co", bound=str, covariant=True)
+A = TypeVar("A")
+B = TypeVar("B")
+
+DEFAULT_MAXSIZE = 65536
+"""How many items a Pipe without `maxsize` holds."""
+
+_SETTINGS = ("name", "workers", "batch", "keep_none")
+
+
+class Element:
+    """What `Pipeline.add` takes: the base of Processor, Pipe, ReplicatingFork, BalancingFork and Join."""
+
+
+def _check_count(owner: str, argument: str, value: object, *, or_else: str = "") -> None:
+    """Raise unless `value` is an int of 1 or more."""
+    # bool is an int to Python, and never meant as a count.
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{owner}: {argument} must be an int of 1 or more{or_else}, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{owner}: {argument} must be 1 or more{or_else}, not {value!r}")
+
+
+class Processor(Element, Generic[In_contra, Out_co]):
+    """One user-defined step, which runs in Python processes of its own.
+
+    `job` is a callable of one argument.  What it returns goes on; for None nothing goes on, unless `keep_none`;
+    of a generator each yielded value goes on.  `workers` is the number of processes, or "auto" to let the pipeline
+    decide; with `batch` the job gets lists of so many items (the last may be shorter).
+
+    Instead of a job, subclass: `process(item)`, and where wanted `setup()` before the first item, `finish()` at the
+    end of a stream (it may return or yield trailing outputs) and `teardown()`; keep any state on `self`.  `name`,
+    `workers`, `batch` and `keep_none` may be class attributes; `super().__init__()` need not be called.
+
+    Raises TypeError or ValueError for an argument it cannot use.
+
+    >>> Processor(len, workers=2)
+    Processor(len, workers=2)
+    >>> class Count(Processor[object, int]):
+    ...     seen = 0
+    ...     def process(self, item):
+    ...         self.seen += 1
+    ...     def finish(self):
+    ...         return self.seen
+    >>> Count()
+    Count()
+    """
+
+    # Defaults on the class, so that a subclass with an `__init__` of its own need not call this one.
+    name: str | None = None
+    workers: int | Literal["auto"] | None = None
+    batch: int | None = None
+    keep_none: bool = False
+    job: Callable[[Any], Any] | None = None
+
+    @overload
+    def __init__(
+        self: Processor[A, B],
+        job: Callable[[list[A]], Iterator[B]],
+        *,
+        batch: int,
+        name: str | None = None,
+        workers: int | Literal["auto"] | None = None,
+        keep_none: bool = False,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Processor[A, B],
+        job: Callable[[list[A]], B],
+        *,
+        batch: int,
+        keep_none: Literal[True],
+        name: str | None = None,
+        workers: int | Literal["auto"] | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Processor[A, B],
+        job: Callable[[list[A]], B | None],
+        *,
+        batch: int,
+        name: str | None = None,
+        workers: int | Literal["auto"] | None = None,
+        keep_none: Literal[False] = False,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Processor[A, B],
+        job: Callable[[A], Iterator[B]],
+        *,
+        name: str | None = None,
+        workers: int | Literal["auto"] | None = None,
+        batch: None = None,
+        keep_none: bool = False,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Processor[A, B],
+        job: Callable[[A], B],
+        *,
+        keep_none: Literal[True],
+        name: str | None = None,
+        workers: int | Literal["auto"] | None = None,
+        batch: None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Processor[A, B],
+        job: Callable[[A], B | None],
+        *,
+        name: str | None = None,
+        workers: int | Literal["auto"] | None = None,
+        batch: None = None,
+        keep_none: Literal[False] = False,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        workers: int | Literal["auto"] | None = None,
+        batch: int | None = None,
+        keep_none: bool = False,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        job: Any = None,
+        *,
+        name: str | None = None,
+        workers: int | Literal["auto"] | None = None,
+        batch: int | None = None,
+        keep_none: bool = False,
+    ) -> None:
+        # Only what was given is set, so that class attributes of a subclass stand.
+        if job is not None:
+            self.job = job
+        if name is not None:
+            self.name = name
+        if workers is not None:
+            self.workers = workers
+        if batch is not None:
+            self.batch = batch
+        if keep_none is not False:
+            self.keep_none = keep_none
+        check_processor(self)
+
+    def process(self, item: Any) -> Any:
+        """Turn one item (with `batch`, a list of items) into one output, None, or a generator of outputs."""
+        if self.job is None:
+            raise TypeError(_lacks_job(type(self)))
+        return self.job(item)
+
+    def setup(self) -> None:
+        """Called once in each worker, before its first item."""
+
+    def finish(self) -> Any:
+        """Called at the end of each stream; what it returns or yields goes on after the last item."""
+        return None
+
+    def teardown(self) -> None:
+        """Called once in each worker, after everything else."""
+
+    def __repr__(self) -> str:
+        arguments = [] if self.job is None else [_job_code(self.job)]
+        for setting in _SETTINGS:
+            value = getattr(self, setting)
+            if value != getattr(type(self), setting):
+                arguments.append(f"{setting}={value!r}")
+        return f"{type(self).__name__}({', '.join(arguments)})"
+
+
+def _overrides(processor: Processor[Any, Any], method: str) -> bool:
+    return getattr(type(processor), method) is not getattr(Processor, method)
+
+
+def has_setup(processor: Processor[Any, Any]) -> bool:
+    """Whether the class of `processor` has a `setup` of its own."""
+    return _overrides(processor, "setup")
+
+
+def has_finish(processor: Processor[Any, Any]) -> bool:
+    """Whether the class of `processor` has a `finish` of its own."""
+    return _overrides(processor, "finish")
+
+
+def has_teardown(processor: Processor[Any, Any]) -> bool:
+    """Whether the class of `processor` has a `teardown` of its own."""
+    return _overrides(processor, "teardown")
+
+
+def work_of(processor: Processor[Any, Any]) -> Callable[[Any], Any]:
+    """The callable that a worker calls with each item (with `batch`, each list): `process` where the class has one,
+    else the job itself.
+
+    >>> work_of(Processor(len)) is len
+    True
+    """
+    if _overrides(processor, "process") or processor.job is None:
+        return processor.process
+    return processor.job
+
+
+def label(processor: Processor[Any, Any]) -> str:
+    """What `processor` is called in plans, pictures and errors: its name, else that of its job or its class.
+
+    >>> label(Processor(len)), label(Processor(lambda item: item)), label(Processor(len, name="measure"))
+    ('len', 'lambda', 'measure')
+    """
+    if processor.name is not None:
+        return processor.name
+    if type(processor) is not Processor:
+        return type(processor).__name__
+    return _job_label(processor.job)
+
+
+def _job_label(job: object) -> str:
+    while isinstance(job, functools.partial):
+        job = job.func
+    name = getattr(job, "__name__", None)
+    if not isinstance(name, str):
+        return type(job).__name__
+    return "lambda" if name == "<lambda>" else name
+
+
+def _job_code(job: object) -> str:
+    """`job` as it would stand in code, as far as that can be known."""
+    if isinstance(job, functools.partial):
+        arguments = [_job_code(job.func), *map(repr, job.args)]
+        arguments += [f"{name}={value!r}" for name, value in job.keywords.items()]
+        return f"partial({', '.join(arguments)})"
+    name = getattr(job, "__name__", None)
+    if name == "<lambda>" and (code := getattr(job, "__code__", None)) is not None:
+        return f"<lambda at {os.path.basename(code.co_filename)}:{code.co_firstlineno}>"
+    if isinstance(name, str):
+        return name
+    if type(job).__repr__ is not object.__repr__:
+        return repr(job)
+    return f"{type(job).__name__}()"
+
+
+def _lacks_job(kind: type) -> str:
+    if kind is Processor:
+        return "Processor() has no job: pass a callable of one argument, as in Processor(load)"
+    name = kind.__name__
+    return f"{name} has neither a process method nor a job: define `def process(self, item)` in class {name}"
+
+
+def check_processor(processor: Processor[Any, Any]) -> None:
+    """Raise TypeError or ValueError if `processor` cannot run; called when it is made and again when it is added,
+    because a subclass may set itself up without `Processor.__init__`."""
+    kind = type(processor).__name__
+    name, workers, keep_none = processor.name, processor.workers, processor.keep_none
+    if processor.job is not None:
+        _check_job(kind, processor.job)
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"{kind}: name must be a str or None, not {name!r}")
+    if name == "":
+        raise ValueError(f"{kind}: name must not be empty; leave it out to use the name of the job")
+    if isinstance(workers, str):
+        if workers != "auto":
+            raise ValueError(f"{kind}: workers must be an int of 1 or more, 'auto' or None, not {workers!r}")
+    elif workers is not None:
+        _check_count(kind, "workers", workers, or_else=", 'auto' or None")
+    if processor.batch is not None:
+        _check_count(kind, "batch", processor.batch, or_else=" or None")
+    if not isinstance(keep_none, bool):
+        raise TypeError(f"{kind}: keep_none must be True or False, not {keep_none!r}")
+    if _overrides(processor, "process"):
+        _check_call(f"{kind}.process", processor.process, "`def process(self, item)`")
+    elif processor.job is None:
+        raise TypeError(_lacks_job(type(processor)))
+
+
+def _check_job(kind: str, job: object) -> None:
+    if isinstance(job, type) and issubclass(job, Processor):
+        raise TypeError(
+            f"{kind}({job.__name__}): {job.__name__} is a Processor already; pass the instance, "
+            f"{job.__name__}(), where you would pass a Processor"
+        )
+    if isinstance(job, Element):
+        raise TypeError(f"{kind}({job!r}): the job is an element of a pipeline itself; add {job!r} as it is")
+    if not callable(job):
+        raise TypeError(f"{kind}: the job must be a callable of one argument, not {job!r}")
+    _check_call(f"{kind}({_job_code(job)})", job, "a function such as `def job(item)`")
+
+
+def _check_call(what: str, call: Callable[..., Any], remedy: str) -> None:
+    """Raise unless `call` takes one positional argument and is no coroutine."""
+    inner: Any = call
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if not (inspect.isroutine(inner) or isinstance(inner, type)):
+        inner = type(inner).__call__
+    if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):
+        raise TypeError(f"{what} is async, and nobody would await it: pass {remedy}, which may call asyncio.run itself")
+    try:
+        signature = inspect.signature(call)
+    except (TypeError, ValueError):
+        return  # Some callables written in C do not say what they take.
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise TypeError(f"{what} takes {signature}, but is called with one item: pass {remedy}") from None
+
+
+@dataclass(frozen=True, repr=False)
+class Pipe(Element):
+    """A producer-consumer buffer between two steps, in order; when it holds `maxsize` items its producer waits.
+
+    Without `maxsize` it holds `DEFAULT_MAXSIZE` items.  Raises TypeError or ValueError unless `maxsize` is an int of
+    1 or more, or None.
+
+    >>> Pipe(), Pipe(10)
+    (Pipe(), Pipe(maxsize=10))
+    """
+
+    maxsize: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.maxsize is not None:
+            _check_count("Pipe", "maxsize", self.maxsize, or_else=", or None for the default")
+
+    @property
+    def bound(self) -> int:
+        """How many items it holds."""
+        return DEFAULT_MAXSIZE if self.maxsize is None else self.maxsize
+
+    def __repr__(self) -> str:
+        return "Pipe()" if self.maxsize is None else f"Pipe(maxsize={self.maxsize})"
+
+
+@dataclass(frozen=True, repr=False)
+class ReplicatingFork(Element):
+    """Each item goes to all of `n` branches; what one branch does to its copy, no other branch sees.
+
+    Raises TypeError or ValueError unless `n` is an int of 1 or more.
+
+    >>> ReplicatingFork(2)
+    ReplicatingFork(2)
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        _check_count("ReplicatingFork", "the number of branches", self.n)
+
+    def __repr__(self) -> str:
+        return f"ReplicatingFork({self.n})"
+
+
+@dataclass(frozen=True, repr=False)
+class BalancingFork(Element):
+    """Each item goes to one of `n` branches, in turn, passing over a branch whose pipe is stalled.
+
+    Without `n` it opens one branch, of which the pipeline runs as many copies as it sees fit while it runs: at least
+    `min`, at most `max`.  Raises TypeError or ValueError for what is not an int of 1 or more, for `min` above
+    `max`, and for `n` along with either.
+
+    >>> BalancingFork(3), BalancingFork(), BalancingFork(min=1, max=4)
+    (BalancingFork(3), BalancingFork(), BalancingFork(min=1, max=4))
+    """
+
+    n: int | None = None
+    min: int | None = field(default=None, kw_only=True)
+    max: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.n is not None:
+            _check_count(
+                "BalancingFork",
+                "the number of branches",
+                self.n,
+                or_else=", or left out to have it decided while the pipeline runs",
+            )
+        for name, value in (("min", self.min), ("max", self.max)):
+            if value is None:
+                continue
+            _check_count("BalancingFork", name, value, or_else=" or None")
+            if self.n is not None:
+                raise ValueError(
+                    f"BalancingFork({self.n}, {name}={value}): a fixed number of branches leaves nothing "
+                    f"to decide; leave out {self.n} or {name}"
+                )
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"{self!r}: min must not be more than max, but {self.min} > {self.max}")
+
+    @property
+    def auto(self) -> bool:
+        """Whether the number of branches is decided while the pipeline runs."""
+        return self.n is None
+
+    def __repr__(self) -> str:
+        arguments = [] if self.n is None else [str(self.n)]
+        arguments += [f"{name}={value}" for name, value in (("min", self.min), ("max", self.max)) if value is not None]
+        return f"BalancingFork({', '.join(arguments)})"
+
+
+@dataclass(frozen=True, repr=False, init=False)
+class Join(Element, Generic[How_co]):
+    """`n` branches become one stream; without `n`, the branches of the innermost open fork.
+
+    `how="merge"` passes on every output; `how="zip"` makes one tuple per input item, from the branches of a
+    ReplicatingFork.  Raises TypeError or ValueError for any other `n` or `how`.
+
+    >>> Join(), Join(2), Join(2, how="zip")
+    (Join(), Join(2), Join(2, how='zip'))
+    """
+
+    n: int | None
+    how: How_co
+
+    @overload
+    def __init__(self: Join[Literal["merge"]], n: int | None = None, *, how: Literal["merge"] = "merge") -> None: ...
+
+    @overload
+    def __init__(self: Join[Literal["zip"]], n: int | None = None, *, how: Literal["zip"]) -> None: ...
+
+    def __init__(self, n: int | None = None, *, how: Any = "merge") -> None:
+        if n is not None:
+            _check_count("Join", "the number of branches", n, or_else=", or left out to join the innermost open fork")
+        if not isinstance(how, str):
+            raise TypeError(f"Join: how must be 'merge' or 'zip', not {how!r}")
+        if how not in ("merge", "zip"):
+            raise ValueError(f"Join: how must be 'merge' or 'zip', not {how!r}")
+        object.__setattr__(self, "n", n)
+        object.__setattr__(self, "how", how)
+
+    def __repr__(self) -> str:
+        arguments = [] if self.n is None else [str(self.n)]
+        if self.how != "merge":
+            arguments.append(f"how={self.how!r}")
+        return f"Join({', '.join(arguments)})"

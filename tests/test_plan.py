@@ -1,0 +1,430 @@
+"""The Plan of each shape of pipeline, node by node; and what holds for the Plan of any pipeline."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conveyor.description import Description
+from conveyor.drawing import draw
+from conveyor.errors import RuleError
+from conveyor.plan import (
+    BalanceNode,
+    LeaveNode,
+    MergeNode,
+    Node,
+    Plan,
+    ReplicateNode,
+    SinkNode,
+    StepNode,
+    Target,
+    ZipNode,
+)
+from conveyor.stages import DEFAULT_MAXSIZE, BalancingFork, Join, Pipe, Processor, ReplicatingFork
+
+
+def load(item):
+    return item
+
+
+def parse(item):
+    return item
+
+
+def train(item):
+    return item
+
+
+LOAD, PARSE, TRAIN = Processor(load), Processor(parse), Processor(train)
+BATCH = Processor(train, batch=10)
+
+
+def planned(*rows: Any, cores: int = 4, ordered: bool = True) -> list[Node]:
+    description = Description()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for row in rows:
+            description.add(row if isinstance(row, tuple) else (row,))
+        plan = description.plan(cores=cores, ordered=ordered)
+    assert plan.ordered is ordered
+    validated(plan)
+    return list(plan.nodes)
+
+
+def step(
+    index: int,
+    processor: Processor,
+    bound: int,
+    to: int | Target,
+    *,
+    name: str | None = None,
+    workers: int = 1,
+    shared: bool = False,
+    ordered: bool = True,
+) -> StepNode:
+    """A StepNode of one of the Processors above, which leads to the node or Target `to`."""
+    name = name or processor.job.__name__
+    to = Target(to) if isinstance(to, int) else to
+    return StepNode(index, name, processor, workers, processor.batch, bound, shared, ordered, False, to)
+
+
+def targets(node: Node) -> tuple[Target, ...]:
+    if isinstance(node, SinkNode):
+        return ()
+    return node.to if isinstance(node.to, tuple) else (node.to,)
+
+
+def validated(plan: Plan) -> None:
+    """Assert what holds for every Plan."""
+    assert [node.index for node in plan.nodes] == list(range(len(plan.nodes)))
+    assert isinstance(plan.nodes[0], StepNode) and isinstance(plan.nodes[-1], SinkNode)
+    assert len({node.name for node in plan.steps}) == len(plan.steps)
+    fed: dict[int, list[int]] = {}
+    grouped = plan.grouped()
+    assert all(node.ordered == (plan.ordered or node.index in grouped) for node in plan.steps)
+    for node in plan.nodes:
+        for target in targets(node):
+            assert target.node > node.index
+            fed.setdefault(target.node, []).append(target.port)
+        if isinstance(node, MergeNode | ZipNode | LeaveNode):
+            assert isinstance(plan.nodes[node.fork], ReplicateNode | BalanceNode) and node.fork < node.index
+        if isinstance(node, MergeNode):
+            fork = plan.nodes[node.fork]
+            assert node.tracked == fork.tracked and len(node.bounds) == len(node.branches)
+            carried = [branch for branches in node.branches for branch in branches]
+            assert carried == sorted(set(carried)) and carried[-1] < len(fork.to)
+        if isinstance(node, ZipNode):
+            assert plan.nodes[node.fork].tracked and isinstance(plan.nodes[node.fork], ReplicateNode)
+        if isinstance(node, StepNode):
+            assert node.workers >= 1 and node.bound >= 1
+    for node in plan.nodes[1:]:
+        if isinstance(node, MergeNode | ZipNode):
+            assert sorted(fed[node.index]) == list(range(len(node.bounds)))
+        else:
+            assert fed[node.index] == [0]
+
+
+def test_one_step():
+    assert planned(LOAD) == [step(0, LOAD, DEFAULT_MAXSIZE, 1), SinkNode(1, DEFAULT_MAXSIZE)]
+    assert planned(LOAD, Pipe(7)) == [step(0, LOAD, 7, 1), SinkNode(1, 7)]
+
+
+def test_chain():
+    assert planned(LOAD, Pipe(5), PARSE, Pipe(), Pipe(9), BATCH) == [
+        step(0, LOAD, 5, 1),
+        step(1, PARSE, 5, 2),
+        step(2, BATCH, 9, 3),
+        SinkNode(3, 9),
+    ]
+    assert planned(LOAD, PARSE, ordered=False) == [
+        step(0, LOAD, DEFAULT_MAXSIZE, 1, ordered=False),
+        step(1, PARSE, DEFAULT_MAXSIZE, 2, ordered=False),
+        SinkNode(2, DEFAULT_MAXSIZE),
+    ]
+
+
+def test_workers():
+    four, auto = Processor(load, workers=4), Processor(load, workers="auto")
+    assert planned(four, Pipe(5), auto, cores=3) == [
+        step(0, four, 5, 1, workers=4),
+        step(1, auto, 5, 2, name="load-2", workers=3),
+        SinkNode(2, 5),
+    ]
+
+
+def test_a_step_that_has_something_to_say_at_the_end():
+    class Count(Processor):
+        def process(self, item):
+            return item
+
+        def finish(self):
+            return 0
+
+    assert [node.finishes for node in planned(LOAD, Pipe(), Count(), Pipe(), PARSE)[:3]] == [False, True, False]
+
+
+def test_names_are_unique():
+    other = Processor(load, name="load-2")
+    nodes = planned(LOAD, Pipe(), other, Pipe(), LOAD, Pipe(), LOAD)
+    names = [node.name for node in nodes if isinstance(node, StepNode)]
+    assert names == ["load", "load-2", "load-3", "load-4"]
+
+
+def test_a_fork_decided_at_run_time_leaves_no_node():
+    assert planned(LOAD, Pipe(5), BalancingFork(), PARSE, Pipe(6), Join(), TRAIN) == [
+        step(0, LOAD, 5, 1),
+        step(1, PARSE, 5, 2, workers=4),
+        step(2, TRAIN, 6, 3),
+        SinkNode(3, 6),
+    ]
+    assert planned(LOAD, Pipe(5), BalancingFork(), Pipe(8), PARSE, Pipe(6), TRAIN, Pipe(6), Join(), Pipe(7), LOAD) == [
+        step(0, LOAD, 8, 1),
+        step(1, PARSE, 8, 2, workers=4),
+        step(2, TRAIN, 6, 3, workers=4),
+        step(3, LOAD, 7, 4, name="load-2"),
+        SinkNode(4, 7),
+    ]
+    for fork, cores, workers in [
+        (BalancingFork(max=2), 4, 2),
+        (BalancingFork(max=8), 4, 4),
+        (BalancingFork(min=6), 4, 6),
+        (BalancingFork(min=1, max=3), 1, 1),
+        (BalancingFork(min=2, max=3), 1, 2),
+    ]:
+        assert planned(LOAD, Pipe(5), fork, PARSE, cores=cores)[1].workers == workers
+
+
+def test_equal_branches_become_one_step():
+    collapsed = [step(0, LOAD, 5, 1), step(1, PARSE, 5, 2, workers=3), step(2, TRAIN, 6, 3), SinkNode(3, 6)]
+    assert planned(LOAD, Pipe(5), BalancingFork(3), PARSE, Pipe(6), Join(), TRAIN) == collapsed
+    assert planned(LOAD, Pipe(5), BalancingFork(3), PARSE, Pipe(6), Join(3), TRAIN) == collapsed
+    assert planned(LOAD, Pipe(5), BalancingFork(3), PARSE, (Pipe(6), Pipe(2), Pipe()), Join(3), TRAIN) == collapsed
+    assert planned(LOAD, Pipe(5), BalancingFork(3), PARSE, Pipe(6)) == [*collapsed[:2], SinkNode(2, 6)]
+    assert planned(LOAD, Pipe(5), BalancingFork(2), BATCH, Pipe(6), Join(), Pipe(7), PARSE) == [
+        step(0, LOAD, 5, 1),
+        step(1, BATCH, 5, 2, workers=2),
+        step(2, PARSE, 7, 3),
+        SinkNode(3, 7),
+    ]
+
+
+def test_equal_branches_inside_a_fork():
+    assert planned(LOAD, Pipe(5), ReplicatingFork(2), Pipe(4), BalancingFork(2), PARSE, Pipe(6), Join(4)) == [
+        step(0, LOAD, 5, 1),
+        ReplicateNode(1, 5, True, (Target(2), Target(3))),
+        step(2, PARSE, 4, Target(4, 0), workers=2),
+        step(3, PARSE, 4, Target(4, 1), workers=2, name="parse-2"),
+        MergeNode(4, 1, ((0,), (1,)), (6, 6), True, Target(5)),
+        LeaveNode(5, 1, False, Target(6)),
+        SinkNode(6, 6),
+    ]
+
+
+def test_unequal_branches_stay():
+    def branches(*rows: Any, unit: int = 1, strict: bool = False) -> None:
+        nodes = planned(LOAD, Pipe(5), BalancingFork(2), *rows, Pipe(6), Join())
+        assert (nodes[1].bound, nodes[1].unit, nodes[1].strict, nodes[1].tracked) == (5, unit, strict, True)
+        assert isinstance(nodes[1], BalanceNode)
+
+    branches((PARSE, TRAIN))
+    branches(PARSE, Pipe(), TRAIN)
+    branches(Pipe(3), PARSE)
+    branches(Processor(parse, workers=2))
+    branches((PARSE, Pipe()))
+    branches((BATCH, Processor(parse, batch=10)), unit=10)
+    branches(BATCH, Pipe(), TRAIN, unit=10)
+    branches((BATCH, Processor(parse, batch=5)), strict=True)
+    branches((BATCH, PARSE), strict=True)
+    branches((BATCH, Pipe()), strict=True)
+    branches(PARSE, Pipe(), BATCH, strict=True)
+    branches(BATCH, Pipe(), BATCH, unit=10, strict=True)
+    branches(Pipe(), BalancingFork(), BATCH, Pipe(), Join(), unit=10)
+    branches(Pipe(), BalancingFork(3), BATCH, Pipe(), Join(), unit=10)
+    branches(Pipe(), ReplicatingFork(3), BATCH, Pipe(), Join(), strict=True)
+    assert planned(LOAD, Pipe(5), BalancingFork(2), (PARSE, TRAIN), Pipe(6), Join(), ordered=False) == [
+        step(0, LOAD, 5, 1, ordered=False),
+        BalanceNode(1, 5, 1, False, False, (Target(2), Target(3))),
+        step(2, PARSE, 5, Target(4, 0), shared=True, ordered=False),
+        step(3, TRAIN, 5, Target(4, 1), shared=True, ordered=False),
+        MergeNode(4, 1, ((0,), (1,)), (6, 6), False, Target(5)),
+        LeaveNode(5, 1, False, Target(6)),
+        SinkNode(6, 6),
+    ]
+    assert len(planned(LOAD, Pipe(5), BalancingFork(2), PARSE, Pipe(), Join(1), Pipe(), Join(2))) > 4
+
+
+def test_a_merge_of_replicas():
+    assert planned(LOAD, Pipe(5), ReplicatingFork(2), (PARSE, TRAIN), (Pipe(6), Pipe(7)), Join(2), BATCH) == [
+        step(0, LOAD, 5, 1),
+        ReplicateNode(1, 5, True, (Target(2), Target(3))),
+        step(2, PARSE, 5, Target(4, 0), shared=True),
+        step(3, TRAIN, 5, Target(4, 1), shared=True),
+        MergeNode(4, 1, ((0,), (1,)), (6, 7), True, Target(5)),
+        LeaveNode(5, 1, False, Target(6)),
+        step(6, BATCH, 7, 7, shared=True, name="train-2"),
+        SinkNode(7, 7),
+    ]
+
+
+def test_open_ends_are_merged_like_a_join():
+    rows = [LOAD, Pipe(5), ReplicatingFork(2), (PARSE, TRAIN), Pipe(6)]
+    assert planned(*rows) == planned(*rows, Join())
+    assert planned(LOAD, Pipe(5), ReplicatingFork(2), Pipe(6), ReplicatingFork(2), PARSE, Pipe(3)) == planned(
+        LOAD, Pipe(5), ReplicatingFork(2), Pipe(6), ReplicatingFork(2), PARSE, Pipe(3), Join(4)
+    )
+    # Where no Pipe stands at the end of a branch, one is put in.
+    assert planned(LOAD, Pipe(5), ReplicatingFork(1)) == [
+        step(0, LOAD, 5, 1),
+        ReplicateNode(1, 5, True, (Target(2),)),
+        MergeNode(2, 1, ((0,),), (DEFAULT_MAXSIZE,), True, Target(3)),
+        LeaveNode(3, 1, False, Target(4)),
+        SinkNode(4, DEFAULT_MAXSIZE),
+    ]
+
+
+def test_a_zip_of_replicas():
+    for ordered in (True, False):
+        assert planned(
+            LOAD, Pipe(5), ReplicatingFork(2), (PARSE, TRAIN), Pipe(6), Join(2, how="zip"), Pipe(9), ordered=ordered
+        ) == [
+            step(0, LOAD, 5, 1, ordered=ordered),
+            ReplicateNode(1, 5, True, (Target(2), Target(3))),
+            step(2, PARSE, 5, Target(4, 0), shared=True),
+            step(3, TRAIN, 5, Target(4, 1), shared=True),
+            ZipNode(4, 1, 1, (6, 6), Target(5)),
+            LeaveNode(5, 1, False, Target(6)),
+            SinkNode(6, 9),
+        ]
+
+
+def test_part_joins():
+    assert planned(LOAD, Pipe(5), ReplicatingFork(4), PARSE, Pipe(6), (Join(2), Pipe(7)), Pipe(8), Join(3))[6:] == [
+        MergeNode(6, 1, ((0,), (1,)), (6, 6), True, Target(7, 0)),
+        MergeNode(7, 1, ((0, 1), (2,), (3,)), (8, 8, 8), True, Target(8)),
+        LeaveNode(8, 1, False, Target(9)),
+        SinkNode(9, 8),
+    ]
+    assert planned(LOAD, Pipe(5), ReplicatingFork(4), Pipe(6), Join(2, how="zip"), Pipe(), Join(), ordered=False) == [
+        step(0, LOAD, 5, 1, ordered=False),
+        ReplicateNode(1, 5, True, (Target(2, 0), Target(2, 1), Target(3, 0), Target(3, 1))),
+        ZipNode(2, 1, 1, (6, 6), Target(4, 0)),
+        ZipNode(3, 1, 3, (6, 6), Target(4, 1)),
+        MergeNode(4, 1, ((0, 1), (2, 3)), (DEFAULT_MAXSIZE, DEFAULT_MAXSIZE), True, Target(5)),
+        LeaveNode(5, 1, False, Target(6)),
+        SinkNode(6, DEFAULT_MAXSIZE),
+    ]
+
+
+NESTED = [LOAD, Pipe(5), ReplicatingFork(2), Pipe(4), ReplicatingFork(2), PARSE, (Pipe(6), Pipe(7), Pipe(8), Pipe(9))]
+NESTED_FRONT = [
+    step(0, LOAD, 5, 1),
+    ReplicateNode(1, 5, True, (Target(2), Target(3))),
+    ReplicateNode(2, 4, True, (Target(4), Target(5))),
+    ReplicateNode(3, 4, True, (Target(6), Target(7))),
+]
+
+
+def test_joins_level_by_level():
+    assert planned(*NESTED, Join(2), Pipe(3), TRAIN, Pipe(2), Join(2))[8:] == [
+        MergeNode(8, 2, ((0,), (1,)), (6, 7), True, Target(9)),
+        LeaveNode(9, 2, True, Target(12)),
+        MergeNode(10, 3, ((0,), (1,)), (8, 9), True, Target(11)),
+        LeaveNode(11, 3, True, Target(13)),
+        step(12, TRAIN, 3, Target(14, 0)),
+        step(13, TRAIN, 3, Target(14, 1), name="train-2"),
+        MergeNode(14, 1, ((0,), (1,)), (2, 2), True, Target(15)),
+        LeaveNode(15, 1, False, Target(16)),
+        SinkNode(16, 2),
+    ]
+
+
+def test_a_merge_over_two_levels():
+    assert planned(*NESTED, Join(4)) == [
+        *NESTED_FRONT,
+        step(4, PARSE, 4, Target(8, 0), shared=True),
+        step(5, PARSE, 4, Target(8, 1), shared=True, name="parse-2"),
+        step(6, PARSE, 4, Target(10, 0), shared=True, name="parse-3"),
+        step(7, PARSE, 4, Target(10, 1), shared=True, name="parse-4"),
+        MergeNode(8, 2, ((0,), (1,)), (6, 7), True, Target(9)),
+        LeaveNode(9, 2, True, Target(12, 0)),
+        MergeNode(10, 3, ((0,), (1,)), (8, 9), True, Target(11)),
+        LeaveNode(11, 3, True, Target(12, 1)),
+        MergeNode(12, 1, ((0,), (1,)), (7, 9), True, Target(13)),
+        LeaveNode(13, 1, False, Target(14)),
+        SinkNode(14, 9),
+    ]
+
+
+def test_a_zip_over_two_levels():
+    assert planned(*NESTED, Join(4, how="zip")) == [
+        *NESTED_FRONT,
+        step(4, PARSE, 4, 8, shared=True),
+        step(5, PARSE, 4, 9, shared=True, name="parse-2"),
+        step(6, PARSE, 4, 10, shared=True, name="parse-3"),
+        step(7, PARSE, 4, 11, shared=True, name="parse-4"),
+        LeaveNode(8, 2, True, Target(12, 0)),
+        LeaveNode(9, 2, True, Target(12, 1)),
+        LeaveNode(10, 3, True, Target(12, 2)),
+        LeaveNode(11, 3, True, Target(12, 3)),
+        ZipNode(12, 1, 1, (6, 7, 8, 9), Target(13)),
+        LeaveNode(13, 1, False, Target(14)),
+        SinkNode(14, 9),
+    ]
+
+
+def test_without_order_only_zips_are_tracked_and_what_is_in_them():
+    nodes = planned(
+        LOAD,
+        Pipe(5),
+        BalancingFork(2),
+        Pipe(),
+        ReplicatingFork(2),
+        Pipe(),
+        BalancingFork(2),
+        Pipe(),
+        PARSE,
+        Pipe(),
+        Join(),
+        Pipe(),
+        Join(how="zip"),
+        Pipe(),
+        Join(),
+        ordered=False,
+    )
+    tracked = [(type(node).__name__, node.tracked) for node in nodes if hasattr(node, "tracked")]
+    assert tracked == [
+        ("BalanceNode", False),
+        *[("ReplicateNode", True)] * 2,
+        *[("BalanceNode", True)] * 4,
+        *[("MergeNode", True), ("LeaveNode", True)] * 4,
+        *[("LeaveNode", False)] * 2,
+        ("MergeNode", False),
+        ("LeaveNode", False),
+    ]
+    assert [node.ordered for node in nodes if isinstance(node, StepNode)] == [False] + [True] * 8
+
+
+def test_leaving_into_a_fork_without_a_node():
+    nodes = planned(LOAD, Pipe(5), BalancingFork(), Pipe(), ReplicatingFork(2), PARSE, Pipe(), Join(), TRAIN)
+    assert nodes[5] == LeaveNode(5, 1, False, Target(6))
+    assert [node.workers for node in nodes if isinstance(node, StepNode)] == [1, 4, 4, 4]
+
+
+ELEMENTS = st.one_of(
+    st.sampled_from([LOAD, PARSE, BATCH, Processor(parse, workers="auto"), Pipe(), Pipe(3)]),
+    st.builds(ReplicatingFork, st.integers(1, 4)),
+    st.builds(BalancingFork, st.integers(1, 4)),
+    st.builds(BalancingFork, max=st.none() | st.integers(1, 3)),
+    st.builds(Join, st.none() | st.integers(1, 6)),
+    st.builds(lambda n: Join(n, how="zip"), st.none() | st.integers(1, 4)),
+)
+ROWS = st.lists(
+    st.lists(ELEMENTS, min_size=1, max_size=4).map(tuple) | ELEMENTS.map(lambda element: (element,)), max_size=12
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(ROWS, st.booleans())
+def test_any_pipeline_has_a_plan_and_a_picture(rows, ordered):
+    description = Description()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        description.add((LOAD,))
+        for row in rows:
+            before = description.layout
+            try:
+                description.add(row)
+            except RuleError:
+                assert description.layout is before
+            if len(description.layout.lanes) > 50:
+                break
+        validated(description.plan(cores=2, ordered=ordered))
+        assert description.code("") == "".join(
+            f".add({', '.join(map(repr, row.elements))})" for row in description.layout.rows
+        )
+    picture = draw(description).split("\n")
+    assert sum(line.endswith("  results") for line in picture) == 1
+    assert picture[-1].count("▼") == len(description.layout.lanes)
