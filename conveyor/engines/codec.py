@@ -1,0 +1,203 @@
+"""Items to bytes and back.
+
+Law: this is the only place that pickles or unpickles items.  A blob is the pickle of a list of items, so that a
+thousand small ones cost little more than one.  An object that stands twice in the list must not become one
+object behind the hop, where a job that changes an item would change another: such items are pickled one by
+one, and the blob is the pickle of a tuple of their pickles.  Nor must an item be seen as its giver changed it
+later, to give it again: of a giver that does so (`Giver`) each item is pickled before the next is asked for.
+"""
+
+from __future__ import annotations
+
+import pickle
+import reprlib
+from collections.abc import Sequence, Set
+from types import GeneratorType
+from typing import Any
+
+from conveyor.core.joins import woven
+from conveyor.core.payloads import Piece, Weave
+
+# Types whose values cannot be changed, so that sharing one shows nowhere.
+ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None)})
+
+# How many objects of a giver are watched for one that comes again.
+WATCHED = 4
+
+Spec = tuple[tuple[Any, int, int], ...]
+
+
+def encode(items: list[Any], kinds: Set[type] | None = None) -> bytes:
+    """Return one blob; raises whatever pickling raises.  `kinds`: the types of the items, where they are known."""
+    kinds = kinds or set(map(type, items))
+    # The types are told apart faster than the items: most often, that is the end of it.
+    if ATOMS.issuperset(kinds) or (Frozen not in kinds and len(set(map(id, items))) == len(items)):
+        return pickle.dumps(items, 5)
+    return pickle.dumps(tuple([item.data if type(item) is Frozen else pickle.dumps(item, 5) for item in items]), 5)
+
+
+def decode(blob: Any) -> list[Any]:
+    """Return the items of a blob."""
+    items = pickle.loads(blob)
+    if type(items) is tuple:
+        return [pickle.loads(item) for item in items]
+    return items  # type: ignore[no-any-return]
+
+
+def copied(item: Any) -> Any:
+    """Return an item as it is behind a hop."""
+    return item if type(item) in ATOMS else pickle.loads(pickle.dumps(item, 5))
+
+
+class Giver:
+    """What is known of someone who gives items: whether an object comes again, and so may have been changed.
+
+    A generator that fills one buffer again and again is the usual case.  The first few objects tell: as long as
+    `wary`, items are to be encoded one at a time; those of one that `repeats` are to be frozen from then on.
+
+    >>> giver = Giver()
+    >>> buffer = bytearray(8)
+    >>> giver.gave(buffer)
+    >>> giver.wary, giver.repeats
+    (True, False)
+    >>> giver.gave(buffer)
+    >>> giver.wary, giver.repeats
+    (False, True)
+    """
+
+    __slots__ = ("_first", "_known", "repeats", "wary")
+
+    def __init__(self) -> None:
+        self._first: list[Any] = []
+        self._known = False
+        self.wary = False
+        self.repeats = False
+
+    def gave(self, item: Any) -> None:
+        """Take in what was given; of items that cannot be changed there is nothing to be known."""
+        if self._known or type(item) in ATOMS:
+            return
+        self.repeats = any(item is each for each in self._first)
+        self._first.append(item)
+        self._known = self.repeats or len(self._first) == WATCHED
+        self.wary = not self._known
+        if self._known:
+            self._first.clear()
+
+
+class Unpicklable(Exception):
+    """An item could not be frozen; the reason is the `__cause__`."""
+
+    def __init__(self, item: Any) -> None:
+        super().__init__()
+        self.item = item
+
+
+class Frozen:
+    """An item as it was when it was given: its pickle."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+def frozen(item: Any) -> Any:
+    """Return what stands for an item until it is encoded, whatever is done to the item; raises Unpicklable."""
+    if type(item) in ATOMS or type(item) is GeneratorType:
+        return item
+    try:
+        return Frozen(pickle.dumps(item, 5))
+    except BaseException as error:
+        raise Unpicklable(item) from error
+
+
+class Blob:
+    """The pickled items of one hop, as the broker keeps them: `data` is opaque, `items` counts what is in it."""
+
+    __slots__ = ("data", "items")
+
+    def __init__(self, data: Any, items: int) -> None:
+        self.data = data
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+def spec_of(pieces: tuple[Piece, ...]) -> tuple[Spec, list[Any]]:
+    """Return what describes the pieces in a message, and the blobs that it refers to by number, each once."""
+    blobs: list[Any] = []
+    # What stands twice in the pieces is sent twice, so that it becomes two objects: each number is used forwards only.
+    numbers: dict[int, list[int]] = {}
+    stops: list[int] = []
+    weaves: dict[int, list[list[Any]]] = {}
+
+    def describe(pieces: tuple[Piece, ...]) -> Spec:
+        described = []
+        for source, start, stop in pieces:
+            if type(source) is Weave:
+                for known in weaves.setdefault(id(source), []):
+                    if known[1] <= start:
+                        break
+                else:
+                    lanes, runs, zipped = source
+                    known = [(tuple(describe(lane) for lane in lanes), runs, zipped), 0]
+                    weaves[id(source)].append(known)
+                known[1] = stop
+                described.append((known[0], start, stop))
+            else:
+                mine = numbers.setdefault(id(source), [])
+                number = next((each for each in mine if stops[each] <= start), len(blobs))
+                if number == len(blobs):
+                    mine.append(number)
+                    blobs.append(source)
+                    stops.append(0)
+                stops[number] = stop
+                described.append((number, start, stop))
+        return tuple(described)
+
+    return describe(pieces), blobs
+
+
+def items_of(spec: Spec, blobs: Sequence[list[Any]]) -> list[Any]:
+    """Return the items that a message describes, given those of its blobs."""
+    if len(spec) == 1 and type(spec[0][0]) is int:
+        number, start, stop = spec[0]
+        items = blobs[number]
+        return items if stop - start == len(items) else items[start:stop]
+    gathered: list[Any] = []
+    for source, start, stop in spec:
+        if type(source) is int:
+            gathered += blobs[source][start:stop]
+        else:
+            lanes, runs, zipped = source
+            rows = list(woven([items_of(lane, blobs) for lane in lanes], runs, zipped))
+            gathered += rows[start:stop]
+    return gathered
+
+
+def unpicklable(items: Sequence[Any]) -> tuple[int, BaseException] | None:
+    """Return the index of the first item that cannot be pickled, with the reason; None where all can be."""
+    for index, item in enumerate(items):
+        try:
+            pickle.dumps(item, 5)
+        except BaseException as error:
+            return index, error
+    return None
+
+
+class _Shortener(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 80
+        self.maxlong = 40
+
+
+def short(value: Any) -> str:
+    """Return a repr of at most some 200 characters, whatever the value's own does."""
+    try:
+        text = _Shortener().repr(value)
+    except BaseException as error:
+        return f"<{type(value).__name__} object whose repr raised {type(error).__name__}>"
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,120 @@
+"""Failures of jobs: what crosses from the worker to the caller, and the error that the caller raises.
+
+Law: nothing that a user's exception does (a repr that raises, fields that cannot be pickled) can do more harm
+than to make the report shorter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import traceback
+from typing import NamedTuple
+
+from conveyor.errors import ProcessorError, RemoteTraceback, WorkerDiedError, cause_of_death
+
+
+class Failure(NamedTuple):
+    """An exception on its way to the caller: `pickled` is None where it cannot be rebuilt."""
+
+    phase: str
+    kind: str
+    message: str
+    traceback: str
+    pickled: bytes | None
+    item: str | None
+
+
+def failure_of(error: BaseException, phase: str, item: str | None = None) -> Failure:
+    """Describe an exception so that another process can raise it again."""
+    with contextlib.suppress(BaseException):
+        pickled = pickle.dumps(error, 5)
+        if type(pickle.loads(pickled)) is type(error):
+            return Failure(phase, type(error).__name__, _text(error), _traceback(error), pickled, item)
+    return Failure(phase, type(error).__name__, _text(error), _traceback(error), None, item)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        # A str of the user's own kind could not be unpickled everywhere.
+        return "".join(str(error))
+    except BaseException as second:
+        return f"<its message could not be made: {type(second).__name__}>"
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        # Frames of this package say nothing to a user; where there are no others, they are all there is.
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("conveyor."):
+            frames = frames.tb_next
+        return "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))
+    except BaseException as second:
+        return f"{type(error).__name__} (its traceback could not be made: {type(second).__name__})\n"
+
+
+_WHAT_HAPPENED = {
+    "process": "Processor {name!r} raised {kind}",
+    "pickle": "Processor {name!r} gave an output that cannot be pickled for the next process: {kind}",
+    "unpickle": "Processor {name!r} got an item that cannot be unpickled in its process: {kind}",
+    "setup": "setup() of Processor {name!r} raised {kind}",
+    "finish": "finish() of Processor {name!r} raised {kind}",
+    "teardown": "teardown() of Processor {name!r} raised {kind}",
+    "load": "The job of Processor {name!r} could not be loaded in its worker: {kind}",
+}
+
+
+def processor_error(
+    name: str,
+    failure: Failure,
+    number: int | None,
+    last: int | None = None,
+    original: BaseException | None = None,
+) -> ProcessorError:
+    """Return the error to raise for a failure, with the job's exception as its cause.
+
+    `number` and `last` are the first and the last item that may be to blame; `original` is that
+    exception where it was raised in this process.
+    """
+    message = _WHAT_HAPPENED[failure.phase].format(name=name, kind=failure.kind)
+    if failure.message:
+        message += f": {failure.message}"
+    if number is not None:
+        items = f"item {number}" if last in (None, number) else f"items {number} to {last}"
+        if failure.phase == "unpickle" and last != number:
+            items = f"one of {items}"
+        message += f" [{items}]" if failure.item is None else f" [{items}: {failure.item}]"
+    if failure.phase == "pickle":
+        message += ". Return plain data, or objects that can be pickled"
+    error = ProcessorError(
+        message,
+        processor=name,
+        phase=failure.phase,
+        number=number,
+        last=last,
+        item=failure.item,
+        kind=failure.kind,
+        traceback=failure.traceback,
+    )
+    error.__cause__ = original
+    if original is None:
+        remote = RemoteTraceback(failure.traceback)
+        error.__cause__ = remote
+        if failure.pickled is not None:
+            with contextlib.suppress(Exception):
+                rebuilt = pickle.loads(failure.pickled)
+                rebuilt.__cause__ = remote
+                error.__cause__ = rebuilt
+    return error
+
+
+def death(name: str, phase: str, exitcode: int | None, first: int | None, last: int | None) -> WorkerDiedError:
+    """Return the error to raise for a worker that died, with the items that it had not acknowledged."""
+    message = f"The worker process of Processor {name!r} {cause_of_death(exitcode)}"
+    if first is not None:
+        message += f" while it had item {first}" + (f" to {last}" if last != first else "")
+    elif phase == "setup":
+        message += " before it was ready"
+    error = WorkerDiedError(message + ".", processor=name, exitcode=exitcode, number=first, last=last)
+    error.phase = phase
+    return error

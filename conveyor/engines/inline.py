@@ -1,0 +1,346 @@
+"""The inline engine: everything in the calling process, one item at a time.
+
+Law: this is the specification.  It is the simplest code that is right: an item goes the whole way before the
+next one is pulled, a fork serves its branches in order, and the end of the stream runs through the graph in the
+same order.  What goes from one Processor to the next is copied, as it is between processes.  Every other
+engine's ordered results equal these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterable, Iterator
+from itertools import zip_longest
+from typing import Any, Protocol
+
+from conveyor.engines.codec import copied, short
+from conveyor.engines.failures import failure_of, processor_error
+from conveyor.errors import ProcessorError, SourceError, StateError
+from conveyor.jobs import outputs_of
+from conveyor.plan import BalanceNode, LeaveNode, MergeNode, Node, Plan, ReplicateNode, SinkNode, StepNode, ZipNode
+from conveyor.stages import Processor, work_of
+
+
+class _Part(Protocol):
+    """One node at work: what comes of an item, or of the end, is yielded as it reaches the results."""
+
+    def accept(self, port: int, item: Any) -> Iterator[Any]: ...
+
+    def end(self, port: int) -> Iterator[Any]: ...
+
+
+class _Output:
+    """One input of a node further down."""
+
+    def __init__(self, part: _Part, port: int) -> None:
+        self._part = part
+        self._port = port
+
+    def accept(self, item: Any) -> Iterator[Any]:
+        return self._part.accept(self._port, item)
+
+    def end(self) -> Iterator[Any]:
+        return self._part.end(self._port)
+
+
+class _Step:
+    """A Processor: its workers take turns."""
+
+    def __init__(self, node: StepNode, jobs: list[Processor[Any, Any]], output: _Output) -> None:
+        self._node = node
+        self._jobs = jobs
+        self._output = output
+        self._turn = 0
+        self._begun = 0
+        self._batch: list[Any] = []
+
+    def accept(self, port: int, item: Any) -> Iterator[Any]:
+        if self._node.batch is None:
+            yield from self._process(item, 1)
+            return
+        self._batch.append(item)
+        if len(self._batch) == self._node.batch:
+            batch, self._batch = self._batch, []
+            yield from self._process(batch, len(batch))
+
+    def end(self, port: int) -> Iterator[Any]:
+        if self._batch:
+            batch, self._batch = self._batch, []
+            yield from self._process(batch, len(batch))
+        if self._node.finishes:
+            for job in self._jobs:
+                yield from self._pass_on(lambda _, job=job: job.finish(), None, False, "finish", None)
+        yield from self._output.end()
+
+    def _process(self, unit: Any, items: int) -> Iterator[Any]:
+        number = self._begun
+        self._begun += items
+        job = self._jobs[self._turn]
+        self._turn = (self._turn + 1) % len(self._jobs)
+        yield from self._pass_on(work_of(job), unit, self._node.processor.keep_none, "process", number)
+
+    def _pass_on(self, call: Any, unit: Any, keep_none: bool, phase: str, number: int | None) -> Iterator[Any]:
+        """Call, and pass on what comes of it; an exception is this Processor's only while its own code runs."""
+        item = None if number is None else short(unit)
+        try:
+            outputs = outputs_of(call(unit), keep_none)
+        except (Exception, SystemExit) as error:
+            raise self._error(error, phase, number, item) from error
+        while True:
+            try:
+                output = next(outputs)
+            except StopIteration:
+                return
+            except (Exception, SystemExit) as error:
+                raise self._error(error, phase, number, item) from error
+            try:
+                output = copied(output)
+            except Exception as error:
+                raise self._error(error, "pickle", number, item) from error
+            yield from self._output.accept(output)
+
+    def _error(self, error: BaseException, phase: str, number: int | None, item: str | None) -> ProcessorError:
+        return processor_error(self._node.name, failure_of(error, phase, item), number, None, error)
+
+
+class _Replicate:
+    """A ReplicatingFork: the branches have the item one after another."""
+
+    def __init__(self, node: ReplicateNode, outputs: list[_Output], zips: list[tuple[int, _Zip]]) -> None:
+        self._outputs = outputs
+        self._zips = zips
+
+    def accept(self, port: int, item: Any) -> Iterator[Any]:
+        for branch, output in enumerate(self._outputs):
+            yield from output.accept(copied(item))
+            for last_branch, rows in self._zips:
+                if last_branch == branch:
+                    yield from rows.close_group()
+
+    def end(self, port: int) -> Iterator[Any]:
+        for output in self._outputs:
+            yield from output.end()
+
+
+class _Balance:
+    """A BalancingFork: the branches take turns."""
+
+    def __init__(self, node: BalanceNode, outputs: list[_Output]) -> None:
+        self._unit = node.unit
+        self._outputs = outputs
+        self._given = 0
+
+    def accept(self, port: int, item: Any) -> Iterator[Any]:
+        branch = self._given // self._unit % len(self._outputs)
+        self._given += 1
+        yield from self._outputs[branch].accept(item)
+
+    def end(self, port: int) -> Iterator[Any]:
+        for output in self._outputs:
+            yield from output.end()
+
+
+class _Merge:
+    """A Join that merges, or the end of a fork: items come in the right order already."""
+
+    def __init__(self, ports: int, output: _Output) -> None:
+        self._open = ports
+        self._output = output
+
+    def accept(self, port: int, item: Any) -> Iterator[Any]:
+        return self._output.accept(item)
+
+    def end(self, port: int) -> Iterator[Any]:
+        self._open -= 1
+        if not self._open:
+            yield from self._output.end()
+
+
+class _Zip:
+    """A Join that zips: rows are made when all branches have had the item."""
+
+    def __init__(self, ports: int, output: _Output) -> None:
+        self._open = ports
+        self._lanes: list[list[Any]] = [[] for _ in range(ports)]
+        self._output = output
+
+    def accept(self, port: int, item: Any) -> Iterator[Any]:
+        self._lanes[port].append(item)
+        return iter(())
+
+    def close_group(self) -> Iterator[Any]:
+        rows = list(zip_longest(*self._lanes))
+        for lane in self._lanes:
+            lane.clear()
+        for row in rows:
+            yield from self._output.accept(row)
+
+    def end(self, port: int) -> Iterator[Any]:
+        self._open -= 1
+        if not self._open:
+            yield from self.close_group()
+            yield from self._output.end()
+
+
+class _Sink:
+    """The results."""
+
+    def accept(self, port: int, item: Any) -> Iterator[Any]:
+        yield item
+
+    def end(self, port: int) -> Iterator[Any]:
+        return iter(())
+
+
+class Session:
+    """Jobs that are set up, from the start to `close`."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._jobs: dict[int, list[Processor[Any, Any]]] = {}
+        self._ready: list[tuple[str, Processor[Any, Any]]] = []
+        self._run: InlineRun | None = None
+        self.ended = False
+        for step in plan.steps:
+            self._jobs[step.index] = [self._copy(step) for _ in range(step.workers)]
+            for job in self._jobs[step.index]:
+                try:
+                    job.setup()
+                except BaseException as error:
+                    self.abort()
+                    raise processor_error(step.name, failure_of(error, "setup"), None, None, error) from error
+                self._ready.append((step.name, job))
+
+    def _copy(self, step: StepNode) -> Processor[Any, Any]:
+        # State on `self` begins anew with each session, as it does in new processes.
+        try:
+            return copy.deepcopy(step.processor)
+        except Exception as error:
+            self.abort()
+            raise processor_error(step.name, failure_of(error, "load"), None, None, error) from error
+
+    @property
+    def active(self) -> bool:
+        """Whether a run is going on."""
+        return self._run is not None
+
+    def run(self, items: Iterable[Any]) -> InlineRun:
+        """Start a run."""
+        self._run = InlineRun(self, self._build(), items)
+        return self._run
+
+    def finished(self) -> None:
+        """Take in that the run is over."""
+        self._run = None
+
+    def _build(self) -> _Output:
+        parts: dict[int, _Part] = {}
+        plan = self._plan
+
+        def output(target: Any) -> _Output:
+            return _Output(parts[target.node], target.port)
+
+        for node in reversed(plan.nodes):
+            parts[node.index] = self._part(node, output, parts)
+        return _Output(parts[0], 0)
+
+    def _part(self, node: Node, output: Any, parts: dict[int, Any]) -> _Part:
+        match node:
+            case StepNode():
+                return _Step(node, self._jobs[node.index], output(node.to))
+            case ReplicateNode():
+                zips = [
+                    (each.last_branch, parts[each.index])
+                    for each in self._plan.nodes
+                    if isinstance(each, ZipNode) and each.fork == node.index
+                ]
+                return _Replicate(node, [output(target) for target in node.to], zips)
+            case BalanceNode():
+                return _Balance(node, [output(target) for target in node.to])
+            case MergeNode():
+                return _Merge(len(node.bounds), output(node.to))
+            case ZipNode():
+                return _Zip(len(node.bounds), output(node.to))
+            case LeaveNode():
+                return _Merge(1, output(node.to))
+            case SinkNode():
+                return _Sink()
+
+    def close(self) -> None:
+        """Tear the jobs down; raises ProcessorError for the first `teardown` that raised."""
+        if self.ended:
+            return
+        self.ended = True
+        first: ProcessorError | None = None
+        for name, job in self._ready:
+            try:
+                job.teardown()
+            except Exception as error:
+                first = first or processor_error(name, failure_of(error, "teardown"), None, None, error)
+        if first is not None:
+            raise first
+
+    def abort(self) -> None:
+        """Tear the jobs down, whatever they say."""
+        with contextlib.suppress(ProcessorError):
+            self.close()
+
+
+class InlineRun:
+    """One stream of items."""
+
+    def __init__(self, session: Session, first: _Output, items: Iterable[Any]) -> None:
+        self._session = session
+        self._first = first
+        self._items = items
+
+    def chunks(self) -> Iterator[list[Any]]:
+        """Yield the results, each in a list of its own."""
+        try:
+            for result in self._results():
+                yield [result]
+                if self._session.ended:
+                    raise StateError("the pipeline was closed while a run was going on")
+        except GeneratorExit:
+            self._session.finished()
+            raise
+        except BaseException:
+            self._session.finished()
+            self._session.abort()
+            raise
+        self._session.finished()
+
+    def _results(self) -> Iterator[Any]:
+        for item in self._source():
+            yield from self._first.accept(item)
+        yield from self._first.end()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+        return not self._session.active
+
+    def cancel(self) -> None:
+        """Give the run up."""
+        self._session.finished()
+
+    def _source(self) -> Iterator[Any]:
+        number = 0
+        try:
+            iterator = iter(self._items)
+            while True:
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+                try:
+                    item = copied(item)
+                except Exception as error:
+                    raise SourceError.unpicklable(number, short(item), error) from error
+                yield item
+                number += 1
+        except SourceError:
+            raise
+        except Exception as error:
+            raise SourceError.raised(number, error) from error

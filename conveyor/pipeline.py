@@ -1,0 +1,321 @@
+"""The pipeline: what a user describes, opens and runs.
+
+Law: holds a description and, while it is up, a session; checks that nobody changes the one during the other.
+What elements mean is in `stages.py`, where they may stand in `rules.py`, how they run in `engines/`.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import warnings
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any, Generic, Literal, TypeVar, overload
+
+from conveyor import drawing
+from conveyor.cores import usable_cores
+from conveyor.description import Description
+from conveyor.errors import StateError
+from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+
+ENGINES = ("process", "inline")
+START_METHODS = ("fork", "forkserver", "spawn")
+CHANNELS = ("pipe", "queue")
+
+
+class Empty:
+    """Stands, in type annotations, for the items of a pipeline without a Processor."""
+
+
+class Pipeline(Generic[In, Out]):
+    """A chain of elements that runs on all cores.
+
+    All arguments are keywords, and None means: what is best here.
+
+    - `engine`: "process", where each Processor runs in processes of its own, or "inline", where everything runs in
+      the calling process, one item at a time (for a debugger).
+    - `start_method`: how processes start: "fork" (jobs may be lambdas and closures), "forkserver" (a fresh process
+      forks the workers) or "spawn" (each worker is a fresh interpreter).
+    - `channel`: "pipe", or "queue" for systems without it.
+    - `ordered`: whether results come in the order of the input (then of the branch, then as yielded), or as they
+      come.
+    - `cores`: how many cores to use, instead of those that this process may use.
+
+    Raises TypeError or ValueError for an argument it cannot use.
+
+    >>> Pipeline(engine="inline").add(Processor(str.strip)).add(Pipe()).add(Processor(len)).run([" a ", "bc"])
+    [1, 2]
+    """
+
+    def __init__(
+        self: Pipeline[Empty, Empty],
+        *,
+        engine: Literal["process", "inline"] | None = None,
+        start_method: Literal["fork", "forkserver", "spawn"] | None = None,
+        channel: Literal["pipe", "queue"] | None = None,
+        ordered: bool = True,
+        cores: int | None = None,
+    ) -> None:
+        _check_choice("engine", engine, ENGINES)
+        _check_choice("start_method", start_method, START_METHODS)
+        _check_choice("channel", channel, CHANNELS)
+        if channel == "pipe" and sys.platform == "win32":
+            raise ValueError('Pipeline: channel="pipe" needs a POSIX system; leave it out, or use "queue"')
+        if not isinstance(ordered, bool):
+            raise TypeError(f"Pipeline: ordered must be True or False, not {ordered!r}")
+        if cores is not None:
+            if isinstance(cores, bool) or not isinstance(cores, int):
+                raise TypeError(f"Pipeline: cores must be an int of 1 or more, or None, not {cores!r}")
+            if cores < 1:
+                raise ValueError(f"Pipeline: cores must be 1 or more, not {cores!r}")
+        self._engine = engine or "process"
+        self._start_method = start_method
+        self._channel = channel
+        self._ordered = ordered
+        self._cores = cores
+        self._description = Description()
+        self._session: Any = None
+        # Whether the session belongs to one run alone, and ends with it.
+        self._passing = False
+
+    # Describing
+
+    @overload
+    def add(self: Pipeline[Empty, Empty], element: Processor[A, B], /) -> Pipeline[A, B]: ...
+
+    @overload
+    def add(self: Pipeline[In, A], element: Processor[A, B], /) -> Pipeline[In, B]: ...
+
+    @overload
+    def add(self: Pipeline[In, A], first: Processor[A, B], second: Processor[A, C], /) -> Pipeline[In, B | C]: ...
+
+    @overload
+    def add(self, *elements: Join[Literal["zip"]]) -> Pipeline[In, tuple[Out, ...]]: ...
+
+    @overload
+    def add(self, *elements: Pipe | ReplicatingFork | BalancingFork | Join[Literal["merge"]]) -> Pipeline[In, Out]: ...
+
+    @overload
+    def add(self: Pipeline[In, A], *elements: Processor[A, B] | Pipe) -> Pipeline[In, B]: ...
+
+    @overload
+    def add(self, *elements: Element) -> Pipeline[In, Any]: ...
+
+    def add(self, *elements: Any) -> Any:
+        """Put one element behind what is there, or several on parallel branches, and return the pipeline.
+
+        k elements on m open branches: one each where k is m; a copy on each branch where k is 1; contiguous groups
+        where k divides the number of forks that opened the branches, or m.  Raises RuleError for an element that
+        cannot stand there, StateError while the pipeline is open or running; the pipeline is then as before.
+        Warns with ImplicitPipeWarning where a Pipe was missing and has been put in.
+
+        >>> Pipeline().add(Processor(str.strip)).add(Pipe()).add(Processor(len))
+        Pipeline().add(Processor(strip)).add(Pipe()).add(Processor(len))
+        """
+        if self._session is not None:
+            raise StateError(
+                "nothing can be added while the pipeline is open or running: close it first, or add before you open it"
+            )
+        self._description.add(elements, stacklevel=2)
+        return self
+
+    def __repr__(self) -> str:
+        settings = {
+            "engine": None if self._engine == "process" else self._engine,
+            "start_method": self._start_method,
+            "channel": self._channel,
+            "ordered": None if self._ordered else False,
+            "cores": self._cores,
+        }
+        given = ", ".join(f"{name}={value!r}" for name, value in settings.items() if value is not None)
+        return self._description.code(f"Pipeline({given})")
+
+    def __str__(self) -> str:
+        return drawing.draw(self._description)
+
+    # Running
+
+    def open(self) -> Pipeline[In, Out]:
+        """Start the workers, and have them set up their jobs; they stay until `close`.
+
+        Raises StateError when the pipeline is open, JobPicklingError for a job that has to be sent to its worker and
+        cannot be pickled, MissingMainGuardError in a script that lacks the guard, ProcessorError where a `setup`
+        raised.  Nothing is left running then.
+        """
+        if self._session is not None:
+            raise StateError("the pipeline is open already: close it first")
+        self._start(stacklevel=2)
+        self._passing = False
+        return self
+
+    def close(self) -> None:
+        """Have the workers tear down their jobs, and end them; a run still going on is given up.
+
+        Does nothing when the pipeline is not open.  Raises ProcessorError where a `teardown` raised.
+        """
+        self._leave(abort=False)
+
+    def _leave(self, *, abort: bool) -> None:
+        """End the session, if there is one: in peace, or at once."""
+        session, self._session = self._session, None
+        if session is not None:
+            if abort:
+                session.abort()
+            else:
+                session.close()
+
+    def __del__(self) -> None:
+        session = getattr(self, "_session", None)
+        if session is not None and not session.ended:
+            warnings.warn(f"{self!r} was dropped while it was open: close it", ResourceWarning, stacklevel=2)
+            self._leave(abort=True)
+
+    def __enter__(self) -> Pipeline[In, Out]:
+        if self._session is not None:
+            raise StateError("the pipeline is open already: close it first")
+        self._start(stacklevel=2)
+        self._passing = False
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        self._leave(abort=kind is not None)
+
+    def run(self, items: Iterable[In] | In) -> list[Out]:
+        """Send all items through and return the results.
+
+        `items` is any iterable; a str, bytes or what is not iterable is one item.  The process engine pulls it in a
+        thread of its own.  Raises what `open` raises, ProcessorError when a job fails, SourceError when the input
+        does, ResultError when a result cannot be unpickled here, ProcessError when a process of the pipeline ends
+        that should not; nothing is left running then.
+
+        >>> Pipeline(engine="inline").add(Processor(len)).run("word")
+        [4]
+        """
+        results: list[Out] = []
+        running = self._running(items, stacklevel=3)
+        try:
+            for chunk in running.chunks:
+                results += chunk
+        finally:
+            running.end()
+        return results
+
+    def stream(self, items: Iterable[In] | In) -> Stream[Out]:
+        """Send items through and return an iterator over the results, which come as soon as they are there.
+
+        No more is pulled ahead than the pipes hold.  Closing the iterator, or dropping it, gives up the rest.
+        Raises what `run` raises, at once or from the iterator.
+
+        >>> next(Pipeline(engine="inline").add(Processor(len)).stream(["a", "bc"]))
+        1
+        """
+        return Stream(self._running(items, stacklevel=3))
+
+    def _running(self, items: Any, stacklevel: int) -> _Running:
+        if self._session is not None and self._session.ended:
+            # The session died with its last run; what follows starts anew.
+            self._session = None
+        if self._session is None:
+            self._start(stacklevel=stacklevel + 1)
+            self._passing = True
+        elif self._session.active:
+            raise StateError("a run is going on: take all of its results, or close its stream, before the next")
+        try:
+            return _Running(self, self._session.run(_iterable(items)), self._passing)
+        except BaseException:
+            self._session.abort()
+            raise
+
+    def _start(self, stacklevel: int) -> None:
+        cores = self._cores or usable_cores()
+        plan = self._description.plan(cores=cores, ordered=self._ordered, stacklevel=stacklevel + 1)
+        if self._engine == "inline":
+            from conveyor.engines import inline
+
+            self._session = inline.Session(plan)
+        else:
+            from conveyor.engines import process
+
+            self._session = process.Session(plan, self._start_method, self._channel)
+
+
+class Stream(Iterator[Out]):
+    """The results of one run, as they come.
+
+    An iterator, and a context manager that closes it.  Dropping it closes it too.
+    """
+
+    def __init__(self, running: _Running) -> None:
+        # Only the generator keeps the run going, so that a loop that is left by `break` ends it at once.
+        self._running = running
+        self._results: Generator[Out, None, None] = running.results()
+        next(self._results)
+
+    def __iter__(self) -> Iterator[Out]:
+        return self._results
+
+    def __next__(self) -> Out:
+        return next(self._results)
+
+    def close(self) -> None:
+        """Give up what has not been taken; where the pipeline was opened for this run alone, end its workers."""
+        self._results.close()
+
+    def __enter__(self) -> Stream[Out]:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class _Running:
+    """A run, and the end of it."""
+
+    def __init__(self, pipeline: Pipeline[Any, Any], run: Any, passing: bool) -> None:
+        self._pipeline = pipeline
+        self._run = run
+        self._passing = passing
+        self.chunks: Generator[list[Any], None, None] = run.chunks()
+
+    def results(self) -> Generator[Any, None, None]:
+        """Yield None at once, then each result; ends the run when it is closed or dropped."""
+        try:
+            yield None
+            for chunk in self.chunks:
+                yield from chunk
+        finally:
+            self.end()
+
+    def end(self) -> None:
+        """Give up what has not been taken."""
+        if self._passing:
+            # Nobody needs the workers any more, so nobody waits for the item that they are at.
+            self._pipeline._leave(abort=not self._run.over)
+        self.chunks.close()
+        self._run.cancel()
+
+
+def _iterable(items: Any) -> Iterable[Any]:
+    """Return what is to be iterated over: a str, bytes or what is not iterable is one item."""
+    if isinstance(items, str | bytes | bytearray):
+        return [items]
+    # Asking the type does not start what can be iterated over only once.
+    if hasattr(type(items), "__iter__") or hasattr(type(items), "__getitem__"):
+        return items  # type: ignore[no-any-return]
+    return [items]
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value is not None and value not in choices:
+        raise ValueError(f"Pipeline: {name} must be one of {', '.join(map(repr, choices))}, or None, not {value!r}")
