@@ -1,0 +1,72 @@
+"""What the core wants done: the only way out of it.
+
+Law: frozen wishes, no behaviour.  The shell carries them out in order; none of them can fail within the core.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from conveyor.core.payloads import Piece
+
+
+class Lease(NamedTuple):
+    """Hand `items` items to a worker, who may give `credit` outputs for them before it has to ask for more.
+
+    `finish`: no items, the stream has ended and the job's `finish` is to run.
+    """
+
+    worker: int
+    lease: int
+    pieces: tuple[Piece, ...]
+    items: int
+    credit: int
+    finish: bool = False
+
+
+class Grant(NamedTuple):
+    """Allow a worker `credit` more outputs for a lease."""
+
+    worker: int
+    lease: int
+    credit: int
+
+
+class CancelLeases(NamedTuple):
+    """Tell a worker to drop what it was leased, as soon as it can, and say so with final replies."""
+
+    worker: int
+
+
+class Pull(NamedTuple):
+    """Allow the source `credit` more items."""
+
+    credit: int
+
+
+class Emit(NamedTuple):
+    """Hand results to the consumer."""
+
+    pieces: tuple[Piece, ...]
+    items: int
+
+
+class Finish(NamedTuple):
+    """The run is over: all results were emitted, or the run was cancelled and no worker holds a lease."""
+
+
+class Fail(NamedTuple):
+    """The run cannot go on.
+
+    `step` is the index of the step's node; `first` and `last` are the numbers (from 0, in the order in which
+    they came to that step) of the items that may be to blame, both None where there is none.
+    """
+
+    step: int
+    worker: int
+    first: int | None
+    last: int | None
+    cause: Any
+
+
+Command = Lease | Grant | CancelLeases | Pull | Emit | Finish | Fail

@@ -1,0 +1,54 @@
+"""The results: where the graph ends.
+
+Law: what arrives is handed out at once; at most `bound` results are with the consumer and not yet taken.
+"""
+
+from __future__ import annotations
+
+from conveyor.core.commands import Emit, Finish
+from conveyor.core.groups import Runs
+from conveyor.core.node import Node, Surroundings
+from conveyor.core.payloads import Piece
+from conveyor.core.sizing import LARGEST
+from conveyor.plan import SinkNode
+
+
+class Sink(Node):
+    """The running form of a `SinkNode`."""
+
+    def __init__(self, node: SinkNode, surroundings: Surroundings) -> None:
+        super().__init__(node.index, surroundings)
+        self.bound = node.bound
+        self.waiting = 0
+        self.emitted = 0
+        self.ended = False
+
+    def room(self, port: int, weighed: bool = True) -> int:
+        return self.most(self.bound, weighed) - self.waiting
+
+    def grain(self) -> int:
+        return max(1, min(LARGEST, self.bound // 4))
+
+    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
+        if items:
+            self.waiting += items
+            self.emitted += items
+            self.surroundings.command(Emit(pieces, items))
+
+    def consumed(self, items: int) -> None:
+        """Take in that the consumer took `items` results."""
+        self.waiting -= items
+        self.wake_feeders()
+
+    def end(self, port: int) -> None:
+        self.ended = True
+        self.surroundings.command(Finish())
+
+    def pump(self) -> None:
+        pass
+
+    def clear(self) -> None:
+        pass
+
+    def check(self) -> None:
+        assert 0 <= self.waiting <= self.bound + self.hands, "more results wait than the pipe holds"

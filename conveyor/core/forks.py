@@ -1,0 +1,159 @@
+"""Forks: one stream becomes several branches.
+
+Law: a fork never looks at an item and never holds one back that every branch in question has room for.  With
+`tracked`, each item that enters is a group of its own in the branches, and the ends of the fork (`Leave`) are
+told how the items that enter were grouped around the fork.
+"""
+
+from __future__ import annotations
+
+from conveyor.core.groups import Runs
+from conveyor.core.joins import BalanceMerge
+from conveyor.core.leave import Leave
+from conveyor.core.node import Node, Output, Surroundings
+from conveyor.core.payloads import Piece, Pieces
+from conveyor.core.step import Step
+from conveyor.plan import BalanceNode, ReplicateNode
+
+
+class Fork(Node):
+    """What both kinds share: the pipe in front, and the news for the ends of the fork."""
+
+    def __init__(self, node: ReplicateNode | BalanceNode, surroundings: Surroundings) -> None:
+        super().__init__(node.index, surroundings)
+        self.bound = node.bound
+        self.tracked = node.tracked
+        self.outputs: list[Output] = []
+        self.leaves: list[Leave] = []
+        self.sharing = False
+        self.queue = Pieces()
+        self.ended = False
+
+    def connect(self, outputs: list[Output]) -> None:
+        """Take in where the branches go."""
+        self.outputs = outputs
+        self.bound = max(self.bound, self.need())
+        self.sharing = any(output.shares() for output in outputs)
+
+    def need(self) -> int:
+        return max(output.need() for output in self.outputs)
+
+    def room(self, port: int, weighed: bool = True) -> int:
+        return self.most(self.bound, weighed) - self.queue.items - self.branches_held()
+
+    def weigh(self, items: int, size: int) -> None:
+        super().weigh(items, size)
+        for output in self.outputs:
+            output.node.weigh(items, size)
+
+    def branches_held(self) -> int:
+        """How many items in the branches count against the pipe in front."""
+        raise NotImplementedError
+
+    def grain(self) -> int:
+        return min(output.node.grain() for output in self.outputs)
+
+    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
+        if runs is not None:
+            for leave in self.leaves:
+                leave.surrounded(runs, items)
+        self.queue.extend(pieces, items)
+        self.wake()
+
+    def end(self, port: int) -> None:
+        self.ended = True
+        self.wake()
+
+    def end_branches(self) -> None:
+        """Pass the end on, once, when nothing waits here any more."""
+        if self.ended and not self.queue.items:
+            self.ended = False
+            for output in self.outputs:
+                output.end()
+
+    def clear(self) -> None:
+        self.queue.clear()
+
+    def check(self) -> None:
+        self.queue.check()
+        assert self.queue.items + self.branches_held() <= self.bound + self.hands, "pipe over its bound"
+
+
+class Replicate(Fork):
+    """Every item goes to all branches, when all have room for it."""
+
+    def branches_held(self) -> int:
+        return max(output.held() for output in self.outputs)
+
+    def pump(self) -> None:
+        moved = False
+        while items := min(self.queue.items, min(output.room() for output in self.outputs)):
+            if items < 0:
+                break
+            pieces = self.queue.take(items)
+            for output in self.outputs:
+                output.push(pieces, items, [(1, items)] if self.tracked else None)
+            moved = True
+        self.end_branches()
+        if moved or self.sharing:
+            self.wake_feeders()
+
+
+class Balance(Fork):
+    """Every unit of items goes to one branch: round-robin, passing over a branch that has no room."""
+
+    def __init__(self, node: BalanceNode, surroundings: Surroundings) -> None:
+        super().__init__(node, surroundings)
+        self.unit = node.unit
+        self.strict = node.strict
+        self.merges: list[BalanceMerge] = []
+        self._next = 0
+
+    def branches_held(self) -> int:
+        return sum(output.held() for output in self.outputs)
+
+    def need(self) -> int:
+        return max(self.unit, super().need())
+
+    def pump(self) -> None:
+        moved = False
+        while self.queue.items >= self.unit or (self.ended and self.queue.items):
+            rooms = [self._room(output) for output in self.outputs]
+            branch = self._choose(rooms)
+            if branch is None:
+                break
+            units = -(-self.queue.items // self.unit) if self.ended else self.queue.items // self.unit
+            open_branches = sum(1 for room in rooms if room >= self.unit)
+            share = (
+                1 if self.strict else min(-(-units // open_branches), self.outputs[branch].node.grain() // self.unit)
+            )
+            items = min(max(1, share) * self.unit, rooms[branch] // self.unit * self.unit, self.queue.items)
+            pieces = self.queue.take(items)
+            self._next = (branch + 1) % len(self.outputs)
+            for merge in self.merges:
+                merge.routed(branch, items)
+            self.outputs[branch].push(pieces, items, [(1, items)] if self.tracked else None)
+            moved = True
+        self.end_branches()
+        if moved or self.sharing:
+            self.wake_feeders()
+
+    def end_branches(self) -> None:
+        if self.ended and not self.queue.items:
+            for merge in self.merges:
+                merge.route_ended()
+        super().end_branches()
+
+    def _room(self, output: Output) -> int:
+        # A branch without a pipe is stalled when its worker is busy: what waits is better left for another.
+        if isinstance(output.node, Step) and output.node.shared:
+            return output.node.appetite()
+        return output.room()
+
+    def _choose(self, rooms: list[int]) -> int | None:
+        count = len(rooms)
+        for offset in range(1 if self.strict else count):
+            branch = (self._next + offset) % count
+            if rooms[branch] >= self.unit:
+                return branch
+        return None

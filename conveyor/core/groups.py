@@ -1,0 +1,217 @@
+"""Groups: which outputs belong to which item, kept as counts.
+
+Law: pure values, no items.  Inside a fork every stream of items is divided into groups, one for each item that
+entered the fork, in its order; a join puts the groups of its branches back together.  A step turns a group of
+its inputs into the group of their outputs.  `Runs` is a list of `(size, repeat)`: `repeat` groups of `size`
+items each, one after another.
+
+A chunk carries items, and the runs of the groups that it closes.  A group may begin in one chunk and be closed
+by a later one (a generator that yields for a long time): the first size then counts only the items in the
+closing chunk.  Items behind the last closed group belong to a group still open or, when the stream has ended,
+to no group at all: trailing outputs, such as those of `finish`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+Runs = list[tuple[int, int]]
+
+
+def append_run(runs: Runs, size: int, repeat: int) -> None:
+    """Add `repeat` groups of `size` to `runs`, in the shortest form.
+
+    >>> runs = [(1, 2)]
+    >>> append_run(runs, 1, 3)
+    >>> runs
+    [(1, 5)]
+    """
+    if not repeat:
+        return
+    if runs and runs[-1][0] == size:
+        runs[-1] = (size, runs[-1][1] + repeat)
+    else:
+        runs.append((size, repeat))
+
+
+def runs_of(sizes: Iterable[int]) -> Runs:
+    """Return the runs of a plain sequence of sizes.
+
+    >>> runs_of([1, 1, 0, 2])
+    [(1, 2), (0, 1), (2, 1)]
+    """
+    runs: Runs = []
+    for size in sizes:
+        append_run(runs, size, 1)
+    return runs
+
+
+def total(runs: Iterable[tuple[int, int]]) -> int:
+    """Return the number of items in all groups."""
+    return sum(size * repeat for size, repeat in runs)
+
+
+class Groups:
+    """The groups of a queue of items: closed ones, then `open` items that no closed group claims yet."""
+
+    __slots__ = ("_closed", "open")
+
+    def __init__(self) -> None:
+        self._closed: deque[tuple[int, int]] = deque()
+        self.open = 0
+
+    def push(self, runs: Runs, items: int) -> None:
+        """Append a chunk of `items` items that closes the groups in `runs`."""
+        closed = self._closed
+        if runs:
+            size, repeat = runs[0]
+            if self.open:
+                closed.append((size + self.open, 1))
+                repeat -= 1
+            if repeat:
+                closed.append((size, repeat))
+            closed.extend(runs[1:])
+            self.open = items - total(runs)
+        else:
+            self.open += items
+
+    @property
+    def items(self) -> int:
+        """How many items all groups and the open ones have; counted anew each time."""
+        return total(self._closed) + self.open
+
+    @property
+    def first(self) -> tuple[int, int] | None:
+        """The first run of closed groups, None where there is none."""
+        return self._closed[0] if self._closed else None
+
+    def drop(self, groups: int) -> None:
+        """Remove `groups` groups of the first run."""
+        size, repeat = self._closed[0]
+        if groups == repeat:
+            self._closed.popleft()
+        else:
+            self._closed[0] = (size, repeat - groups)
+
+    def shrink(self, items: int) -> None:
+        """Take `items` items out of the first group, which stays; or out of the open items, where none is closed."""
+        if self._closed:
+            size, _repeat = self._closed[0]
+            self.drop(1)
+            self._closed.appendleft((size - items, 1))
+        else:
+            self.open -= items
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._closed.clear()
+        self.open = 0
+
+
+class Regroup:
+    """Composition of two levels: given groups of elements, and what came of each element, the groups of that.
+
+    A step composes the groups of its input units with the outputs of each unit; the end of a fork composes
+    the groups around the fork with the outputs of each item that entered it.
+
+    >>> regroup = Regroup()
+    >>> regroup.push([(2, 1), (0, 1), (1, 1)], 3)      # three elements in groups of 2, 0 and 1
+    >>> regroup.feed([(1, 1), (3, 1)], 4)              # the first gave 1 output, the second 3
+    [(4, 1), (0, 1)]
+    """
+
+    __slots__ = ("_groups",)
+
+    def __init__(self) -> None:
+        self._groups = Groups()
+
+    def push(self, runs: Runs, elements: int) -> None:
+        """Append the groups of `elements` more elements."""
+        self._groups.push(runs, elements)
+
+    def feed(self, runs: Runs, items: int) -> Runs:
+        """Return the groups closed by the next elements, `runs` telling the outputs of each.
+
+        `items` counts all outputs; those beyond `runs` belong to an element still under way, and so to a
+        group still open.  An empty `runs` closes the empty groups that are due.
+        """
+        groups = self._groups
+        closed: Runs = []
+        collected = 0
+        for size, repeat in runs:
+            while repeat:
+                first = groups.first
+                if first is None:
+                    # Elements of a group still open, or of none: their outputs stay behind the last closed one.
+                    groups.open = max(0, groups.open - repeat)
+                    collected += size * repeat
+                    break
+                wanted, times = first
+                if not wanted:
+                    append_run(closed, collected, 1)
+                    append_run(closed, 0, times - 1)
+                    groups.drop(times)
+                    collected = 0
+                elif wanted == 1:
+                    step = min(repeat, times)
+                    append_run(closed, collected + size, 1)
+                    append_run(closed, size, step - 1)
+                    groups.drop(step)
+                    collected = 0
+                    repeat -= step
+                elif repeat >= wanted:
+                    step = min(repeat // wanted, times)
+                    append_run(closed, collected + size * wanted, 1)
+                    append_run(closed, size * wanted, step - 1)
+                    groups.drop(step)
+                    collected = 0
+                    repeat -= step * wanted
+                else:
+                    groups.shrink(repeat)
+                    collected += size * repeat
+                    break
+        while groups.first is not None and groups.first[0] == 0:
+            _, times = groups.first
+            append_run(closed, collected, 1)
+            append_run(closed, 0, times - 1)
+            groups.drop(times)
+            collected = 0
+        return closed
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._groups.clear()
+
+
+class Batcher:
+    """Turns groups of items into groups of units: a unit is complete with its last item, and counts there.
+
+    >>> batcher = Batcher(3)
+    >>> batcher.units([(1, 4)], 4)
+    ([(0, 2), (1, 1), (0, 1)], 1)
+    """
+
+    __slots__ = ("_phase", "_unit")
+
+    def __init__(self, unit: int) -> None:
+        self._unit = unit
+        self._phase = 0
+
+    def units(self, runs: Runs, items: int) -> tuple[Runs, int]:
+        """Return the chunk's groups measured in completed units, and the number of units completed in all."""
+        if self._unit == 1:
+            return runs, items
+        unit, phase = self._unit, self._phase
+        converted: Runs = []
+        for size, repeat in runs:
+            if not size:
+                append_run(converted, 0, repeat)
+                continue
+            for _ in range(repeat):
+                completed, phase = divmod(phase + size, unit)
+                append_run(converted, completed, 1)
+        rest = items - total(runs)
+        completed, phase = divmod(phase + rest, unit)
+        self._phase = phase
+        return converted, total(converted) + completed

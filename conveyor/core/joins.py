@@ -1,0 +1,317 @@
+"""Joins: several branches become one stream.
+
+Law: what leaves is in an order that does not depend on timing: by the item that entered the fork, then by
+branch, then as the branch gave it; trailing outputs come last, by branch.  A join moves as much as it can at
+once, and lets out the outputs of a group still open, so that no branch can fill up behind it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import zip_longest
+
+from conveyor.core.groups import Runs, append_run
+from conveyor.core.node import Lane, Node, Output, Surroundings
+from conveyor.core.payloads import Piece, Weave
+from conveyor.plan import MergeNode, ZipNode
+
+
+class Join(Node):
+    """What all kinds share: a lane for each branch, and the end."""
+
+    def __init__(self, node: MergeNode | ZipNode, surroundings: Surroundings) -> None:
+        super().__init__(node.index, surroundings)
+        self.lanes = [Lane(bound) for bound in node.bounds]
+        self.tracked = isinstance(node, ZipNode) or node.tracked
+        self.output: Output
+        self.sharing = False
+        self.ended = False
+
+    def connect(self, output: Output) -> None:
+        """Take in where everything goes."""
+        self.output = output
+        self.sharing = output.shares()
+        for lane in self.lanes:
+            lane.bound = max(lane.bound, output.need())
+
+    def room(self, port: int, weighed: bool = True) -> int:
+        lane = self.lanes[port]
+        return self.most(lane.bound, weighed) - lane.items - self.output.held()
+
+    def weigh(self, items: int, size: int) -> None:
+        super().weigh(items, size)
+        self.output.node.weigh(items, size)
+
+    def need(self) -> int:
+        return self.output.need()
+
+    def grain(self) -> int:
+        return self.output.node.grain()
+
+    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
+        self.lanes[port].push(pieces, items, runs)
+        self.wake()
+
+    def end(self, port: int) -> None:
+        self.lanes[port].ended = True
+        self.wake()
+
+    def pump(self) -> None:
+        moved = False
+        while self.move():
+            moved = True
+        if not self.ended and all(lane.ended and not lane.items for lane in self.lanes):
+            self.ended = True
+            self.output.end()
+        if moved or self.sharing:
+            self.wake_feeders()
+
+    def move(self) -> bool:
+        """Move something on; return whether anything could be moved."""
+        raise NotImplementedError
+
+    def clear(self) -> None:
+        for lane in self.lanes:
+            lane.clear()
+
+    def check(self) -> None:
+        for lane in self.lanes:
+            lane.pieces.check()
+            assert lane.items <= lane.bound + self.hands, "pipe over its bound"
+            assert not self.tracked or lane.groups.items == lane.items, "groups and items disagree"
+
+
+class FreeMerge(Join):
+    """Branches without order: what comes goes on."""
+
+    def move(self) -> bool:
+        moved = False
+        for lane in self.lanes:
+            items = min(lane.items, self.output.room())
+            if items > 0:
+                self.output.push(lane.pieces.take(items), items, None)
+                moved = True
+        return moved
+
+
+class ReplicateMerge(Join):
+    """Branches of a ReplicatingFork: all of them have every group."""
+
+    def __init__(self, node: MergeNode, surroundings: Surroundings) -> None:
+        super().__init__(node, surroundings)
+        self._turn = 0
+
+    def move(self) -> bool:
+        return (not self._turn and self._move_groups()) or self._move_items()
+
+    def _move_groups(self) -> bool:
+        """Move whole groups that are closed in every lane."""
+        room = self.output.room()
+        runs, lane_runs, items = closed_groups(self.lanes, room, zipped=False)
+        if not runs:
+            return False
+        self.output.push(weave(self.lanes, lane_runs, items, zipped=False), items, runs)
+        return True
+
+    def _move_items(self) -> bool:
+        """Move what the lane whose turn it is has of the present group."""
+        lane = self.lanes[self._turn]
+        first = lane.groups.first
+        items = min(lane.items if first is None else first[0], self.output.room())
+        moved = False
+        if items > 0:
+            lane.groups.shrink(items)
+            self.output.push(lane.pieces.take(items), items, [])
+            moved = True
+        first = lane.groups.first
+        last_turn = self._turn == len(self.lanes) - 1
+        if first is not None and first[0] == 0:
+            lane.groups.drop(1)
+            if last_turn:
+                self.output.push((), 0, [(0, 1)])
+            self._turn = 0 if last_turn else self._turn + 1
+            return True
+        if first is None and lane.ended and not lane.items and not last_turn:
+            # Trailing outputs: this lane has given all of its own.
+            self._turn += 1
+            return True
+        return moved
+
+    def clear(self) -> None:
+        super().clear()
+        self._turn = 0
+
+
+class BalanceMerge(Join):
+    """Branches of a BalancingFork: each group is in one of them, as the fork tells."""
+
+    def __init__(self, node: MergeNode, surroundings: Surroundings) -> None:
+        super().__init__(node, surroundings)
+        self._ports = {branch: port for port, branches in enumerate(node.branches) for branch in branches}
+        self._route: deque[tuple[int, int]] = deque()
+        self._route_ended = False
+        self._turn = 0
+
+    def route_ended(self) -> None:
+        """Take in that nothing more is routed: what comes beyond the groups known is trailing."""
+        self._route_ended = True
+        self.wake()
+
+    def routed(self, branch: int, groups: int) -> None:
+        """Take in that the next `groups` items went down `branch`."""
+        port = self._ports.get(branch)
+        if port is None:
+            return
+        if self._route and self._route[-1][0] == port:
+            self._route[-1] = (port, self._route[-1][1] + groups)
+        else:
+            self._route.append((port, groups))
+        self.wake()
+
+    def move(self) -> bool:
+        if not self._route:
+            return self._move_trailing()
+        port, wanted = self._route[0]
+        lane = self.lanes[port]
+        room = self.output.room()
+        first = lane.groups.first
+        if first is None:
+            items = min(lane.items, room)
+            if items <= 0:
+                return False
+            lane.groups.shrink(items)
+            self.output.push(lane.pieces.take(items), items, [])
+            return True
+        size, repeat = first
+        groups = min(repeat, wanted, room // size if size else repeat)
+        if groups <= 0:
+            if room <= 0:
+                return False
+            lane.groups.shrink(room)
+            self.output.push(lane.pieces.take(room), room, [])
+            return True
+        lane.groups.drop(groups)
+        if groups == wanted:
+            self._route.popleft()
+        else:
+            self._route[0] = (port, wanted - groups)
+        self.output.push(lane.pieces.take(size * groups), size * groups, [(size, groups)])
+        return True
+
+    def _move_trailing(self) -> bool:
+        """With every group out, let out what `finish` gave, by branch."""
+        if not self._route_ended or self._turn == len(self.lanes):
+            return False
+        lane = self.lanes[self._turn]
+        items = min(lane.items, self.output.room())
+        if items > 0:
+            lane.groups.shrink(items)
+            self.output.push(lane.pieces.take(items), items, [])
+        if lane.ended and not lane.items:
+            self._turn += 1
+            return True
+        return items > 0
+
+    def clear(self) -> None:
+        super().clear()
+        self._route.clear()
+
+
+class Zip(Join):
+    """Branches of a ReplicatingFork, side by side: rows instead of items."""
+
+    def move(self) -> bool:
+        return self._move_groups() or self._move_rows()
+
+    def _move_groups(self) -> bool:
+        """Move the rows of whole groups that are closed in every lane."""
+        runs, lane_runs, items = closed_groups(self.lanes, self.output.room(), zipped=True)
+        if not runs:
+            return False
+        self.output.push(weave(self.lanes, lane_runs, items, zipped=True), items, runs)
+        return True
+
+    def _move_rows(self) -> bool:
+        """Move rows of the present group that are complete although some lane has not closed the group yet,
+        or of the trailing outputs."""
+        known = []
+        for lane in self.lanes:
+            first = lane.groups.first
+            known.append((lane.items, lane.ended) if first is None else (first[0], True))
+        still_open = [items for items, closed in known if not closed]
+        rows = min(still_open) if still_open else max(items for items, _ in known)
+        rows = min(rows, self.output.room())
+        if rows <= 0:
+            return False
+        taken = [min(items, rows) for items, _ in known]
+        pieces = tuple(lane.pieces.take(items) for lane, items in zip(self.lanes, taken, strict=True))
+        for lane, items in zip(self.lanes, taken, strict=True):
+            lane.groups.shrink(items)
+        runs: tuple[Runs, ...] = tuple([(items, 1)] for items in taken)
+        self.output.push(((Weave(pieces, runs, True), 0, rows),), rows, [])
+        return True
+
+
+def closed_groups(lanes: list[Lane], room: int, *, zipped: bool) -> tuple[Runs, list[Runs], int]:
+    """Remove the groups that all lanes have closed, as far as `room` allows.
+
+    Return the groups of the join's output, those removed from each lane, and the number of output items.
+    """
+    runs: Runs = []
+    lane_runs: list[Runs] = [[] for _ in lanes]
+    items = 0
+    while True:
+        firsts = [lane.groups.first for lane in lanes]
+        heads = [first for first in firsts if first is not None]
+        if len(heads) < len(lanes):
+            break
+        sizes = [size for size, _ in heads]
+        size = max(sizes) if zipped else sum(sizes)
+        groups = min(repeat for _, repeat in heads)
+        if size:
+            groups = min(groups, (room - items) // size)
+        if groups <= 0:
+            break
+        for lane, closed, each in zip(lanes, lane_runs, sizes, strict=True):
+            lane.groups.drop(groups)
+            append_run(closed, each, groups)
+        append_run(runs, size, groups)
+        items += size * groups
+    return runs, lane_runs, items
+
+
+def weave(lanes: list[Lane], lane_runs: list[Runs], items: int, *, zipped: bool) -> tuple[Piece, ...]:
+    """Take the items of the given groups out of the lanes, as pieces in the order of the join's output."""
+    pieces = tuple(
+        lane.pieces.take(sum(size * repeat for size, repeat in runs))
+        for lane, runs in zip(lanes, lane_runs, strict=True)
+    )
+    if not items:
+        return ()
+    if not zipped:
+        filled = [each for each in pieces if each]
+        if len(filled) == 1:
+            return filled[0]
+        if all(len(runs) == 1 and runs[0][1] == 1 for runs in lane_runs):
+            return tuple(piece for each in pieces for piece in each)
+    return ((Weave(pieces, tuple(lane_runs), zipped), 0, items),)
+
+
+def woven(lanes: list[list[object]], runs: tuple[Runs, ...], zipped: bool) -> Iterator[object]:
+    """Yield the items of a `Weave`, once those of its lanes are at hand.
+
+    >>> list(woven([[1, 2], ["a"]], ([(1, 2)], [(0, 1), (1, 1)]), zipped=False))
+    [1, 2, 'a']
+    >>> list(woven([[1, 2], ["a"]], ([(1, 2)], [(0, 1), (1, 1)]), zipped=True))
+    [(1, None), (2, 'a')]
+    """
+    sizes = [[size for size, repeat in each for _ in range(repeat)] for each in runs]
+    iterators = [iter(lane) for lane in lanes]
+    for group in zip(*sizes, strict=True):
+        parts = [[next(items) for _ in range(size)] for items, size in zip(iterators, group, strict=True)]
+        if zipped:
+            yield from zip_longest(*parts)
+        else:
+            for part in parts:
+                yield from part

@@ -1,0 +1,158 @@
+"""What all routing elements share: a place in the graph, inputs with bounds, and one way to be woken.
+
+Law: a node changes only itself and what it pushes to; everything it wants done outside the core it gives to
+its machine as a command.  A node never pushes more than `room` allows, except that a step may push one item
+per worker more, which then is in that worker's hands.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Protocol
+
+from conveyor.core.commands import Command
+from conveyor.core.groups import Groups, Runs
+from conveyor.core.payloads import Piece, Pieces
+from conveyor.core.sizing import Scale
+
+
+class Surroundings(Protocol):
+    """What a node may ask of the machine it is part of."""
+
+    def wake(self, node: Node) -> None:
+        """Have `node.pump()` called before the event at hand is done with."""
+
+    def command(self, command: Command) -> None:
+        """Have something done outside the core."""
+
+
+class Output:
+    """One input of a node further down, as seen by the node that feeds it."""
+
+    __slots__ = ("node", "port")
+
+    def __init__(self, node: Node, port: int) -> None:
+        self.node = node
+        self.port = port
+
+    def room(self, weighed: bool = True) -> int:
+        """How many items may be pushed now; those promised before they were weighed are held to the bound alone."""
+        return self.node.room(self.port, weighed)
+
+    def need(self) -> int:
+        """How many items must find room there before anything can go on."""
+        return self.node.need()
+
+    def shares(self) -> bool:
+        """Whether what waits there takes room from the node in front of it."""
+        return self.node.shares()
+
+    def held(self) -> int:
+        """How many items there count against the pipe in front of this node, having no pipe of their own."""
+        return self.node.shared_held()
+
+    def push(self, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
+        """Hand on a chunk."""
+        if items or runs:
+            self.node.push(self.port, pieces, items, runs)
+
+    def end(self) -> None:
+        """Say that no more comes."""
+        self.node.end(self.port)
+
+
+class Node(ABC):
+    """One element of the running graph."""
+
+    def __init__(self, index: int, surroundings: Surroundings) -> None:
+        self.index = index
+        self.surroundings = surroundings
+        self.feeders: list[Callable[[], None]] = []
+        # How many items may come beyond the bound: those in the hands of the workers that feed this node.
+        self.hands = 0
+        self.scale = Scale()
+
+    @abstractmethod
+    def room(self, port: int, weighed: bool = True) -> int:
+        """How many items may be pushed into `port` now, by its bound and, if `weighed`, by what they weigh."""
+
+    @abstractmethod
+    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
+        """Take a chunk in; `runs` is None on a lane without groups."""
+
+    @abstractmethod
+    def end(self, port: int) -> None:
+        """Take in that no more comes to `port`."""
+
+    def weigh(self, items: int, size: int) -> None:
+        """Take in that `items` items on their way here came in `size` bytes."""
+        self.scale.weigh(items, size)
+
+    @abstractmethod
+    def pump(self) -> None:
+        """Move on whatever can move."""
+
+    @abstractmethod
+    def grain(self) -> int:
+        """How many items what comes first here takes in one go."""
+
+    def shares(self) -> bool:
+        """Whether what waits here takes room from the node in front, for want of a pipe here."""
+        return False
+
+    def shared_held(self) -> int:
+        """How many items here count against the pipe of the node in front, for want of a pipe here."""
+        return 0
+
+    def need(self) -> int:
+        """How many items must find room here before anything can go on: more than one where batches are made."""
+        return 1
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Drop everything that waits here: the run was cancelled."""
+
+    def check(self) -> None:
+        """Raise AssertionError where an invariant does not hold."""
+
+    def most(self, bound: int, weighed: bool) -> int:
+        """How many items a pipe of this node with this bound holds at most."""
+        return max(self.need(), self.scale.limit(bound) if weighed else bound)
+
+    def wake(self) -> None:
+        """Have this node pumped."""
+        self.surroundings.wake(self)
+
+    def wake_feeders(self) -> None:
+        """There may be more room here: have the nodes that feed this one pumped."""
+        for wake in self.feeders:
+            wake()
+
+
+class Lane:
+    """One input of a join: items in a pipe, their groups, and whether the end has come."""
+
+    __slots__ = ("bound", "ended", "groups", "pieces")
+
+    def __init__(self, bound: int) -> None:
+        self.bound = bound
+        self.pieces = Pieces()
+        self.groups = Groups()
+        self.ended = False
+
+    @property
+    def items(self) -> int:
+        """How many items wait here."""
+        return self.pieces.items
+
+    def push(self, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
+        """Append a chunk."""
+        self.pieces.extend(pieces, items)
+        if runs is not None:
+            self.groups.push(runs, items)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.pieces.clear()
+        self.groups.clear()

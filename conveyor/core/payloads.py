@@ -1,0 +1,85 @@
+"""Pieces of payload: cutting and gluing what the core must not look into.
+
+Law: pure values.  A piece is `(source, start, stop)`: the items `start` to `stop` of a source.  A source is a
+blob (an opaque handle of the shell's, the pickled items of one hop) or a `Weave`, which says how to put the
+items of several lanes in order.  Only the process at the end of a hop turns pieces into items.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, NamedTuple
+
+from conveyor.core.groups import Runs
+
+
+class Weave(NamedTuple):
+    """The items of several lanes, interleaved group by group.
+
+    `lanes[i]` holds pieces and `runs[i]` the sizes of that lane's groups; all lanes have the same number of
+    groups.  With `zipped` a group gives rows, the lanes' items side by side with None where a lane has
+    fewer; else it gives the first lane's items, then the second's, and so on.
+    """
+
+    lanes: tuple[tuple[Piece, ...], ...]
+    runs: tuple[Runs, ...]
+    zipped: bool
+
+
+Piece = tuple[Any, int, int]
+
+
+class Pieces:
+    """A queue of pieces that can be cut anywhere.
+
+    >>> queue = Pieces()
+    >>> queue.push("blob", 10)
+    >>> queue.take(4)
+    (('blob', 0, 4),)
+    >>> queue.items
+    6
+    """
+
+    __slots__ = ("_pieces", "items")
+
+    def __init__(self) -> None:
+        self._pieces: deque[Piece] = deque()
+        self.items = 0
+
+    def push(self, source: Any, items: int) -> None:
+        """Append all `items` items of a source."""
+        self._pieces.append((source, 0, items))
+        self.items += items
+
+    def extend(self, pieces: tuple[Piece, ...], items: int) -> None:
+        """Append pieces that hold `items` items together."""
+        self._pieces.extend(pieces)
+        self.items += items
+
+    def take(self, items: int) -> tuple[Piece, ...]:
+        """Remove the first `items` items and return the pieces that hold them."""
+        assert 0 <= items <= self.items, (items, self.items)
+        self.items -= items
+        taken = []
+        while items:
+            piece = self._pieces[0]
+            source, start, stop = piece
+            if stop - start <= items:
+                self._pieces.popleft()
+                taken.append(piece)
+                items -= stop - start
+            else:
+                taken.append((source, start, start + items))
+                self._pieces[0] = (source, start + items, stop)
+                items = 0
+        return tuple(taken)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._pieces.clear()
+        self.items = 0
+
+    def check(self) -> None:
+        """Raise AssertionError where the count is not that of the pieces, or a piece is empty."""
+        assert self.items == sum(stop - start for _, start, stop in self._pieces), "an item was counted wrong"
+        assert all(start < stop for _, start, stop in self._pieces), "an empty piece"

@@ -1,0 +1,86 @@
+"""How many items make a chunk.
+
+Law: a pure estimate from what workers report; knows no node and no clock.  A chunk is big enough that its hop
+costs little beside its work, and small enough that no other worker waits for it and no result dawdles: it is
+aimed at `TARGET_SECONDS` of work and at most `TARGET_BYTES`, starts at one item and at most doubles with each
+reply, so that a wrong guess about the next step costs one small chunk.
+"""
+
+from __future__ import annotations
+
+TARGET_SECONDS = 0.004
+TARGET_BYTES = 256 * 1024
+LARGEST = 16384
+# The weight of a new observation in the running mean: about the last ten replies count.
+WEIGHT = 0.2
+
+
+# What a pipe holds at most, besides its bound in items, and how many items it takes before any has been weighed.
+PIPE_BYTES = 64 * 1024 * 1024
+UNWEIGHED = 64
+
+
+class Scale:
+    """The running mean of what an item weighs in bytes, and what that means for a bound.
+
+    >>> scale = Scale()
+    >>> scale.limit(10), scale.limit(100_000)
+    (10, 64)
+    >>> scale.weigh(items=2, size=2 * 1024 * 1024)
+    >>> scale.limit(100_000)
+    64
+    """
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0.0
+
+    def weigh(self, items: int, size: int) -> None:
+        """Take in that `items` items came in `size` bytes."""
+        sample = size / items
+        self.bytes += (sample - self.bytes) * WEIGHT if self.bytes else sample
+
+    def limit(self, bound: int) -> int:
+        """Return how many items a pipe with this bound holds at most."""
+        if not self.bytes:
+            return min(bound, UNWEIGHED)
+        if bound * self.bytes <= PIPE_BYTES:
+            return bound
+        return max(1, int(PIPE_BYTES / self.bytes))
+
+
+class Sizer:
+    """The running estimate for one step.
+
+    >>> sizer = Sizer(limit=1000, scale=Scale())
+    >>> sizer.size
+    1
+    >>> sizer.observe(units=1, seconds=0.0001)
+    >>> sizer.size
+    2
+    """
+
+    __slots__ = ("_limit", "_scale", "seconds", "size")
+
+    def __init__(self, limit: int, scale: Scale) -> None:
+        self._limit = max(1, min(limit, LARGEST))
+        self._scale = scale
+        self.seconds: float | None = None
+        self.size = 1
+
+    def observe(self, units: int, seconds: float) -> None:
+        """Take in that `units` units took `seconds` seconds of wall time."""
+        sample = seconds / units
+        if self.seconds is None:
+            self.seconds = sample
+        else:
+            # A large chunk is better evidence than a single item, whose time is mostly that of the hop.
+            weight = WEIGHT if units >= self.size / 2 else WEIGHT / 4
+            self.seconds += (sample - self.seconds) * weight if sample > self.seconds else (sample - self.seconds) / 2
+        best = self._limit
+        if self.seconds * best > TARGET_SECONDS:
+            best = max(1, int(TARGET_SECONDS / self.seconds))
+        if self._scale.bytes * best > TARGET_BYTES:
+            best = max(1, int(TARGET_BYTES / self._scale.bytes))
+        self.size = min(best, self.size * 2)

@@ -1,0 +1,112 @@
+"""Driving the core by hand: a plan from elements, events with few words, and the commands that come of them.
+
+Law: after each event the machine's invariants are checked, and its commands come back as one whole list, but for what
+it asks of the source, which is in a list of its own and the business of `test_core_ends.py`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from conveyor.core import Machine
+from conveyor.core.commands import Command, Grant, Lease, Pull
+from conveyor.core.events import Cancelled, Consumed, Event, Fed, Raised, Replied, SourceEnded, WorkerLost
+from conveyor.core.groups import Runs
+from conveyor.description import Description
+from conveyor.plan import Plan
+
+Blob = tuple[Any, int]
+
+
+def plan_of(*rows: Any, ordered: bool = True, cores: int = 2) -> Plan:
+    """The plan of a pipeline to which each row is added; a tuple is one `add` of several elements."""
+    description = Description()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for row in rows:
+            description.add(row if isinstance(row, tuple) else (row,))
+        return description.plan(cores=cores, ordered=ordered)
+
+
+class Driven:
+    """A machine whose invariants are checked after every event."""
+
+    def __init__(self, *rows: Any, ordered: bool = True, cores: int = 2) -> None:
+        self.plan = plan_of(*rows, ordered=ordered, cores=cores)
+        self.machine = Machine(self.plan)
+        # What the last event made the machine ask of the source.
+        self.pulls: list[Pull] = []
+        # What each worker may still give for each lease.
+        self._credit: dict[tuple[int, int], int] = {}
+
+    def node(self, index: int) -> Any:
+        """The running form of the plan's node `index`."""
+        return self.machine.nodes[index]
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Hand over one event; return all that is to be done."""
+        if isinstance(event, Replied):
+            # A last reply may give more than its credit here, which saves many a test a Grant.
+            self._credit[event.worker, event.lease] -= sum(items for _, items in event.blobs)
+            left = self._credit[event.worker, event.lease]
+            assert event.final or left >= 0, "the worker gives what it may not"
+            assert not event.starving or left == 0, "the worker asks for more while it has some"
+        commands = self.machine.handle(event, now)
+        for command in commands:
+            if isinstance(command, Lease | Grant):
+                credit = self._credit.setdefault((command.worker, command.lease), 0)
+                self._credit[command.worker, command.lease] = credit + command.credit
+        self.machine.check()
+        assert self.machine.now == now
+        self.pulls = [command for command in commands if isinstance(command, Pull)]
+        return [command for command in commands if not isinstance(command, Pull)]
+
+    def feed(self, now: float, blob: Any, items: int, size: int | None = None) -> list[Command]:
+        """Give items from the source, of 8 bytes each unless `size` says otherwise."""
+        return self.handle(Fed(blob, items, 8 * items if size is None else size), now)
+
+    def give(self, now: float, items: int) -> list[Command]:
+        """Have the first step give so many items for one of its source: "a" with one, "b" with the rest."""
+        self.feed(now, "A", 1)
+        if items == 1:
+            return self.reply(now, 0, 0, 1, ("a", 1))
+        commands = self.reply(now, 0, 0, 0, ("a", 1), final=False, starving=True)
+        return commands + self.reply(now, 0, 0, 1, ("b", items - 1))
+
+    def end(self, now: float) -> list[Command]:
+        """End the source."""
+        return self.handle(SourceEnded(), now)
+
+    def consume(self, now: float, items: int) -> list[Command]:
+        """Take results."""
+        return self.handle(Consumed(items), now)
+
+    def cancel(self, now: float) -> list[Command]:
+        """Give the run up."""
+        return self.handle(Cancelled(), now)
+
+    def raises(self, now: float, worker: int, lease: int, units: int, error: Any) -> list[Command]:
+        """Have a job raise."""
+        return self.handle(Raised(worker, lease, units, error), now)
+
+    def lose(self, now: float, worker: int, cause: Any) -> list[Command]:
+        """Have a worker die."""
+        return self.handle(WorkerLost(worker, cause), now)
+
+    def reply(
+        self,
+        now: float,
+        worker: int,
+        lease: int,
+        units: int,
+        *blobs: Blob,
+        runs: Runs | None = None,
+        final: bool = True,
+        starving: bool = False,
+        seconds: float = 0.0001,
+        size: int | None = None,
+    ) -> list[Command]:
+        """Have a worker reply; the outputs have 8 bytes each unless `size` says otherwise."""
+        weight = 8 * sum(items for _, items in blobs) if size is None else size
+        return self.handle(Replied(worker, lease, units, runs, blobs, weight, final, starving, seconds), now)

@@ -1,0 +1,275 @@
+"""A shell for the core without processes: what the tests drive the machine with.
+
+Law: plays the workers, the source and the consumer in the calling process, in an order that a chooser decides
+(random, or hypothesis), and checks the machine's invariants after every event.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from conveyor.core import Machine, commands, events
+from conveyor.core.groups import Runs, runs_of
+from conveyor.core.machine import first_pull
+from conveyor.core.payloads import Piece
+from conveyor.engines.codec import items_of, spec_of
+from conveyor.jobs import outputs_of
+from conveyor.plan import Plan, StepNode
+from conveyor.stages import work_of
+
+
+def materialize(pieces: tuple[Piece, ...]) -> list[Any]:
+    """The items of pieces whose blobs are plain lists."""
+    spec, blobs = spec_of(pieces)
+    return copy.deepcopy(items_of(spec, blobs))
+
+
+class FakeWorker:
+    """Runs leases bit by bit, and replies when it is told to."""
+
+    def __init__(self, number: int, node: StepNode, grouped: bool) -> None:
+        self.number = number
+        self.node = node
+        self.job = copy.deepcopy(node.processor)
+        self.call = work_of(self.job)
+        self.grouped = grouped
+        self.leases: deque[commands.Lease] = deque()
+        self.lease: commands.Lease | None = None
+        self.credit = 0
+        self.waiting = False
+        self.work: Iterator[tuple[str, Any]] = iter(())
+        self.held: tuple[str, Any] | None = None
+        self.cancelled = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether it can do something, beyond waiting for credit."""
+        return bool(self.leases) if self.lease is None else not self.waiting
+
+    def begin(self) -> commands.Lease:
+        """Take up the next lease."""
+        self.lease = lease = self.leases.popleft()
+        items = materialize(lease.pieces)
+        size = self.node.batch
+        if size is not None:
+            items = [items[start : start + size] for start in range(0, len(items), size)]
+        self.credit = lease.credit
+        self.waiting = False
+        self.work = self.values(lease, items)
+        self.held = None
+        return lease
+
+    def values(self, lease: commands.Lease, units: list[Any]) -> Iterator[tuple[str, Any]]:
+        """Yield ("output", value) and ("unit",) as they fall."""
+        if lease.finish:
+            for value in outputs_of(self.job.finish(), False):
+                yield "output", value
+            return
+        for unit in units:
+            for value in outputs_of(self.call(unit), self.node.processor.keep_none):
+                yield "output", value
+            yield "unit", None
+
+    def reply(self, steps: int, cuts: int) -> events.Replied:
+        """Go on for at most `steps` steps; return the reply."""
+        lease = self.lease or self.begin()
+        sizes: list[int] = []
+        outputs: list[Any] = []
+        count = 0
+        starving = final = False
+        while True:
+            if self.cancelled:
+                return self._final_reply(lease)
+            if self.held is None:
+                if steps <= 0:
+                    break
+                steps -= 1
+                self.held = next(self.work, ("over", None))
+            kind, value = self.held
+            if kind == "over":
+                final = True
+                break
+            if kind == "unit":
+                sizes.append(count)
+                count = 0
+            elif not self.credit:
+                starving = self.waiting = True
+                break
+            else:
+                self.credit -= 1
+                outputs.append(copy.deepcopy(value))
+                count += 1
+            self.held = None
+        blobs: list[tuple[Any, int]] = []
+        iterator = iter(outputs)
+        while part := list(islice(iterator, cuts)):
+            blobs.append((part, len(part)))
+        runs = runs_of(sizes) if self.grouped else None
+        event = events.Replied(self.number, lease.lease, len(sizes), runs, tuple(blobs), 0, final, starving, 1e-5)
+        if final:
+            self.lease = None
+        return event
+
+    def _final_reply(self, lease: commands.Lease) -> events.Replied:
+        runs: Runs | None = [] if self.grouped else None
+        event = events.Replied(self.number, lease.lease, 0, runs, (), 0, True, False, 1e-5)
+        self.lease = None
+        return event
+
+
+class FakeShell:
+    """One run of a plan."""
+
+    def __init__(self, plan: Plan, items: Iterable[Any], choose: Callable[[int], int], heaviest: int = 8) -> None:
+        """`choose(n)` returns an int from 0 to n - 1; no item is taken to weigh more than `heaviest` bytes."""
+        self.plan = plan
+        self.choose = choose
+        self.items = iter(items)
+        self.machine = Machine(plan)
+        grouped = plan.grouped()
+        self.workers: list[FakeWorker] = []
+        for step in plan.steps:
+            for _ in range(step.workers):
+                self.workers.append(FakeWorker(len(self.workers), step, step.index in grouped))
+        # The items of each lease of each worker that it has not acknowledged.
+        self.unacknowledged: list[dict[int, int]] = [{} for _ in self.workers]
+        self.finishing: set[int] = set()
+        self.credit = first_pull(plan)
+        self.exhausted = False
+        self.results: list[Any] = []
+        self.unconsumed = 0
+        self.finished = False
+        self.failure: commands.Fail | None = None
+        self.pulled = 0
+        self.log: list[events.Event] = []
+        self.now = 0.0
+        self.heaviest = heaviest
+        self.consumes = True
+        self.cancelled = False
+
+    def handle(self, event: events.Event) -> None:
+        """Hand an event to the machine, check it, and carry its commands out."""
+        self.now += 0.001
+        self.log.append(event)
+        self._take_note(event)
+        for command in self.machine.handle(event, self.now):
+            match command:
+                case commands.Lease():
+                    if command.finish:
+                        assert not command.items and command.worker not in self.finishing, "finish twice"
+                        self.finishing.add(command.worker)
+                    assert not self.cancelled, "a lease after the run was cancelled"
+                    assert sum(stop - start for _, start, stop in command.pieces) == command.items
+                    self.unacknowledged[command.worker][command.lease] = command.items
+                    self.workers[command.worker].leases.append(command)
+                case commands.Grant(number, lease, credit):
+                    worker = self.workers[number]
+                    assert worker.lease is not None and worker.lease.lease == lease and worker.waiting
+                    worker.credit += credit
+                    worker.waiting = False
+                case commands.CancelLeases(number):
+                    self.workers[number].cancelled = True
+                    self.workers[number].waiting = False
+                case commands.Pull(credit):
+                    self.credit += credit
+                case commands.Emit(pieces, items):
+                    assert not self.cancelled, "results after the run was cancelled"
+                    results = materialize(pieces)
+                    assert len(results) == items
+                    self.results += results
+                    self.unconsumed += items
+                case commands.Finish():
+                    assert not self.finished, "the run finished twice"
+                    self.finished = True
+                case commands.Fail():
+                    self.failure = command
+        self.machine.check()
+        self._compare()
+
+    def _take_note(self, event: events.Event) -> None:
+        """Count what a worker still has by its own word, whatever the machine makes of it."""
+        if isinstance(event, events.Replied):
+            leases = self.unacknowledged[event.worker]
+            if event.final:
+                del leases[event.lease]
+            else:
+                unit = self.workers[event.worker].node.batch or 1
+                leases[event.lease] = max(0, leases[event.lease] - event.units * unit)
+
+    def _compare(self) -> None:
+        """Raise AssertionError where the machine's idea of who has what is not that of the workers."""
+        if self.failure:
+            return
+        for worker, step in zip(self.workers, self.machine.steps_by_worker, strict=True):
+            known = next(each for each in step.workers if each.number == worker.number)
+            leases = {lease.number: lease.items for lease in known.leases}
+            assert leases == self.unacknowledged[worker.number], "worker and machine disagree on a lease"
+
+    def actions(self) -> list[Callable[[], None]]:
+        """What could happen next."""
+        possible: list[Callable[[], None]] = []
+        if self.credit and not self.exhausted and not self.cancelled:
+            possible.append(self.feed)
+        if self.unconsumed and self.consumes:
+            possible.append(self.consume)
+        possible.extend(partial(self.work, worker) for worker in self.workers if worker.busy)
+        return possible
+
+    def feed(self) -> None:
+        """The source gives some items, or ends."""
+        wanted = 1 + self.choose(min(self.credit, 20))
+        part = list(islice(self.items, wanted))
+        if part:
+            self.credit -= len(part)
+            self.pulled += len(part)
+            self.handle(events.Fed(part, len(part), self.weight(len(part))))
+        if len(part) < wanted:
+            self.exhausted = True
+            self.handle(events.SourceEnded())
+
+    def consume(self) -> None:
+        """The consumer takes some results."""
+        items = 1 + self.choose(self.unconsumed)
+        self.unconsumed -= items
+        self.handle(events.Consumed(items))
+
+    def work(self, worker: FakeWorker) -> None:
+        """A worker goes on a little, and replies."""
+        reply = worker.reply(1 + self.choose(8), 1 + self.choose(4))
+        self.handle(reply._replace(size=self.weight(sum(items for _, items in reply.blobs))))
+
+    def weight(self, items: int) -> int:
+        """What so many items weigh together."""
+        return items * (8 if self.heaviest == 8 else 8 + self.choose(self.heaviest))
+
+    def cancel(self) -> None:
+        """The consumer wants no more."""
+        self.handle(events.Cancelled())
+        self.cancelled = True
+
+    def step(self) -> None:
+        """Let one thing happen."""
+        possible = self.actions()
+        assert possible, "nothing can happen any more, and the run is not over"
+        possible[self.choose(len(possible))]()
+
+    def run(self, limit: int = 100_000) -> list[Any]:
+        """Let things happen until the run is over; return the results."""
+        for _ in range(limit):
+            if self.finished or self.failure:
+                return self.results
+            self.step()
+        raise AssertionError(f"no end after {limit} events")
+
+    def assert_over(self) -> None:
+        """Raise AssertionError unless the run is over, nobody holds a lease, and no event changes that."""
+        assert self.finished and self.machine.over
+        assert not any(self.unacknowledged) and not any(step.outstanding for step in self.machine.steps)
+        late: list[events.Event] = [events.Consumed(0), events.SourceEnded(), events.Cancelled()]
+        for event in late:
+            assert self.machine.handle(event, self.now) == []

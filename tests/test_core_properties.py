@@ -1,0 +1,236 @@
+"""The core against the specification, on random pipelines, inputs, interleavings and chunkings.
+
+Law: for every valid pipeline and input the ordered results equal those of the inline engine, whatever happens in
+which order; a finite input comes to its end; a cancelled run ends when the last lease is back; and after every event
+each item has one place, each chunk one owner, and each pipe is within its bound (`Machine.check`, and `FakeShell`'s
+own count).  Pipelines and inputs are hypothesis's, so they shrink (with CONVEYOR_TEST_SHRINK=1 in the
+environment); an interleaving is a seed, and is in the report.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, assume, given, note, settings
+from hypothesis import strategies as st
+
+from conveyor.plan import BalanceNode, Plan, ReplicateNode, SinkNode, StepNode
+from tests.pipelines import (
+    Choose,
+    Sum,
+    increment,
+    many,
+    pairs,
+    random_input,
+    random_pipeline,
+    same,
+    several,
+    triple,
+)
+from tests.shell import FakeShell
+from tests.support import SHORT, TestCase
+
+SHRINK = os.environ.get("CONVEYOR_TEST_SHRINK", "0") not in ("", "0")
+
+MOST_RESULTS = 3000
+MOST_WORK = 10_000
+# About how many outputs a job gives for one item, where that is more than one.
+GROWTH: dict[Any, int] = {many: 8, several: 2}
+
+Manner = Callable[[Choose], Choose]
+
+
+def bounded(examples: int) -> settings:
+    """Settings of a property: the same examples in each run, with no deadline on any of them.
+
+    Making a failure smaller can take minutes, so it is done only where it is asked for.
+    """
+    return settings(
+        max_examples=examples // 4 if SHORT else examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        print_blob=False,
+        phases=[Phase.generate, Phase.shrink] if SHRINK else [Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def work(plan: Plan, items: int) -> float:
+    """About how many times all jobs together are called, and items are passed on."""
+    arriving = {0: float(items)}
+    called = 0.0
+    for node in plan.nodes:
+        here = arriving.get(node.index, 0.0)
+        called += here
+        if isinstance(node, SinkNode):
+            return called
+        if isinstance(node, StepNode):
+            here = here / (node.batch or 1) * GROWTH.get(node.processor.job, 1) + 3 * node.finishes
+        for target in node.to if isinstance(node, ReplicateNode | BalanceNode) else [node.to]:
+            share = here / len(node.to) if isinstance(node, BalanceNode) else here
+            arriving[target.node] = arriving.get(target.node, 0.0) + share
+    raise AssertionError("a plan without results")
+
+
+def case(
+    source: random.Random,
+    seed: int,
+    ordered: bool = True,
+    suits: Callable[[Plan], bool] = lambda plan: True,
+    length: int | None = None,
+) -> tuple[Plan, list[int], list[Any], Choose]:
+    """A random pipeline, its plan, an input, what the inline engine makes of it, and a chooser for the rest."""
+    pipeline = random_pipeline(source.randrange, engine="inline")
+    items = random_input(source.randrange) if length is None else list(range(length))
+    note(f"{pipeline!r}\ninput {items}\nseed {seed}")
+    plan = pipeline._description.plan(cores=2, ordered=ordered)
+    if source.randrange(2):
+        plan = tightened(plan, 1 + source.randrange(4))
+    assume(suits(plan) and work(plan, len(items)) <= MOST_WORK)
+    expected = list(islice(pipeline.stream(items), MOST_RESULTS + 1))
+    assume(len(expected) <= MOST_RESULTS)
+    return plan, items, expected, random.Random(seed).randrange
+
+
+def indifferent(plan: Plan) -> bool:
+    """Whether what each job gives depends on nothing but its item, so that order shows in order alone."""
+    return all(step.batch is None and not isinstance(step.processor, Sum) for step in plan.steps)
+
+
+def fair(choose: Choose) -> Choose:
+    """A chooser that likes nothing better than anything else."""
+    return choose
+
+
+def burst(choose: Choose) -> Choose:
+    """A chooser in which one thing happens for a while before another does."""
+    last: dict[int, int] = {}
+
+    def chosen(number: int) -> int:
+        if number not in last or choose(6) == 0:
+            last[number] = choose(number)
+        return last[number]
+
+    return chosen
+
+
+def eager(choose: Choose) -> Choose:
+    """A chooser that likes the first of what could happen: the source before the consumer before the workers."""
+    return lambda number: 0 if choose(4) else choose(number)
+
+
+def lazy(choose: Choose) -> Choose:
+    """A chooser that likes the last of what could happen: the last worker before everything in front of it."""
+    return lambda number: number - 1 if choose(4) else choose(number)
+
+
+MANNERS = st.sampled_from([fair, burst, eager, lazy])
+SEEDS = st.integers(0, 2**32 - 1)
+# From items that weigh nothing to some of which one fills a pipe.
+WEIGHTS = st.sampled_from([8, 1 << 20, 16 << 20, 80 << 20])
+SOURCES = st.randoms(use_true_random=False)
+
+
+class Properties(TestCase):
+    """What holds for any pipeline."""
+
+    time_limit = 120.0
+
+    @bounded(300)
+    @given(SOURCES, SEEDS, MANNERS, WEIGHTS)
+    def test_results_equal_those_of_the_inline_engine(
+        self, source: random.Random, seed: int, manner: Manner, heaviest: int
+    ) -> None:
+        plan, items, expected, choose = case(source, seed)
+        shell = FakeShell(plan, items, manner(choose), heaviest)
+        assert shell.run() == expected
+        assert shell.finished and not shell.failure
+        assert shell.pulled == len(items)
+        # Nothing that comes late changes anything.
+        shell.assert_over()
+
+    @bounded(80)
+    @given(SOURCES, SEEDS, MANNERS, WEIGHTS)
+    def test_without_order_the_results_are_the_same_ones(
+        self, source: random.Random, seed: int, manner: Manner, heaviest: int
+    ) -> None:
+        plan, items, expected, choose = case(source, seed, ordered=False, suits=indifferent)
+        shell = FakeShell(plan, items, manner(choose), heaviest)
+        assert Counter(map(repr, shell.run())) == Counter(map(repr, expected))
+        shell.assert_over()
+
+    @bounded(80)
+    @given(SOURCES, SEEDS, MANNERS, st.integers(0, 300), st.booleans())
+    def test_a_cancelled_run_ends_in_bounded_steps(
+        self, source: random.Random, seed: int, manner: Manner, events: int, ordered: bool
+    ) -> None:
+        plan, items, expected, choose = case(source, seed, ordered=ordered)
+        shell = FakeShell(plan, items, manner(choose))
+        for _ in range(events):
+            if shell.finished:
+                return
+            shell.step()
+        if shell.finished:
+            return
+        results = len(shell.results)
+        leases = sum(step.outstanding for step in shell.machine.steps)
+        shell.cancel()
+        for _ in range(leases):
+            assert not shell.finished
+            busy = [worker for worker in shell.workers if worker.busy]
+            shell.work(busy[choose(len(busy))])
+        shell.assert_over()
+        assert len(shell.results) == results
+        if ordered:
+            assert shell.results == expected[:results]
+
+    @bounded(80)
+    @given(SOURCES, SEEDS, MANNERS, st.integers(1, 6), st.booleans())
+    def test_a_consumer_that_takes_nothing_stops_the_source(
+        self, source: random.Random, seed: int, manner: Manner, most: int, ordered: bool
+    ) -> None:
+        plan, _, _, choose = case(source, seed, ordered=ordered, suits=one_for_one, length=0)
+        plan = tightened(plan, most)
+        shell = FakeShell(plan, itertools.count(), manner(choose))
+        shell.consumes = False
+        while shell.actions():
+            shell.step()
+            assert shell.pulled <= capacity(plan), "pulled more than all pipes and hands hold"
+        # And no less: what the results hold has been pulled.
+        assert shell.unconsumed >= shell.machine.sink.bound
+
+
+def one_for_one(plan: Plan) -> bool:
+    """Whether each job gives one output for each item, or row, or batch, at once."""
+    jobs = {increment, pairs, same, triple}
+    return all(step.processor.job in jobs and step.batch is None for step in plan.steps)
+
+
+def tightened(plan: Plan, most: int) -> Plan:
+    """The plan with pipes that hold at most `most` items."""
+    nodes: list[Any] = []
+    node: Any
+    for node in plan.nodes:
+        if hasattr(node, "bound"):
+            node = replace(node, bound=min(node.bound, most))
+        elif hasattr(node, "bounds"):
+            node = replace(node, bounds=tuple(min(bound, most) for bound in node.bounds))
+        nodes.append(node)
+    return replace(plan, nodes=tuple(nodes))
+
+
+def capacity(plan: Plan) -> int:
+    """How many items all pipes, and all hands, have room for."""
+    held = 0
+    for node in plan.nodes:
+        held += getattr(node, "bound", 0) + sum(getattr(node, "bounds", ()))
+        held += 2 * node.workers if isinstance(node, StepNode) else 0
+    return held

@@ -1,0 +1,123 @@
+"""How many items make a chunk, and how many a pipe holds.
+
+Law: a chunk starts at one item, at most doubles, and is aimed at so much time and so many bytes; a pipe holds what it
+says, or less where items are heavy.
+"""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conveyor.core.sizing import LARGEST, PIPE_BYTES, TARGET_BYTES, TARGET_SECONDS, UNWEIGHED, Scale, Sizer
+from tests.support import TestCase
+
+EXAMPLES = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+
+
+def sizes(seconds: float, limit: int = 1000, replies: int = 20, weight: int = 0) -> list[int]:
+    """The sizes of chunks of items that take so long each and weigh so much."""
+    scale = Scale()
+    if weight:
+        scale.weigh(1, weight)
+    sizer = Sizer(limit, scale)
+    found = []
+    for _ in range(replies):
+        found.append(sizer.size)
+        sizer.observe(sizer.size, seconds * sizer.size)
+    return found
+
+
+class Chunks(TestCase):
+    """The size of a chunk."""
+
+    def test_it_doubles_up_to_the_limit(self) -> None:
+        assert sizes(1e-7, limit=100)[:9] == [1, 2, 4, 8, 16, 32, 64, 100, 100]
+
+    def test_it_is_aimed_at_some_time(self) -> None:
+        assert sizes(TARGET_SECONDS / 10.5)[:6] == [1, 2, 4, 8, 10, 10]
+        assert sizes(TARGET_SECONDS * 3) == [1] * 20
+
+    def test_it_is_aimed_at_some_bytes(self) -> None:
+        assert sizes(1e-7, weight=TARGET_BYTES // 5)[:5] == [1, 2, 4, 5, 5]
+        assert sizes(1e-7, weight=TARGET_BYTES * 5) == [1] * 20
+
+    def test_a_limit_that_makes_no_sense(self) -> None:
+        assert Sizer(0, Scale()).size == 1
+        assert max(sizes(0.0, limit=10**9, replies=40)) == LARGEST
+
+    def test_one_slow_chunk_is_not_the_end(self) -> None:
+        sizer = Sizer(1000, Scale())
+        for _ in range(10):
+            sizer.observe(sizer.size, sizer.size * 1e-5)
+        assert sizer.size == int(TARGET_SECONDS / 1e-5)
+        # A hiccup of 50 ms in a chunk of 4 ms.
+        sizer.observe(sizer.size, 0.05)
+        assert 100 < sizer.size < 400
+        for _ in range(20):
+            sizer.observe(sizer.size, sizer.size * 1e-5)
+        assert sizer.size > 390
+
+    def test_a_single_item_is_weaker_evidence_than_a_chunk(self) -> None:
+        one, other = Sizer(1000, Scale()), Sizer(1000, Scale())
+        for sizer in (one, other):
+            for _ in range(10):
+                sizer.observe(sizer.size, sizer.size * 1e-5)
+        one.observe(1, 1e-4)
+        other.observe(other.size, other.size * 1e-4)
+        assert one.size > other.size
+
+    @EXAMPLES
+    @given(st.integers(1, 10**6), st.lists(st.tuples(st.integers(1, 100), st.floats(0, 10), st.integers(0, 10**9))))
+    def test_bounds(self, limit: int, replies: list[tuple[int, float, int]]) -> None:
+        scale = Scale()
+        sizer = Sizer(limit, scale)
+        for units, seconds, weight in replies:
+            before = sizer.size
+            scale.weigh(units, weight)
+            sizer.observe(units, seconds)
+            assert 1 <= sizer.size <= min(limit, LARGEST, 2 * before)
+            assert sizer.seconds is not None and sizer.seconds >= 0
+            assert sizer.size == 1 or sizer.size * scale.bytes <= TARGET_BYTES
+            assert sizer.size == 1 or sizer.size * sizer.seconds <= TARGET_SECONDS * 1.001
+
+
+class Weights(TestCase):
+    """What a pipe holds."""
+
+    def test_before_anything_was_weighed(self) -> None:
+        assert (Scale().limit(10), Scale().limit(10 * UNWEIGHED)) == (10, UNWEIGHED)
+
+    def test_light_items_count_as_items(self) -> None:
+        scale = Scale()
+        scale.weigh(10, 80)
+        assert scale.limit(65536) == 65536
+
+    def test_heavy_items_count_as_bytes(self) -> None:
+        scale = Scale()
+        scale.weigh(2, PIPE_BYTES)
+        assert scale.limit(65536) == 2
+        assert scale.limit(1) == 1
+
+    def test_an_item_heavier_than_a_pipe_still_goes_through(self) -> None:
+        scale = Scale()
+        scale.weigh(1, 10 * PIPE_BYTES)
+        assert scale.limit(65536) == 1
+
+    def test_it_forgets_slowly(self) -> None:
+        scale = Scale()
+        scale.weigh(1, PIPE_BYTES)
+        scale.weigh(1, 0)
+        assert scale.bytes == 0.8 * PIPE_BYTES
+
+    @EXAMPLES
+    @given(st.integers(1, 10**6), st.lists(st.tuples(st.integers(1, 1000), st.integers(0, 10**9)), min_size=1))
+    def test_bounds(self, bound: int, weights: list[tuple[int, int]]) -> None:
+        scale = Scale()
+        for items, size in weights:
+            scale.weigh(items, size)
+        limit = scale.limit(bound)
+        samples = [size / items for items, size in weights]
+        assert min(samples) * 0.999 <= scale.bytes <= max(samples) * 1.001
+        assert 1 <= limit <= bound
+        assert limit == 1 or limit * scale.bytes <= PIPE_BYTES * 1.001
