@@ -1,0 +1,431 @@
+"""The broker: the process between the caller and the workers.
+
+Law: single-threaded, never waits for anyone in particular, never unpickles an item.  It turns what arrives on
+its channels into events for the core, carries out the core's commands, and is the only one that starts workers
+or ends them.  It outlives neither the caller nor, once told to close, its workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import selectors
+import signal
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from functools import partial
+from multiprocessing import connection
+from typing import Any, NamedTuple
+
+from conveyor.core import Machine, commands, events
+from conveyor.core.payloads import Piece
+from conveyor.engines import worker
+from conveyor.engines.channels import BrokerEnd, FarEnd, Header, channel, parent_descriptor
+from conveyor.engines.codec import Blob, spec_of
+from conveyor.engines.starting import FORK, PREFIX, SPAWN, signals_held
+from conveyor.engines.worker import Assignment, settle
+from conveyor.plan import Plan
+
+# What workers get to leave by themselves when a run has failed or is abandoned.
+GRACE_SECONDS = 0.3
+# What a worker that has torn down its job gets to end its process.
+EXIT_SECONDS = 5.0
+# Where the death of the caller cannot be waited for, it is looked for so often.
+LOOK_SECONDS = 0.25
+
+
+class Orders(NamedTuple):
+    """What the broker is told at its start: everything but the jobs themselves is plain data."""
+
+    plan: Plan
+    assignments: tuple[Assignment, ...]
+    channel: str
+    start_method: str
+
+
+class Waiter:
+    """Waits for any of many things, and calls what was registered for those that are ready."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector() if os.name == "posix" else None
+        self._callbacks: dict[Any, Callable[[], None]] = {}
+
+    def add(self, thing: Any, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever `thing` (a descriptor; on Windows, a handle) is readable."""
+        self._callbacks[thing] = callback
+        if self._selector is not None:
+            self._selector.register(thing, selectors.EVENT_READ)
+
+    def want_room(self, thing: Any, wanted: bool) -> None:
+        """Wait for room to write as well, or no more."""
+        if self._selector is not None:
+            mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
+            self._selector.modify(thing, mask)
+
+    def remove(self, thing: Any) -> None:
+        """Forget what was added."""
+        del self._callbacks[thing]
+        if self._selector is not None:
+            self._selector.unregister(thing)
+
+    def wait(self, seconds: float | None) -> list[Callable[[], None]]:
+        """Return the callbacks of what is ready, after at most `seconds`."""
+        if self._selector is None:
+            ready: list[Any] = list(connection.wait(list(self._callbacks), seconds))
+        else:
+            ready = [key.fd for key, _ in self._selector.select(seconds)]
+        return [self._callbacks[thing] for thing in ready if thing in self._callbacks]
+
+    def close(self) -> None:
+        """Give back what the system lent."""
+        if self._selector is not None:
+            self._selector.close()
+
+
+class Peer:
+    """The other side of a channel, as the broker keeps it."""
+
+    def __init__(
+        self, end: BrokerEnd, waiter: Waiter, receive: Callable[[Header, list[Any]], None], gone: Callable[[], None]
+    ) -> None:
+        self._end = end
+        self._waiter = waiter
+        self._receive = receive
+        self._gone = gone
+        self._descriptor = end.waitable()
+        self._wants_room = False
+        self.open = True
+        waiter.add(self._descriptor, self.ready)
+
+    def send(self, header: Header, blobs: Any = ()) -> None:
+        """Send a message; to one who has gone, nothing."""
+        if self.open:
+            self._end.send(header, blobs)
+            self._watch_room()
+
+    def ready(self) -> None:
+        """Take in what has arrived, and send what there is room for."""
+        if self._end.unsent:
+            self._end.flush()
+            self._watch_room()
+        self.drain()
+
+    def drain(self) -> bool:
+        """Take in what has arrived; return whether that brought something, so that there may be more."""
+        if not self.open:
+            return False
+        messages, alive = self._end.receive()
+        for header, blobs in messages:
+            self._receive(header, blobs)
+        if not alive:
+            self.close()
+            self._gone()
+        return bool(messages)
+
+    def _watch_room(self) -> None:
+        if self.open and self._end.unsent != self._wants_room:
+            self._wants_room = self._end.unsent
+            self._waiter.want_room(self._descriptor, self._wants_room)
+
+    def close(self) -> None:
+        """Have no more to do with it."""
+        if self.open:
+            self.open = False
+            self._waiter.remove(self._descriptor)
+            self._end.close()
+
+
+class WorkerProcess:
+    """A worker, as the broker keeps it."""
+
+    def __init__(self, assignment: Assignment, process: Any, descriptor: Any) -> None:
+        self.assignment = assignment
+        self.process = process
+        self.descriptor = descriptor
+        self.peer: Peer
+        self.ready = False
+        self.closed = False
+        self.dead = False
+        # The blob of which the worker has kept what was not its yet, and where that begins.
+        self._kept: Blob | None = None
+        self._kept_from = 0
+
+    def lease(self, number: int, pieces: tuple[Piece, ...], credit: int, finish: bool) -> None:
+        """Hand over items.  A blob that is cut into many leases is sent, and unpickled there, only once."""
+        spec, blobs = spec_of(pieces)
+        again = bool(blobs) and pieces[0][0] is self._kept and pieces[0][1] >= self._kept_from
+        kept: Blob | None = None
+        if pieces:
+            source, _, stop = pieces[-1]
+            # Sent twice, it stands for two objects, of which one would be kept.
+            if type(source) is Blob and source is blobs[-1] and stop < source.items and spec[-1][0] == len(blobs) - 1:
+                kept = source
+                self._kept_from = stop
+        self._kept = kept
+        data = [blob.data for blob in (blobs[1:] if again else blobs)]
+        self.peer.send(("lease", number, spec, credit, finish, again, kept is not None), data)
+
+
+class Broker:
+    """The loop, and what it keeps."""
+
+    def __init__(self, orders: Orders, feed: BrokerEnd, results: BrokerEnd) -> None:
+        self._orders = orders
+        self._waiter = Waiter()
+        self._ends: list[BrokerEnd] = [feed, results]
+        self._feed = Peer(feed, self._waiter, self._from_feeder, self._caller_gone)
+        self._results = Peer(results, self._waiter, self._from_caller, self._caller_gone)
+        self._parent = os.getppid()
+        self._parent_descriptor = parent_descriptor()
+        if self._parent_descriptor is not None:
+            self._waiter.add(self._parent_descriptor, self._caller_gone)
+        self._workers: list[WorkerProcess] = []
+        self._machine: Machine | None = None
+        self._run = 0
+        self._opened = False
+        self._cancelled = False
+        # A run that the caller gave up before the feeder's word of its start was here: those are two channels.
+        self._given_up = 0
+        self._failed = False
+        # None while nobody has asked for the end; then how long the workers may take to leave.
+        self._closing = False
+        self._deadline: float | None = None
+
+    # The loop
+
+    def serve(self) -> None:
+        """Start the workers, serve until told to close or the caller is gone, and end the workers."""
+        try:
+            self._start_workers()
+            while not (self._closing and all(each.dead for each in self._workers)):
+                for callback in self._waiter.wait(self._patience()):
+                    callback()
+                self._look_around()
+        except BaseException as error:
+            self._fail_with(("broken", "".join(traceback.format_exception(error))))
+        finally:
+            self._end_workers()
+        self._results.send(("closed",))
+        self._flush_results()
+
+    def _patience(self) -> float | None:
+        waits = [LOOK_SECONDS] if self._parent_descriptor is None else []
+        if self._deadline is not None:
+            waits.append(max(0.0, self._deadline - time.monotonic()))
+        return min(waits, default=None)
+
+    def _look_around(self) -> None:
+        """Do what no event calls for."""
+        if self._parent_descriptor is None and hasattr(os, "getppid") and os.getppid() != self._parent:
+            self._caller_gone()
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self._deadline = None
+            for each in self._workers:
+                if not each.dead:
+                    each.process.kill()
+
+    def _flush_results(self) -> None:
+        """Let the last messages to the caller out, as long as it is there and wants them."""
+        end = self._ends[1]
+        end.last()
+        while self._results.open and end.unsent:
+            for callback in self._waiter.wait(LOOK_SECONDS / 5):
+                callback()
+            self._look_around()
+        self._results.close()
+        self._feed.close()
+        self._waiter.close()
+
+    # Workers
+
+    def _start_workers(self) -> None:
+        if os.name == "posix":
+            with contextlib.suppress(ImportError):
+                # What every worker needs is better imported once, before they are forked.
+                import ctypes  # noqa: F401
+        fork = self._orders.start_method != SPAWN and threading.active_count() == 1
+        context: Any = multiprocessing.get_context(FORK if fork else SPAWN)
+        for assignment in self._orders.assignments:
+            near, far = channel(self._orders.channel, context)
+            process = context.Process(
+                target=worker.main,
+                args=(assignment, far, list(self._ends) if fork else [], os.getpid()),
+                name=f"{PREFIX}{assignment.name}",
+            )
+            self._ends.append(near)
+            with signals_held(FORK if fork else SPAWN), warnings.catch_warnings():
+                # This process has one thread of Python's; those of compiled libraries see to themselves.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
+            far.close()
+            try:
+                descriptor: Any = os.pidfd_open(process.pid)
+            except (AttributeError, OSError):
+                descriptor = process.sentinel
+            each = WorkerProcess(assignment, process, descriptor)
+            self._workers.append(each)
+            # A worker whose channel has ended is dead or about to be, and its death is what counts.
+            each.peer = Peer(near, self._waiter, partial(self._from_worker, each), lambda: None)
+            self._waiter.add(descriptor, partial(self._worker_died, each))
+
+    def _worker_died(self, each: WorkerProcess) -> None:
+        # A last message and the death can be ready together: the message comes first.
+        while each.peer.drain():
+            pass
+        each.peer.close()
+        self._waiter.remove(each.descriptor)
+        if each.descriptor != each.process.sentinel:
+            os.close(each.descriptor)
+        each.process.join()
+        each.dead = True
+        if each.closed or self._closing:
+            return
+        exitcode = each.process.exitcode
+        if self._machine is None or self._machine.over:
+            phase = "process" if each.ready else "setup"
+            self._fail_with(("died", each.assignment.name, phase, exitcode, None, None))
+        else:
+            self._handle(events.WorkerLost(each.assignment.number, exitcode))
+
+    def _close_workers(self, grace: float | None) -> None:
+        """Tell all workers to leave; those still there after `grace` seconds are killed."""
+        if not self._closing:
+            self._closing = True
+            for each in self._workers:
+                each.peer.send(("close",))
+                if not each.dead and hasattr(signal, "SIGCONT"):
+                    # One that was stopped would never leave.
+                    os.kill(each.process.pid, signal.SIGCONT)
+        if grace is not None:
+            deadline = time.monotonic() + grace
+            self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
+
+    def _end_workers(self) -> None:
+        """Make sure that no worker is left, whatever happened."""
+        for each in self._workers:
+            if not each.dead:
+                each.process.kill()
+                each.process.join()
+                each.peer.close()
+                each.dead = True
+
+    # What arrives
+
+    def _caller_gone(self) -> None:
+        """Nobody is left to work for."""
+        if self._parent_descriptor is not None:
+            self._waiter.remove(self._parent_descriptor)
+            os.close(self._parent_descriptor)
+            self._parent_descriptor = None
+            self._parent = os.getppid()
+        self._feed.close()
+        self._results.close()
+        self._close_workers(GRACE_SECONDS)
+
+    def _from_feeder(self, header: Header, blobs: list[Any]) -> None:
+        kind, run = header[0], header[1]
+        if kind == "start":
+            self._run = run
+            self._machine = Machine(self._orders.plan)
+            if self._cancelled:
+                self._cancelled = False
+                for each in self._workers:
+                    each.peer.send(("run",))
+            if self._given_up == run:
+                self._cancel()
+        elif run == self._run:
+            if kind == "items":
+                self._handle(events.Fed(Blob(blobs[0], header[2]), header[2], len(blobs[0])))
+            elif kind == "end":
+                self._handle(events.SourceEnded())
+            elif kind == "broken" and not self._cancelled:
+                # The caller knows what happened, and only has to be woken.
+                self._fail_with(("source", run))
+
+    def _from_caller(self, header: Header, blobs: list[Any]) -> None:
+        match header:
+            case ("consumed", run, items) if run == self._run:
+                self._handle(events.Consumed(items))
+            case ("cancel", run) if run == self._run:
+                self._cancel()
+            case ("cancel", run):
+                self._given_up = run
+            case ("close",):
+                self._close_workers(None)
+            case ("abort",):
+                self._results.close()
+                self._close_workers(GRACE_SECONDS)
+
+    def _cancel(self) -> None:
+        self._cancelled = True
+        self._handle(events.Cancelled())
+
+    def _from_worker(self, each: WorkerProcess, header: Header, blobs: list[Any]) -> None:
+        match header[0]:
+            case "reply":
+                _, lease, units, runs, counts, final, starving, seconds = header
+                outputs = tuple((Blob(blob, count), count) for blob, count in zip(blobs, counts, strict=True))
+                size = sum(map(len, blobs))
+                number = each.assignment.number
+                self._handle(events.Replied(number, lease, units, runs, outputs, size, final, starving, seconds))
+            case "raised":
+                _, lease, units, failure = header
+                self._handle(events.Raised(each.assignment.number, lease, units, failure))
+            case "ready":
+                each.ready = True
+                if not self._opened and all(every.ready for every in self._workers):
+                    self._opened = True
+                    self._results.send(("opened",))
+            case "failed":
+                self._fail_with(("raised", each.assignment.name, header[1], None, None))
+            case "closed":
+                each.closed = True
+                if self._closing and all(every.closed or every.dead for every in self._workers):
+                    self._close_workers(EXIT_SECONDS)
+
+    # What the core wants
+
+    def _handle(self, event: events.Event) -> None:
+        if self._machine is None or self._failed:
+            return
+        for command in self._machine.handle(event, time.monotonic()):
+            match command:
+                case commands.Lease(number, lease, pieces, _, credit, finish):
+                    self._workers[number].lease(lease, pieces, credit, finish)
+                case commands.Emit(pieces, items):
+                    spec, blobs = spec_of(pieces)
+                    self._results.send(("results", self._run, spec, items), [blob.data for blob in blobs])
+                case commands.Pull(credit):
+                    self._feed.send(("pull", self._run, credit))
+                case commands.Grant(number, lease, credit):
+                    self._workers[number].peer.send(("grant", lease, credit))
+                case commands.CancelLeases(number):
+                    self._workers[number].peer.send(("cancel",))
+                case commands.Finish():
+                    self._feed.send(("stop", self._run))
+                    self._results.send(("finished", self._run))
+                case commands.Fail(_, number, first, last, cause):
+                    name = self._orders.assignments[number].name
+                    if isinstance(event, events.WorkerLost):
+                        self._fail_with(("died", name, "process", cause, first, last))
+                    else:
+                        self._fail_with(("raised", name, cause, first, last))
+
+    def _fail_with(self, news: Header) -> None:
+        """Tell the caller what went wrong, the first time, and end everything."""
+        if not self._failed and not (self._closing and news[0] != "raised"):
+            self._failed = True
+            self._results.send(("failed", news))
+            self._feed.send(("stop", self._run))
+        if not self._closing:
+            self._close_workers(GRACE_SECONDS)
+
+
+def main(orders: Orders, feed: BrokerEnd, results: BrokerEnd, foreign: list[FarEnd]) -> None:
+    """The whole life of a broker process."""
+    settle(foreign)
+    Broker(orders, feed, results).serve()

@@ -1,0 +1,415 @@
+"""Channels: how messages get from one process to another.
+
+Law: a channel joins exactly two processes, and no lock is shared by more.  A message is a header (a tuple of
+plain values) and blobs (bytes that nobody in between looks into).  The broker's end never blocks: it takes
+what has arrived, half a message included, and keeps what cannot be sent yet.  The far end, a worker's or the
+caller's, simply waits.
+
+There are two kinds.  "pipe" is a socket pair, for systems that have them as files.  "queue" is a pair of
+`multiprocessing.Queue`, and works everywhere; its broker's end can be held up by a far end that stops in the
+middle of a message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import select
+import socket
+import struct
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+from multiprocessing import connection
+from typing import Any
+
+Header = tuple[Any, ...]
+Message = tuple[Header, list[Any]]
+
+PIPE, QUEUE = "pipe", "queue"
+KINDS = (PIPE, QUEUE)
+
+# The bytes of the rest of the message, and of its description (header and blob lengths).
+_PREFIX = struct.Struct("!QI")
+_READ = 64 * 1024
+_READS = 8
+# The kernel takes at most so many buffers in one call.
+_BUFFERS = 256
+# Where the death of the other side cannot be waited for, it is looked for so often (seconds).
+_LOOK_INTERVAL = 0.25
+
+
+def pack(header: Header, blobs: Sequence[Any]) -> list[Any]:
+    """Return the buffers that make up one message."""
+    description = pickle.dumps((header, [len(blob) for blob in blobs]), 5)
+    size = len(description) + sum(len(blob) for blob in blobs)
+    return [_PREFIX.pack(size, len(description)) + description, *blobs]
+
+
+def unpack(body: memoryview, described: int) -> Message:
+    """Return the message in `body`, the first `described` bytes of which are its description."""
+    header, lengths = pickle.loads(body[:described])
+    blobs = []
+    start = described
+    for length in lengths:
+        blobs.append(body[start : start + length])
+        start += length
+    return header, blobs
+
+
+class FarEnd(ABC):
+    """The end of a worker or of the caller: waits until a message is there, or until it is sent."""
+
+    @abstractmethod
+    def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
+        """Send a message; raises OSError or EOFError when the other side is gone."""
+
+    @abstractmethod
+    def receive(self) -> Message:
+        """Wait for a message; raises EOFError when the other side is gone."""
+
+    @abstractmethod
+    def ready(self, seconds: float = 0) -> bool:
+        """Whether something has arrived, or does within so many seconds."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what the system lent."""
+
+    def flush(self) -> None:
+        """Wait until everything that was sent has left this process."""
+
+    def watch(self, sentinel: Any) -> None:
+        """Have `receive` raise EOFError when `sentinel` says that the other side is gone."""
+
+    def watch_parent(self) -> None:
+        """Have `receive` raise EOFError when the parent process, which is the other side, is gone."""
+
+
+class BrokerEnd(ABC):
+    """The end of the broker: never waits."""
+
+    @abstractmethod
+    def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
+        """Send a message now, or keep it until there is room."""
+
+    @abstractmethod
+    def receive(self) -> tuple[list[Message], bool]:
+        """Return the messages that have arrived, and whether the other side may send more."""
+
+    @abstractmethod
+    def waitable(self) -> Any:
+        """What to wait on for `receive`: a descriptor, or what Windows has instead."""
+
+    @property
+    def unsent(self) -> bool:
+        """Whether something waits for room: `flush` is to be called when there is some."""
+        return False
+
+    def flush(self) -> None:
+        """Send what there is room for."""
+
+    def last(self) -> None:
+        """Say that nothing more will be sent."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what the system lent, and drop what was not sent."""
+
+
+def channel(kind: str, context: Any) -> tuple[BrokerEnd, FarEnd]:
+    """Return the two ends of a new channel; both may be handed to a process of `context` when it is started."""
+    if kind == PIPE:
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        return PipeBrokerEnd(near), PipeFarEnd(far)
+    inward, outward = context.Queue(), context.Queue()
+    for queue in (inward, outward):
+        # Else its feeder thread prints a traceback where the other side has gone.
+        queue._ignore_epipe = True
+    return QueueBrokerEnd(inward, outward), QueueFarEnd(outward, inward)
+
+
+class _Incoming:
+    """Puts messages together out of what a socket gives, one read at a time."""
+
+    def __init__(self) -> None:
+        self.messages: deque[Message] = deque()
+        # Read into again and again: fresh memory costs more than the copy of what came.  Made late, because this
+        # object is sent to a process that is started, and what is sent there has to fit into a pipe.
+        self._scratch = bytearray()
+        self._arrived = b""
+        self._body: memoryview | None = None
+        self._got = 0
+        self._described = 0
+
+    def read(self, connected: socket.socket) -> int:
+        """Read once; return the number of bytes, 0 when the other side has gone."""
+        if self._body is None:
+            if not self._scratch:
+                self._scratch = bytearray(_READ)
+            count = connected.recv_into(self._scratch)
+            data = bytes(memoryview(self._scratch)[:count])
+            self._take_apart(self._arrived + data if self._arrived else data)
+            return count
+        count = connected.recv_into(self._body[self._got :])
+        self._got += count
+        if self._got == len(self._body):
+            self.messages.append(unpack(self._body, self._described))
+            self._body = None
+        return count
+
+    def _take_apart(self, data: bytes) -> None:
+        """Cut what has arrived into messages; the rest of a long one is then read in place, without a copy."""
+        view = memoryview(data)
+        start, end = 0, len(data)
+        while end - start >= _PREFIX.size:
+            size, described = _PREFIX.unpack_from(view, start)
+            start += _PREFIX.size
+            if end - start < size:
+                self._body = memoryview(bytearray(size))
+                self._got = end - start
+                self._body[: self._got] = view[start:]
+                self._described = described
+                start = end
+                break
+            self.messages.append(unpack(view[start : start + size], described))
+            start += size
+        self._arrived = bytes(view[start:])
+
+
+def _drop(unsent: deque[memoryview], count: int) -> None:
+    """Remove the first `count` bytes, and what is empty."""
+    while unsent:
+        first = unsent[0]
+        if count < len(first):
+            unsent[0] = first[count:]
+            return
+        count -= len(first)
+        unsent.popleft()
+
+
+class PipeFarEnd(FarEnd):
+    """The far end of a socket pair."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._incoming = _Incoming()
+
+    def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
+        unsent = deque(memoryview(buffer) for buffer in pack(header, blobs))
+        while unsent:
+            _drop(unsent, self._socket.sendmsg(tuple(islice(unsent, _BUFFERS))))
+
+    def receive(self) -> Message:
+        messages = self._incoming.messages
+        while not messages:
+            if not self._incoming.read(self._socket):
+                raise EOFError("the broker has gone")
+        return messages.popleft()
+
+    def ready(self, seconds: float = 0) -> bool:
+        if self._incoming.messages:
+            return True
+        # Not `select`, which knows no descriptor above 1023.
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class PipeBrokerEnd(BrokerEnd):
+    """The broker's end of a socket pair."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._incoming = _Incoming()
+        self._unsent: deque[memoryview] = deque()
+
+    def waitable(self) -> Any:
+        return self._socket.fileno()
+
+    @property
+    def unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
+        waiting = bool(self._unsent)
+        self._unsent.extend(memoryview(buffer) for buffer in pack(header, blobs))
+        if not waiting:
+            self.flush()
+
+    def flush(self) -> None:
+        unsent = self._unsent
+        try:
+            while unsent:
+                _drop(unsent, self._socket.sendmsg(tuple(islice(unsent, _BUFFERS))))
+        except BlockingIOError:
+            pass
+        except OSError:
+            # The other side has gone: its end of the stream, or its death, says so.
+            unsent.clear()
+
+    def receive(self) -> tuple[list[Message], bool]:
+        incoming = self._incoming
+        alive = True
+        try:
+            # A few reads at most, so that one eager sender does not keep the others waiting.
+            for _ in range(_READS):
+                count = incoming.read(self._socket)
+                alive = count > 0
+                if not alive or (count < _READ and incoming.messages):
+                    break
+        except BlockingIOError:
+            pass
+        except OSError:
+            alive = False
+        messages = list(incoming.messages)
+        incoming.messages.clear()
+        return messages, alive
+
+    def close(self) -> None:
+        self._unsent.clear()
+        self._socket.close()
+
+
+class QueueFarEnd(FarEnd):
+    """The far end of a pair of queues."""
+
+    def __init__(self, inward: Any, outward: Any) -> None:
+        self._inward = inward
+        self._outward = outward
+        self._sentinels: list[Any] = []
+        self._parent: int | None = None
+
+    def watch(self, sentinel: Any) -> None:
+        self._sentinels = [sentinel]
+
+    def watch_parent(self) -> None:
+        self._parent = os.getppid()
+
+    def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
+        if self._outward is None:
+            raise OSError("the channel is closed")
+        _put(self._outward, header, blobs)
+
+    def receive(self) -> Message:
+        if self._inward is None:
+            raise EOFError("the channel is closed")
+        reader = self._inward._reader
+        try:
+            while not reader.poll(0):
+                self._wait(reader)
+            return _unpack_whole(self._inward.get())
+        except OSError:
+            raise EOFError("the broker has gone") from None
+
+    def _wait(self, reader: Any) -> None:
+        while True:
+            ready = connection.wait([reader, *self._sentinels], _LOOK_INTERVAL)
+            if reader in ready:
+                return
+            if ready or (self._parent is not None and os.getppid() != self._parent):
+                raise EOFError("the broker has gone")
+
+    def ready(self, seconds: float = 0) -> bool:
+        return bool(self._inward._reader.poll(seconds))
+
+    def flush(self) -> None:
+        self._outward.close()
+        self._outward.join_thread()
+
+    def close(self) -> None:
+        if self._inward is not None:
+            _close_queues(self._inward, self._outward)
+            if self._outward._thread is not None:
+                # It ends by itself now; what comes next may look at how many threads there are.
+                self._outward._thread.join(_LOOK_INTERVAL)
+            # Their semaphores go with the queues, even where a caught exception or a stream still holds this end.
+            self._inward = self._outward = None
+
+
+class QueueBrokerEnd(BrokerEnd):
+    """The broker's end of a pair of queues; their feeder thread keeps what cannot be sent yet."""
+
+    def __init__(self, inward: Any, outward: Any) -> None:
+        self._inward = inward
+        self._outward = outward
+        self._said_last = False
+
+    def waitable(self) -> Any:
+        reader = self._inward._reader
+        return reader.fileno() if os.name == "posix" else reader
+
+    @property
+    def unsent(self) -> bool:
+        # Only its end shows that a feeder thread has nothing left; before `last` there is nothing to wait for.
+        return self._said_last and self._outward._thread is not None and self._outward._thread.is_alive()
+
+    def last(self) -> None:
+        self._said_last = True
+        self._outward.close()
+
+    def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
+        _put(self._outward, header, blobs)
+
+    def receive(self) -> tuple[list[Message], bool]:
+        messages: list[Message] = []
+        try:
+            while self._inward._reader.poll(0):
+                messages.append(_unpack_whole(self._inward.get()))
+        except (EOFError, OSError):
+            return messages, False
+        return messages, True
+
+    def close(self) -> None:
+        _close_queues(self._inward, self._outward)
+
+
+def _put(queue: Any, header: Header, blobs: Sequence[Any]) -> None:
+    try:
+        queue.put(b"".join(pack(header, blobs)))
+    except (ValueError, RuntimeError) as error:
+        # A queue that was closed meanwhile, or whose thread cannot be started any more because the interpreter
+        # is ending, is, to its user, another side that has gone.
+        raise OSError(str(error)) from None
+
+
+def _unpack_whole(data: bytes) -> Message:
+    _, described = _PREFIX.unpack_from(data)
+    return unpack(memoryview(data)[_PREFIX.size :], described)
+
+
+def _close_queues(inward: Any, outward: Any) -> None:
+    """Close one end: what it reads from and what it writes to, and nothing of the other end."""
+    with contextlib.suppress(OSError):
+        inward._reader.close()
+    if outward._thread is None:
+        with contextlib.suppress(OSError):
+            outward._writer.close()
+    else:
+        # What nobody reads any more must not hold up the end of this process.
+        outward.cancel_join_thread()
+        outward.close()
+
+
+def parent_descriptor() -> int | None:
+    """Return a descriptor that becomes readable when the parent process dies, None where there is no such thing."""
+    try:
+        return os.pidfd_open(os.getppid())
+    except (AttributeError, OSError):
+        return None
+
+
+def wait_for(process: multiprocessing.process.BaseProcess, seconds: float) -> bool:
+    """Wait up to `seconds` for a process to end; return whether it did."""
+    deadline = time.monotonic() + seconds
+    while process.exitcode is None and time.monotonic() < deadline:
+        process.join(max(0.0, deadline - time.monotonic()))
+    return process.exitcode is not None

@@ -1,0 +1,218 @@
+"""The caller's items, on their way to the broker.
+
+Law: pulls no more than the broker asked for, and sends an item that was pulled at once when the next one is
+slow to come.  The items are pulled in a thread of their own, so that neither a slow source holds back a result
+nor a slow consumer the source.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from operator import itemgetter
+from typing import Any
+
+from conveyor.engines.channels import FarEnd
+from conveyor.engines.codec import Giver, Unpicklable, encode, frozen, short, unpicklable
+from conveyor.errors import SourceError
+
+# A chunk that was pulled faster than the first makes the next one larger; one slower than the second, smaller.
+FAST_SECONDS = 0.0002
+SLOW_SECONDS = 0.001
+BLOB_BYTES = 256 * 1024
+# How long an item may wait for the next one before it is sent alone.
+DAWDLE_SECONDS = 0.002
+JOIN_SECONDS = 0.2
+FEW = 64
+# Iterating over these never makes anyone wait, and nobody changes an item to give it again.
+_PROMPT = frozenset({list, tuple, range, dict, set, frozenset, str, bytes})
+
+
+class Source:
+    """The thread that feeds one run."""
+
+    def __init__(self, run: int, items: Iterable[Any], end: FarEnd, credit: int) -> None:
+        self._run = run
+        self._credit = credit
+        self._items = items
+        self._end = end
+        self._lock = threading.RLock()
+        self._pulled: deque[Any] | list[Any] = []
+        self._sent = 0
+        self._blob_items = 1 << 30
+        self._stopped = False
+        # Cleared by the look-out to stop a pull that is under way.
+        self._tokens: list[None] = []
+        # The tokens of the last pull that was stopped so, and whether one is under way that may be.
+        self._cut_short: list[None] | None = None
+        self._pulling = threading.Event()
+        self._error: BaseException | None = None
+        self._bad_item: str | None = None
+        self._over = threading.Event()
+        self._look_out: threading.Thread | None = None
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(
+            target=context.run, args=(self._feed,), name=f"conveyor-source-{run}", daemon=True
+        )
+
+    def start(self) -> None:
+        """Begin to pull."""
+        with contextlib.suppress(OSError, EOFError):
+            self._end.send(("start", self._run))
+        items = self._items
+        if type(items) in _PROMPT and len(items) < min(self._credit, FEW):  # type: ignore[arg-type]
+            # They are sent sooner than a thread is started, and nothing here has to wait.
+            self._feed()
+        else:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Pull no more; an item being pulled just now is dropped."""
+        self._stopped = True
+        self._over.set()
+        self._pulling.set()
+
+    def join(self) -> None:
+        """Wait a moment for the thread; one that is stuck in the caller's own code is left to itself."""
+        self.stop()
+        if self._thread.ident is not None:
+            self._thread.join(JOIN_SECONDS)
+        if self._look_out is not None:
+            self._look_out.join(JOIN_SECONDS)
+
+    def error(self) -> SourceError:
+        """Return what went wrong, with the caller's exception as its cause."""
+        assert self._error is not None
+        if self._bad_item is not None:
+            error = SourceError.unpicklable(self._sent, self._bad_item, self._error)
+        else:
+            error = SourceError.raised(self._sent, self._error)
+        error.__cause__ = self._error
+        return error
+
+    def _feed(self) -> None:
+        # A broker that has gone is the business of whoever waits for results.
+        with contextlib.suppress(EOFError, OSError):
+            self._pull_all()
+        self._over.set()
+        self._pulling.set()
+
+    def _pull_all(self) -> None:
+        try:
+            iterator = iter(self._items)
+        except BaseException as error:
+            self._fail(error)
+            return
+        prompt = type(self._items) in _PROMPT
+        giver = Giver()
+        credit, growing = self._credit, 1
+        pulled = 0
+        while True:
+            while not self._stopped and (not credit or (credit < 2 * growing and self._end.ready())):
+                header, _ = self._end.receive()
+                if header[0] == "pull" and header[1] == self._run:
+                    credit += header[2]
+                elif header[0] == "stop" and header[1] == self._run:
+                    return
+            if self._stopped:
+                return
+            wanted = 1 if giver.wary else min(credit, growing, self._blob_items)
+            begun = time.perf_counter()
+            try:
+                if prompt or wanted == 1:
+                    self._pulled = list(islice(iterator, wanted))
+                    if not prompt and self._pulled:
+                        giver.gave(self._pulled[0])
+                else:
+                    part = self._stoppable(iterator, wanted)
+                    self._pulled = deque()
+                    self._pulled.extend(map(frozen, part) if giver.repeats else part)
+                    self._pulling.clear()
+            except Unpicklable as refused:
+                self._sent += len(self._pulled)
+                self._fail(refused.__cause__ or refused, refused.item)
+                return
+            except BaseException as error:
+                self._fail(error)
+                return
+            elapsed = time.perf_counter() - begun
+            if not self._send():
+                return
+            got = self._sent - pulled
+            pulled = self._sent
+            dawdled = self._cut_short is self._tokens
+            if got < wanted and not dawdled:
+                self._end.send(("end", self._run))
+                return
+            credit -= got
+            if dawdled:
+                growing = 1
+                self._tokens = []
+            elif elapsed < FAST_SECONDS:
+                growing = wanted * 2
+            elif elapsed > SLOW_SECONDS:
+                growing = max(1, wanted // 2)
+
+    def _stoppable(self, iterator: Iterator[Any], items: int) -> Iterator[Any]:
+        """Return the next `items` items, with somebody on the look-out who can make them fewer."""
+        if self._look_out is None:
+            self._look_out = threading.Thread(target=self._watch, name="conveyor-look-out", daemon=True)
+            self._look_out.start()
+        self._tokens = [None] * items
+        self._pulling.set()
+        return map(itemgetter(1), zip(self._tokens, iterator, strict=False))
+
+    def _watch(self) -> None:
+        """Where an item is slow to come, send those before it, and have no more than that one pulled with it."""
+        # A broker that has gone is the business of whoever waits for results.
+        with contextlib.suppress(EOFError, OSError):
+            while not self._over.is_set():
+                self._pulling.wait()
+                tokens = self._tokens
+                if not self._over.wait(DAWDLE_SECONDS) and self._pulling.is_set() and tokens is self._tokens:
+                    # Of a pull that ends this very moment, the next one has tokens of its own.
+                    self._cut_short = tokens
+                    tokens.clear()
+                    self._send()
+
+    def _send(self) -> bool:
+        """Send everything that was pulled, as one blob; return whether that went well."""
+        with self._lock:
+            if self._stopped or self._error is not None:
+                return False
+            pulled = self._pulled
+            if isinstance(pulled, deque):
+                # The other thread may be appending, so only what is known to be there is taken.
+                items = [pulled.popleft() for _ in range(len(pulled))]
+            else:
+                items, self._pulled = pulled, []
+            if not items:
+                return True
+            try:
+                blob = encode(items)
+            except BaseException as error:
+                index, cause = unpicklable(items) or (0, error)
+                self._sent += index
+                self._fail(cause, items[index])
+                return False
+            self._blob_items = max(1, BLOB_BYTES * len(items) // len(blob))
+            self._end.send(("items", self._run, len(items)), [blob])
+            self._sent += len(items)
+            return True
+
+    def _fail(self, error: BaseException, *bad_item: Any) -> None:
+        # What the look-out is sending just now goes out first, and whole.
+        with self._lock:
+            if self._stopped or self._error is not None:
+                return
+            if bad_item:
+                self._bad_item = short(*bad_item)
+            else:
+                self._sent += len(self._pulled)
+            self._error = error
+            self._end.send(("broken", self._run))

@@ -1,0 +1,131 @@
+"""Starting processes: which way is safe here, and what can be sent that way.
+
+Law: decides and checks in the caller, before anything is started; an error names the Processor and the remedy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from typing import Any
+
+from conveyor.errors import ConveyorError, JobPicklingError, MissingMainGuardError
+from conveyor.plan import Plan
+from conveyor.stages import Processor
+
+FORK, FORKSERVER, SPAWN = "fork", "forkserver", "spawn"
+METHODS = (FORK, FORKSERVER, SPAWN)
+PREFIX = "conveyor-"
+# With this code a process ends that was to become a broker or a worker, and found itself importing a script that
+# starts a pipeline.
+UNGUARDED = 97
+
+
+def check_importing() -> None:
+    """Raise MissingMainGuardError in a process that is still being started, and may not start others."""
+    current = multiprocessing.current_process()
+    if getattr(current, "_inheriting", False):
+        if current.name.startswith(PREFIX):
+            # The caller hears of it by the code, and raises the error where the user sees it.
+            raise SystemExit(UNGUARDED)
+        raise MissingMainGuardError
+    if current.daemon:
+        raise ConveyorError(
+            f"The process {current.name!r} is a daemon of multiprocessing (a worker of a Pool, say), and those may "
+            "not start processes: run the pipeline in the main process, or use Pipeline(engine='inline') here."
+        )
+
+
+def choose_start_method(wanted: str | None) -> str:
+    """Return how the processes are to be started.
+
+    Where the system forks safely and this process has no thread but the one that asks, it is "fork": nothing
+    has to be pickled, so jobs may be lambdas and closures.  A fork while another thread holds a lock can leave
+    that lock held for ever in the child, so with other threads it is "forkserver": a fresh broker forks.
+    """
+    available = multiprocessing.get_all_start_methods()
+    if wanted is not None:
+        if wanted not in available:
+            raise ConveyorError(
+                f"start_method={wanted!r} is not available on this system: choose one of {available}, or leave it out."
+            )
+        return wanted
+    if FORK not in available:
+        return SPAWN
+    if sys.platform == "darwin" or threading.active_count() > 1:
+        return FORKSERVER
+    return FORK
+
+
+def jobs_for(plan: Plan, method: str, chosen: bool) -> list[Processor[Any, Any] | bytes]:
+    """Return each step's job as it reaches a worker: itself where workers are forked from here, else pickled.
+
+    `chosen`: the start method was not asked for by the user.
+    """
+    jobs: list[Processor[Any, Any] | bytes] = []
+    if method != FORK and not _findable(sys.modules.get("__main__")):
+        raise ConveyorError(
+            f'The script was not read from a file, and start_method="{method}" has each process read it again: save it '
+            'as a file, or use Pipeline(start_method="fork") where the system has it.'
+        )
+    for step in plan.steps:
+        if method == FORK:
+            jobs.append(step.processor)
+            continue
+        try:
+            pickled = pickle.dumps(step.processor, 5)
+        except Exception as error:
+            raise JobPicklingError(_refusal(step.name, method, chosen, error), step.name) from error
+        main = sys.modules.get("__main__")
+        if b"__main__" in pickled and main is not None and not _importable(main):
+            reason = "it is defined in an interactive session, which other processes cannot import"
+            raise JobPicklingError(_refusal(step.name, method, chosen, reason), step.name)
+        jobs.append(pickled)
+    return jobs
+
+
+def _importable(main: Any) -> bool:
+    return getattr(main, "__spec__", None) is not None or getattr(main, "__file__", None) is not None
+
+
+def _findable(main: Any) -> bool:
+    """Whether new processes, which look for what `__main__` says it was read from, will find that."""
+    path = getattr(main, "__file__", None)
+    return getattr(main, "__spec__", None) is not None or path is None or os.path.exists(path)
+
+
+def _refusal(name: str, method: str, chosen: bool, reason: object) -> str:
+    why = f'start_method="{method}"'
+    if chosen and FORK in multiprocessing.get_all_start_methods():
+        others = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
+        if others:
+            why += f" (chosen because this process has other threads: {', '.join(others[:5])})"
+    remedy = "define the job as a function or class at the top level of a module"
+    if FORK in multiprocessing.get_all_start_methods():
+        if chosen:
+            remedy += "; or open the pipeline before any other thread is started"
+        remedy += '; or use Pipeline(start_method="fork"), if no other thread can hold a lock at that moment'
+    return f"The job of Processor {name!r} has to be pickled for {why}, and cannot be: {reason}. Remedy: {remedy}."
+
+
+@contextlib.contextmanager
+def signals_held(method: str) -> Iterator[None]:
+    """Keep Ctrl-C back while a process is started: the child must not see it before it has its own handler."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    if method == SPAWN:
+        # Starting it would let the signal through.
+        resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,242 @@
+"""Bounds: no more is under way than the pipes hold, and nothing that is ready waits for what is not.
+
+Law: whoever would have to wait is made to, by an event that the other side sets, so that a pipeline that waits for
+the wrong one stands still, and the test fails by its time limit; and what is counted is counted in the source.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+import threading
+import time
+import unittest
+from pathlib import Path
+
+from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ReplicatingFork
+from tests.support import TestCase, _descendants, _everyone, nothing_left, slow
+
+
+def same(item):
+    return item
+
+
+def triple(item):
+    for _ in range(3):
+        yield item
+
+
+def make_large(item):
+    return bytes(100_000)
+
+
+def settled(number, seconds=0.3):
+    """Return what a changing number is once it has not changed for so long."""
+    value, since = number(), time.monotonic()
+    while time.monotonic() - since < seconds:
+        time.sleep(0.01)
+        if number() != value:
+            value, since = number(), time.monotonic()
+    return value
+
+
+class Ticks(Processor):
+    """Adds a byte to a file for each item."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def process(self, item):
+        with open(self.path, "ab") as file:
+            file.write(b".")
+        return item
+
+
+class Bounds:
+    """For one channel."""
+
+    time_limit = 30.0
+    settings = {"start_method": "fork", "channel": "pipe"}
+
+    def setUp(self):
+        leaves = nothing_left()
+        leaves.__enter__()
+        self.addCleanup(leaves.__exit__, None, None, None)
+
+    def make(self, *elements):
+        pipeline = Pipeline(**self.settings)
+        for element in elements:
+            pipeline.add(*(element if isinstance(element, tuple) else (element,)))
+        return pipeline
+
+    def pulled_ahead(self, pipeline, taken):
+        """How many items are pulled while the consumer has so many results and asks for no more."""
+        pulled = itertools.count()
+        count = [0]
+
+        def source():
+            for number in pulled:
+                count[0] = number + 1
+                yield number
+
+        with pipeline.stream(source()) as stream:
+            for _ in range(taken):
+                next(stream)
+            return settled(lambda: count[0])
+
+    def test_no_more_is_pulled_than_the_pipes_hold(self):
+        def chain(size, steps, **settings):
+            elements = [Processor(same, **settings)]
+            for _ in range(steps - 1):
+                elements += [Pipe(maxsize=size), Processor(same, **settings)]
+            return self.make(*elements)
+
+        for size, steps, taken in [(1, 2, 1), (5, 2, 1), (5, 3, 7), (5, 4, 50), (50, 3, 1), (50, 3, 500)]:
+            with self.subTest(size=size, steps=steps, taken=taken):
+                ahead = self.pulled_ahead(chain(size, steps), taken) - taken
+                # The pipes between, one in front of and one behind them all, and what is in hands: one for each
+                # worker, one in the source's, and what the consumer is handed at once, a quarter of the last pipe.
+                assert 0 < ahead <= size * (steps - 1) + 2 * size + steps + 1 + size // 4, ahead
+        with self.subTest("batch and workers"):
+            ahead = self.pulled_ahead(chain(5, 3, workers=2), 10) - 10
+            assert ahead <= 4 * 5 + 6 + 1, ahead
+            pipeline = self.make(Processor(tuple, batch=8), Pipe(maxsize=2), Processor(same))
+            ahead = self.pulled_ahead(pipeline, 3) - 3 * 8
+            assert ahead <= 8 + 8 + (2 + 2 + 2) * 8 + 1, ahead
+
+    def test_forks_are_bounded_too(self):
+        for fork in (ReplicatingFork(2), BalancingFork(2)):
+            with self.subTest(fork=fork):
+                pipeline = self.make(
+                    Processor(same),
+                    Pipe(maxsize=5),
+                    fork,
+                    Pipe(maxsize=5),
+                    Processor(same),
+                    Pipe(maxsize=5),
+                    Join(),
+                    Pipe(maxsize=5),
+                    Processor(same),
+                )
+                assert self.pulled_ahead(pipeline, 10) <= 10 + 60
+
+    def test_generators_are_bounded_by_their_outputs(self):
+        pipeline = self.make(Processor(triple), Pipe(maxsize=5), Processor(same))
+        ahead = self.pulled_ahead(pipeline, 3)
+        assert ahead <= 1 + 5 + (5 + 5 + 2) / 3 + 2, ahead
+
+    def test_memory_does_not_grow(self):
+        pipeline = self.make(Processor(make_large), Pipe(maxsize=10), Processor(same))
+
+        def memory():
+            total = 0
+            for pid in {os.getpid(), *_descendants(_everyone())}:
+                total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+            return total
+
+        with pipeline.stream(itertools.count()) as stream:
+            for _ in itertools.islice(stream, 300):
+                pass
+            before = memory()
+            for _ in itertools.islice(stream, 3000):  # 300 MB
+                pass
+            assert memory() - before < 60_000_000, memory() - before
+
+    def test_a_slow_source_delays_no_result(self):
+        for pipeline in (
+            self.make(Processor(same)),
+            self.make(Processor(same), Pipe(maxsize=5), Processor(same, workers=2)),
+        ):
+            seen = threading.Event()
+
+            def source(seen=seen):
+                for number in range(30):
+                    yield number
+                    assert seen.wait(20), "the result did not come"
+                    seen.clear()
+
+            for count, result in enumerate(pipeline.stream(source())):
+                assert result == count
+                seen.set()
+            assert count == 29
+
+    def test_a_burst_goes_through_while_the_source_is_silent(self):
+        for pipeline in (self.make(Processor(same)), self.make(Processor(same), Pipe(maxsize=20), Processor(same))):
+            seen = threading.Event()
+
+            def source(seen=seen):
+                # At first as fast as can be, so that much is asked for at once.
+                yield from range(1000)
+                for start in range(1000, 1050, 5):
+                    yield from range(start, start + 5)
+                    assert seen.wait(20), "the burst did not come"
+                    seen.clear()
+
+            for count, result in enumerate(pipeline.stream(source())):
+                assert result == count
+                if count >= 1000 and count % 5 == 4:
+                    seen.set()
+            assert count == 1049
+
+    def test_a_consumer_that_blocks_does_not_stop_the_belt(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "ticks")
+            pipeline = self.make(Processor(same), Pipe(maxsize=20), Ticks(path))
+            with pipeline.stream(itertools.count()) as stream:
+                assert next(stream) == 0
+                done = settled(lambda: os.path.getsize(path))
+                assert 15 <= done <= 1 + 20 + 1 + 5, done
+                assert list(itertools.islice(stream, 50)) == list(range(1, 51))
+
+    def test_one_item_goes_through_at_once(self):
+        with self.make(Processor(same), Pipe(), Processor(same), Pipe(), Processor(same)) as pipeline:
+            waiting, answered = threading.Semaphore(0), []
+
+            def source():
+                for number in range(50):
+                    begun.append(time.monotonic())
+                    yield number
+                    waiting.acquire()
+
+            begun = []
+            for _ in pipeline.stream(source()):
+                answered.append(time.monotonic() - begun[-1])
+                waiting.release()
+            assert sorted(answered)[25] < 0.05, sorted(answered)[25]
+
+    def test_a_generator_gives_at_once_what_it_gives_slowly(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "seen")
+            pipeline = self.make(Processor(waits_for_the_consumer))
+            for count, result in enumerate(pipeline.stream([path])):
+                assert result == count
+                Path(f"{path}{count}").touch()
+            assert count == 29
+
+
+def waits_for_the_consumer(path):
+    """Yield numbers, each slowly, and only when the one before has been seen."""
+    for number in range(30):
+        # Longer than a worker keeps what it has for company.
+        time.sleep(0.004)
+        yield number
+        deadline = time.monotonic() + 10
+        while not os.path.exists(f"{path}{number}"):
+            assert time.monotonic() < deadline, "the consumer did not see it"
+            time.sleep(0.001)
+
+
+class PipeBoundsTest(Bounds, TestCase):
+    """Over socket pairs."""
+
+
+@slow
+class QueueBoundsTest(Bounds, TestCase):
+    """Over queues."""
+
+    settings = {"start_method": "fork", "channel": "queue"}
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,237 @@
+"""Start methods: what is chosen, what can be sent that way, and what is said where it cannot.
+
+Law: each test is a script of its own, run by this Python with every warning an error, because what a script's
+`__main__` is, and which threads there are, is part of what is tested.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+import unittest
+
+from tests.support import ROOT, TestCase
+
+MODULE = """
+from conveyor import Processor
+
+def double(item):
+    return item * 2
+
+class Count(Processor):
+    def __init__(self):
+        self.count = 0
+
+    def process(self, item):
+        self.count += 1
+        return self.count
+"""
+
+
+class StartMethodsTest(TestCase):
+    """Scripts."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+        self.path = os.path.join(self.folder, "script.py")
+        with open(os.path.join(self.folder, "jobs.py"), "w") as file:
+            file.write(MODULE)
+
+    def python(self, body, *arguments, how="file"):
+        """Run a script; return its exit code, output and errors."""
+        body = "from conveyor import *\n" + textwrap.dedent(body)
+        with open(self.path, "w") as file:
+            file.write(body)
+        command = {"file": [self.path], "-c": ["-c", body], "-m": ["-m", "script"], "stdin": ["-"]}[how]
+        done = subprocess.run(
+            [sys.executable, "-W", "error", *command, *arguments],
+            input=body if how == "stdin" else "",
+            capture_output=True,
+            text=True,
+            timeout=30,
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{self.folder}"},
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def good(self, body, expected, how="file"):
+        """The script prints this, and nothing else."""
+        code, output, errors = self.python(body, how=how)
+        assert (code, output.strip(), errors) == (0, expected, ""), (code, output, errors)
+
+    def bad(self, body, kind, *words, how="file"):
+        """The script ends with this error as its only traceback."""
+        code, output, errors = self.python(body, how=how)
+        assert code == 1, (code, output, errors)
+        last = errors.rstrip().splitlines()[-1]
+        assert last.startswith(f"conveyor.errors.{kind}: "), errors
+        for word in words:
+            assert word in last, (word, last)
+        return errors
+
+    def test_lambdas_and_closures_by_default(self):
+        body = """
+            offset = 5
+            def closure(more):
+                return lambda item: item + offset + more
+            if __name__ == "__main__":
+                print(Pipeline().add(Processor(lambda item: item * 2)).add(Pipe()).add(Processor(closure(1))).run([1]))
+        """
+        for how in ("file", "-c", "-m", "stdin"):
+            with self.subTest(how=how):
+                self.good(body, "[8]", how)
+
+    def test_without_a_main_guard_fork_does(self):
+        self.good("print(Pipeline().add(Processor(len)).run(['ab']))", "[2]")
+
+    def test_with_other_threads_it_is_forkserver(self):
+        body = """
+            import threading, jobs
+            job = {job}
+            if __name__ == "__main__":
+                over = threading.Event()
+                thread = threading.Thread(target=over.wait, name="bystander")
+                thread.start()
+                try:
+                    pipeline = Pipeline().add(Processor(job)).add(Pipe()).add(jobs.Count())
+                    with pipeline:
+                        import multiprocessing
+                        print(pipeline.run([5, 6]), multiprocessing.active_children()[0].__class__.__name__)
+                finally:
+                    over.set()
+        """
+        self.good(body.format(job="jobs.double"), "[1, 2] SpawnProcess")
+        errors = self.bad(
+            body.format(job="lambda item: item"),
+            "JobPicklingError",
+            "'lambda'",
+            "bystander",
+            "forkserver",
+            "top level of a module",
+            'start_method="fork"',
+        )
+        assert "open" in errors or "__enter__" in errors, "raised where it is opened"
+
+    def test_fork_may_be_asked_for_although_there_are_threads(self):
+        # Only what Python itself says against it from 3.12 on is said.
+        body = """
+            import threading, warnings
+            warnings.simplefilter("ignore", DeprecationWarning)
+            over = threading.Event()
+            threading.Thread(target=over.wait).start()
+            try:
+                print(Pipeline(start_method="fork").add(Processor(lambda item: item)).run([1]))
+            finally:
+                over.set()
+        """
+        self.good(body, "[1]")
+
+    def test_a_missing_main_guard(self):
+        for method in ("spawn", "forkserver"):
+            for body in ("print(pipeline.run([1]))", "pipeline.open()", "list(pipeline.stream([1]))"):
+                with self.subTest(method=method, body=body):
+                    errors = self.bad(
+                        f"import jobs\npipeline = Pipeline(start_method={method!r}).add(Processor(jobs.double))\n{body}",
+                        "MissingMainGuardError",
+                        "__main__",
+                        "guard",
+                    )
+                    assert errors.count("Traceback") == 1, errors
+
+    def test_jobs_of_the_script_itself(self):
+        body = """
+            def double(item):
+                return item * 2
+            if __name__ == "__main__":
+                print(Pipeline(start_method={method!r}).add(Processor(double)).run([1]))
+        """
+        for method in ("fork", "spawn", "forkserver"):
+            for how in ("file", "-m"):
+                with self.subTest(method=method, how=how):
+                    self.good(body.format(method=method), "[2]", how)
+            for how in ("-c", "stdin"):
+                with self.subTest(method=method, how=how):
+                    if method == "fork":
+                        self.good(body.format(method=method), "[2]", how)
+                    elif how == "-c":
+                        self.bad(body.format(method=method), "JobPicklingError", "'double'", how=how)
+                    else:
+                        self.bad(body.format(method=method), "ConveyorError", "not read from a file", how=how)
+
+    def test_jobs_of_a_module_run_from_anywhere(self):
+        for method in ("spawn", "forkserver"):
+            for how in ("-c",):
+                with self.subTest(method=method, how=how):
+                    self.good(
+                        f"import jobs; print(Pipeline(start_method={method!r}).add(Processor(jobs.double)).run([1]))",
+                        "[2]",
+                        how,
+                    )
+
+    def test_a_job_that_cannot_be_pickled(self):
+        for job, name in [("lambda item: item", "lambda"), ("threading.Lock().acquire", "acquire")]:
+            for method in ("spawn", "forkserver"):
+                with self.subTest(job=job, method=method):
+                    errors = self.bad(
+                        f"import threading\npipeline = Pipeline(start_method={method!r}).add(Processor({job}))\n"
+                        'if __name__ == "__main__":\n    pipeline.open()',
+                        "JobPicklingError",
+                        repr(name),
+                        "Remedy",
+                    )
+                    assert "chosen because" not in errors
+
+    def test_in_a_daemonic_process(self):
+        body = """
+            import multiprocessing, jobs
+            def work(_):
+                try:
+                    Pipeline().add(Processor(jobs.double)).run([1])
+                except ConveyorError as error:
+                    print(type(error).__name__, "daemon" in str(error) and "inline" in str(error), flush=True)
+                print(Pipeline(engine="inline").add(Processor(jobs.double)).run([1]), flush=True)
+            if __name__ == "__main__":
+                process = multiprocessing.get_context("fork").Process(target=work, args=(1,), daemon=True)
+                process.start()
+                process.join()
+        """
+        self.good(body, "ConveyorError True\n[2]")
+
+    def test_in_a_child_process(self):
+        body = """
+            import multiprocessing, jobs
+            def work():
+                print(Pipeline().add(Processor(jobs.double)).run([1]), flush=True)
+            if __name__ == "__main__":
+                for method in ("fork", "spawn"):
+                    process = multiprocessing.get_context(method).Process(target=work)
+                    process.start()
+                    process.join()
+        """
+        self.good(body, "[2]\n[2]")
+
+    def test_nothing_warns(self):
+        body = """
+            import gc, itertools, jobs
+            if __name__ == "__main__":
+                for method in ("fork", "forkserver", "spawn"):
+                    for channel in ("pipe", "queue"):
+                        pipeline = Pipeline(start_method=method, channel=channel).add(Processor(jobs.double, workers=2))
+                        with pipeline:
+                            for result in pipeline.stream(itertools.count()):
+                                break
+                            pipeline.run([1])
+                        del pipeline
+                        gc.collect()
+                print("good")
+        """
+        self.good(body, "good")
+
+
+if __name__ == "__main__":
+    unittest.main()
