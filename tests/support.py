@@ -15,6 +15,7 @@ import contextlib
 import faulthandler
 import gc
 import multiprocessing.forkserver
+import multiprocessing.process
 import multiprocessing.resource_tracker
 import os
 import signal
@@ -34,6 +35,11 @@ ROOT = Path(__file__).resolve().parent.parent
 SHORT = os.environ.get("CONVEYOR_TEST_SHORT", "0") not in ("", "0")
 
 slow = unittest.skipIf(SHORT, "CONVEYOR_TEST_SHORT is set")
+
+# The names of the semaphores of this process and of all that it starts, so that they can be told from others.  Private to
+# the standard library; where it has changed, no semaphore is counted.
+_SEMAPHORES = f"/mp-{os.getpid()}"
+multiprocessing.process.current_process()._config["semprefix"] = _SEMAPHORES  # type: ignore[attr-defined]
 
 _HAS_ALARM = hasattr(signal, "setitimer")
 # After the first alarm, the time a test has for its own clean-up before it is told again.
@@ -273,7 +279,9 @@ def _shared_memory() -> dict[str, str]:
         for entry in entries:
             with contextlib.suppress(OSError):
                 status = entry.stat(follow_symlinks=False)
-                if status.st_uid == os.getuid():
+                # The semaphores of other programs come and go as they like.
+                foreign = entry.name.startswith("sem.mp-") and not entry.name.startswith(f"sem.{_SEMAPHORES[1:]}-")
+                if status.st_uid == os.getuid() and not foreign:
                     found[entry.name] = f"/dev/shm/{entry.name}, {status.st_size:,} bytes"
     return found
 
