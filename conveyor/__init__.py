@@ -22,12 +22,14 @@ from conveyor.errors import (
 )
 from conveyor.pipeline import Pipeline, Stream
 from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
+from conveyor.stats import Decision, Stats, StepStats
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BalancingFork",
     "ConveyorError",
+    "Decision",
     "Element",
     "ImplicitJoinWarning",
     "ImplicitPipeWarning",
@@ -45,6 +47,8 @@ __all__ = [
     "RuleError",
     "SourceError",
     "StateError",
+    "Stats",
+    "StepStats",
     "Stream",
     "WorkerDiedError",
 ]

@@ -154,7 +154,7 @@ class _Compiler:
         (last,) = self._layout.lanes
         wire = self._incoming(last)
         self._connect(wire, SinkNode(len(self._nodes), wire.bound))
-        return Plan(tuple(self._nodes), self._ordered)
+        return Plan(tuple(self._nodes), self._ordered, self._cores)
 
     def _incoming(self, lane: Lane) -> _Wire:
         """What comes down `lane`, through its Pipe."""
@@ -179,20 +179,21 @@ class _Compiler:
 
     def _step(self, index: int, step: Step) -> None:
         levels = step.lane.levels if step.lane is not None else ()
-        workers = self._workers(step, levels)
+        workers, most = self._workers(step, levels)
         if levels and levels[-1].fork in self._survey.collapsed:
             fork, (branch,) = levels[-1].fork, levels[-1].branches
             if branch > 0:
                 self._wires[index, 0] = self._wires[self._first_of(fork), 0]
                 return
             if not any(self._layout.is_auto(level.fork) for level in levels):
-                workers = self._layout.fork(fork).n or 1
+                workers = most = self._layout.fork(fork).n or 1
         wire = None if step.lane is None else self._incoming(step.lane)
         node = StepNode(
             index=len(self._nodes),
             name=self._name(label(step.processor)),
             processor=step.processor,
             workers=workers,
+            most=most,
             batch=step.processor.batch,
             bound=DEFAULT_MAXSIZE if wire is None else wire.bound,
             shared=wire is not None and wire.pipe is None,
@@ -215,15 +216,14 @@ class _Compiler:
             if isinstance(operation, Step) and operation.lane is not None and operation.lane.source == fork
         )
 
-    def _workers(self, step: Step, levels: tuple[Level, ...]) -> int:
-        """The number of workers; for now, as many as there are cores where it is to follow the load."""
+    def _workers(self, step: Step, levels: tuple[Level, ...]) -> tuple[int, int | None]:
+        """The number of workers at first, and the most that there may be."""
         for level in reversed(levels):
             element = self._layout.fork(level.fork)
             if isinstance(element, BalancingFork) and element.auto:
-                most = self._cores if element.max is None else min(self._cores, element.max)
-                return most if element.min is None else max(most, element.min)
+                return element.min or 1, element.max
         workers = step.processor.workers
-        return self._cores if workers == "auto" else workers or 1
+        return (1, None) if workers == "auto" else (workers or 1, workers or 1)
 
     def _name(self, wanted: str) -> str:
         name, count = wanted, 1
@@ -303,6 +303,6 @@ class _Compiler:
 def compiled(layout: Layout, *, cores: int, ordered: bool) -> Plan:
     """The Plan of a layout in which no branch is open.
 
-    `cores` is how many workers a step gets that leaves the number to the pipeline.
+    `cores` is how many cores the steps may use together that leave their number of workers to the pipeline.
     """
     return _Compiler(layout, cores=cores, ordered=ordered).plan()

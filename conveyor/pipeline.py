@@ -10,27 +10,36 @@ import sys
 import types
 import warnings
 from collections.abc import Generator, Iterable, Iterator
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 
 from conveyor import drawing
 from conveyor.cores import usable_cores
 from conveyor.description import Description
+from conveyor.engines.interrupts import interrupts_held
 from conveyor.errors import StateError
-from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
+from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork
+from conveyor.stats import Stats
+
+if TYPE_CHECKING:
+    # Type checkers bring this module with them.  Only its TypeVar has defaults before Python 3.13.
+    from typing_extensions import TypeVar
+
+    A = TypeVar("A", default=Any)
+    B = TypeVar("B", default=Any)
+    C = TypeVar("C", default=Any)
+    D = TypeVar("D", default=Any)
+
+    # What can stand on one of several branches.  What a Pipe gives there is Any, as nothing says what comes to it.
+    Step = Processor[Any, A] | Pipe
+else:
+    from typing import TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-A = TypeVar("A")
-B = TypeVar("B")
-C = TypeVar("C")
 
 ENGINES = ("process", "inline")
 START_METHODS = ("fork", "forkserver", "spawn")
 CHANNELS = ("pipe", "queue")
-
-
-class Empty:
-    """Stands, in type annotations, for the items of a pipeline without a Processor."""
 
 
 class Pipeline(Generic[In, Out]):
@@ -53,8 +62,14 @@ class Pipeline(Generic[In, Out]):
     [1, 2]
     """
 
-    def __init__(
-        self: Pipeline[Empty, Empty],
+    # To a type checker, a new pipeline is an EmptyPipeline (below).  mypy learns that from the `self` of `__init__`,
+    # other checkers from `__new__`, which passes the arguments on to be checked there.
+    if TYPE_CHECKING:
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> EmptyPipeline: ...
+
+    def __init__(  # type: ignore[misc]
+        self: EmptyPipeline,
         *,
         engine: Literal["process", "inline"] | None = None,
         start_method: Literal["fork", "forkserver", "spawn"] | None = None,
@@ -81,31 +96,45 @@ class Pipeline(Generic[In, Out]):
         self._cores = cores
         self._description = Description()
         self._session: Any = None
+        # The last session, for what it can tell when it is over.
+        self._last: Any = None
         # Whether the session belongs to one run alone, and ends with it.
         self._passing = False
 
     # Describing
 
-    @overload
-    def add(self: Pipeline[Empty, Empty], element: Processor[A, B], /) -> Pipeline[A, B]: ...
+    # For type checkers: a Processor alone has to take what comes.  Of several, each has to take what comes on its own
+    # branch, and nothing says which part of all that comes this is; so what several take is not checked.  No overload
+    # is for just any Element: it would let the wrong Processor pass, and where two fit a type that holds Any (such as
+    # `Processor[str, list[Any]]`), mypy takes Any for the whole.
 
     @overload
     def add(self: Pipeline[In, A], element: Processor[A, B], /) -> Pipeline[In, B]: ...
 
     @overload
-    def add(self: Pipeline[In, A], first: Processor[A, B], second: Processor[A, C], /) -> Pipeline[In, B | C]: ...
+    def add(self, *elements: Pipe | ReplicatingFork | BalancingFork | Join[Literal["merge"]]) -> Pipeline[In, Out]: ...
 
     @overload
     def add(self, *elements: Join[Literal["zip"]]) -> Pipeline[In, tuple[Out, ...]]: ...
 
     @overload
-    def add(self, *elements: Pipe | ReplicatingFork | BalancingFork | Join[Literal["merge"]]) -> Pipeline[In, Out]: ...
+    def add(self, *elements: Unchecked) -> Pipeline[In, Any]: ...
 
     @overload
-    def add(self: Pipeline[In, A], *elements: Processor[A, B] | Pipe) -> Pipeline[In, B]: ...
+    def add(self, first: Step[A], second: Step[B], /) -> Pipeline[In, A | B]: ...
 
     @overload
-    def add(self, *elements: Element) -> Pipeline[In, Any]: ...
+    def add(self, first: Step[A], second: Step[B], third: Step[C], /) -> Pipeline[In, A | B | C]: ...
+
+    @overload
+    def add(
+        self, first: Step[A], second: Step[B], third: Step[C], fourth: Step[D], /
+    ) -> Pipeline[In, A | B | C | D]: ...
+
+    @overload
+    def add(
+        self, first: Step, second: Step, third: Step, fourth: Step, fifth: Step, /, *others: Step
+    ) -> Pipeline[In, Any]: ...
 
     def add(self, *elements: Any) -> Any:
         """Put one element behind what is there, or several on parallel branches, and return the pipeline.
@@ -150,8 +179,8 @@ class Pipeline(Generic[In, Out]):
         """
         if self._session is not None:
             raise StateError("the pipeline is open already: close it first")
-        self._start(stacklevel=2)
         self._passing = False
+        self._start(stacklevel=2)
         return self
 
     def close(self) -> None:
@@ -174,13 +203,14 @@ class Pipeline(Generic[In, Out]):
         session = getattr(self, "_session", None)
         if session is not None and not session.ended:
             warnings.warn(f"{self!r} was dropped while it was open: close it", ResourceWarning, stacklevel=2)
-            self._leave(abort=True)
+            with interrupts_held(finalizing=True):
+                self._leave(abort=True)
 
     def __enter__(self) -> Pipeline[In, Out]:
         if self._session is not None:
             raise StateError("the pipeline is open already: close it first")
-        self._start(stacklevel=2)
         self._passing = False
+        self._start(stacklevel=2)
         return self
 
     def __exit__(
@@ -203,12 +233,17 @@ class Pipeline(Generic[In, Out]):
         [4]
         """
         results: list[Out] = []
-        running = self._running(items, stacklevel=3)
+        self._refuse_another_run()
         try:
-            for chunk in running.chunks:
-                results += chunk
-        finally:
-            running.end()
+            running = self._running(items, stacklevel=3)
+            try:
+                for chunk in running.chunks:
+                    results += chunk
+            finally:
+                running.end()
+        except BaseException:
+            self._abandon()
+            raise
         return results
 
     def stream(self, items: Iterable[In] | In) -> Stream[Out]:
@@ -220,22 +255,31 @@ class Pipeline(Generic[In, Out]):
         >>> next(Pipeline(engine="inline").add(Processor(len)).stream(["a", "bc"]))
         1
         """
-        return Stream(self._running(items, stacklevel=3))
+        self._refuse_another_run()
+        try:
+            return Stream(self._running(items, stacklevel=3))
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _refuse_another_run(self) -> None:
+        if self._session is not None and self._session.active:
+            raise StateError("a run is going on: take all of its results, or close its stream, before the next")
 
     def _running(self, items: Any, stacklevel: int) -> _Running:
         if self._session is not None and self._session.ended:
             # The session died with its last run; what follows starts anew.
             self._session = None
         if self._session is None:
-            self._start(stacklevel=stacklevel + 1)
             self._passing = True
-        elif self._session.active:
-            raise StateError("a run is going on: take all of its results, or close its stream, before the next")
-        try:
-            return _Running(self, self._session.run(_iterable(items)), self._passing)
-        except BaseException:
-            self._session.abort()
-            raise
+            self._start(stacklevel=stacklevel + 1)
+        return _Running(self, self._session.run(_iterable(items)), self._passing)
+
+    def _abandon(self) -> None:
+        """After an exception, which may have come at any moment, have nothing of the run go on."""
+        session = self._session
+        if session is not None and not session.ended and (self._passing or session.active):
+            session.abort()
 
     def _start(self, stacklevel: int) -> None:
         cores = self._cores or usable_cores()
@@ -243,11 +287,65 @@ class Pipeline(Generic[In, Out]):
         if self._engine == "inline":
             from conveyor.engines import inline
 
-            self._session = inline.Session(plan)
+            session: Any = inline.Session(plan)
         else:
             from conveyor.engines import process
 
-            self._session = process.Session(plan, self._start_method, self._channel)
+            session = process.Session(plan, self._start_method, self._channel)
+        self._session = self._last = session
+        try:
+            session.open()
+        except BaseException:
+            self._session = None
+            session.abort()
+            raise
+
+    # Looking on
+
+    def stats(self) -> Stats:
+        """Return what is known of each Processor now: how many workers it has, what waits in front of it, how long a
+        call takes, which Processor held up the others, and why the balancer did what it did.
+
+        May be called at any time and from any thread; when nothing is up, what was known at the end is returned.
+        Totals begin anew each time that the pipeline is opened, or run without being open.  Raises StateError
+        before the first time.
+
+        >>> pipeline = Pipeline(engine="inline").add(Processor(len))
+        >>> pipeline.run(["a", "bc"])
+        [1, 2]
+        >>> pipeline.stats()["len"].items_in
+        2
+        """
+        stats: Stats | None = None if self._last is None else self._last.stats()
+        if stats is None:
+            raise StateError("nothing is known yet: run the pipeline, or open it, before you ask for stats()")
+        return stats
+
+
+if TYPE_CHECKING:
+
+    class Unchecked(Protocol):
+        """An Element of which nobody knows what it is; no Processor, as the attribute there has another type."""
+
+        _is_processor: bool
+
+    class EmptyPipeline(Pipeline[Any, Any]):
+        """What `Pipeline()` makes: the first Processor says what goes in.
+
+        It is a class of its own, as a `Pipeline[Any, Any]` would pass for a Pipeline of whatever marked it as empty.
+        To a type checker it stays what it is, so a pipeline whose `add` is called for its effect alone is not checked.
+        """
+
+        @overload
+        def add(self, element: Processor[A, B], /) -> Pipeline[A, B]: ...
+
+        @overload
+        def add(self, *elements: Unchecked) -> Pipeline[Any, Any]: ...
+
+        @overload
+        def add(self, first: Step, second: Step, /, *others: Step) -> Pipeline[Any, Any]: ...
+
+        def add(self, *elements: Any) -> Any: ...
 
 
 class Stream(Iterator[Out]):
@@ -270,7 +368,8 @@ class Stream(Iterator[Out]):
 
     def close(self) -> None:
         """Give up what has not been taken; where the pipeline was opened for this run alone, end its workers."""
-        self._results.close()
+        with interrupts_held():
+            self._results.close()
 
     def __enter__(self) -> Stream[Out]:
         return self
@@ -299,11 +398,17 @@ class _Running:
 
     def end(self) -> None:
         """Give up what has not been taken."""
-        if self._passing:
-            # Nobody needs the workers any more, so nobody waits for the item that they are at.
-            self._pipeline._leave(abort=not self._run.over)
-        self.chunks.close()
-        self._run.cancel()
+        if self._run.over:
+            if self._passing:
+                self._pipeline._leave(abort=False)
+            return
+        # A stream that is dropped comes here while it is finalized.
+        with interrupts_held(finalizing=True):
+            if self._passing:
+                # Nobody needs the workers any more, so nobody waits for the item that they are at.
+                self._pipeline._leave(abort=True)
+            self.chunks.close()
+            self._run.cancel()
 
 
 def _iterable(items: Any) -> Iterable[Any]:

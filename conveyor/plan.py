@@ -26,21 +26,29 @@ class Target:
 class StepNode:
     """One Processor with the workers that run it.
 
-    `batch` is None where the job takes one item at a time.  `bound` is the number of items that the pipe in
-    front holds; `shared` says that no Pipe of its own stands there, so that what it holds counts against the
-    bound of the fork or join in front.  `name` is unique within the plan.
+    `workers` is how many there are at first, and at least; `most` how many there may be while it runs: the same
+    where the number is fixed, None where only the balancer's own bound holds.  `batch` is None where the job takes
+    one item at a time.  `bound` is the number of items that the pipe in front holds; `shared` says that no Pipe of
+    its own stands there, so that what it holds counts against the bound of the fork or join in front.  `name` is
+    unique within the plan.
     """
 
     index: int
     name: str
     processor: Processor[Any, Any]
     workers: int
+    most: int | None
     batch: int | None
     bound: int
     shared: bool
     ordered: bool
     finishes: bool
     to: Target
+
+    @property
+    def auto(self) -> bool:
+        """Whether the number of workers follows the load."""
+        return self.most != self.workers
 
 
 @dataclass(frozen=True)
@@ -126,10 +134,11 @@ Node = StepNode | ReplicateNode | BalanceNode | MergeNode | ZipNode | LeaveNode 
 
 @dataclass(frozen=True)
 class Plan:
-    """All nodes, in topological order."""
+    """All nodes, in topological order; `cores` is what workers that follow the load may use together."""
 
     nodes: tuple[Node, ...]
     ordered: bool
+    cores: int
 
     def grouped(self) -> frozenset[int]:
         """The indices of the nodes whose input carries groups: those inside a tracked fork."""

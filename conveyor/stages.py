@@ -12,13 +12,35 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 
-In_contra = TypeVar("In_contra", contravariant=True)
-Out_co = TypeVar("Out_co", covariant=True)
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence, Set
+
+    # Type checkers bring this module with them.  Only its TypeVar has a default before Python 3.13; without one, what a
+    # job does not say is Never.
+    from typing_extensions import Never, TypeVar
+
+    In_contra = TypeVar("In_contra", contravariant=True, default=Any)
+    Out_co = TypeVar("Out_co", covariant=True, default=Any)
+
+    class UnsolvedJob(Protocol):
+        """A job that is generic, as `abs`, `list` and `sum` are: where nothing says of what, it gives any of these.
+
+        Of the other jobs, only one that gives Any, or a collection of Any, is taken for such a one.
+        """
+
+        def __call__(
+            self, item: Any, /
+        ) -> Literal[0] | Sequence[Never] | Set[Never] | Mapping[Never, Any] | Iterator[Never]: ...
+
+else:
+    from typing import TypeVar
+
+    In_contra = TypeVar("In_contra", contravariant=True)
+    Out_co = TypeVar("Out_co", covariant=True)
+
 How_co = TypeVar("How_co", bound=str, covariant=True)
-A = TypeVar("A")
-B = TypeVar("B")
 
 DEFAULT_MAXSIZE = 65536
 """How many items a Pipe without `maxsize` holds."""
@@ -28,6 +50,10 @@ _SETTINGS = ("name", "workers", "batch", "keep_none")
 
 class Element:
     """What `Pipeline.add` takes: the base of Processor, Pipe, ReplicatingFork, BalancingFork and Join."""
+
+    if TYPE_CHECKING:
+        # There is no such attribute.  By its type, a checker tells a Processor from an Element that may be anything.
+        _is_processor: bool
 
 
 def _check_count(owner: str, argument: str, value: object, *, or_else: str = "") -> None:
@@ -71,10 +97,26 @@ class Processor(Element, Generic[In_contra, Out_co]):
     keep_none: bool = False
     job: Callable[[Any], Any] | None = None
 
+    if TYPE_CHECKING:
+        _is_processor: Literal[True]
+
+    # The first overload is for generic jobs.  What they take and give shows when items come, which no checker sees from
+    # here: it would take Never for both, and reject every later use.
     @overload
     def __init__(
-        self: Processor[A, B],
-        job: Callable[[list[A]], Iterator[B]],
+        self: Processor[Any, Any],
+        job: UnsolvedJob,
+        *,
+        name: str | None = None,
+        workers: int | Literal["auto"] | None = None,
+        batch: int | None = None,
+        keep_none: bool = False,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        job: Callable[[list[In_contra]], Iterator[Out_co]],
         *,
         batch: int,
         name: str | None = None,
@@ -84,8 +126,8 @@ class Processor(Element, Generic[In_contra, Out_co]):
 
     @overload
     def __init__(
-        self: Processor[A, B],
-        job: Callable[[list[A]], B],
+        self,
+        job: Callable[[list[In_contra]], Out_co],
         *,
         batch: int,
         keep_none: Literal[True],
@@ -95,8 +137,8 @@ class Processor(Element, Generic[In_contra, Out_co]):
 
     @overload
     def __init__(
-        self: Processor[A, B],
-        job: Callable[[list[A]], B | None],
+        self,
+        job: Callable[[list[In_contra]], Out_co | None],
         *,
         batch: int,
         name: str | None = None,
@@ -106,8 +148,8 @@ class Processor(Element, Generic[In_contra, Out_co]):
 
     @overload
     def __init__(
-        self: Processor[A, B],
-        job: Callable[[A], Iterator[B]],
+        self,
+        job: Callable[[In_contra], Iterator[Out_co]],
         *,
         name: str | None = None,
         workers: int | Literal["auto"] | None = None,
@@ -117,8 +159,8 @@ class Processor(Element, Generic[In_contra, Out_co]):
 
     @overload
     def __init__(
-        self: Processor[A, B],
-        job: Callable[[A], B],
+        self,
+        job: Callable[[In_contra], Out_co],
         *,
         keep_none: Literal[True],
         name: str | None = None,
@@ -128,8 +170,8 @@ class Processor(Element, Generic[In_contra, Out_co]):
 
     @overload
     def __init__(
-        self: Processor[A, B],
-        job: Callable[[A], B | None],
+        self,
+        job: Callable[[In_contra], Out_co | None],
         *,
         name: str | None = None,
         workers: int | Literal["auto"] | None = None,

@@ -7,11 +7,25 @@ it asks of the source, which is in a list of its own and the business of `test_c
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from conveyor.core import Machine
+from conveyor.core.balancing import Decision, Memory, Sight
 from conveyor.core.commands import Command, Grant, Lease, Pull
-from conveyor.core.events import Cancelled, Consumed, Event, Fed, Raised, Replied, SourceEnded, WorkerLost
+from conveyor.core.events import (
+    Begun,
+    Cancelled,
+    Consumed,
+    Event,
+    Fed,
+    Raised,
+    Replied,
+    SourceEnded,
+    Ticked,
+    WorkerLost,
+    WorkerReady,
+)
 from conveyor.core.groups import Runs
 from conveyor.description import Description
 from conveyor.plan import Plan
@@ -34,11 +48,29 @@ class Driven:
 
     def __init__(self, *rows: Any, ordered: bool = True, cores: int = 2) -> None:
         self.plan = plan_of(*rows, ordered=ordered, cores=cores)
-        self.machine = Machine(self.plan)
+        # What the policy decides when it is asked next: pairs of a step and the number of workers that it should have.
+        self.wanted: list[tuple[int, int]] = []
+        self.sights: list[Sight] = []
+        self.machine = Machine(self.plan, policy=self._policy)
         # What the last event made the machine ask of the source.
         self.pulls: list[Pull] = []
         # What each worker may still give for each lease.
         self._credit: dict[tuple[int, int], int] = {}
+
+    def _policy(
+        self, memory: Memory, sights: Sequence[Sight], cores: float, others: float, now: float
+    ) -> tuple[Memory, list[Decision]]:
+        self.sights = list(sights)
+        decisions = []
+        for step, after in self.wanted:
+            decisions.append(Decision(step, sights[step].workers + sights[step].starting, after, "as wanted"))
+        self.wanted = []
+        return memory._replace(next=now + 1.0), decisions
+
+    def resize(self, now: float, step: int, workers: int) -> list[Command]:
+        """Have the policy want so many workers for a step."""
+        self.wanted = [(step, workers)]
+        return self.tick(now)
 
     def node(self, index: int) -> Any:
         """The running form of the plan's node `index`."""
@@ -58,7 +90,7 @@ class Driven:
                 credit = self._credit.setdefault((command.worker, command.lease), 0)
                 self._credit[command.worker, command.lease] = credit + command.credit
         self.machine.check()
-        assert self.machine.now == now
+        assert self.machine.now == now or self.machine.over
         self.pulls = [command for command in commands if isinstance(command, Pull)]
         return [command for command in commands if not isinstance(command, Pull)]
 
@@ -93,6 +125,18 @@ class Driven:
     def lose(self, now: float, worker: int, cause: Any) -> list[Command]:
         """Have a worker die."""
         return self.handle(WorkerLost(worker, cause), now)
+
+    def tick(self, now: float) -> list[Command]:
+        """Let time pass."""
+        return self.handle(Ticked(0.0), now)
+
+    def begun(self, now: float, worker: int, lease: int, units: int) -> list[Command]:
+        """Have a worker answer a Recall."""
+        return self.handle(Begun(worker, lease, units), now)
+
+    def ready(self, now: float, worker: int) -> list[Command]:
+        """Have a worker be up."""
+        return self.handle(WorkerReady(worker, 0.01), now)
 
     def reply(
         self,

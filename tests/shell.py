@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
 
 from conveyor.core import Machine, commands, events
+from conveyor.core.balancing import Decision, Memory, Sight
 from conveyor.core.groups import Runs, runs_of
 from conveyor.core.machine import first_pull
 from conveyor.core.payloads import Piece
@@ -27,6 +28,10 @@ def materialize(pieces: tuple[Piece, ...]) -> list[Any]:
     """The items of pieces whose blobs are plain lists."""
     spec, blobs = spec_of(pieces)
     return copy.deepcopy(items_of(spec, blobs))
+
+
+MOST_WORKERS = 4
+"""How many workers a step has at most that leaves their number open."""
 
 
 class FakeWorker:
@@ -45,6 +50,12 @@ class FakeWorker:
         self.work: Iterator[tuple[str, Any]] = iter(())
         self.held: tuple[str, Any] | None = None
         self.cancelled = False
+        # What it is at, in units begun of a lease; and beyond what it begins nothing.
+        self.begun = (-1, 0)
+        self.limit: tuple[int, int] | None = None
+        self.recall: commands.Recall | None = None
+        # How many items of each lease have been acknowledged.
+        self.acknowledged: dict[int, int] = {}
 
     @property
     def busy(self) -> bool:
@@ -70,10 +81,22 @@ class FakeWorker:
             for value in outputs_of(self.job.finish(), False):
                 yield "output", value
             return
-        for unit in units:
+        for index, unit in enumerate(units):
+            if self.limit is not None and (lease.lease, index) >= self.limit:
+                return
+            self.begun = (lease.lease, index + 1)
             for value in outputs_of(self.call(unit), self.node.processor.keep_none):
                 yield "output", value
             yield "unit", None
+
+    def answer(self, doubtful: int) -> events.Begun:
+        """Say what has been begun, and begin nothing more."""
+        assert self.recall is not None
+        self.limit = max(self.begun, (self.recall.lease, self.recall.units))
+        self.recall = None
+        # It may have been about to begin one more, and find then that it must not.
+        lease, units = self.limit
+        return events.Begun(self.number, lease, units + doubtful)
 
     def reply(self, steps: int, cuts: int) -> events.Replied:
         """Go on for at most `steps` steps; return the reply."""
@@ -126,18 +149,23 @@ class FakeShell:
     """One run of a plan."""
 
     def __init__(self, plan: Plan, items: Iterable[Any], choose: Callable[[int], int], heaviest: int = 8) -> None:
-        """`choose(n)` returns an int from 0 to n - 1; no item is taken to weigh more than `heaviest` bytes."""
+        """`choose(n)` returns an int from 0 to n - 1; no item is taken to weigh more than `heaviest` bytes.
+
+        The number of workers of a step that leaves it open is drawn anew each time that the machine asks for it.
+        """
         self.plan = plan
         self.choose = choose
         self.items = iter(items)
-        self.machine = Machine(plan)
-        grouped = plan.grouped()
-        self.workers: list[FakeWorker] = []
+        self.machine = Machine(plan, policy=self.policy)
+        self.workers: dict[int, FakeWorker] = {}
+        # The items of each lease of each worker that it has not acknowledged.
+        self.unacknowledged: dict[int, dict[int, int]] = {}
         for step in plan.steps:
             for _ in range(step.workers):
-                self.workers.append(FakeWorker(len(self.workers), step, step.index in grouped))
-        # The items of each lease of each worker that it has not acknowledged.
-        self.unacknowledged: list[dict[int, int]] = [{} for _ in self.workers]
+                self.hire(len(self.workers), step)
+        # Those that were started and are not up yet, with their steps.
+        self.starting: dict[int, StepNode] = {}
+        self.recalled = 0
         self.finishing: set[int] = set()
         self.credit = first_pull(plan)
         self.exhausted = False
@@ -151,6 +179,23 @@ class FakeShell:
         self.heaviest = heaviest
         self.consumes = True
         self.cancelled = False
+
+    def hire(self, number: int, step: StepNode) -> None:
+        """Have one more worker."""
+        self.workers[number] = FakeWorker(number, step, step.index in self.plan.grouped())
+        self.unacknowledged[number] = {}
+
+    def policy(
+        self, memory: Memory, sights: Sequence[Sight], cores: float, others: float, now: float
+    ) -> tuple[Memory, list[Decision]]:
+        """Decide at random, within the bounds."""
+        decisions = []
+        for index, sight in enumerate(sights):
+            present = sight.workers + sight.starting
+            wanted = max(sight.least, 1 + self.choose(MOST_WORKERS)) if sight.most is None else present
+            if wanted != present:
+                decisions.append(Decision(index, present, wanted, "by chance"))
+        return memory._replace(next=now + 0.001 * self.choose(20)), decisions
 
     def handle(self, event: events.Event) -> None:
         """Hand an event to the machine, check it, and carry its commands out."""
@@ -166,7 +211,11 @@ class FakeShell:
                     assert not self.cancelled, "a lease after the run was cancelled"
                     assert sum(stop - start for _, start, stop in command.pieces) == command.items
                     self.unacknowledged[command.worker][command.lease] = command.items
-                    self.workers[command.worker].leases.append(command)
+                    worker = self.workers[command.worker]
+                    if worker.limit is not None:
+                        assert not worker.leases and worker.lease is None, "a lease behind one that was taken back"
+                        worker.limit = None
+                    worker.leases.append(command)
                 case commands.Grant(number, lease, credit):
                     worker = self.workers[number]
                     assert worker.lease is not None and worker.lease.lease == lease and worker.waiting
@@ -175,6 +224,16 @@ class FakeShell:
                 case commands.CancelLeases(number):
                     self.workers[number].cancelled = True
                     self.workers[number].waiting = False
+                case commands.Recall(number):
+                    assert not self.workers[number].recall, "taken back twice"
+                    self.workers[number].recall = command
+                case commands.StartWorker(index, number):
+                    node = self.plan.nodes[index]
+                    assert isinstance(node, StepNode) and number not in self.workers
+                    self.starting[number] = node
+                case commands.EndWorker(number):
+                    assert not self.unacknowledged.pop(number), "a worker that has something is sent away"
+                    del self.workers[number]
                 case commands.Pull(credit):
                     self.credit += credit
                 case commands.Emit(pieces, items):
@@ -199,13 +258,16 @@ class FakeShell:
                 del leases[event.lease]
             else:
                 unit = self.workers[event.worker].node.batch or 1
+                worker = self.workers[event.worker]
                 leases[event.lease] = max(0, leases[event.lease] - event.units * unit)
+                worker.acknowledged[event.lease] = worker.acknowledged.get(event.lease, 0) + event.units * unit
 
     def _compare(self) -> None:
         """Raise AssertionError where the machine's idea of who has what is not that of the workers."""
         if self.failure:
             return
-        for worker, step in zip(self.workers, self.machine.steps_by_worker, strict=True):
+        for worker in self.workers.values():
+            step = self.machine.step_of(worker.number)
             known = next(each for each in step.workers if each.number == worker.number)
             leases = {lease.number: lease.items for lease in known.leases}
             assert leases == self.unacknowledged[worker.number], "worker and machine disagree on a lease"
@@ -217,8 +279,41 @@ class FakeShell:
             possible.append(self.feed)
         if self.unconsumed and self.consumes:
             possible.append(self.consume)
-        possible.extend(partial(self.work, worker) for worker in self.workers if worker.busy)
+        possible.extend(partial(self.work, worker) for worker in self.workers.values() if worker.busy)
+        possible.extend(partial(self.answer, worker) for worker in self.workers.values() if worker.recall)
         return possible
+
+    def asides(self) -> list[Callable[[], None]]:
+        """What may happen beside, without which all goes on as well."""
+        possible: list[Callable[[], None]] = []
+        if self.machine.timer is not None:
+            possible.append(self.tick)
+        possible.extend(partial(self.start, number) for number in self.starting)
+        return possible
+
+    def tick(self) -> None:
+        """Time passes."""
+        assert self.machine.timer is not None
+        self.now = max(self.now, self.machine.timer)
+        self.handle(events.Ticked(0.0))
+
+    def start(self, number: int) -> None:
+        """A worker is up."""
+        self.hire(number, self.starting.pop(number))
+        self.handle(events.WorkerReady(number, 0.01))
+
+    def answer(self, worker: FakeWorker) -> None:
+        """A worker says what it has begun, and the rest is not its any more."""
+        event = worker.answer(self.choose(2))
+        unit = worker.node.batch or 1
+        leases = self.unacknowledged[worker.number]
+        for lease in leases:
+            if lease >= event.lease:
+                done = worker.acknowledged.get(lease, 0)
+                begun = event.units * unit if lease == event.lease else 0
+                leases[lease] = max(0, min(leases[lease], begun - done))
+        self.recalled += 1
+        self.handle(event)
 
     def feed(self) -> None:
         """The source gives some items, or ends."""
@@ -256,7 +351,11 @@ class FakeShell:
         """Let one thing happen."""
         possible = self.actions()
         assert possible, "nothing can happen any more, and the run is not over"
-        possible[self.choose(len(possible))]()
+        asides = self.asides()
+        if asides and not self.choose(3):
+            asides[self.choose(len(asides))]()
+        else:
+            possible[self.choose(len(possible))]()
 
     def run(self, limit: int = 100_000) -> list[Any]:
         """Let things happen until the run is over; return the results."""
@@ -269,7 +368,7 @@ class FakeShell:
     def assert_over(self) -> None:
         """Raise AssertionError unless the run is over, nobody holds a lease, and no event changes that."""
         assert self.finished and self.machine.over
-        assert not any(self.unacknowledged) and not any(step.outstanding for step in self.machine.steps)
+        assert not any(self.unacknowledged.values()) and not any(step.outstanding for step in self.machine.steps)
         late: list[events.Event] = [events.Consumed(0), events.SourceEnded(), events.Cancelled()]
         for event in late:
             assert self.machine.handle(event, self.now) == []

@@ -41,6 +41,15 @@ def settled(number, seconds=0.3):
     return value
 
 
+def large_later(item):
+    return item if item < 3000 else bytes(1_000_000)
+
+
+def large_later_in_a_generator(item):
+    for number in range(4500):
+        yield large_later(number)
+
+
 class Ticks(Processor):
     """Adds a byte to a file for each item."""
 
@@ -142,6 +151,40 @@ class Bounds:
             for _ in itertools.islice(stream, 3000):  # 300 MB
                 pass
             assert memory() - before < 60_000_000, memory() - before
+
+    def tree(self):
+        """The most memory that each process of this one's tree has had, in bytes."""
+        most = {}
+        for pid in {os.getpid(), *_descendants(_everyone())}:
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    most[pid] = int(line.split()[1]) * 1024
+        return most
+
+    def test_results_that_are_heavy_go_on_and_on(self):
+        # Fewer fit into the last pipe than are worth telling of while they are small.
+        pipeline = self.make(Processor(make_large))
+        assert sum(map(len, pipeline.run(range(2000)))) == 2000 * 100_000
+
+    def test_items_that_become_heavy_fill_the_pipes_all_the_same(self):
+        def source():
+            yield from range(3000)
+            for _ in range(1500):
+                yield bytes(1_000_000)
+
+        for pipeline, items, results in (
+            (self.make(Processor(same), Pipe(), Processor(same)), source(), 4500),
+            (self.make(Processor(large_later), Pipe(), Processor(same)), range(4500), 4500),
+            (self.make(Processor(large_later_in_a_generator), Pipe(), Processor(same)), range(1), 4500),
+        ):
+            before = self.tree()[os.getpid()]
+            with pipeline.stream(items) as stream:
+                next(stream)
+                time.sleep(1.0)  # nobody takes a result: without a bound in bytes, all 1.5 GB are on their way by now
+                most = self.tree()
+                assert most[os.getpid()] - before < 400_000_000, most
+                assert all(each < 800_000_000 for each in most.values()), most
+                assert sum(1 for _ in stream) == results - 1
 
     def test_a_slow_source_delays_no_result(self):
         for pipeline in (

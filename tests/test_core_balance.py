@@ -40,11 +40,15 @@ class Balance(TestCase):
             Lease(2, 0, (("b", 0, 1),), 1, 1),
             Lease(3, 0, (("b", 1, 2),), 1, 1),
         ]
-        assert [step.held for step in core.machine.steps] == [0, 1, 1, 0]
-        assert core.feed(0.2, "B", 1) == [Lease(0, 1, (("B", 0, 1),), 1, 2)]
-        # The third branch is next.
-        assert core.reply(0.3, 0, 1, 1, ("b", 1)) == []
-        assert [step.held for step in core.machine.steps] == [0, 1, 1, 1]
+        # Each branch has one item, of which nobody knows how long it takes: what is left waits for whoever is first.
+        assert [step.held for step in core.machine.steps] == [0, 0, 0, 0]
+        assert core.node(1).queue.items == 2
+        assert core.reply(0.2, 2, 0, 1, ("b", 1), runs=[(1, 1)], seconds=1.0) == [Lease(2, 1, (("b", 2, 3),), 1, 1)]
+        assert core.reply(0.3, 1, 0, 1, ("b", 1), runs=[(1, 1)], seconds=1.0) == [
+            Emit((("b", 0, 1),), 1),
+            Emit((("b", 0, 1),), 1),
+            Lease(1, 1, (("b", 3, 4),), 1, 1),
+        ]
 
     def test_a_stalled_branch_is_passed_over(self) -> None:
         core = self.forked(Processor(job), Processor(job), pipe=Pipe(1))
@@ -53,16 +57,18 @@ class Balance(TestCase):
             Lease(1, 0, (("a", 0, 1),), 1, 1),
             Lease(2, 0, (("b", 0, 1),), 1, 1),
         ]
-        # Each branch has one item at work and one in its pipe; the rest waits for whoever is first.
-        assert core.node(1).queue.items == 4
-        assert core.reply(0.2, 2, 0, 1, ("b", 1), runs=[(1, 1)], seconds=1.0) == [Lease(2, 1, (("b", 2, 3),), 1, 1)]
-        assert core.reply(0.3, 2, 1, 1, ("c", 1), runs=[(1, 1)], seconds=1.0) == [Lease(2, 2, (("b", 3, 4),), 1, 1)]
-        assert core.reply(0.4, 2, 2, 1, ("d", 1), runs=[(1, 1)], seconds=1.0) == [Lease(2, 3, (("b", 4, 5),), 1, 1)]
+        # Each branch has one item at work, and none in its pipe while an item takes long; the rest waits in front.
+        assert core.node(1).queue.items == 6
+        assert core.reply(0.2, 2, 0, 1, ("b", 1), runs=[(1, 1)], seconds=1.0) == [Lease(2, 1, (("b", 1, 2),), 1, 1)]
+        assert core.reply(0.3, 2, 1, 1, ("c", 1), runs=[(1, 1)], seconds=1.0) == [Lease(2, 2, (("b", 2, 3),), 1, 1)]
+        assert core.reply(0.4, 2, 2, 1, ("d", 1), runs=[(1, 1)], seconds=1.0) == [Lease(2, 3, (("b", 3, 4),), 1, 1)]
         # What the second branch gave waits for the first item, which is in the first branch.
         assert core.reply(0.5, 1, 0, 1, ("e", 1), runs=[(1, 1)], seconds=1.0) == [
             Emit((("e", 0, 1),), 1),
             Emit((("b", 0, 1),), 1),
-            Lease(1, 1, (("b", 1, 2),), 1, 1),
+            Emit((("c", 0, 1),), 1),
+            Emit((("d", 0, 1),), 1),
+            Lease(1, 1, (("b", 4, 5),), 1, 1),
         ]
 
     def test_a_branch_without_a_pipe_is_stalled_while_its_worker_is_busy(self) -> None:
@@ -84,9 +90,14 @@ class Balance(TestCase):
         assert core.node(1).queue.items == 1
         assert core.feed(0.2, "B", 1) == [Lease(0, 1, (("B", 0, 1),), 1, 1)]
         assert core.reply(0.3, 0, 1, 1, ("b", 2)) == [Lease(2, 0, (("b", 1, 2), ("b", 0, 1)), 2, 1)]
-        # The last batch may be short.
+        # The last batch may be short, and is the first branch's, whoever is free.
         assert core.end(0.4) == []
-        assert core.node(1).queue.items == 0
+        assert core.reply(0.5, 2, 0, 1, ("e", 1), runs=[(1, 1)], seconds=1.0) == []
+        assert core.reply(0.6, 1, 0, 1, ("f", 1), runs=[(1, 1)], seconds=1.0) == [
+            Emit((("f", 0, 1),), 1),
+            Emit((("e", 0, 1),), 1),
+            Lease(1, 1, (("b", 1, 2),), 1, 1),
+        ]
 
     def test_strictly_in_turn_where_a_batch_stands_behind(self) -> None:
         core = Driven(

@@ -10,6 +10,7 @@ from typing import Any
 
 from conveyor import Pipe, Processor
 from conveyor.core.commands import Emit, Finish, Grant, Lease
+from conveyor.core.events import Forfeited
 from conveyor.core.machine import first_pull
 from conveyor.core.sizing import UNWEIGHED
 from tests.driving import Driven, plan_of
@@ -72,6 +73,17 @@ class Source(TestCase):
         for lease in range(7):
             core.reply(1.0 + lease, 0, lease, 1, seconds=1.0)
         assert core.machine.first.room(0) == 4
+
+    def test_items_that_have_become_heavy_are_asked_for_anew(self) -> None:
+        core = Driven(Processor(job), Pipe(64))
+        # 64 were promised; with 8 MiB each, eight of them fill the pipe.
+        core.feed(0.0, "A", 10, size=10 * 8 << 20)
+        assert core.handle(Forfeited(), 0.1) == [] and core.pulls == []
+        pulled = []
+        for lease in range(5):
+            core.reply(0.2 + lease, 0, lease, 1, seconds=1.0)
+            pulled.append(core.pulls)
+        assert pulled == [[], [], [Pull(1)], [Pull(2)], []]
 
 
 class Sink(TestCase):

@@ -34,7 +34,7 @@ from tests.pipelines import (
     several,
     triple,
 )
-from tests.shell import FakeShell
+from tests.shell import MOST_WORKERS, FakeShell
 from tests.support import SHORT, TestCase
 
 SHRINK = os.environ.get("CONVEYOR_TEST_SHRINK", "0") not in ("", "0")
@@ -94,6 +94,8 @@ def case(
     plan = pipeline._description.plan(cores=2, ordered=ordered)
     if source.randrange(2):
         plan = tightened(plan, 1 + source.randrange(4))
+    if source.randrange(2):
+        plan = loosened(plan, source)
     assume(suits(plan) and work(plan, len(items)) <= MOST_WORK)
     expected = list(islice(pipeline.stream(items), MOST_RESULTS + 1))
     assume(len(expected) <= MOST_RESULTS)
@@ -185,7 +187,7 @@ class Properties(TestCase):
         shell.cancel()
         for _ in range(leases):
             assert not shell.finished
-            busy = [worker for worker in shell.workers if worker.busy]
+            busy = [worker for worker in shell.workers.values() if worker.busy]
             shell.work(busy[choose(len(busy))])
         shell.assert_over()
         assert len(shell.results) == results
@@ -227,10 +229,21 @@ def tightened(plan: Plan, most: int) -> Plan:
     return replace(plan, nodes=tuple(nodes))
 
 
+def loosened(plan: Plan, source: random.Random) -> Plan:
+    """The plan with steps whose number of workers changes at any time, where that makes no difference."""
+    nodes: list[Any] = []
+    for node in plan.nodes:
+        if isinstance(node, StepNode) and not node.finishes and source.randrange(2):
+            node = replace(node, most=None)
+        nodes.append(node)
+    return replace(plan, nodes=tuple(nodes))
+
+
 def capacity(plan: Plan) -> int:
     """How many items all pipes, and all hands, have room for."""
     held = 0
     for node in plan.nodes:
         held += getattr(node, "bound", 0) + sum(getattr(node, "bounds", ()))
-        held += 2 * node.workers if isinstance(node, StepNode) else 0
+        if isinstance(node, StepNode):
+            held += 2 * (MOST_WORKERS if node.most is None else node.workers)
     return held

@@ -82,7 +82,7 @@ class Zips(TestCase):
         core = self.two()
         assert core.reply(0.2, 2, 0, 1, runs=[(0, 1)]) == [Lease(2, 1, (("b", 0, 2),), 2, 2)]
         assert core.reply(0.3, 1, 0, 1, runs=[(0, 1)]) == [Lease(1, 1, (("b", 0, 2),), 2, 2)]
-        assert core.reply(0.4, 1, 1, 1, ("b", 1), runs=[(1, 1)]) == []
+        assert core.reply(0.4, 1, 1, 2, ("b", 2), runs=[(1, 2)]) == []
 
     def test_a_full_pipe_behind_cuts_the_rows(self) -> None:
         core = self.two(pipe=2)

@@ -62,13 +62,17 @@ def step(
     *,
     name: str | None = None,
     workers: int = 1,
+    most: int | None = None,
+    auto: bool = False,
     shared: bool = False,
     ordered: bool = True,
 ) -> StepNode:
     """A StepNode of one of the Processors above, which leads to the node or Target `to`."""
     name = name or processor.job.__name__
     to = Target(to) if isinstance(to, int) else to
-    return StepNode(index, name, processor, workers, processor.batch, bound, shared, ordered, False, to)
+    return StepNode(
+        index, name, processor, workers, most if auto else workers, processor.batch, bound, shared, ordered, False, to
+    )
 
 
 def targets(node: Node) -> tuple[Target, ...]:
@@ -130,7 +134,7 @@ def test_workers():
     four, auto = Processor(load, workers=4), Processor(load, workers="auto")
     assert planned(four, Pipe(5), auto, cores=3) == [
         step(0, four, 5, 1, workers=4),
-        step(1, auto, 5, 2, name="load-2", workers=3),
+        step(1, auto, 5, 2, name="load-2", auto=True),
         SinkNode(2, 5),
     ]
 
@@ -156,25 +160,25 @@ def test_names_are_unique():
 def test_a_fork_decided_at_run_time_leaves_no_node():
     assert planned(LOAD, Pipe(5), BalancingFork(), PARSE, Pipe(6), Join(), TRAIN) == [
         step(0, LOAD, 5, 1),
-        step(1, PARSE, 5, 2, workers=4),
+        step(1, PARSE, 5, 2, auto=True),
         step(2, TRAIN, 6, 3),
         SinkNode(3, 6),
     ]
     assert planned(LOAD, Pipe(5), BalancingFork(), Pipe(8), PARSE, Pipe(6), TRAIN, Pipe(6), Join(), Pipe(7), LOAD) == [
         step(0, LOAD, 8, 1),
-        step(1, PARSE, 8, 2, workers=4),
-        step(2, TRAIN, 6, 3, workers=4),
+        step(1, PARSE, 8, 2, auto=True),
+        step(2, TRAIN, 6, 3, auto=True),
         step(3, LOAD, 7, 4, name="load-2"),
         SinkNode(4, 7),
     ]
-    for fork, cores, workers in [
-        (BalancingFork(max=2), 4, 2),
-        (BalancingFork(max=8), 4, 4),
-        (BalancingFork(min=6), 4, 6),
-        (BalancingFork(min=1, max=3), 1, 1),
-        (BalancingFork(min=2, max=3), 1, 2),
+    for fork, workers, most in [
+        (BalancingFork(max=2), 1, 2),
+        (BalancingFork(min=6), 6, None),
+        (BalancingFork(min=2, max=3), 2, 3),
+        (BalancingFork(min=3, max=3), 3, 3),
     ]:
-        assert planned(LOAD, Pipe(5), fork, PARSE, cores=cores)[1].workers == workers
+        node = planned(LOAD, Pipe(5), fork, PARSE, cores=4)[1]
+        assert (node.workers, node.most, node.auto) == (workers, most, workers != most)
 
 
 def test_equal_branches_become_one_step():
@@ -390,7 +394,7 @@ def test_without_order_only_zips_are_tracked_and_what_is_in_them():
 def test_leaving_into_a_fork_without_a_node():
     nodes = planned(LOAD, Pipe(5), BalancingFork(), Pipe(), ReplicatingFork(2), PARSE, Pipe(), Join(), TRAIN)
     assert nodes[5] == LeaveNode(5, 1, False, Target(6))
-    assert [node.workers for node in nodes if isinstance(node, StepNode)] == [1, 4, 4, 4]
+    assert [node.auto for node in nodes if isinstance(node, StepNode)] == [False, True, True, True]
 
 
 ELEMENTS = st.one_of(

@@ -24,7 +24,7 @@ LIMIT_SECONDS = 2.0
 """What the end may take, on a busy machine; 0.1 s is usual, and 0.4 s where a worker has to be killed."""
 
 HEAD = """
-import itertools, os, signal, sys, threading, time
+import itertools, multiprocessing, os, signal, sys, threading, time
 from conveyor import *
 
 SETTINGS = {settings!r}
@@ -56,10 +56,15 @@ class SlowSetup(Processor):
     def process(self, item):
         return item
 
+def wait():
+    # In short turns: a signal that comes just before a wait begins does not end it.
+    while True:
+        time.sleep(0.05)
+
 def waiting_source():
     yield 1
     say("busy")
-    threading.Event().wait()
+    wait()
 
 def make(*processors):
     pipeline = Pipeline(**SETTINGS)
@@ -159,20 +164,20 @@ BODIES = {
     "consumer": """
         for _ in make(Processor(same), Processor(same)).stream(itertools.count()):
             say("busy")
-            threading.Event().wait()
+            wait()
     """,
     "consumer, in with": """
         with make(Processor(same), Processor(same)) as pipeline:
             for _ in pipeline.stream(itertools.count()):
                 say("busy")
-                threading.Event().wait()
+                wait()
     """,
     "open": "make(SlowSetup(), SlowSetup()).open()",
     "idle": """
         with make(Processor(same), Processor(same)) as pipeline:
             pipeline.run([1, 2])
             say("busy")
-            threading.Event().wait()
+            wait()
     """,
 }
 
@@ -243,6 +248,128 @@ class ShutdownTest(TestCase):
                     script.note()
                     assert script.end(within=5) == 0, script.stderr()
                     assert script.stderr() == "", script.stderr()
+
+    def test_an_exception_of_a_signal_handler_is_the_callers(self):
+        # Also one that looks like what a broken channel raises.
+        body = """
+            def on_alarm(number, frame):
+                raise TimeoutError("time is up")
+
+            signal.signal(signal.SIGALRM, on_alarm)
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            try:
+                make(Processor(sleeps)).run([1])
+            except TimeoutError as error:
+                assert str(error) == "time is up"
+                say("good")
+        """
+        for method, channel in WAYS:
+            with self.subTest(method=method, channel=channel):
+                script = Script(self, body, start_method=method, channel=channel)
+                script.wait_for("good")
+                assert script.note().end() == 0, script.stderr()
+                assert script.stderr() == "", script.stderr()
+
+    def test_a_program_that_does_not_hear_of_its_children(self):
+        for ignoring in ("signal.signal(signal.SIGCHLD, signal.SIG_IGN)", "signal.signal(signal.SIGCHLD, reap)"):
+            for method, channel in (WAYS[0], WAYS[-1]):
+                with self.subTest(ignoring=ignoring, method=method, channel=channel):
+                    body = f"""
+                        def reap(number, frame):
+                            try:
+                                while os.waitpid(-1, os.WNOHANG)[0]:
+                                    pass
+                            except ChildProcessError:
+                                pass
+
+                        {ignoring}
+                        descriptors = len(os.listdir("/proc/self/fd"))
+                        for _ in range(2):
+                            assert make(Processor(same), Processor(same)).run([1, 2]) == [1, 2]
+                            try:
+                                make(Processor(os._exit)).run([3])
+                            except WorkerDiedError as error:
+                                assert error.exitcode == 3, error
+                        # The standard library's own helper may have been started, and keeps one.
+                        assert len(os.listdir("/proc/self/fd")) <= descriptors + 2
+                        say("good")
+                    """
+                    script = Script(self, body, start_method=method, channel=channel)
+                    script.wait_for("good")
+                    assert script.note().end() == 0, script.stderr()
+                    assert script.stderr() == "", script.stderr()
+
+    def test_ctrl_c_while_a_stream_is_closed_or_dropped(self):
+        # The source holds its thread for a while, so that the end of the stream takes a while too.
+        body = """
+            def source():
+                for number in itertools.count():
+                    yield number
+                    time.sleep(0.1)
+
+            with make(Processor(same)) as pipeline:
+                stream = pipeline.stream(source())
+                next(stream)
+                signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+                signal.setitimer(signal.ITIMER_REAL, 0.03)
+                try:
+                    {leave}
+                    time.sleep(10)
+                except KeyboardInterrupt:
+                    say("interrupted")
+                assert pipeline.run([1, 2]) == [1, 2]
+                say("good")
+        """
+        for leave in ("stream.close()", "del stream"):
+            with self.subTest(leave=leave):
+                script = Script(self, body.format(leave=leave), start_method="fork")
+                script.wait_for("interrupted")
+                script.wait_for("good")
+                assert script.end() == 0, script.stderr()
+                assert script.stderr() == "", script.stderr()
+
+    def test_ctrl_c_again_and_again(self):
+        # Wherever it comes: nothing but KeyboardInterrupt is raised, and nothing is left of the pipeline.
+        body = """
+            import collections, random
+            {run}
+            pid, random_ = os.getpid(), random.Random(5)
+            sniper = os.fork()
+            if not sniper:
+                for _ in range(50):
+                    time.sleep(random_.uniform(0.03, 0.06))
+                    os.kill(pid, signal.SIGINT)
+                os._exit(0)
+            left = 40
+            while left:
+                try:
+                    while True:
+                        {run}
+                except KeyboardInterrupt:
+                    left -= 1
+            while True:
+                try:
+                    os.waitpid(sniper, 0)
+                    signal.signal(signal.SIGINT, signal.SIG_IGN)
+                    break
+                except KeyboardInterrupt:
+                    pass
+                except ChildProcessError:
+                    break
+            assert threading.active_count() == 1, threading.enumerate()
+            assert not multiprocessing.active_children(), multiprocessing.active_children()
+            say("good")
+        """
+        for run in (
+            "make(Processor(same)).run([1, 2, 3])",
+            "make(Processor(same), Processor(same)).run(number for number in range(20))",
+            "next(make(Processor(same)).stream(itertools.count()))",
+        ):
+            with self.subTest(run=run):
+                script = Script(self, body.format(run=run), start_method="fork")
+                script.wait_for("good")
+                # One that comes while Python drops an object of its own is printed, and not raised.
+                assert script.end() == 0, script.stderr()
 
     def test_a_process_that_the_caller_forks(self):
         body = """

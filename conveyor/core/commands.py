@@ -38,6 +38,28 @@ class CancelLeases(NamedTuple):
     worker: int
 
 
+class Recall(NamedTuple):
+    """Have a worker begin nothing more of what it was handed, but for the first `units` units of `lease` and all before
+    them, and say what it has begun."""
+
+    worker: int
+    lease: int
+    units: int
+
+
+class StartWorker(NamedTuple):
+    """Start one more worker for the step whose node has the index `step`."""
+
+    step: int
+    worker: int
+
+
+class EndWorker(NamedTuple):
+    """Have a worker without a lease tear down its job and leave."""
+
+    worker: int
+
+
 class Pull(NamedTuple):
     """Allow the source `credit` more items."""
 
@@ -69,4 +91,4 @@ class Fail(NamedTuple):
     cause: Any
 
 
-Command = Lease | Grant | CancelLeases | Pull | Emit | Finish | Fail
+Command = Lease | Grant | CancelLeases | Recall | StartWorker | EndWorker | Pull | Emit | Finish | Fail

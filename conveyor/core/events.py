@@ -19,6 +19,10 @@ class Fed(NamedTuple):
     size: int
 
 
+class Forfeited(NamedTuple):
+    """Items were so much heavier than those before that the source gives back what else it might give, and waits."""
+
+
 class SourceEnded(NamedTuple):
     """The source has no more items."""
 
@@ -28,8 +32,10 @@ class Replied(NamedTuple):
 
     Outputs beyond those of the acknowledged units belong to the unit it is working on.  `runs` tells the
     number of outputs of each acknowledged unit (None where nobody needs to know).  `final`: the lease is
-    done.  `starving`: the worker holds an output that it has no credit for, and waits.  `seconds` is the wall
-    time since its last reply that was spent on this lease, `size` the bytes of all blobs.
+    done.  `starving`: the worker has no credit for its next output, or gives back what it has because outputs are
+    so much heavier than those before, and waits.  `size` is the bytes of
+    all blobs.  Since its last reply the worker has spent `seconds` of wall time on this lease; of these it used a
+    core for `cpu`, and waited for something that is no core for `waited`.
     """
 
     worker: int
@@ -41,6 +47,8 @@ class Replied(NamedTuple):
     final: bool
     starving: bool
     seconds: float
+    cpu: float = 0.0
+    waited: float = 0.0
 
 
 class Raised(NamedTuple):
@@ -62,6 +70,32 @@ class WorkerLost(NamedTuple):
     cause: Any
 
 
+class WorkerReady(NamedTuple):
+    """A worker that was to be started is up; `seconds` is what that took, its `setup` included."""
+
+    worker: int
+    seconds: float
+
+
+class Begun(NamedTuple):
+    """The answer to a `Recall`: of what it had been handed, a worker has begun, or may still begin, the first `units`
+    units of `lease` and all before them."""
+
+    worker: int
+    lease: int
+    units: int
+
+
+class Ticked(NamedTuple):
+    """Time has passed; `others` is the CPU seconds that the processes beside the workers have used so far."""
+
+    others: float
+
+
+class RunStarted(NamedTuple):
+    """The next run begins; the one before is over."""
+
+
 class Consumed(NamedTuple):
     """The consumer took `items` results."""
 
@@ -72,4 +106,17 @@ class Cancelled(NamedTuple):
     """The consumer wants no more results of this run; the workers stay."""
 
 
-Event = Fed | SourceEnded | Replied | Raised | WorkerLost | Consumed | Cancelled
+Event = (
+    Fed
+    | Forfeited
+    | SourceEnded
+    | Replied
+    | Raised
+    | WorkerLost
+    | WorkerReady
+    | Begun
+    | Ticked
+    | RunStarted
+    | Consumed
+    | Cancelled
+)

@@ -60,6 +60,10 @@ class Fork(Node):
         self.queue.extend(pieces, items)
         self.wake()
 
+    def waiting_for(self, node: Node) -> int:
+        """How many items wait here for one of the branches."""
+        return self.queue.items if any(output.node is node for output in self.outputs) else 0
+
     def end(self, port: int) -> None:
         self.ended = True
         self.wake()
@@ -108,6 +112,8 @@ class Balance(Fork):
         self.strict = node.strict
         self.merges: list[BalanceMerge] = []
         self._next = 0
+        # How many units have been dealt out.
+        self._dealt = 0
 
     def branches_held(self) -> int:
         return sum(output.held() for output in self.outputs)
@@ -119,7 +125,7 @@ class Balance(Fork):
         moved = False
         while self.queue.items >= self.unit or (self.ended and self.queue.items):
             rooms = [self._room(output) for output in self.outputs]
-            branch = self._choose(rooms)
+            branch = self._choose(rooms) if self.queue.items >= self.unit else self._last(rooms)
             if branch is None:
                 break
             units = -(-self.queue.items // self.unit) if self.ended else self.queue.items // self.unit
@@ -130,6 +136,7 @@ class Balance(Fork):
             items = min(max(1, share) * self.unit, rooms[branch] // self.unit * self.unit, self.queue.items)
             pieces = self.queue.take(items)
             self._next = (branch + 1) % len(self.outputs)
+            self._dealt += -(-items // self.unit)
             for merge in self.merges:
                 merge.routed(branch, items)
             self.outputs[branch].push(pieces, items, [(1, items)] if self.tracked else None)
@@ -145,10 +152,16 @@ class Balance(Fork):
         super().end_branches()
 
     def _room(self, output: Output) -> int:
-        # A branch without a pipe is stalled when its worker is busy: what waits is better left for another.
-        if isinstance(output.node, Step) and output.node.shared:
+        # A branch whose worker is busy is stalled, whatever its pipe would hold: what waits here, another may have.
+        if isinstance(output.node, Step) and (output.node.shared or not self.strict):
             return output.node.appetite()
         return output.room()
+
+    def _last(self, rooms: list[int]) -> int | None:
+        """The branch of a short last batch: its outputs stand with the trailing ones, by branch, so timing must not
+        decide on it."""
+        branch = self._dealt % len(rooms)
+        return branch if rooms[branch] >= self.unit else None
 
     def _choose(self, rooms: list[int]) -> int | None:
         count = len(rooms)

@@ -53,6 +53,10 @@ class Join(Node):
         self.lanes[port].push(pieces, items, runs)
         self.wake()
 
+    def waiting_for(self, node: Node) -> int:
+        """How many items wait here for the node behind."""
+        return sum(lane.items for lane in self.lanes) if self.output.node is node else 0
+
     def end(self, port: int) -> None:
         self.lanes[port].ended = True
         self.wake()

@@ -1,24 +1,44 @@
-"""The state of a run, and the one door to it.
+"""The state of a pipeline that is up, and the one door to it.
 
 Law: `Machine.handle(event, now)` is the only way in, the list of commands that it returns the only way out;
 nothing here knows a process, a clock or an item.  Within one event the nodes that have something to do are
-pumped, each as often as another gave it reason to, until nothing moves any more.
+pumped, each as often as another gave it reason to, until nothing moves any more.  The nodes are made anew for each
+run; the staff stays.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 
-from conveyor.core.commands import Command, Finish, Pull
+from conveyor.core.balancing import Decision as Choice
+from conveyor.core.balancing import Memory, Sight, decide
+from conveyor.core.commands import Command, Finish, Pull, StartWorker
 from conveyor.core.ends import Sink
-from conveyor.core.events import Cancelled, Consumed, Event, Fed, Raised, Replied, SourceEnded, WorkerLost
+from conveyor.core.events import (
+    Begun,
+    Cancelled,
+    Consumed,
+    Event,
+    Fed,
+    Forfeited,
+    Raised,
+    Replied,
+    RunStarted,
+    SourceEnded,
+    Ticked,
+    WorkerLost,
+    WorkerReady,
+)
 from conveyor.core.forks import Balance, Fork, Replicate
 from conveyor.core.joins import BalanceMerge, FreeMerge, Join, ReplicateMerge, Zip
 from conveyor.core.leave import Leave
 from conveyor.core.node import Node, Output
 from conveyor.core.sizing import UNWEIGHED
+from conveyor.core.staff import Staff, Team
 from conveyor.core.step import Step
 from conveyor.plan import BalanceNode, LeaveNode, MergeNode, Plan, ReplicateNode, SinkNode, StepNode, ZipNode
+from conveyor.stats import Decision, Stats
 
 
 def first_pull(plan: Plan) -> int:
@@ -28,15 +48,31 @@ def first_pull(plan: Plan) -> int:
     return min(max(first.bound, first.batch or 1), UNWEIGHED)
 
 
-class Machine:
-    """One run of a plan.
+Policy = Callable[[Memory, Sequence[Sight], float, float, float], tuple[Memory, list[Choice]]]
 
-    Workers are numbered from 0 through all steps, in the order of the plan's nodes.
+
+class Machine:
+    """A plan with its workers, from the first run to the last; the first begins at once.
+
+    The workers of the beginning are numbered from 0 through all steps, in the order of the plan's nodes.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self.now = 0.0
+    def __init__(self, plan: Plan, now: float = 0.0, policy: Policy = decide) -> None:
+        self.now = now
+        self._policy = policy
+        self._opened = now
+        self._plan = plan
+        self.staff = Staff(plan)
+        # The number of workers follows the load somewhere.
+        self._balances = any(node.auto for node in plan.steps)
+        self._step_of: dict[int, int] = {
+            number: index for index, team in self.staff.teams.items() for number in team.numbers
+        }
         self._commands: list[Command] = []
+        self._begin(plan)
+
+    def _begin(self, plan: Plan) -> None:
+        """Make a belt with nothing on it."""
         self._agenda: deque[Node] = deque()
         self._scheduled: set[int] = set()
         self._cancelled = False
@@ -44,7 +80,6 @@ class Machine:
         self._source_ended = False
         self._pulled = first_pull(plan)
         self.fed = 0
-        self.steps_by_worker: list[Step] = []
         self.nodes = [self._build(plan, index) for index in range(len(plan.nodes))]
         self._connect(plan)
         first, sink = self.nodes[0], self.nodes[-1]
@@ -59,9 +94,7 @@ class Machine:
         node = plan.nodes[index]
         match node:
             case StepNode():
-                step = Step(node, len(self.steps_by_worker), self)
-                self.steps_by_worker.extend([step] * node.workers)
-                return step
+                return Step(self.staff.teams[index], self)
             case ReplicateNode():
                 return Replicate(node, self)
             case BalanceNode():
@@ -84,6 +117,10 @@ class Machine:
             if isinstance(node, Fork) and isinstance(description, ReplicateNode | BalanceNode):
                 outputs = [Output(self.nodes[target.node], target.port) for target in description.to]
                 node.connect(outputs)
+                if isinstance(node, Balance):
+                    for output in outputs:
+                        if isinstance(output.node, Step) and (output.node.shared or not node.strict):
+                            output.node.dealt_to()
             elif isinstance(node, Step | Join | Leave) and not isinstance(description, ReplicateNode | BalanceNode):
                 assert not isinstance(description, SinkNode)
                 outputs = [Output(self.nodes[description.to.node], description.to.port)]
@@ -107,10 +144,15 @@ class Machine:
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take in what happened at `now` (seconds of a clock that never goes back); return what is to be done.
 
-        Events that come after the run is over change nothing.
+        Of the events that come after the run is over only `RunStarted` changes something, and news of the staff.
         """
-        self.now = now
+        if isinstance(event, WorkerReady):
+            self._worker_ready(event, now)
+        elif isinstance(event, RunStarted):
+            self.now = now
+            self._begin(self._plan)
         if not self._over:
+            self.now = now
             self._take_in(event)
             self._run_agenda()
         commands, self._commands = self._commands, []
@@ -119,12 +161,15 @@ class Machine:
     def _take_in(self, event: Event) -> None:
         match event:
             case Replied():
-                self.steps_by_worker[event.worker].replied(event)
+                self.step_of(event.worker).replied(event)
             case Fed():
                 self.fed += event.items
                 assert self.fed <= self._pulled, "the source gave more than it was asked for"
                 if not self._cancelled:
                     self.first.feed(event.blob, event.items, event.size)
+            case Forfeited():
+                self._pulled = self.fed
+                self._pull()
             case Consumed():
                 self.sink.consumed(event.items)
             case SourceEnded():
@@ -132,13 +177,20 @@ class Machine:
                     self._source_ended = True
                     self.first.end(0)
             case Raised():
-                step = self.steps_by_worker[event.worker]
+                step = self.step_of(event.worker)
                 self._commands.append(step.blame(event.worker, event.lease, event.units, event.error))
                 self._over = True
             case WorkerLost():
-                step = self.steps_by_worker[event.worker]
+                step = self.step_of(event.worker)
                 self._commands.append(step.blame(event.worker, None, None, event.cause))
                 self._over = True
+            case Begun():
+                self.step_of(event.worker).begun(event)
+            case Ticked() if not self._cancelled:
+                for step in self.steps:
+                    step.wake()
+                if self._balances and self.now >= self.staff.memory.next:
+                    self._balance(event.others)
             case Cancelled():
                 self._cancelled = True
                 for node in self.nodes:
@@ -153,6 +205,36 @@ class Machine:
             scheduled.discard(node.index)
             if not self._cancelled:
                 node.pump()
+
+    def step_of(self, worker: int) -> Step:
+        """Return the step that a worker works at."""
+        step = self.nodes[self._step_of[worker]]
+        assert isinstance(step, Step)
+        return step
+
+    def _worker_ready(self, event: WorkerReady, now: float) -> None:
+        step = self.step_of(event.worker)
+        if step.team.ready(event.worker, event.seconds) and not self._over:
+            self.now = now
+            step.joined(event.worker)
+
+    def _balance(self, others: float) -> None:
+        """Have the numbers of workers follow the load."""
+        sights = [step.sight(self._waiting_in_front(step)) for step in self.steps]
+        staff = self.staff
+        staff.memory, decisions = self._policy(staff.memory, sights, self._plan.cores, others, self.now)
+        for decision in decisions:
+            step = self.steps[decision.step]
+            name = step.team.node.name
+            at = self.now - self._opened
+            staff.decided(Decision(at, name, decision.before, decision.after, decision.reason))
+            step.resize(decision.after)
+
+    def _waiting_in_front(self, step: Step) -> int:
+        """How many items wait for a step in the fork or join in front of it, where it has no pipe of its own."""
+        if not step.shared:
+            return 0
+        return sum(node.waiting_for(step) for node in self.nodes if isinstance(node, Fork | Join))
 
     def _pull(self) -> None:
         """Allow the source what there is room for, in amounts worth a message."""
@@ -182,6 +264,32 @@ class Machine:
         self._commands.append(command)
         if isinstance(command, Finish):
             self._over = True
+
+    def start_worker(self, team: Team) -> None:
+        """Have one more worker started."""
+        number = self.staff.new_number()
+        team.starting.add(number)
+        self._step_of[number] = team.node.index
+        self.command(StartWorker(team.node.index, number))
+
+    # What the shell asks for
+
+    @property
+    def timer(self) -> float | None:
+        """When a `Ticked` is wanted, if nothing else happens before; None: not at all."""
+        if self._over or self._cancelled:
+            return None
+        times = [step.look_at for step in self.steps if step.look_at is not None]
+        if self._balances:
+            times.append(self.staff.memory.next)
+        return min(times, default=None)
+
+    def stats(self, now: float) -> Stats:
+        """Return what is known of the steps; between two runs, what was known at the end of the last."""
+        if not self._over:
+            self.now = now
+        steps = tuple(step.stats() for step in self.steps)
+        return Stats(self.now - self._opened, self._plan.cores, steps, tuple(self.staff.decisions))
 
     # What tests ask for
 

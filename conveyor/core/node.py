@@ -15,16 +15,22 @@ from conveyor.core.commands import Command
 from conveyor.core.groups import Groups, Runs
 from conveyor.core.payloads import Piece, Pieces
 from conveyor.core.sizing import Scale
+from conveyor.core.staff import Team
 
 
 class Surroundings(Protocol):
     """What a node may ask of the machine it is part of."""
+
+    now: float
 
     def wake(self, node: Node) -> None:
         """Have `node.pump()` called before the event at hand is done with."""
 
     def command(self, command: Command) -> None:
         """Have something done outside the core."""
+
+    def start_worker(self, team: Team) -> None:
+        """Have one more worker started."""
 
 
 class Output:

@@ -13,6 +13,8 @@ TARGET_BYTES = 256 * 1024
 LARGEST = 16384
 # The weight of a new observation in the running mean: about the last ten replies count.
 WEIGHT = 0.2
+# Of one that says that items have become heavier: memory is dear, and time is not lost where it was a single one.
+HEAVIER = 0.5
 
 
 # What a pipe holds at most, besides its bound in items, and how many items it takes before any has been weighed.
@@ -39,7 +41,8 @@ class Scale:
     def weigh(self, items: int, size: int) -> None:
         """Take in that `items` items came in `size` bytes."""
         sample = size / items
-        self.bytes += (sample - self.bytes) * WEIGHT if self.bytes else sample
+        weight = (HEAVIER if sample > self.bytes else WEIGHT) if self.bytes else 1.0
+        self.bytes += (sample - self.bytes) * weight
 
     def limit(self, bound: int) -> int:
         """Return how many items a pipe with this bound holds at most."""

@@ -1,11 +1,11 @@
 """A Processor in the core: a pipe in front, workers, leases, and the order of what comes back.
 
-Law: an item is in exactly one place: in the queue, in one lease, or acknowledged.  A lease holds whole units
-(one item, or one batch), in the order of the queue.  What a lease may give is reserved in the pipe behind
-before it is handed out (credit), so a worker is never left with an output that nobody has room for, and a
-full pipe stops the step.  With `ordered`, outputs leave in the order of the leases: those of a later lease
-wait, within their reservation.  As much room as the next node needs is always left for the first lease, and
-without `ordered` for the leases that workers are at, which those behind them wait for.
+Law: an item is in exactly one place: in the queue, in one lease, in a rest that was taken back from a lease, or
+acknowledged.  A lease holds whole units (one item, or one batch), in the order of the queue.  What a lease may give
+is reserved in the pipe behind before it is handed out (credit), so a worker is never left with an output that nobody
+has room for, and a full pipe stops the step.  With `ordered`, outputs leave in the order of the items: those of a
+later lease wait, within their reservation.  As much room as the next node needs is always left for the first lease,
+and without `ordered` for the leases that workers are at, which those behind them wait for.
 """
 
 from __future__ import annotations
@@ -13,29 +13,53 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from conveyor.core.commands import CancelLeases, Fail, Grant
+from conveyor.core.balancing import Sight
+from conveyor.core.commands import CancelLeases, EndWorker, Fail, Grant, Recall
 from conveyor.core.commands import Lease as LeaseCommand
-from conveyor.core.events import Replied
+from conveyor.core.events import Begun, Replied
 from conveyor.core.groups import Batcher, Regroup, Runs
 from conveyor.core.node import Node, Output, Surroundings
 from conveyor.core.payloads import Piece, Pieces
 from conveyor.core.sizing import WEIGHT, Sizer
-from conveyor.plan import StepNode
+from conveyor.core.staff import Team
+from conveyor.stats import StepStats
 
 # A worker is handed its next lease before it is done with the present one, to hide the hop, where a lease is
 # expected to take less than this; a longer one would sit behind a busy worker while another falls idle.
 PREFETCH_SECONDS = 0.01
+# While a worker has nothing to do, another must not have more than this ahead of it that it has not begun.
+SHARED_SECONDS = 0.002
+# A worker that has said nothing for so long is at an item that takes longer than was expected.
+SILENT_SECONDS = 0.005
 
 
 class Lease:
     """What one worker was handed and has not yet acknowledged in full."""
 
-    __slots__ = ("credit", "first", "held", "items", "number", "outputs", "seconds", "worker")
+    __slots__ = (
+        "begin",
+        "credit",
+        "first",
+        "given",
+        "held",
+        "items",
+        "number",
+        "outputs",
+        "pieces",
+        "seconds",
+        "worker",
+    )
 
-    def __init__(self, number: int, worker: Worker, first: int, items: int, credit: int) -> None:
+    def __init__(
+        self, number: int, worker: Worker, first: int, pieces: tuple[Piece, ...], items: int, credit: int
+    ) -> None:
         self.number = number
         self.worker = worker
-        self.first = first
+        # The number of its first item, and that of the first one not yet acknowledged.
+        self.begin = self.first = first
+        # All that was handed out, and how many items that was; `items` are those that are the worker's still.
+        self.pieces = pieces
+        self.given = items
         self.items = items
         self.credit = credit
         # What came back since the last acknowledged unit.
@@ -45,44 +69,80 @@ class Lease:
         self.held: list[Replied | None] = []
 
 
+class Rest:
+    """Items that were taken back from a lease, in their place in the order, until they are handed out again."""
+
+    __slots__ = ("first", "held", "in_hand", "number", "pieces")
+
+    def __init__(self, number: int, first: int, pieces: tuple[Piece, ...], items: int) -> None:
+        # The number of the lease that they were taken from.
+        self.number = number
+        self.first = first
+        self.pieces = Pieces()
+        self.pieces.extend(pieces, items)
+        # How many of them still count as in the hand of the worker that gave them back.
+        self.in_hand = 0
+        # What waits for its turn behind the items of a rest is held by the leases behind it.
+        self.held: list[Replied | None] = []
+
+
 class Worker:
     """One process of the step, as the core sees it."""
 
-    __slots__ = ("finished", "leases", "number", "outstanding")
+    __slots__ = ("asked", "finished", "heard", "leases", "leaving", "number", "outstanding", "recalled")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.leases: deque[Lease] = deque()
         self.outstanding = 0
         self.finished = False
+        # When it last said something, or was handed something after a time without.
+        self.heard = 0.0
+        # Whether it was told to begin nothing more of what it has, and whether the answer is still to come.
+        self.recalled = False
+        self.asked = False
+        # Whether it is to leave once it has nothing.
+        self.leaving = False
 
 
 class Step(Node):
     """The running form of a `StepNode`."""
 
-    def __init__(self, node: StepNode, first_worker: int, surroundings: Surroundings) -> None:
+    def __init__(self, team: Team, surroundings: Surroundings) -> None:
+        node = team.node
         super().__init__(node.index, surroundings)
+        self.team = team
         self.unit = node.batch or 1
         self.bound = max(node.bound, self.unit)
         self.shared = node.shared
         self.ordered = node.ordered
         self.output: Output
         self._reserve = 1
-        self.workers = [Worker(first_worker + number) for number in range(node.workers)]
+        self.workers = [Worker(number) for number in team.numbers]
+        # Each worker may hold one output more than the pipe behind has room for; one that left does not take that back.
+        self.most_workers = len(self.workers)
+        # When to look whether a worker that says nothing is stuck while another has nothing to do.
+        self.look_at: float | None = None
+        # What the time since `_clock` counts as, in workers.
+        self._clock = surroundings.now
+        self._busy = 0
+        self._blocked = 0
+        self._stalled = False
+        self._dealt_to = False
         self.sizer = Sizer(max(1, self.bound // (4 * self.unit)), self.scale)
         self._finishes = node.finishes
         self._queue = Pieces()
-        # How many items came in, were handed out, and were acknowledged, in all.
+        self._rests: list[Rest] = []
+        # How many items came in, were taken out of the queue, and were acknowledged, in all.
         self.entered = 0
-        self._leased = 0
+        self._taken = 0
         self._acknowledged = 0
         self._ended = False
         self._done = False
         self._cancelled = False
         self._leases: dict[int, Lease] = {}
-        self._order: deque[Lease] = deque()
+        self._order: deque[Lease | Rest] = deque()
         self._starving: deque[Lease] = deque()
-        self._next_lease = 0
         # Outputs that may still come on credit, or have come and wait for their turn.
         self.promised = 0
         # Items in the hands of workers beyond the one unit that each may work on.
@@ -96,7 +156,12 @@ class Step(Node):
     @property
     def held(self) -> int:
         """How many items count against the bound of the pipe in front."""
-        return self._queue.items + self._ahead
+        held = self._queue.items + self._ahead
+        return held + sum(max(0, rest.pieces.items - rest.in_hand) for rest in self._rests) if self._rests else held
+
+    @property
+    def _resting(self) -> int:
+        return sum(rest.pieces.items for rest in self._rests) if self._rests else 0
 
     @property
     def outstanding(self) -> int:
@@ -107,9 +172,15 @@ class Step(Node):
         return self.most(self.bound, weighed) - self.held
 
     def appetite(self) -> int:
-        """How many items idle workers could take at once, beyond those that wait."""
-        idle = sum(1 for worker in self.workers if not worker.leases)
-        return min(self.room(0), max(0, idle * self.sizer.size * self.unit - self._queue.items))
+        """How many items its workers could take at once, beyond those that wait; none where outputs have no room."""
+        most = self._looks_ahead(self.sizer.size) + 1
+        hands = sum(max(0, most - len(worker.leases)) for worker in self.workers if not worker.leaving)
+        wanted = hands * self.sizer.size * self.unit - self._queue.items - self._resting
+        return min(self.room(0), wanted) if wanted > 0 and self._spare(bool(self._leases)) > 0 else 0
+
+    def dealt_to(self) -> None:
+        """Take in that the node in front deals items out by this step's appetite, and has to hear when it has some."""
+        self._dealt_to = True
 
     def grain(self) -> int:
         return self.sizer.size * self.unit
@@ -151,71 +222,113 @@ class Step(Node):
     def pump(self) -> None:
         if self._cancelled:
             return
+        self._count_time()
         if not self._leases:
             # With nothing under way, groups that are empty already must not wait for the next output.
             closed = self._regroup.feed([], 0)
             if closed:
                 self.output.push((), 0, closed)
         self._grant()
-        while self._queue.items and self._lease():
+        while (self._queue.items or self._rests) and self._lease():
             pass
-        if self._ended and not self._queue.items and not self._done:
+        if self._ended and not self._queue.items and not self._rests and not self._done:
             self._finish()
+        if len(self.workers) > 1:
+            self._recall()
+        self._take_stock()
+        if self._dealt_to and self.appetite() > 0:
+            self.wake_feeders()
 
     def _spare(self, waits: bool, weighed: bool = True) -> int:
         """How many more outputs may be promised to a lease; one that waits for another leaves the other's reserve."""
-        spare = self.output.room(weighed) + len(self.workers) - self.promised
+        spare = self.output.room(weighed) + self.most_workers - self.promised
         return spare - self._reserve if waits else spare
+
+    def _credit(self, waits: bool) -> int:
+        """How many outputs may be promised to a lease that is known to need some."""
+        spare = self._spare(waits)
+        if spare < 1 and not waits:
+            # Items that turned out heavy: more may be promised to leases that wait than the pipe now holds.
+            spare = min(1, self.output.room(), self._spare(waits, weighed=False))
+        return spare
 
     def _would_wait(self, worker: Worker) -> bool:
         """Whether outputs of the worker's next lease wait for another lease: in their order, or for the worker."""
         return bool(self._order if self.ordered else worker.leases)
 
     def _lease(self) -> bool:
-        """Hand out one lease, if there is a worker, a unit and room for what comes of it."""
-        units, short = divmod(self._queue.items, self.unit)
-        if not units:
-            if not self._ended:
-                return False
-            units = 1
-        elif short and self._ended:
+        """Hand out one lease, if there is a worker, a unit and room for what comes of it; what was taken back first."""
+        rest = self._rests[0] if self._rests else None
+        waiting = self._queue if rest is None else rest.pieces
+        units, short = divmod(waiting.items, self.unit)
+        if short and (rest is not None or self._ended):
             units += 1
+        if not units:
+            return False
         size = self.sizer.size
-        worker = self._free_worker(units, size)
+        worker = self._free_worker(units, size, rest is None)
         if worker is None:
             return False
-        idle = 1 if len(self.workers) == 1 else sum(1 for each in self.workers if not each.leases)
-        spare = self._spare(self._would_wait(worker))
+        idle = 1 if len(self.workers) == 1 else sum(1 for each in self.workers if not each.leases and not each.leaving)
+        if rest is None:
+            spare = self._spare(self._would_wait(worker))
+        else:
+            spare = self._credit(self._order[0] is not rest if self.ordered else bool(worker.leases))
         if spare < 1:
             return False
         share = -(-units // idle) if idle > 1 else units
         units = max(1, min(size, share, int(spare / max(1.0, self._outputs_per_unit))))
-        items = min(units * self.unit, self._queue.items)
+        items = min(units * self.unit, waiting.items)
         credit = min(spare, max(units, int(units * self._outputs_per_unit * 1.25)))
-        self._hand_out(worker, self._queue.take(items), items, credit, finish=False)
+        self._hand_out(worker, waiting.take(items), items, credit, rest)
         self.wake_feeders()
         return True
 
-    def _free_worker(self, units: int, size: int) -> Worker | None:
+    def _looks_ahead(self, size: int) -> bool:
+        return (self.sizer.seconds or 1.0) * size <= PREFETCH_SECONDS
+
+    def _free_worker(self, units: int, size: int, may_look_ahead: bool) -> Worker | None:
         """Return the worker that gets the next lease: an idle one, or one for which it is time to look ahead."""
         ahead = None
         for worker in self.workers:
-            if not worker.leases:
+            if worker.leaving:
+                continue
+            if not worker.leases and not worker.asked:
                 return worker
-            if ahead is None and len(worker.leases) == 1:
+            if ahead is None and len(worker.leases) == 1 and not worker.recalled:
                 ahead = worker
-        if ahead is None or (self.sizer.seconds or 1.0) * size > PREFETCH_SECONDS:
+        if ahead is None or not may_look_ahead or not self._looks_ahead(size):
             return None
         # A busy worker gets a full chunk or nothing: what waits grows meanwhile.
         return ahead if units >= size or self._ended else None
 
-    def _hand_out(self, worker: Worker, pieces: tuple[Piece, ...], items: int, credit: int, finish: bool) -> None:
-        lease = Lease(self._next_lease, worker, self._leased, items, credit)
-        self._next_lease += 1
-        self._leased += items
+    def _hand_out(
+        self,
+        worker: Worker,
+        pieces: tuple[Piece, ...],
+        items: int,
+        credit: int,
+        rest: Rest | None = None,
+        finish: bool = False,
+    ) -> None:
+        """Hand items to a worker: the first of the queue, which have just been taken out of it, or those of `rest`."""
+        lease = Lease(self.team.next_lease, worker, self._taken if rest is None else rest.first, pieces, items, credit)
+        self.team.next_lease += 1
         self._leases[lease.number] = lease
-        if self.ordered:
-            self._order.append(lease)
+        if rest is None:
+            self._taken += items
+            if self.ordered:
+                self._order.append(lease)
+        else:
+            if self.ordered:
+                self._order.insert(self._order.index(rest), lease)
+            rest.first += items
+            if not rest.pieces.items:
+                self._rests.remove(rest)
+                if self.ordered:
+                    self._order.remove(rest)
+        if not worker.leases:
+            worker.heard = self.surroundings.now
         worker.leases.append(lease)
         self._add_outstanding(worker, items)
         self.promised += credit
@@ -232,15 +345,12 @@ class Step(Node):
         if not self._starving:
             return
         if self.ordered and len(self._starving) > 1:
-            self._starving = deque(sorted(self._starving, key=lambda lease: lease.number))
+            self._starving = deque(sorted(self._starving, key=place))
         waiting = len(self._starving)
         for _ in range(waiting):
             lease = self._starving[0]
             waits = self.ordered and lease is not self._order[0]
-            spare = self._spare(waits)
-            if spare < 1 and not waits:
-                # Items that turned out heavy: more may be promised to leases that wait than the pipe now holds.
-                spare = min(1, self.output.room(), self._spare(waits, weighed=False))
+            spare = self._credit(waits)
             if spare < 1:
                 return
             self._starving.popleft()
@@ -265,28 +375,47 @@ class Step(Node):
 
     def replied(self, event: Replied) -> None:
         """Take in outputs and an acknowledgement."""
+        self._count_time()
         lease = self._leases[event.lease]
+        worker = lease.worker
+        worker.heard = self.surroundings.now
         outputs = sum(items for _, items in event.blobs)
-        acknowledged = lease.items if event.final else min(event.units * self.unit, lease.items)
+        acknowledged = min(event.units * self.unit, -(-lease.items // self.unit) * self.unit)
+        assert event.units * self.unit == acknowledged, "a worker did what had been taken back from it"
+        acknowledged = lease.items if self._cancelled and event.final else min(acknowledged, lease.items)
         lease.items -= acknowledged
         lease.first += acknowledged
         self._acknowledged += acknowledged
         lease.credit -= outputs
-        self._add_outstanding(lease.worker, -acknowledged)
+        self._add_outstanding(worker, -acknowledged)
         lease.outputs += outputs
         lease.seconds += event.seconds
+        self.team.cpu += event.cpu
+        self.team.waited += event.waited
+        self.team.items_in += acknowledged
+        self.team.items_out += outputs
         if event.units and not self._cancelled:
             self.sizer.observe(event.units, lease.seconds)
+            self.team.done(event.units, lease.seconds)
             self._outputs_per_unit += (lease.outputs / event.units - self._outputs_per_unit) * WEIGHT
             lease.outputs = 0
             lease.seconds = 0.0
+        if event.final and lease.items:
+            # It was told to begin no more just when it was about to.
+            self._take_back(lease, lease.items)
         if event.starving:
+            self.promised -= lease.credit
+            lease.credit = 0
             self._starving.append(lease)
         if event.final:
             del self._leases[event.lease]
-            lease.worker.leases.remove(lease)
+            worker.leases.remove(lease)
             self.promised -= lease.credit
             lease.credit = 0
+            if not worker.leases:
+                worker.recalled = worker.asked
+                if worker.leaving and not worker.asked:
+                    self._let_go(worker)
         if not self._cancelled:
             if not self.ordered:
                 self._emit(event)
@@ -324,6 +453,181 @@ class Step(Node):
             self.output.node.weigh(outputs, event.size)
         self.output.push(pieces, outputs, runs)
 
+    # Who works here
+
+    @property
+    def staying(self) -> list[Worker]:
+        """The workers that are up and are to stay."""
+        return [worker for worker in self.workers if not worker.leaving]
+
+    def joined(self, number: int) -> None:
+        """Take in that one more worker is up."""
+        self._count_time()
+        self.workers.append(Worker(number))
+        self.most_workers = max(self.most_workers, len(self.workers))
+        self.output.node.hands = max(self.output.node.hands, self.most_workers)
+        self.wake()
+        self.wake_feeders()
+
+    def resize(self, wanted: int) -> None:
+        """Have as many workers as `wanted`, those being started included."""
+        self._count_time()
+        present = len(self.staying) + len(self.team.starting)
+        for worker in self.workers:
+            if present < wanted and worker.leaving:
+                worker.leaving = False
+                present += 1
+        for _ in range(wanted - present):
+            self.surroundings.start_worker(self.team)
+        # Those that have nothing to do first, and of these the newest; one that is up stays, whoever is being started.
+        surplus = max(0, min(present - wanted, len(self.staying) - 1))
+        for worker in sorted(self.staying, key=lambda worker: (worker.outstanding, -worker.number))[:surplus]:
+            worker.leaving = True
+            if not worker.leases and not worker.asked:
+                self._let_go(worker)
+        self.wake()
+
+    def _let_go(self, worker: Worker) -> None:
+        if self._rests or any(each.asked for each in self.workers):
+            # What was taken back is the turn of whoever is free first, and all others may be waiting for that.
+            worker.leaving = False
+            return
+        self.workers.remove(worker)
+        self.team.numbers.remove(worker.number)
+        self.surroundings.command(EndWorker(worker.number))
+
+    def _recall(self) -> None:
+        """Where a worker has nothing to do, take back what another has not begun."""
+        self.look_at = None
+        if self._queue.items >= self.unit or self._rests or self._spare(True) < 1:
+            return
+        if all(worker.leases or worker.leaving for worker in self.workers):
+            return
+        now, seconds = self.surroundings.now, self.sizer.seconds or 0.0
+        for worker in sorted(self.workers, key=lambda worker: -worker.outstanding):
+            ahead = -(-worker.outstanding // self.unit) - 1
+            if ahead < 1:
+                return
+            if worker.recalled:
+                continue
+            if ahead * seconds >= SHARED_SECONDS or now >= worker.heard + SILENT_SECONDS:
+                worker.recalled = worker.asked = True
+                lease = next(lease for lease in worker.leases if lease.items)
+                self.surroundings.command(Recall(worker.number, lease.number, self._begun_units(lease) + 1))
+                return
+            look_at = worker.heard + SILENT_SECONDS
+            self.look_at = look_at if self.look_at is None else min(look_at, self.look_at)
+
+    def _begun_units(self, lease: Lease) -> int:
+        """How many units of a lease have been acknowledged."""
+        return (lease.given - lease.items) // self.unit
+
+    def begun(self, event: Begun) -> None:
+        """Take back what a worker has not begun: it has been told not to."""
+        worker = next(worker for worker in self.workers if worker.number == event.worker)
+        worker.asked = False
+        if not worker.leases:
+            worker.recalled = False
+            if worker.leaving:
+                self._let_go(worker)
+        self.wake()
+        if self._cancelled:
+            return
+        self._count_time()
+        for lease in worker.leases:
+            begun = 0
+            if lease.number < event.lease:
+                continue
+            if lease.number == event.lease:
+                begun = min(lease.given, event.units * self.unit)
+            back = min(lease.items, lease.given - begun)
+            if back:
+                self._take_back(lease, back)
+
+    def _take_back(self, lease: Lease, items: int) -> None:
+        """Make the last items of a lease a rest."""
+        pieces = Pieces()
+        pieces.extend(lease.pieces, lease.given)
+        pieces.take(lease.given - items)
+        rest = Rest(lease.number, lease.first + lease.items - items, pieces.take(items), items)
+        lease.items -= items
+        lease.given -= items
+        before = self._ahead
+        self._add_outstanding(lease.worker, -items)
+        rest.in_hand = items - (before - self._ahead)
+        self._rests.append(rest)
+        self._rests.sort(key=place)
+        if self.ordered:
+            self._order.insert(self._order.index(lease) + 1, rest)
+
+    # What is known of it
+
+    def _count_time(self) -> None:
+        """Take in how the time since the last look was spent."""
+        now = self.surroundings.now
+        passed, self._clock = now - self._clock, now
+        if passed > 0:
+            self.team.busy += passed * self._busy
+            self.team.blocked += passed * self._blocked
+            self.team.present += passed * len(self.workers)
+            self.team.stalled += passed * self._stalled
+
+    def _take_stock(self) -> None:
+        """See what the time from now on is spent with."""
+        idle = sum(1 for worker in self.workers if not worker.leases)
+        starving = len({lease.worker for lease in self._starving}) if self._starving else 0
+        self._busy = len(self.workers) - idle - starving
+        waiting = self._queue.items >= self.unit or bool(self._rests)
+        self._blocked = starving + (idle if waiting and self._spare(bool(self._leases)) < 1 else 0)
+        self._stalled = self._busy == len(self.workers) and (waiting or bool(self._ahead))
+
+    def sight(self, waiting: int) -> Sight:
+        """Return what the balancer is told; `waiting` items more wait further in front, for want of a pipe here."""
+        self._count_time()
+        team, node = self.team, self.team.node
+        present = len(self.staying)
+        # What a worker would have to say at the end of the stream must not be lost with it.
+        least = max(node.workers, present) if node.finishes else node.workers
+        return Sight(
+            name=node.name,
+            workers=present,
+            starting=len(team.starting),
+            least=least,
+            most=node.most,
+            waiting=(self.held + waiting) // self.unit,
+            bound=max(1, self.bound // self.unit),
+            ended=self._ended,
+            units=team.units,
+            busy=team.busy,
+            cpu=team.cpu,
+            waited=team.waited,
+            blocked=team.blocked,
+            start=team.start_seconds,
+        )
+
+    def stats(self) -> StepStats:
+        """Return what the user is told."""
+        self._count_time()
+        team = self.team
+        return StepStats(
+            processor=team.node.name,
+            workers=len(team.numbers),
+            starting=len(team.starting),
+            most_workers=team.peak,
+            items_in=team.items_in,
+            items_out=team.items_out,
+            waiting=0 if self._cancelled else self.held,
+            bound=self.bound,
+            units=team.units,
+            mean=team.seconds / team.units if team.units else None,
+            p50=team.durations.share(0.5),
+            p99=team.durations.share(0.99),
+            busy=team.busy / team.present if team.present else 0.0,
+            cpu=min(1.0, team.cpu / team.seconds) if team.seconds else 0.0,
+            blocked=team.blocked / team.present if team.present else 0.0,
+            stalled=team.stalled,
+        )
+
     def blame(self, worker_number: int, lease_number: int | None, units: int | None, cause: Any) -> Fail:
         """Return the failure of a lease, or of whatever a lost worker had, with the items that may be to blame."""
         first: int | None = None
@@ -345,6 +649,11 @@ class Step(Node):
     def clear(self) -> None:
         self._cancelled = True
         self._queue.clear()
+        self._rests.clear()
+        self.look_at = None
+        self._count_time()
+        self._busy = self._blocked = 0
+        self._stalled = False
         for worker in self.workers:
             if worker.leases:
                 self.surroundings.command(CancelLeases(worker.number))
@@ -356,22 +665,31 @@ class Step(Node):
             assert sum(lease.items for lease in worker.leases) == worker.outstanding
             assert all(self._leases[lease.number] is lease for lease in worker.leases)
         assert self._ahead == sum(max(0, worker.outstanding - self.unit) for worker in self.workers)
-        assert self._leased == outstanding + self._acknowledged, "an item was acknowledged twice, or never handed out"
         end = 0
-        for lease in self._leases.values():
-            assert end <= lease.first and lease.first + lease.items <= self._leased, "two leases have the same item"
+        for lease in sorted(self._leases.values(), key=place):
+            assert end <= lease.first and lease.first + lease.items <= self._taken, "two leases have the same item"
             end = lease.first + lease.items
         if self._cancelled:
             return
+        handed_out = outstanding + self._resting + self._acknowledged
+        assert self._taken == handed_out, "an item was acknowledged twice, or never handed out"
         self._queue.check()
-        assert self.entered == self._queue.items + self._leased, "an item is in no place, or in two"
+        assert self.entered == self._queue.items + self._taken, "an item is in no place, or in two"
         assert self.held <= self.bound + self.hands, "pipe over its bound"
         assert all(not lease.credit and self._leases[lease.number] is lease for lease in self._starving)
         waiting = sum(items for lease in self._order for event in lease.held if event for _, items in event.blobs)
         promised = sum(lease.credit for lease in self._leases.values()) + waiting
         assert promised == self.promised, (promised, self.promised)
         assert all(lease.credit >= 0 for lease in self._leases.values()), "an output came without credit"
-        numbers = [lease.number for lease in self._order]
-        assert numbers == sorted(numbers) and (not self.ordered or self._leases.keys() <= set(numbers))
-        assert all(lease.number in self._leases or lease.held[-1] is None for lease in self._order)
+        order = [place(each) for each in self._order]
+        assert order == sorted(order), "out of order"
+        leases = [each for each in self._order if isinstance(each, Lease)]
+        assert not self.ordered or self._leases.keys() <= {lease.number for lease in leases}
+        assert not self.ordered or len(self._rests) == len(self._order) - len(leases)
+        assert all(lease.number in self._leases or lease.held[-1] is None for lease in leases)
         assert not self._order or not self._order[0].held, "the first lease waits for none"
+
+
+def place(each: Lease | Rest) -> tuple[int, int]:
+    """Return where in the order something is: what has no items is behind what was handed out before it."""
+    return (each.begin if isinstance(each, Lease) else each.first), each.number

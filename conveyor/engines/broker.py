@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import selectors
 import signal
-import threading
 import time
 import traceback
 import warnings
@@ -24,11 +23,14 @@ from typing import Any, NamedTuple
 from conveyor.core import Machine, commands, events
 from conveyor.core.payloads import Piece
 from conveyor.engines import worker
-from conveyor.engines.channels import BrokerEnd, FarEnd, Header, channel, parent_descriptor
+from conveyor.engines.channels import BrokerEnd, FarEnd, Header, channel
+from conveyor.engines.children import Child, descriptor_of
 from conveyor.engines.codec import Blob, spec_of
+from conveyor.engines.notes import Note, Notes
 from conveyor.engines.starting import FORK, PREFIX, SPAWN, signals_held
 from conveyor.engines.worker import Assignment, settle
 from conveyor.plan import Plan
+from conveyor.stats import Stats
 
 # What workers get to leave by themselves when a run has failed or is abandoned.
 GRACE_SECONDS = 0.3
@@ -39,10 +41,13 @@ LOOK_SECONDS = 0.25
 
 
 class Orders(NamedTuple):
-    """What the broker is told at its start: everything but the jobs themselves is plain data."""
+    """What the broker is told at its start: everything but the jobs themselves is plain data.
+
+    `assignments` has one for each step, by the index of its node.
+    """
 
     plan: Plan
-    assignments: tuple[Assignment, ...]
+    assignments: dict[int, Assignment]
     channel: str
     start_method: str
 
@@ -142,20 +147,31 @@ class Peer:
 class WorkerProcess:
     """A worker, as the broker keeps it."""
 
-    def __init__(self, assignment: Assignment, process: Any, descriptor: Any) -> None:
+    def __init__(self, number: int, assignment: Assignment, child: Child, note: Note | None, started: float) -> None:
+        self.number = number
         self.assignment = assignment
-        self.process = process
-        self.descriptor = descriptor
+        self.child = child
+        self.note = note
+        self.started = started
         self.peer: Peer
+        self.end: BrokerEnd
         self.ready = False
+        self.leaving = False
         self.closed = False
         self.dead = False
+        self._recalled = False
         # The blob of which the worker has kept what was not its yet, and where that begins.
         self._kept: Blob | None = None
         self._kept_from = 0
 
     def lease(self, number: int, pieces: tuple[Piece, ...], credit: int, finish: bool) -> None:
         """Hand over items.  A blob that is cut into many leases is sent, and unpickled there, only once."""
+        if self._recalled:
+            # All that it had by then is settled.
+            self._recalled = False
+            self._kept = None
+            if self.note is not None:
+                self.note.release()
         spec, blobs = spec_of(pieces)
         again = bool(blobs) and pieces[0][0] is self._kept and pieces[0][1] >= self._kept_from
         kept: Blob | None = None
@@ -169,22 +185,37 @@ class WorkerProcess:
         data = [blob.data for blob in (blobs[1:] if again else blobs)]
         self.peer.send(("lease", number, spec, credit, finish, again, kept is not None), data)
 
+    def recall(self, lease: int, units: int) -> tuple[int, int] | None:
+        """Have nothing begun beyond that position; return how far may have been, None where it will say so itself."""
+        self._recalled = True
+        if self.note is not None:
+            return self.note.recall(lease, units)
+        self.peer.send(("recall", lease, units))
+        return None
+
 
 class Broker:
     """The loop, and what it keeps."""
 
-    def __init__(self, orders: Orders, feed: BrokerEnd, results: BrokerEnd) -> None:
+    def __init__(self, orders: Orders, feed: BrokerEnd, results: BrokerEnd, questions: BrokerEnd) -> None:
         self._orders = orders
         self._waiter = Waiter()
-        self._ends: list[BrokerEnd] = [feed, results]
+        # The ends of the caller's channels, and those of the workers', for a process that is forked to close.
+        self._ends: list[BrokerEnd] = [feed, results, questions]
         self._feed = Peer(feed, self._waiter, self._from_feeder, self._caller_gone)
         self._results = Peer(results, self._waiter, self._from_caller, self._caller_gone)
+        self._questions = Peer(questions, self._waiter, self._answer, self._caller_gone)
         self._parent = os.getppid()
-        self._parent_descriptor = parent_descriptor()
+        self._parent_descriptor = descriptor_of(self._parent)
         if self._parent_descriptor is not None:
             self._waiter.add(self._parent_descriptor, self._caller_gone)
-        self._workers: list[WorkerProcess] = []
-        self._machine: Machine | None = None
+        # Those that are up or were, by number; one that left in peace is not among them.
+        self._workers: dict[int, WorkerProcess] = {}
+        self._machine = Machine(orders.plan, time.monotonic())
+        self._fork = orders.start_method != SPAWN
+        self._notes = Notes(self._fork)
+        # The CPU seconds that the caller's process has used, as it said last.
+        self._caller_seconds = 0.0
         self._run = 0
         self._opened = False
         self._cancelled = False
@@ -201,7 +232,7 @@ class Broker:
         """Start the workers, serve until told to close or the caller is gone, and end the workers."""
         try:
             self._start_workers()
-            while not (self._closing and all(each.dead for each in self._workers)):
+            while not (self._closing and all(each.dead for each in self._workers.values())):
                 for callback in self._waiter.wait(self._patience()):
                     callback()
                 self._look_around()
@@ -214,19 +245,33 @@ class Broker:
 
     def _patience(self) -> float | None:
         waits = [LOOK_SECONDS] if self._parent_descriptor is None else []
-        if self._deadline is not None:
-            waits.append(max(0.0, self._deadline - time.monotonic()))
+        timer = self._timer
+        for due in (self._deadline, timer):
+            if due is not None:
+                waits.append(max(0.0, due - time.monotonic()))
         return min(waits, default=None)
+
+    @property
+    def _running(self) -> bool:
+        """Whether a run is going on."""
+        return self._run > 0 and not self._machine.over
+
+    @property
+    def _timer(self) -> float | None:
+        return self._machine.timer if self._run and not self._failed and not self._closing else None
 
     def _look_around(self) -> None:
         """Do what no event calls for."""
         if self._parent_descriptor is None and hasattr(os, "getppid") and os.getppid() != self._parent:
             self._caller_gone()
+        timer = self._timer
+        if timer is not None and time.monotonic() >= timer:
+            self._handle(events.Ticked(time.process_time() + self._caller_seconds))
         if self._deadline is not None and time.monotonic() >= self._deadline:
             self._deadline = None
-            for each in self._workers:
+            for each in self._workers.values():
                 if not each.dead:
-                    each.process.kill()
+                    each.child.kill()
 
     def _flush_results(self) -> None:
         """Let the last messages to the caller out, as long as it is there and wants them."""
@@ -238,7 +283,9 @@ class Broker:
             self._look_around()
         self._results.close()
         self._feed.close()
+        self._questions.close()
         self._waiter.close()
+        self._notes.close()
 
     # Workers
 
@@ -247,69 +294,76 @@ class Broker:
             with contextlib.suppress(ImportError):
                 # What every worker needs is better imported once, before they are forked.
                 import ctypes  # noqa: F401
-        fork = self._orders.start_method != SPAWN and threading.active_count() == 1
-        context: Any = multiprocessing.get_context(FORK if fork else SPAWN)
-        for assignment in self._orders.assignments:
-            near, far = channel(self._orders.channel, context)
-            process = context.Process(
-                target=worker.main,
-                args=(assignment, far, list(self._ends) if fork else [], os.getpid()),
-                name=f"{PREFIX}{assignment.name}",
-            )
-            self._ends.append(near)
-            with signals_held(FORK if fork else SPAWN), warnings.catch_warnings():
-                # This process has one thread of Python's; those of compiled libraries see to themselves.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                process.start()
-            far.close()
-            try:
-                descriptor: Any = os.pidfd_open(process.pid)
-            except (AttributeError, OSError):
-                descriptor = process.sentinel
-            each = WorkerProcess(assignment, process, descriptor)
-            self._workers.append(each)
-            # A worker whose channel has ended is dead or about to be, and its death is what counts.
-            each.peer = Peer(near, self._waiter, partial(self._from_worker, each), lambda: None)
-            self._waiter.add(descriptor, partial(self._worker_died, each))
+        for index, team in self._machine.staff.teams.items():
+            for number in team.numbers:
+                self._start_worker(index, number)
+
+    def _start_worker(self, step: int, number: int) -> None:
+        assignment, started = self._orders.assignments[step], time.monotonic()
+        method = FORK if self._fork else SPAWN
+        context: Any = multiprocessing.get_context(method)
+        near, far = channel(self._orders.channel, context)
+        note = self._notes.new()
+        foreign = list(self._ends) if self._fork else []
+        process = context.Process(
+            target=worker.main, args=(assignment, far, note, foreign, os.getpid()), name=f"{PREFIX}{assignment.name}"
+        )
+        self._ends.append(near)
+        with signals_held(method), warnings.catch_warnings():
+            # This process has one thread, and where channels are queues those that write to them, which the child does
+            # not touch; threads of compiled libraries see to themselves.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+        far.close()
+        child = Child(process)
+        each = WorkerProcess(number, assignment, child, note, started)
+        self._workers[number] = each
+        # A worker whose channel has ended is dead or about to be, and its death is what counts.
+        each.peer = Peer(near, self._waiter, partial(self._from_worker, each), lambda: None)
+        each.end = near
+        self._waiter.add(child.waitable, partial(self._worker_died, each))
 
     def _worker_died(self, each: WorkerProcess) -> None:
         # A last message and the death can be ready together: the message comes first.
         while each.peer.drain():
             pass
         each.peer.close()
-        self._waiter.remove(each.descriptor)
-        if each.descriptor != each.process.sentinel:
-            os.close(each.descriptor)
-        each.process.join()
+        self._waiter.remove(each.child.waitable)
+        each.child.reap()
         each.dead = True
+        self._ends.remove(each.end)
+        if each.note is not None:
+            self._notes.give_back(each.note)
+        if each.leaving:
+            del self._workers[each.number]
+            return
         if each.closed or self._closing:
             return
-        exitcode = each.process.exitcode
-        if self._machine is None or self._machine.over:
+        exitcode = each.child.exitcode
+        if self._running and each.ready:
+            self._handle(events.WorkerLost(each.number, exitcode))
+        else:
             phase = "process" if each.ready else "setup"
             self._fail_with(("died", each.assignment.name, phase, exitcode, None, None))
-        else:
-            self._handle(events.WorkerLost(each.assignment.number, exitcode))
 
     def _close_workers(self, grace: float | None) -> None:
         """Tell all workers to leave; those still there after `grace` seconds are killed."""
         if not self._closing:
             self._closing = True
-            for each in self._workers:
+            for each in self._workers.values():
                 each.peer.send(("close",))
                 if not each.dead and hasattr(signal, "SIGCONT"):
                     # One that was stopped would never leave.
-                    os.kill(each.process.pid, signal.SIGCONT)
+                    os.kill(each.child.pid, signal.SIGCONT)
         if grace is not None:
             deadline = time.monotonic() + grace
             self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
 
     def _end_workers(self) -> None:
         """Make sure that no worker is left, whatever happened."""
-        for each in self._workers:
+        for each in self._workers.values():
             if not each.dead:
-                each.process.kill()
-                each.process.join()
+                each.child.end()
                 each.peer.close()
                 each.dead = True
 
@@ -324,22 +378,34 @@ class Broker:
             self._parent = os.getppid()
         self._feed.close()
         self._results.close()
+        self._questions.close()
         self._close_workers(GRACE_SECONDS)
+
+    def _answer(self, header: Header, blobs: list[Any]) -> None:
+        match header:
+            case ("stats", number):
+                self._questions.send(("stats", number, self._stats()))
+
+    def _stats(self) -> Stats:
+        return self._machine.stats(time.monotonic())
 
     def _from_feeder(self, header: Header, blobs: list[Any]) -> None:
         kind, run = header[0], header[1]
         if kind == "start":
             self._run = run
-            self._machine = Machine(self._orders.plan)
+            self._handle(events.RunStarted())
             if self._cancelled:
                 self._cancelled = False
-                for each in self._workers:
+                for each in self._workers.values():
                     each.peer.send(("run",))
             if self._given_up == run:
                 self._cancel()
         elif run == self._run:
             if kind == "items":
-                self._handle(events.Fed(Blob(blobs[0], header[2]), header[2], len(blobs[0])))
+                _, _, items, self._caller_seconds = header
+                self._handle(events.Fed(Blob(blobs[0], items), items, len(blobs[0])))
+            elif kind == "forfeit":
+                self._handle(events.Forfeited())
             elif kind == "end":
                 self._handle(events.SourceEnded())
             elif kind == "broken" and not self._cancelled:
@@ -348,7 +414,8 @@ class Broker:
 
     def _from_caller(self, header: Header, blobs: list[Any]) -> None:
         match header:
-            case ("consumed", run, items) if run == self._run:
+            case ("consumed", run, items, seconds) if run == self._run:
+                self._caller_seconds = max(seconds, self._caller_seconds)
                 self._handle(events.Consumed(items))
             case ("cancel", run) if run == self._run:
                 self._cancel()
@@ -367,31 +434,35 @@ class Broker:
     def _from_worker(self, each: WorkerProcess, header: Header, blobs: list[Any]) -> None:
         match header[0]:
             case "reply":
-                _, lease, units, runs, counts, final, starving, seconds = header
+                _, lease, units, runs, counts, final, starving, seconds, cpu, waited = header
                 outputs = tuple((Blob(blob, count), count) for blob, count in zip(blobs, counts, strict=True))
                 size = sum(map(len, blobs))
-                number = each.assignment.number
-                self._handle(events.Replied(number, lease, units, runs, outputs, size, final, starving, seconds))
+                spent = (seconds, cpu, waited)
+                self._handle(events.Replied(each.number, lease, units, runs, outputs, size, final, starving, *spent))
             case "raised":
                 _, lease, units, failure = header
-                self._handle(events.Raised(each.assignment.number, lease, units, failure))
+                self._handle(events.Raised(each.number, lease, units, failure))
+            case "begun":
+                self._handle(events.Begun(each.number, *header[1:]))
             case "ready":
                 each.ready = True
-                if not self._opened and all(every.ready for every in self._workers):
+                self._handle(events.WorkerReady(each.number, time.monotonic() - each.started))
+                if not self._opened and all(every.ready for every in self._workers.values()):
                     self._opened = True
                     self._results.send(("opened",))
             case "failed":
                 self._fail_with(("raised", each.assignment.name, header[1], None, None))
             case "closed":
                 each.closed = True
-                if self._closing and all(every.closed or every.dead for every in self._workers):
+                if self._closing and all(every.closed or every.dead for every in self._workers.values()):
                     self._close_workers(EXIT_SECONDS)
 
     # What the core wants
 
     def _handle(self, event: events.Event) -> None:
-        if self._machine is None or self._failed:
+        if self._failed or self._closing:
             return
+        answers: list[events.Event] = []
         for command in self._machine.handle(event, time.monotonic()):
             match command:
                 case commands.Lease(number, lease, pieces, _, credit, finish):
@@ -405,27 +476,38 @@ class Broker:
                     self._workers[number].peer.send(("grant", lease, credit))
                 case commands.CancelLeases(number):
                     self._workers[number].peer.send(("cancel",))
+                case commands.Recall(number, lease, units):
+                    begun = self._workers[number].recall(lease, units)
+                    if begun is not None:
+                        answers.append(events.Begun(number, *begun))
+                case commands.StartWorker(step, number):
+                    self._start_worker(step, number)
+                case commands.EndWorker(number):
+                    self._workers[number].leaving = True
+                    self._workers[number].peer.send(("close",))
                 case commands.Finish():
                     self._feed.send(("stop", self._run))
-                    self._results.send(("finished", self._run))
+                    self._results.send(("finished", self._run, self._stats()))
                 case commands.Fail(_, number, first, last, cause):
-                    name = self._orders.assignments[number].name
+                    name = self._workers[number].assignment.name
                     if isinstance(event, events.WorkerLost):
                         self._fail_with(("died", name, "process", cause, first, last))
                     else:
                         self._fail_with(("raised", name, cause, first, last))
+        for answer in answers:
+            self._handle(answer)
 
     def _fail_with(self, news: Header) -> None:
         """Tell the caller what went wrong, the first time, and end everything."""
         if not self._failed and not (self._closing and news[0] != "raised"):
             self._failed = True
-            self._results.send(("failed", news))
+            self._results.send(("failed", news, self._stats()))
             self._feed.send(("stop", self._run))
         if not self._closing:
             self._close_workers(GRACE_SECONDS)
 
 
-def main(orders: Orders, feed: BrokerEnd, results: BrokerEnd, foreign: list[FarEnd]) -> None:
+def main(orders: Orders, feed: BrokerEnd, results: BrokerEnd, questions: BrokerEnd, foreign: list[FarEnd]) -> None:
     """The whole life of a broker process."""
     settle(foreign)
-    Broker(orders, feed, results).serve()
+    Broker(orders, feed, results, questions).serve()

@@ -13,16 +13,15 @@ middle of a message.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
+import errno
 import os
 import pickle
 import select
 import socket
 import struct
-import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from multiprocessing import connection
 from typing import Any
@@ -61,20 +60,41 @@ def unpack(body: memoryview, described: int) -> Message:
     return header, blobs
 
 
+class Gone(Exception):
+    """The other side of a channel is gone, or this side is closed."""
+
+
+@contextlib.contextmanager
+def gone() -> Iterator[None]:
+    """Raise Gone where an operation says that the other side is gone.
+
+    Any other exception passes: a signal handler may raise what it likes, an OSError too, in the middle of a wait.
+    """
+    try:
+        yield
+    except (EOFError, ConnectionError) as error:
+        raise Gone(str(error)) from None
+    except OSError as error:
+        # This side was closed meanwhile; the second is how `multiprocessing` says so.
+        if error.errno not in (errno.EBADF, errno.ENOTCONN) and str(error) != "handle is closed":
+            raise
+        raise Gone(str(error)) from None
+
+
 class FarEnd(ABC):
     """The end of a worker or of the caller: waits until a message is there, or until it is sent."""
 
     @abstractmethod
     def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
-        """Send a message; raises OSError or EOFError when the other side is gone."""
+        """Send a message; raises Gone when the other side is."""
 
     @abstractmethod
     def receive(self) -> Message:
-        """Wait for a message; raises EOFError when the other side is gone."""
+        """Wait for a message; raises Gone when the other side is."""
 
     @abstractmethod
     def ready(self, seconds: float = 0) -> bool:
-        """Whether something has arrived, or does within so many seconds."""
+        """Whether `receive` has not to wait: something has arrived, or does within so many seconds, or never will."""
 
     @abstractmethod
     def close(self) -> None:
@@ -84,10 +104,10 @@ class FarEnd(ABC):
         """Wait until everything that was sent has left this process."""
 
     def watch(self, sentinel: Any) -> None:
-        """Have `receive` raise EOFError when `sentinel` says that the other side is gone."""
+        """Have `receive` raise Gone when `sentinel` says that the other side is."""
 
     def watch_parent(self) -> None:
-        """Have `receive` raise EOFError when the parent process, which is the other side, is gone."""
+        """Have `receive` raise Gone when the parent process, which is the other side, is."""
 
 
 class BrokerEnd(ABC):
@@ -199,25 +219,37 @@ class PipeFarEnd(FarEnd):
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
         self._incoming = _Incoming()
+        self._watching = False
+
+    def watch(self, sentinel: Any) -> None:
+        # The end of the stream says that the other side is gone.  But a signal that comes just before a wait begins
+        # does not end it, and Ctrl-C has to act although nothing else ever comes.
+        self._watching = True
 
     def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
         unsent = deque(memoryview(buffer) for buffer in pack(header, blobs))
-        while unsent:
-            _drop(unsent, self._socket.sendmsg(tuple(islice(unsent, _BUFFERS))))
+        with gone():
+            while unsent:
+                _drop(unsent, self._socket.sendmsg(tuple(islice(unsent, _BUFFERS))))
 
     def receive(self) -> Message:
         messages = self._incoming.messages
-        while not messages:
-            if not self._incoming.read(self._socket):
-                raise EOFError("the broker has gone")
+        if not messages:
+            with gone():
+                while not messages:
+                    while self._watching and not self.ready(_LOOK_INTERVAL):
+                        pass
+                    if not self._incoming.read(self._socket):
+                        raise Gone("the broker has gone")
         return messages.popleft()
 
     def ready(self, seconds: float = 0) -> bool:
-        if self._incoming.messages:
+        descriptor = self._socket.fileno()
+        if self._incoming.messages or descriptor < 0:
             return True
         # Not `select`, which knows no descriptor above 1023.
         poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
+        poll.register(descriptor, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
 
     def close(self) -> None:
@@ -296,19 +328,17 @@ class QueueFarEnd(FarEnd):
 
     def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
         if self._outward is None:
-            raise OSError("the channel is closed")
+            raise Gone("the channel is closed")
         _put(self._outward, header, blobs)
 
     def receive(self) -> Message:
         if self._inward is None:
-            raise EOFError("the channel is closed")
+            raise Gone("the channel is closed")
         reader = self._inward._reader
-        try:
+        with gone():
             while not reader.poll(0):
                 self._wait(reader)
             return _unpack_whole(self._inward.get())
-        except OSError:
-            raise EOFError("the broker has gone") from None
 
     def _wait(self, reader: Any) -> None:
         while True:
@@ -316,10 +346,10 @@ class QueueFarEnd(FarEnd):
             if reader in ready:
                 return
             if ready or (self._parent is not None and os.getppid() != self._parent):
-                raise EOFError("the broker has gone")
+                raise Gone("the broker has gone")
 
     def ready(self, seconds: float = 0) -> bool:
-        return bool(self._inward._reader.poll(seconds))
+        return self._inward is None or bool(self._inward._reader.poll(seconds))
 
     def flush(self) -> None:
         self._outward.close()
@@ -378,7 +408,7 @@ def _put(queue: Any, header: Header, blobs: Sequence[Any]) -> None:
     except (ValueError, RuntimeError) as error:
         # A queue that was closed meanwhile, or whose thread cannot be started any more because the interpreter
         # is ending, is, to its user, another side that has gone.
-        raise OSError(str(error)) from None
+        raise Gone(str(error)) from None
 
 
 def _unpack_whole(data: bytes) -> Message:
@@ -397,19 +427,3 @@ def _close_queues(inward: Any, outward: Any) -> None:
         # What nobody reads any more must not hold up the end of this process.
         outward.cancel_join_thread()
         outward.close()
-
-
-def parent_descriptor() -> int | None:
-    """Return a descriptor that becomes readable when the parent process dies, None where there is no such thing."""
-    try:
-        return os.pidfd_open(os.getppid())
-    except (AttributeError, OSError):
-        return None
-
-
-def wait_for(process: multiprocessing.process.BaseProcess, seconds: float) -> bool:
-    """Wait up to `seconds` for a process to end; return whether it did."""
-    deadline = time.monotonic() + seconds
-    while process.exitcode is None and time.monotonic() < deadline:
-        process.join(max(0.0, deadline - time.monotonic()))
-    return process.exitcode is not None

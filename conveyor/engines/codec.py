@@ -21,6 +21,10 @@ from conveyor.core.payloads import Piece, Weave
 # Types whose values cannot be changed, so that sharing one shows nowhere.
 ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
+# An allowance while nothing is known of the items, and one of which a handful would be more than is expected.
+FIRST_ALLOWANCE = 16 * 1024 * 1024
+LEAST_ALLOWANCE = 1024 * 1024
+
 # How many objects of a giver are watched for one that comes again.
 WATCHED = 4
 
@@ -42,6 +46,58 @@ def decode(blob: Any) -> list[Any]:
     if type(items) is tuple:
         return [pickle.loads(item) for item in items]
     return items  # type: ignore[no-any-return]
+
+
+def weight(item: Any) -> int:
+    """Return about how many bytes an item has when it is pickled; 0 where it cannot be.
+
+    >>> weight(7), weight(bytes(1000)) >= 1000
+    (8, True)
+    """
+    kind = type(item)
+    if kind is bytes or kind is str:
+        return len(item)
+    if kind in ATOMS:
+        return 8
+    try:
+        return len(item.data) if kind is Frozen else len(pickle.dumps(item, 5))
+    except BaseException:
+        return 0
+
+
+class Allowance:
+    """How many bytes one who may give so many items may give, before it has to ask anew.
+
+    Who may give thousands of items was told so when they were small: where they become much heavier, what it may give
+    would be more than a pipe is to hold.
+
+    >>> allowance = Allowance()
+    >>> allowance.take(items=100, size=1000)
+    >>> allowance.renew(items=1000)
+    >>> allowance.take(items=3, size=3_000_000)
+    >>> allowance.spent
+    True
+    """
+
+    __slots__ = ("_left", "_mean")
+
+    def __init__(self) -> None:
+        self._mean = 0.0
+        self._left = FIRST_ALLOWANCE
+
+    def renew(self, items: int) -> None:
+        """Take in that so many items may be given."""
+        self._left = max(LEAST_ALLOWANCE, int(4 * items * self._mean)) if self._mean else FIRST_ALLOWANCE
+
+    def take(self, items: int, size: int) -> None:
+        """Take in what was given."""
+        self._mean = size / items
+        self._left -= size
+
+    @property
+    def spent(self) -> bool:
+        """Whether nothing more may be given."""
+        return self._left <= 0
 
 
 def copied(item: Any) -> Any:

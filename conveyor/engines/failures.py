@@ -59,6 +59,7 @@ _WHAT_HAPPENED = {
     "unpickle": "Processor {name!r} got an item that cannot be unpickled in its process: {kind}",
     "setup": "setup() of Processor {name!r} raised {kind}",
     "finish": "finish() of Processor {name!r} raised {kind}",
+    "wait": "What the job of Processor {name!r} left behind, a signal handler say, raised {kind} between two items",
     "teardown": "teardown() of Processor {name!r} raised {kind}",
     "load": "The job of Processor {name!r} could not be loaded in its worker: {kind}",
 }
@@ -112,7 +113,7 @@ def death(name: str, phase: str, exitcode: int | None, first: int | None, last: 
     """Return the error to raise for a worker that died, with the items that it had not acknowledged."""
     message = f"The worker process of Processor {name!r} {cause_of_death(exitcode)}"
     if first is not None:
-        message += f" while it had item {first}" + (f" to {last}" if last != first else "")
+        message += f" while it had item {first}" if last == first else f" while it had items {first} to {last}"
     elif phase == "setup":
         message += " before it was ready"
     error = WorkerDiedError(message + ".", processor=name, exitcode=exitcode, number=first, last=last)

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import time
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from typing import Any, Protocol
 
+from conveyor.core.staff import Durations
 from conveyor.engines.codec import copied, short
 from conveyor.engines.failures import failure_of, processor_error
 from conveyor.errors import ProcessorError, SourceError, StateError
 from conveyor.jobs import outputs_of
 from conveyor.plan import BalanceNode, LeaveNode, MergeNode, Node, Plan, ReplicateNode, SinkNode, StepNode, ZipNode
 from conveyor.stages import Processor, work_of
+from conveyor.stats import Stats, StepStats
 
 
 class _Part(Protocol):
@@ -44,12 +47,51 @@ class _Output:
         return self._part.end(self._port)
 
 
+class _Tally:
+    """What is counted of one Processor."""
+
+    def __init__(self) -> None:
+        self.items_in = 0
+        self.items_out = 0
+        self.units = 0
+        self.seconds = 0.0
+        self.durations = Durations()
+
+    def done(self, seconds: float) -> None:
+        """Take in how long one call took."""
+        self.units += 1
+        self.seconds += seconds
+        self.durations.add(seconds)
+
+    def stats(self, node: StepNode, passed: float) -> StepStats:
+        """Return what the user is told."""
+        return StepStats(
+            processor=node.name,
+            workers=node.workers,
+            starting=0,
+            most_workers=node.workers,
+            items_in=self.items_in,
+            items_out=self.items_out,
+            waiting=0,
+            bound=node.bound,
+            units=self.units,
+            mean=self.seconds / self.units if self.units else None,
+            p50=self.durations.share(0.5),
+            p99=self.durations.share(0.99),
+            busy=min(1.0, self.seconds / passed) if passed else 0.0,
+            cpu=0.0,
+            blocked=0.0,
+            stalled=self.seconds,
+        )
+
+
 class _Step:
     """A Processor: its workers take turns."""
 
-    def __init__(self, node: StepNode, jobs: list[Processor[Any, Any]], output: _Output) -> None:
+    def __init__(self, node: StepNode, jobs: list[Processor[Any, Any]], tally: _Tally, output: _Output) -> None:
         self._node = node
         self._jobs = jobs
+        self._tally = tally
         self._output = output
         self._turn = 0
         self._begun = 0
@@ -76,6 +118,7 @@ class _Step:
     def _process(self, unit: Any, items: int) -> Iterator[Any]:
         number = self._begun
         self._begun += items
+        self._tally.items_in += items
         job = self._jobs[self._turn]
         self._turn = (self._turn + 1) % len(self._jobs)
         yield from self._pass_on(work_of(job), unit, self._node.processor.keep_none, "process", number)
@@ -83,6 +126,8 @@ class _Step:
     def _pass_on(self, call: Any, unit: Any, keep_none: bool, phase: str, number: int | None) -> Iterator[Any]:
         """Call, and pass on what comes of it; an exception is this Processor's only while its own code runs."""
         item = None if number is None else short(unit)
+        begun = time.perf_counter()
+        seconds = 0.0
         try:
             outputs = outputs_of(call(unit), keep_none)
         except (Exception, SystemExit) as error:
@@ -91,14 +136,19 @@ class _Step:
             try:
                 output = next(outputs)
             except StopIteration:
+                if number is not None:
+                    self._tally.done(seconds + time.perf_counter() - begun)
                 return
             except (Exception, SystemExit) as error:
                 raise self._error(error, phase, number, item) from error
+            seconds += time.perf_counter() - begun
+            self._tally.items_out += 1
             try:
                 output = copied(output)
             except Exception as error:
                 raise self._error(error, "pickle", number, item) from error
             yield from self._output.accept(output)
+            begun = time.perf_counter()
 
     def _error(self, error: BaseException, phase: str, number: int | None, item: str | None) -> ProcessorError:
         return processor_error(self._node.name, failure_of(error, phase, item), number, None, error)
@@ -202,7 +252,12 @@ class Session:
         self._ready: list[tuple[str, Processor[Any, Any]]] = []
         self._run: InlineRun | None = None
         self.ended = False
-        for step in plan.steps:
+        self._opened = time.monotonic()
+        self._tallies = {step.index: _Tally() for step in plan.steps}
+
+    def open(self) -> None:
+        """Set the jobs up."""
+        for step in self._plan.steps:
             self._jobs[step.index] = [self._copy(step) for _ in range(step.workers)]
             for job in self._jobs[step.index]:
                 try:
@@ -248,7 +303,7 @@ class Session:
     def _part(self, node: Node, output: Any, parts: dict[int, Any]) -> _Part:
         match node:
             case StepNode():
-                return _Step(node, self._jobs[node.index], output(node.to))
+                return _Step(node, self._jobs[node.index], self._tallies[node.index], output(node.to))
             case ReplicateNode():
                 zips = [
                     (each.last_branch, parts[each.index])
@@ -267,6 +322,12 @@ class Session:
             case SinkNode():
                 return _Sink()
 
+    def stats(self) -> Stats:
+        """Return what is known of the steps; the one that takes longest counts as having stalled all others."""
+        passed = time.monotonic() - self._opened
+        steps = tuple(self._tallies[step.index].stats(step, passed) for step in self._plan.steps)
+        return Stats(passed, self._plan.cores, steps, ())
+
     def close(self) -> None:
         """Tear the jobs down; raises ProcessorError for the first `teardown` that raised."""
         if self.ended:
@@ -276,7 +337,7 @@ class Session:
         for name, job in self._ready:
             try:
                 job.teardown()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 first = first or processor_error(name, failure_of(error, "teardown"), None, None, error)
         if first is not None:
             raise first
@@ -342,5 +403,5 @@ class InlineRun:
                 number += 1
         except SourceError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SourceError.raised(number, error) from error

@@ -12,18 +12,21 @@ import contextlib
 import multiprocessing
 import os
 import threading
+import time
 import warnings
-import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, cast
 
 from conveyor.core.machine import first_pull
+from conveyor.core.sizing import PIPE_BYTES
 from conveyor.engines import broker
 from conveyor.engines.broker import GRACE_SECONDS, Orders
-from conveyor.engines.channels import PIPE, QUEUE, FarEnd, Header, channel, wait_for
+from conveyor.engines.channels import PIPE, QUEUE, FarEnd, Gone, Header, channel
+from conveyor.engines.children import Child
 from conveyor.engines.codec import decode, items_of
 from conveyor.engines.failures import Failure, death, processor_error
+from conveyor.engines.interrupts import interrupts_held
 from conveyor.engines.source import Source
 from conveyor.engines.starting import (
     FORK,
@@ -46,18 +49,23 @@ from conveyor.errors import (
     cause_of_death,
 )
 from conveyor.plan import Plan, SinkNode, StepNode
+from conveyor.stats import Stats
 
 # What a broker gets, beyond the grace that it gives its workers, before it is killed itself.
 PATIENCE_SECONDS = 0.5
 # How long `close` waits for workers that are still at an item of a run that was given up.
 LEAVING_SECONDS = 0.3
 
+# A consumer that has waited so long for results tells which it has taken, however few.
+TELL_SECONDS = 0.005
+WORTH_BYTES = PIPE_BYTES // 8
+
 # The ends of all sessions in this process, for the broker of the next one to close its copies.
-_open_ends: weakref.WeakSet[FarEnd] = weakref.WeakSet()
+_open_ends: set[FarEnd] = set()
 
 
 class Session:
-    """Workers that are up, from `open` to `close`.
+    """Workers, from `open` to `close`.
 
     Raises, from any method, what ended the session; nothing of it is left then.
     """
@@ -70,12 +78,10 @@ class Session:
         self._channel = kind or (PIPE if os.name == "posix" else QUEUE)
         jobs = jobs_for(plan, method, start_method is None)
         grouped = plan.grouped()
-        assignments: list[Assignment] = []
-        for step, job in zip(plan.steps, jobs, strict=True):
-            for _ in range(step.workers):
-                keep_none = step.processor.keep_none
-                number = len(assignments)
-                assignments.append(Assignment(number, step.name, job, step.batch, keep_none, step.index in grouped))
+        assignments = {
+            step.index: Assignment(step.name, job, step.batch, step.processor.keep_none, step.index in grouped)
+            for step, job in zip(plan.steps, jobs, strict=True)
+        }
         sink = plan.nodes[-1]
         assert isinstance(sink, SinkNode)
         self._bound = sink.bound
@@ -86,37 +92,50 @@ class Session:
         self._left: Run | None = None
         self._ended = False
         self._owner = os.getpid()
-        self._open(Orders(bare(plan), tuple(assignments), self._channel, method))
+        self._stats: Stats | None = None
+        self._question = 0
+        self._asking = threading.Lock()
+        self._orders = Orders(bare(plan), assignments, self._channel, method)
+        self._fars: tuple[FarEnd, ...] = ()
+        self._child: Child | None = None
 
-    def _open(self, orders: Orders) -> None:
-        context: Any = multiprocessing.get_context(FORK if self._method == FORK else SPAWN)
-        near_feed, self.feed = channel(self._channel, context)
-        near_results, self.results = channel(self._channel, context)
-        foreign = [*_open_ends, self.feed, self.results] if self._method == FORK else []
-        self._process = context.Process(
-            target=broker.main, args=(orders, near_feed, near_results, foreign), name=f"{PREFIX}broker"
-        )
-        _open_ends.update((self.feed, self.results))
-        atexit.register(self.abort)
+    def open(self) -> None:
+        """Start the workers, and wait until they have set up their jobs."""
         try:
-            try:
-                with signals_held(FORK if self._method == FORK else SPAWN), warnings.catch_warnings():
-                    if threading.active_count() == 1:
-                        # Threads of compiled libraries see to themselves; Python has none that could hold a lock.
-                        warnings.simplefilter("ignore", DeprecationWarning)
-                    self._process.start()
-            finally:
-                near_feed.close()
-                near_results.close()
-            for end in (self.feed, self.results):
-                end.watch(self._process.sentinel)
+            with interrupts_held():
+                self._start()
             if self._channel == QUEUE:
                 # Has the queue's thread started now: at the end of the interpreter it could not be.
                 self.send("hello")
+                self.questions.send(("hello",))
             self._expect("opened")
         except BaseException:
             self.abort()
             raise
+
+    def _start(self) -> None:
+        context: Any = multiprocessing.get_context(FORK if self._method == FORK else SPAWN)
+        near_feed, self.feed = channel(self._channel, context)
+        near_results, self.results = channel(self._channel, context)
+        near_questions, self.questions = channel(self._channel, context)
+        nears = (near_feed, near_results, near_questions)
+        self._fars = (self.feed, self.results, self.questions)
+        foreign = [*_open_ends, *self._fars] if self._method == FORK else []
+        process = context.Process(target=broker.main, args=(self._orders, *nears, foreign), name=f"{PREFIX}broker")
+        _open_ends.update(self._fars)
+        atexit.register(self.abort)
+        try:
+            with signals_held(FORK if self._method == FORK else SPAWN), warnings.catch_warnings():
+                if threading.active_count() == 1:
+                    # Threads of compiled libraries see to themselves; Python has none that could hold a lock.
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
+                self._child = Child(process)
+        finally:
+            for near in nears:
+                near.close()
+        for end in self._fars:
+            end.watch(self._child.waitable)
 
     # Runs
 
@@ -131,8 +150,9 @@ class Session:
                 "what follows starts anew"
             ) from error
         self._runs += 1
-        self._active = Run(self, self._runs, items, self._bound)
-        return self._active
+        self._active = run = Run(self, self._runs, items, self._bound)
+        run.source.start()
+        return run
 
     def finished(self, run: Run) -> None:
         """Take in that a run is over, and its workers free for the next."""
@@ -147,7 +167,8 @@ class Session:
 
     def _note(self, header: Header) -> None:
         """Take in a message while no run is going on."""
-        if self._left is not None and header == ("finished", self._left.number):
+        if self._left is not None and header[:2] == ("finished", self._left.number):
+            self._left.source.join()
             self._left = None
 
     @property
@@ -175,17 +196,34 @@ class Session:
             raise StateError("the pipeline was closed while a run was going on")
         try:
             header, blobs = self.results.receive()
-        except (EOFError, OSError):
+        except Gone:
             if self._ended:
                 raise StateError("the pipeline was closed while a run was going on") from None
             raise self._broker_died() from None
         if header[0] == "failed":
+            self._stats = header[2]
             self._raise(header[1])
+        if header[0] == "finished":
+            self._stats = header[2]
         return header, blobs
+
+    def stats(self) -> Stats | None:
+        """Return what is known of the steps now; of a session that is over, what was known last."""
+        with self._asking:
+            if not self._ended and self.mine:
+                with contextlib.suppress(Gone):
+                    self._question += 1
+                    self.questions.send(("stats", self._question))
+                    answer: Header = ()
+                    # An answer to a question that was interrupted is still on its way.
+                    while answer[:2] != ("stats", self._question):
+                        answer, _ = self.questions.receive()
+                    self._stats = answer[2]
+            return self._stats
 
     def send(self, *header: Any) -> None:
         """Send a message about results."""
-        with contextlib.suppress(OSError, EOFError):
+        with contextlib.suppress(Gone):
             # A broker that has gone left word why, or is missed by the next `receive`.
             self.results.send(header)
 
@@ -198,8 +236,9 @@ class Session:
     # Errors
 
     def _broker_died(self) -> ConveyorError:
-        wait_for(self._process, PATIENCE_SECONDS)
-        exitcode = self._process.exitcode
+        assert self._child is not None
+        self._child.wait(PATIENCE_SECONDS)
+        exitcode = self._child.exitcode
         self.abort()
         if exitcode == UNGUARDED:
             return MissingMainGuardError()
@@ -254,36 +293,35 @@ class Session:
 
     def abort(self) -> None:
         """End everything now: workers get a moment to tear down their jobs, and are killed then."""
+        with interrupts_held():
+            self._abort()
+
+    def _abort(self) -> None:
         if self._ended:
             return
         self._ended = True
         atexit.unregister(self.abort)
         if not self.mine:
             # A copy in a process forked from the caller has nothing to end, and no child to wait for at its own end.
-            multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
+            if self._child is not None:
+                self._child.disown()
             if self._channel == PIPE:
-                self.feed.close()
-                self.results.close()
+                for end in self._fars:
+                    end.close()
             return
-        if self._active is not None:
-            self._active.source.stop()
-        try:
-            if self._process.pid is not None:
-                self.send("abort")
-                wait_for(self._process, GRACE_SECONDS + PATIENCE_SECONDS)
-        finally:
-            if self._process.pid is not None:
-                if self._process.exitcode is None:
-                    self._process.kill()
-                self._process.join()
-                self._process.close()
-            if self._active is not None:
-                self._active.source.join()
-                self._active = None
-            self.feed.close()
-            self.results.close()
-            _open_ends.discard(self.feed)
-            _open_ends.discard(self.results)
+        runs = [run for run in (self._active, self._left) if run is not None]
+        self._active = self._left = None
+        for run in runs:
+            run.source.stop()
+        if self._child is not None:
+            self.send("abort")
+            self._child.wait(GRACE_SECONDS + PATIENCE_SECONDS)
+            self._child.end()
+        for run in runs:
+            run.source.join()
+        for end in self._fars:
+            end.close()
+            _open_ends.discard(end)
 
 
 class Run:
@@ -295,26 +333,29 @@ class Run:
         # Room is given back in amounts worth a message.
         self._worth = max(1, bound // 4)
         self._untold = 0
+        self._untold_bytes = 0
         self._over = False
         self.source = Source(number, items, session.feed, session.first_pull)
-        self.source.start()
 
     def chunks(self) -> Iterator[list[Any]]:
         """Yield the results in lists, as they come; closing the iterator cancels the run."""
         try:
             while True:
+                if self._untold and not self._session.results.ready(TELL_SECONDS):
+                    # The pipe may be full by now of less than was worth a message, because results have become heavy.
+                    self._tell()
                 header, blobs = self._session.receive()
                 match header:
                     case ("results", run, spec, _) if run == self.number:
                         results = self._decoded(spec, blobs)
+                        self._untold_bytes += sum(map(len, blobs))
                         for start in range(0, len(results), self._worth):
                             part = results[start : start + self._worth] if len(results) > self._worth else results
                             self._untold += len(part)
-                            if self._untold >= self._worth:
-                                self._session.send("consumed", self.number, self._untold)
-                                self._untold = 0
+                            if self._untold >= self._worth or self._untold_bytes >= WORTH_BYTES:
+                                self._tell()
                             yield part
-                    case ("finished", run) if run == self.number:
+                    case ("finished", run, _) if run == self.number:
                         self._over = True
                         break
         except GeneratorExit:
@@ -326,6 +367,11 @@ class Run:
             raise
         self.source.join()
         self._session.finished(self)
+
+    def _tell(self) -> None:
+        """Give back the room of what was taken."""
+        self._session.send("consumed", self.number, self._untold, time.process_time())
+        self._untold = self._untold_bytes = 0
 
     def _decoded(self, spec: Any, blobs: list[Any]) -> list[Any]:
         try:
@@ -345,9 +391,10 @@ class Run:
         """Give the run up, where it is not over."""
         if self._over or self._session.ended or not self._session.mine:
             return
+        self.source.stop()
+        self._session.leave(self)
         self._over = True
         self.source.join()
-        self._session.leave(self)
 
 
 def bare(plan: Plan) -> Plan:

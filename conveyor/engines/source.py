@@ -13,12 +13,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from typing import Any
 
-from conveyor.engines.channels import FarEnd
-from conveyor.engines.codec import Giver, Unpicklable, encode, frozen, short, unpicklable
+from conveyor.engines.channels import FarEnd, Gone
+from conveyor.engines.codec import Allowance, Giver, Unpicklable, encode, frozen, short, unpicklable, weight
 from conveyor.errors import SourceError
 
 # A chunk that was pulled faster than the first makes the next one larger; one slower than the second, smaller.
@@ -45,6 +45,8 @@ class Source:
         self._pulled: deque[Any] | list[Any] = []
         self._sent = 0
         self._blob_items = 1 << 30
+        self._allowance = Allowance()
+        self._exhausted = False
         self._stopped = False
         # Cleared by the look-out to stop a pull that is under way.
         self._tokens: list[None] = []
@@ -56,17 +58,20 @@ class Source:
         self._over = threading.Event()
         self._look_out: threading.Thread | None = None
         context = contextvars.copy_context()
+        # In the thread, what is raised is the input's doing; in the caller's own frame it may be a signal handler's.
+        self._failures: tuple[type[BaseException], ...] = (BaseException,)
         self._thread = threading.Thread(
             target=context.run, args=(self._feed,), name=f"conveyor-source-{run}", daemon=True
         )
 
     def start(self) -> None:
         """Begin to pull."""
-        with contextlib.suppress(OSError, EOFError):
+        with contextlib.suppress(Gone):
             self._end.send(("start", self._run))
         items = self._items
         if type(items) in _PROMPT and len(items) < min(self._credit, FEW):  # type: ignore[arg-type]
             # They are sent sooner than a thread is started, and nothing here has to wait.
+            self._failures = (Exception, SystemExit)
             self._feed()
         else:
             self._thread.start()
@@ -97,66 +102,87 @@ class Source:
 
     def _feed(self) -> None:
         # A broker that has gone is the business of whoever waits for results.
-        with contextlib.suppress(EOFError, OSError):
+        with contextlib.suppress(Gone):
             self._pull_all()
         self._over.set()
         self._pulling.set()
 
     def _pull_all(self) -> None:
         try:
-            iterator = iter(self._items)
-        except BaseException as error:
+            iterator = chain(self._items, self._note_the_end())
+        except self._failures as error:
             self._fail(error)
             return
         prompt = type(self._items) in _PROMPT
         giver = Giver()
         credit, growing = self._credit, 1
-        pulled = 0
         while True:
             while not self._stopped and (not credit or (credit < 2 * growing and self._end.ready())):
                 header, _ = self._end.receive()
                 if header[0] == "pull" and header[1] == self._run:
                     credit += header[2]
+                    self._allowance.renew(credit)
                 elif header[0] == "stop" and header[1] == self._run:
                     return
             if self._stopped:
                 return
             wanted = 1 if giver.wary else min(credit, growing, self._blob_items)
+            sent = self._sent
             begun = time.perf_counter()
             try:
                 if prompt or wanted == 1:
-                    self._pulled = list(islice(iterator, wanted))
+                    self._pulled = []
+                    self._pull(iterator, wanted)
                     if not prompt and self._pulled:
                         giver.gave(self._pulled[0])
                 else:
                     part = self._stoppable(iterator, wanted)
                     self._pulled = deque()
-                    self._pulled.extend(map(frozen, part) if giver.repeats else part)
+                    self._pull(map(frozen, part) if giver.repeats else part, wanted)
                     self._pulling.clear()
             except Unpicklable as refused:
                 self._sent += len(self._pulled)
                 self._fail(refused.__cause__ or refused, refused.item)
                 return
-            except BaseException as error:
+            except self._failures as error:
                 self._fail(error)
                 return
             elapsed = time.perf_counter() - begun
             if not self._send():
                 return
-            got = self._sent - pulled
-            pulled = self._sent
-            dawdled = self._cut_short is self._tokens
-            if got < wanted and not dawdled:
+            if self._exhausted:
                 self._end.send(("end", self._run))
                 return
-            credit -= got
-            if dawdled:
+            credit -= self._sent - sent
+            if credit and self._allowance.spent:
+                self._end.send(("forfeit", self._run))
+                credit = 0
+            if self._cut_short is self._tokens:
                 growing = 1
                 self._tokens = []
             elif elapsed < FAST_SECONDS:
                 growing = wanted * 2
             elif elapsed > SLOW_SECONDS:
                 growing = max(1, wanted // 2)
+
+    def _pull(self, items: Iterator[Any], wanted: int) -> None:
+        """Pull as many items as wanted, or fewer where they are heavy."""
+        while wanted > 0 and not self._exhausted:
+            part = min(FEW, wanted)
+            before = self._tokens
+            self._pulled.extend(islice(items, part))
+            wanted -= part
+            if self._cut_short is before:
+                return
+            # Of what the look-out has just sent there is nothing left to be weighed.
+            with contextlib.suppress(IndexError):
+                if weight(self._pulled[-1]) * part > BLOB_BYTES:
+                    return
+
+    def _note_the_end(self) -> Iterator[Any]:
+        """Yield nothing, behind the last item."""
+        self._exhausted = True
+        yield from ()
 
     def _stoppable(self, iterator: Iterator[Any], items: int) -> Iterator[Any]:
         """Return the next `items` items, with somebody on the look-out who can make them fewer."""
@@ -170,7 +196,7 @@ class Source:
     def _watch(self) -> None:
         """Where an item is slow to come, send those before it, and have no more than that one pulled with it."""
         # A broker that has gone is the business of whoever waits for results.
-        with contextlib.suppress(EOFError, OSError):
+        with contextlib.suppress(Gone):
             while not self._over.is_set():
                 self._pulling.wait()
                 tokens = self._tokens
@@ -195,13 +221,14 @@ class Source:
                 return True
             try:
                 blob = encode(items)
-            except BaseException as error:
+            except self._failures as error:
                 index, cause = unpicklable(items) or (0, error)
                 self._sent += index
                 self._fail(cause, items[index])
                 return False
             self._blob_items = max(1, BLOB_BYTES * len(items) // len(blob))
-            self._end.send(("items", self._run, len(items)), [blob])
+            self._allowance.take(len(items), len(blob))
+            self._end.send(("items", self._run, len(items), time.process_time()), [blob])
             self._sent += len(items)
             return True
 

@@ -14,20 +14,35 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from inspect import isgeneratorfunction
 from types import FrameType, GeneratorType
 from typing import Any, NamedTuple
 
 from conveyor.core.groups import Runs, append_run
-from conveyor.engines.channels import FarEnd, Message
-from conveyor.engines.codec import Giver, Unpicklable, decode, encode, frozen, items_of, short, unpicklable
+from conveyor.engines.channels import FarEnd, Gone, Message
+from conveyor.engines.codec import (
+    Allowance,
+    Giver,
+    Unpicklable,
+    decode,
+    encode,
+    frozen,
+    items_of,
+    short,
+    unpicklable,
+    weight,
+)
 from conveyor.engines.failures import Failure, failure_of
+from conveyor.engines.notes import Note
 from conveyor.jobs import outputs_of
 from conveyor.stages import Processor, work_of
 
 FLUSH_SECONDS = 0.002
-# What takes less than this is called in one go, without looking at the clock in between.
+# What is called in one stride is accounted for in one go.  Within it the worker looks at the clock, and whether it may
+# begin more, after so many units: one of them may take a thousand times as long as those before it.
 STRIDE_SECONDS = 0.0005
+LOOK_UNITS = 64
 BLOB_BYTES = 256 * 1024
 # A worker whose broker has gone leaves with this code; nobody is there to see it.
 ORPHANED = 3
@@ -41,7 +56,6 @@ class Assignment(NamedTuple):
     `job` is a Processor, or the pickle of one.  `grouped`: the number of outputs of each unit is to be told.
     """
 
-    number: int
     name: str
     job: Processor[Any, Any] | bytes
     batch: int | None
@@ -68,19 +82,24 @@ class _Raised(Exception):
 class Worker:
     """The loop, from the first lease to the last."""
 
-    def __init__(self, assignment: Assignment, processor: Processor[Any, Any], end: FarEnd) -> None:
+    def __init__(self, assignment: Assignment, processor: Processor[Any, Any], end: FarEnd, note: Note | None) -> None:
         self._processor = processor
         self._call: Callable[[Any], Any] = work_of(processor)
         self._batch = assignment.batch
         self._keep_none = assignment.keep_none
         self._grouped = assignment.grouped
         self._end = end
+        self._note = note
+        # Where there is no note: beyond which position nothing may be begun, as a message said.
+        self._limit: tuple[int, int] | None = None
+        self._spent = Spent()
         self._waiting: deque[Message] = deque()
         self._cancelled = False
         self._closing = False
         # The lease at hand, and what may still be given for it.
         self._lease = 0
         self._credit = 0
+        self._allowance = Allowance()
         self._lease_units: list[Any] = []
         self._acknowledged = 0
         # What was not sent yet: outputs and their types, the units that are done, and what each of them gave.
@@ -99,7 +118,7 @@ class Worker:
         self._blob_items = 1 << 30
 
     def run(self) -> None:
-        """Serve leases until told to close; raises EOFError or OSError when the broker has gone."""
+        """Serve leases until told to close; raises Gone when the broker has gone."""
         begun = time.perf_counter()
         while True:
             # To look costs a system call: it is worth one after a long lease, lest the next be a cancelled one.
@@ -117,11 +136,17 @@ class Worker:
         message = self._end.receive()
         match message[0][0]:
             case "lease":
+                self._limit = None
                 self._waiting.append(message)
             case "grant":
                 _, lease, credit = message[0]
                 if lease == self._lease:
                     self._credit += credit
+                    self._allowance.renew(self._credit)
+            case "recall":
+                _, lease, units = message[0]
+                self._limit = max((self._lease, self._acknowledged + self._units), (lease, units))
+                self._end.send(("begun", *self._limit))
             case "cancel":
                 self._cancelled = True
             case "run":
@@ -132,6 +157,8 @@ class Worker:
     def _serve(self, header: tuple[Any, ...], blobs: list[Any]) -> None:
         _, self._lease, spec, self._credit, finish, again, keep = header
         self._since = time.perf_counter()
+        self._spent.begin()
+        self._allowance.renew(self._credit)
         self._acknowledged = 0
         self._forget()
         try:
@@ -139,7 +166,7 @@ class Worker:
             if finish:
                 self._lease_units = []
                 self._finish()
-            else:
+            elif self._may_begin(0, 1):
                 self._lease_units = self._units_in(spec, blobs, again, keep)
                 self._work(self._lease_units)
             self._flush(final=True)
@@ -172,33 +199,35 @@ class Worker:
             return items
         return [items[start : start + size] for start in range(0, len(items), size)]
 
+    def _may_begin(self, start: int, stop: int) -> int:
+        """Begin the units from `start` to `stop` of the lease at hand; return how far that is allowed."""
+        if self._note is not None:
+            return self._note.begin(self._lease, start, stop)
+        if self._limit is None or self._limit >= (self._lease, stop):
+            return stop
+        return max(start, min(stop, self._limit[1])) if self._limit[0] == self._lease else start
+
     def _work(self, units: list[Any]) -> None:
-        """Call the job on each unit, in strides: as many at once as take a moment."""
-        call = self._call
+        """Call the job on each unit, in strides: as many at once as take a moment; stop where no more may be begun."""
         start, count = 0, len(units)
         begun = self._since
         while start < count:
-            stride = count - start
+            self._await_credit()
+            stride = min(count - start, self._credit)
             careful = self._giver.wary
             if careful:
                 stride = 1
             elif self._stride_seconds * stride > STRIDE_SECONDS:
                 stride = max(1, int(STRIDE_SECONDS / self._stride_seconds))
-            part = units if stride == count else units[start : start + stride]
             returned: list[Any] = []
-            values = map(frozen, map(call, part)) if self._giver.repeats else map(call, part)
             try:
-                if self._in_turn:
-                    returned.extend(up_to_generator(values))
-                else:
-                    returned.extend(values)
+                self._call_on(units, start, start + stride, returned)
             except Unpicklable as refused:
                 raise self._unpicklable(refused.__cause__ or refused, refused.item, len(returned)) from None
             except BaseException as error:
                 raise self._raised(error, "process", self._units + len(returned)) from None
-            if len(returned) < stride and not (self._in_turn and returned and type(returned[-1]) is GeneratorType):
-                # To `map`, the end; from a job, an error like any other.
-                raise self._raised(StopIteration(), "process", self._units + len(returned))
+            if not returned:
+                return
             self._take(returned)
             start += len(returned)
             now = time.perf_counter()
@@ -207,6 +236,28 @@ class Worker:
             if start < count and (careful or self._giver.wary or now - self._since > FLUSH_SECONDS):
                 self._flush()
                 self._stop_if_told_meanwhile()
+
+    def _call_on(self, units: list[Any], start: int, stop: int, returned: list[Any]) -> None:
+        """Call the job on the units from `start` on, and append what it returns: up to `stop`, or less, where a unit
+        takes long, where outputs are heavy, where a generator has its turn first, or where no more may be begun."""
+        call, repeats, in_turn = self._call, self._giver.repeats, self._in_turn
+        until = time.perf_counter() + FLUSH_SECONDS
+        while start < stop:
+            end = self._may_begin(start, min(start + LOOK_UNITS, stop))
+            if end == start:
+                return
+            part = units[start:end]
+            values = map(frozen, map(call, part)) if repeats else map(call, part)
+            before = len(returned)
+            returned.extend(up_to_generator(values) if in_turn else values)
+            if len(returned) - before < end - start:
+                if in_turn and len(returned) > before and type(returned[-1]) is GeneratorType:
+                    return
+                # To `map`, the end; from a job, an error like any other.
+                raise StopIteration
+            start = end
+            if time.perf_counter() > until or weight(returned[-1]) * len(part) > BLOB_BYTES:
+                return
 
     def _finish(self) -> None:
         try:
@@ -217,7 +268,11 @@ class Worker:
 
     def _take(self, returned: list[Any]) -> None:
         """Turn what the job returned for the next units into outputs."""
-        kinds = set(map(type, returned))
+        try:
+            kinds = set(map(type, returned))
+        except BaseException as error:
+            # A class may say itself how it is told from others, and fail at that.
+            raise self._raised(error, "pickle", self._units) from None
         self._kinds |= kinds
         if len(returned) == 1 and GeneratorType not in kinds:
             self._giver.gave(returned[0])
@@ -283,13 +338,15 @@ class Worker:
 
     def _await_credit(self) -> bool:
         """Wait until one more output may be given; return whether that took sending what there was."""
-        if self._credit > 0:
+        if self._credit > 0 and not self._allowance.spent:
             return False
         self._flush(starving=True)
+        self._credit = 0
         while self._credit <= 0:
             self._receive()
             self._stop_if_told()
         self._since = time.perf_counter()
+        self._spent.begin()
         return True
 
     def _output(self, value: Any) -> None:
@@ -326,14 +383,17 @@ class Worker:
             except BaseException as error:
                 raise self._unpicklable_in(start, part, error) from None
             self._blob_items = max(1, BLOB_BYTES * len(part) // len(blob))
+            self._allowance.take(len(part), len(blob))
             blobs.append(blob)
             counts.append(len(part))
             start += len(part)
         assert sum(counts) == len(outputs), "an output was lost, or would be sent twice"
         now = time.perf_counter()
         seconds, self._since = now - self._since, now
+        cpu, waited = self._spent.since(seconds)
         runs = self._runs if self._grouped else None
-        self._end.send(("reply", self._lease, self._units, runs, counts, final, starving, seconds), blobs)
+        header = ("reply", self._lease, self._units, runs, counts, final, starving, seconds, cpu, waited)
+        self._end.send(header, blobs)
         self._acknowledged += self._units
         self._forget()
 
@@ -356,6 +416,45 @@ class Worker:
         return self._unpicklable(cause, part[index], unit - self._units)
 
 
+class Spent:
+    """What time was spent with: using a core, waiting for one, or waiting for something else.
+
+    A job that waits for a disk, a network or a clock gives its core up by itself; one that only waits for its turn on a
+    core does not.  Where the system does not count that, whatever is not work is taken to be the first.
+    """
+
+    def __init__(self) -> None:
+        self._cpu = 0.0
+        self._given_up = 0
+        self._usage = _usage_reader()
+
+    def begin(self) -> None:
+        """From here on."""
+        if self._usage is None:
+            self._cpu = time.process_time()
+            self._given_up += 1
+        else:
+            usage = self._usage()
+            self._cpu = usage.ru_utime + usage.ru_stime
+            self._given_up = usage.ru_nvcsw
+
+    def since(self, seconds: float) -> tuple[float, float]:
+        """Return how long, of the `seconds` since `begin`, a core was used, and something else was waited for; begin
+        again."""
+        cpu, given_up = self._cpu, self._given_up
+        self.begin()
+        used = self._cpu - cpu
+        return used, max(0.0, seconds - used) if self._given_up != given_up else 0.0
+
+
+def _usage_reader() -> Callable[[], Any] | None:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    return partial(resource.getrusage, resource.RUSAGE_SELF)
+
+
 def up_to_generator(values: Iterable[Any]) -> Iterator[Any]:
     """Yield the values up to the first generator, which is the last."""
     for value in values:
@@ -376,6 +475,9 @@ def settle(foreign: list[Any]) -> None:
     """Make a new process one of ours: its own signals, and no end of a channel that is not its own."""
     signal.signal(signal.SIGINT, ignore)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "SIGCHLD"):
+        # One that ignores it, and every program that it starts does so too, hears nothing of how its children end.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -393,7 +495,7 @@ def die_with_parent(parent: int) -> None:
         os._exit(ORPHANED)
 
 
-def main(assignment: Assignment, end: FarEnd, foreign: list[Any], parent: int) -> None:
+def main(assignment: Assignment, end: FarEnd, note: Note | None, foreign: list[Any], parent: int) -> None:
     """The whole life of a worker process."""
     settle(foreign)
     die_with_parent(parent)
@@ -409,13 +511,17 @@ def main(assignment: Assignment, end: FarEnd, foreign: list[Any], parent: int) -
             end.send(("failed", tuple(failure_of(error, phase))))
         else:
             end.send(("ready",))
-            Worker(assignment, processor, end).run()
+            phase = "wait"
             try:
+                Worker(assignment, processor, end, note).run()
+                phase = "teardown"
                 processor.teardown()
+            except Gone:
+                raise
             except BaseException as error:
-                end.send(("failed", tuple(failure_of(error, "teardown"))))
+                end.send(("failed", tuple(failure_of(error, phase))))
         end.send(("closed",))
         end.flush()
         end.close()
-    except (EOFError, OSError):
+    except Gone:
         os._exit(ORPHANED)

@@ -1,0 +1,76 @@
+"""A child process, as its parent sees it.
+
+Law: whether a child is dead is asked of the system and not of its exit status: that may be out of reach, where the
+program ignores SIGCHLD or reaps its children itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing.process
+import os
+import signal
+from multiprocessing import connection
+from typing import Any
+
+
+class Child:
+    """A process of `multiprocessing` that has been started."""
+
+    def __init__(self, process: Any) -> None:
+        self._process = process
+        self.pid: int = process.pid
+        self._descriptor = descriptor_of(process.pid)
+        # What to wait on for its death.  A sentinel is held by forked grandchildren too, and may come late.
+        self.waitable: Any = process.sentinel if self._descriptor is None else self._descriptor
+        self.exitcode: int | None = None
+        self.reaped = False
+
+    def wait(self, seconds: float) -> bool:
+        """Wait up to `seconds` for its death; return whether it is dead, and if so reap it."""
+        if not self.reaped and connection.wait([self.waitable], max(0.0, seconds)):
+            self.reap()
+        return self.reaped
+
+    def kill(self) -> None:
+        """Have the system end it."""
+        if not self.reaped:
+            with contextlib.suppress(ProcessLookupError):
+                if self._descriptor is not None:
+                    # Unlike the number, it cannot stand for another process by now.
+                    signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+                else:
+                    self._process.kill()
+
+    def end(self) -> None:
+        """Have the system end it, and wait for that."""
+        self.kill()
+        if not self.reaped:
+            connection.wait([self.waitable])
+            self.reap()
+
+    def reap(self) -> None:
+        """Take in the end of one that is dead, and give back what the system lent."""
+        if self.reaped:
+            return
+        self.reaped = True
+        self._process.join()
+        self.exitcode = self._process.exitcode
+        if self.exitcode is None:
+            self.disown()
+        else:
+            self._process.close()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+    def disown(self) -> None:
+        """Have the standard library wait for it no more: it is another's child, or its end cannot be asked for."""
+        multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
+
+
+def descriptor_of(pid: int) -> int | None:
+    """Return a descriptor that becomes readable when a process dies, None where there is no such thing."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None

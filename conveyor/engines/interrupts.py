@@ -1,0 +1,51 @@
+"""Ctrl-C while something is being ended: kept back until that is done, and never lost.
+
+Law: only short work that has a bound in time is shielded, never a wait for a job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+# Long enough for the interpreter to leave a finalizer, in which an exception would only be printed.
+SOON_SECONDS = 0.02
+
+
+@contextlib.contextmanager
+def interrupts_held(finalizing: bool = False) -> Iterator[None]:
+    """Have a Ctrl-C that comes in the block act at its end.
+
+    `finalizing`: the block may run while an object is being dropped, where Python swallows exceptions: it acts a moment
+    later then.  Handlers other than Python's own are left alone, as they may do anything.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+    seen: list[FrameType | None] = []
+    try:
+        signal.signal(signal.SIGINT, lambda number, frame: seen.append(frame))
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if seen and finalizing:
+            threading.Thread(target=_interrupt_soon, name="conveyor-interrupt", daemon=True).start()
+        elif seen:
+            raise KeyboardInterrupt
+
+
+def _interrupt_soon() -> None:
+    time.sleep(SOON_SECONDS)
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        # To that thread, so that it is woken from whatever it waits for.
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        signal.raise_signal(signal.SIGINT)

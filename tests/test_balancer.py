@@ -1,0 +1,299 @@
+"""The balancer with real processes: workers come and go while a run goes on, and nobody but the statistics can tell.
+
+Law: what is waited for is an event or a figure of the statistics, never a time; a pipeline that does not do what it
+should stands still, and the test fails by its time limit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+import threading
+import time
+import unittest
+from pathlib import Path
+
+from conveyor import (
+    BalancingFork,
+    Join,
+    Pipe,
+    Pipeline,
+    Processor,
+    ProcessorError,
+    StateError,
+)
+from tests.support import TestCase, nothing_left, slow
+
+
+def same(item):
+    return item
+
+
+def nap(item):
+    time.sleep(0.004)
+    return item
+
+
+def reciprocal(item):
+    return 1 // item
+
+
+class Sleeper(Processor):
+    """Sleeps for as long as its item says, and notes who is there in a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def setup(self):
+        Path(self.folder, f"up-{os.getpid()}").touch()
+
+    def process(self, item):
+        number, seconds = item
+        time.sleep(seconds)
+        return number
+
+    def teardown(self):
+        Path(self.folder, f"down-{os.getpid()}").touch()
+
+
+class WaitsForSetup(Processor):
+    """Every worker but the first takes as long to set up as it takes somebody to write a file."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def setup(self):
+        try:
+            Path(self.folder, "first").touch(exist_ok=False)
+        except FileExistsError:
+            Path(self.folder, "second").touch()
+            while not os.path.exists(os.path.join(self.folder, "go")):
+                time.sleep(0.002)
+
+    def process(self, item):
+        time.sleep(0.002)
+        return item
+
+
+class WaitsForAnother(Processor):
+    """One item is not done before another, which stands some way behind it, has been begun elsewhere."""
+
+    def __init__(self, folder, first, other):
+        self.path, self.first, self.other = os.path.join(folder, "begun"), first, other
+
+    def process(self, item):
+        if item == self.other:
+            Path(self.path).touch()
+        if item == self.first:
+            while not os.path.exists(self.path):
+                time.sleep(0.001)
+        return item
+
+
+class Balancer:
+    """For one start method and channel."""
+
+    time_limit = 60.0
+    settings = {"start_method": "fork", "channel": "pipe"}
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+        leaves = nothing_left()
+        leaves.__enter__()
+        self.addCleanup(leaves.__exit__, None, None, None)
+
+    def test_a_step_that_stalls_gets_workers_within_its_bounds(self):
+        pipeline = (
+            Pipeline(cores=2, **self.settings)
+            .add(Processor(same))
+            .add(Pipe())
+            .add(BalancingFork(max=5))
+            .add(Processor(nap))
+            .add(Pipe())
+            .add(Join())
+        )
+        source = itertools.count()
+        with pipeline:
+            with pipeline.stream(source) as stream:
+                for expected, result in enumerate(stream):
+                    assert result == expected
+                    if expected % 50 == 0 and pipeline.stats()["nap"].workers == 5:
+                        break
+            stats = pipeline.stats()
+            assert (stats["same"].workers, stats["nap"].workers, stats["nap"].most_workers) == (1, 5, 5)
+            assert stats.decisions[0].processor == "nap" and "work waiting" in stats.decisions[0].reason
+            assert stats.decisions[-1].after == 5 and all(each.after <= 5 for each in stats.decisions)
+            assert stats.bottleneck == "nap"
+            # They are there for the next run, too.
+            assert pipeline.run(range(200)) == list(range(200))
+            assert pipeline.stats()["nap"].items_in > 200
+
+    def test_a_fixed_number_is_never_changed(self):
+        pipeline = Pipeline(**self.settings).add(Processor(nap, workers=2))
+        assert pipeline.run(range(100)) == list(range(100))
+        stats = pipeline.stats()
+        assert (stats["nap"].workers, stats["nap"].most_workers, stats.decisions) == (2, 2, ())
+
+    def test_workers_that_are_not_needed_leave_and_lose_nothing(self):
+        # First slow items, so that workers are wanted; then none for a while, and those that idle leave.
+        numbers = itertools.count()
+        idle = threading.Event()
+
+        def source():
+            while not idle.is_set():
+                yield next(numbers), 0.01
+            while True:
+                yield next(numbers), 0.0
+                time.sleep(0.01)
+
+        pipeline = (
+            Pipeline(cores=2, **self.settings)
+            .add(BalancedSleeper(self.folder))
+            .add(Pipe(maxsize=100))
+            .add(Processor(same))
+        )
+        with pipeline:
+            most = 0
+            with pipeline.stream(source()) as stream:
+                for expected, result in enumerate(stream):
+                    assert result == expected
+                    step = pipeline.stats().steps[0]
+                    if step.workers > 2:
+                        idle.set()
+                    most = max(most, step.workers)
+                    if idle.is_set() and step.workers < most:
+                        break
+            assert any("idle" in decision.reason for decision in pipeline.stats().decisions)
+        up = {path.name[3:] for path in Path(self.folder).glob("up-*")}
+        down = {path.name[5:] for path in Path(self.folder).glob("down-*")}
+        # Each has torn down its job, those that left early included.
+        assert up == down and len(up) > 2
+
+    def test_a_setup_that_takes_long_holds_nobody_up(self):
+        pipeline = Pipeline(cores=2, **self.settings).add(Auto(self.folder))
+        with pipeline:
+            second = Path(self.folder, "second")
+            with pipeline.stream(itertools.count()) as stream:
+                after = 0
+                for expected, result in enumerate(stream):
+                    assert result == expected
+                    if second.exists():
+                        after += 1
+                        if after == 100:
+                            assert pipeline.stats().steps[0].starting >= 1
+                            Path(self.folder, "go").touch()
+                        if after > 100 and pipeline.stats().steps[0].workers > 1:
+                            break
+            assert pipeline.run(range(100)) == list(range(100))
+
+    def test_what_is_behind_a_long_item_goes_to_another_worker(self):
+        for ordered in (True, False):
+            with self.subTest(ordered=ordered):
+                job = WaitsForAnother(self.folder, 20_000, 20_300)
+                job.workers = 2
+                results = Pipeline(ordered=ordered, **self.settings).add(job).run(range(20_600))
+                assert (results if ordered else sorted(results)) == list(range(20_600))
+                Path(self.folder, "begun").unlink()
+
+    def test_few_slow_items_never_share_a_worker(self):
+        # Each waits until all three have been begun.
+        pipeline = Pipeline(**self.settings).add(Meet(self.folder, 3))
+        assert pipeline.run(["a", "b", "c"]) == ["a", "b", "c"]
+        pipeline = (
+            Pipeline(**self.settings)
+            .add(Processor(same))
+            .add(Pipe())
+            .add(BalancingFork(3))
+            .add(Pipe())
+            .add(*[MeetAlone(self.folder, 3, name) for name in "xyz"])
+            .add(Pipe())
+            .add(Join())
+        )
+        assert pipeline.run(["d", "e", "f"]) == ["d", "e", "f"]
+
+    def test_statistics_while_it_runs_and_after(self):
+        pipeline = Pipeline(**self.settings).add(Processor(same)).add(Pipe(maxsize=7)).add(Processor(reciprocal))
+        with self.assertRaisesRegex(StateError, "nothing is known yet"):
+            pipeline.stats()
+        with pipeline:
+            assert pipeline.stats()["same"].items_in == 0
+            with pipeline.stream(itertools.count(1)) as stream:
+                for _ in itertools.islice(stream, 500):
+                    pass
+                found = []
+                thread = threading.Thread(target=lambda: found.append(pipeline.stats()))
+                thread.start()
+                thread.join()
+                assert found[0]["reciprocal"].items_in >= 500
+                assert found[0]["reciprocal"].bound == 7
+            assert pipeline.run([1, 2, 3]) == [1, 0, 0]
+        stats = pipeline.stats()
+        assert stats == pipeline.stats(), "it is over, so nothing changes any more"
+        assert stats["same"].items_out >= 503 and 0 < stats["same"].busy <= 1
+        with self.assertRaises(AttributeError):
+            stats.cores = 5
+        with self.assertRaises(ProcessorError):
+            pipeline.run([1, 1, 1, 0])
+        assert pipeline.stats()["same"].items_in >= 1
+
+
+class BalancedSleeper(Sleeper):
+    """The same, by as many workers as it takes."""
+
+    workers = "auto"
+
+
+class Auto(WaitsForSetup):
+    """The same, by as many workers as it takes."""
+
+    workers = "auto"
+
+
+class Meet(Processor):
+    """Gives its item when so many have been begun."""
+
+    workers = 3
+
+    def __init__(self, folder, count):
+        self.folder, self.count = folder, count
+
+    def process(self, item):
+        Path(self.folder, f"meet-{item}").touch()
+        while sum(name.startswith("meet-") for name in os.listdir(self.folder)) < self.count:
+            time.sleep(0.002)
+        return item
+
+
+class MeetAlone(Meet):
+    """The same, in a branch of its own."""
+
+    workers = None
+
+    def __init__(self, folder, count, name):
+        super().__init__(folder, count + 3)
+        self.name = name
+
+
+class ForkPipeTest(Balancer, TestCase):
+    """Forked workers, over socket pairs."""
+
+
+@slow
+class ForkQueueTest(Balancer, TestCase):
+    """Forked workers, over queues."""
+
+    settings = {"start_method": "fork", "channel": "queue"}
+
+
+@slow
+class SpawnPipeTest(Balancer, TestCase):
+    """Workers that are fresh interpreters, over socket pairs."""
+
+    settings = {"start_method": "spawn", "channel": "pipe"}
+
+
+if __name__ == "__main__":
+    unittest.main()
