@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from conveyor import Pipe, Processor
-from conveyor.core.commands import Emit, Finish, Grant, Lease
+from conveyor.core.commands import Emit, Finish, Grant, Lease, Pull
 from conveyor.core.events import Forfeited
 from conveyor.core.machine import first_pull
 from conveyor.core.sizing import UNWEIGHED
