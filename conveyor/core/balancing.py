@@ -12,8 +12,8 @@ The rules follow from one model: a step needs rate x service time workers.
 2. *Stalled* is a step with work waiting whose workers are busy; one that starves or is blocked is not.  The one that
    stalls most, in seconds of work waiting per worker, is served first.
 3. *Grow.* A stalled step gets what it needs and some headroom, as soon as the time lost to the stall amounts to what a
-   start takes.  Until its first unit is back its job counts as CPU alone, and its workers at most double.  A step that
-   has what it needs and goes on stalling, with cores idle, gets a few more.
+   start takes.  Until its first unit is back its job counts as CPU alone, and till then workers at most double.  A step
+   that has what it needs and goes on stalling, with cores idle, gets a few more.
 4. *Give back.* Where a stalled step lacks workers and has no cores to grow on, the others keep what they need.
 5. *Shrink.* Workers that were not needed for a while go.
 6. *Rest.* Each turn, from growing to shrinking or back, makes a step wait four times as long before its next change.
@@ -166,6 +166,11 @@ class Trace(NamedTuple):
         return self.sight.ended and not self.sight.waiting and not self.active
 
     @property
+    def at_work(self) -> float:
+        """Workers at work now: those that were of late, some of them told to leave, and those that came up."""
+        return max(self.active, min(self.active + self.fresh, self.sight.workers))
+
+    @property
     def patience(self) -> float:
         """Seconds for which a worker may be idle."""
         return max(PATIENCE, STARTS * self.sight.start, UNITS * self.service)
@@ -237,9 +242,10 @@ def decide(
     seen = [trace.seen(sight, seconds) for trace, sight in zip(memory.traces, sights, strict=True)]
     look = Look(seen, cores, max(0.0, cores - (others - memory.others) / seconds), now)
     look.watch(seconds)
-    restless = look.grow()
+    look.grow()
     look.shrink()
-    pause = SHORTEST_PAUSE if restless or look.decisions else min(LONGEST_PAUSE, memory.pause * SLOWER)
+    longest = min(LONGEST_PAUSE, memory.pause * SLOWER, look.soonest)
+    pause = SHORTEST_PAUSE if look.decisions else max(SHORTEST_PAUSE, longest)
     return Memory(now + pause, now, pause, others, tuple(look.traces)), look.decisions
 
 
@@ -268,12 +274,13 @@ class Look:
         self.cores = cores
         self.now = now
         self.decisions: list[Decision] = []
+        # In how many seconds a step may get more.
+        self.soonest = inf
         self.needs = needs(traces, cores, free)
         # Cores that nobody uses; workers that start or have just come up count as if they worked.
-        self.free = free - sum(
-            (min(trace.active + trace.fresh, trace.sight.workers) * trace.pace + trace.sight.starting) * trace.share
-            for trace in traces
-        )
+        self.free = free - sum((trace.at_work * trace.pace + trace.sight.starting) * trace.share for trace in traces)
+        # Whether some step is at work whose costs nobody knows yet, so that no need is known either.
+        self.guessing = any(trace.active and not trace.units for trace in traces)
         # Workers beyond those that there must be, in cores.
         self.extra = sum((trace.workers - trace.base) * trace.share for trace in traces)
 
@@ -291,18 +298,18 @@ class Look:
             quiet, peak = (self.now, 0) if needed else (trace.quiet, max(trace.peak, keep))
             self.traces[index] = trace._replace(lost=lost, quiet=quiet, peak=peak)
 
-    def grow(self) -> bool:
-        """Give stalled steps what they need, the worst first; return whether one of them may soon get more."""
+    def grow(self) -> None:
+        """Give stalled steps what they need, the worst first."""
         stalled = [index for index, trace in enumerate(self.traces) if trace.stalled]
-        restless = False
         for index in sorted(stalled, key=lambda index: -self.traces[index].stall):
             trace = self.traces[index]
             wanted, wait = self.wanted(trace, self.needs[index])
             if wanted > trace.workers:
-                restless |= self.has_cores(trace)
-                if trace.lost >= max(trace.sight.start, wait):
+                missing = max(trace.sight.start, wait) - trace.lost
+                if missing <= 0:
                     self.add(index, wanted)
-        return restless
+                elif self.has_cores(trace):
+                    self.soonest = min(self.soonest, missing)
 
     def wanted(self, trace: Trace, need: float) -> tuple[int, float]:
         """How many workers a stalled step should have, and after how many seconds lost."""
@@ -314,7 +321,13 @@ class Look:
         wanted, wait = ceil(need * (1 + headroom)) if need else 2 * trace.workers, PROMPT
         if wanted <= trace.workers <= MORE * need:
             wanted, wait = trace.workers + ceil(trace.workers / 8), SETTLING
-        return min(wanted, trace.bound(self.cores), trace.workers + sight.waiting), wait * resting(trace.turns)
+        if self.guessing:
+            wanted = min(wanted, 2 * trace.workers)
+        # No more than there is work for; a pipe that is well filled does not show how much that is.
+        filled = not sight.ended and 2 * sight.waiting >= sight.bound
+        if not filled:
+            wanted = min(wanted, trace.workers + sight.waiting)
+        return min(wanted, trace.bound(self.cores)), wait * resting(trace.turns)
 
     def add(self, index: int, wanted: int) -> None:
         """Give a step more workers, as far as there are cores, or have others give theirs back."""
@@ -331,7 +344,7 @@ class Look:
         if trace.share:
             wanted = min(wanted, trace.workers + int((self.cores - self.extra) / trace.share + 1e-6))
         if wanted > trace.workers:
-            cores = f"{figure(self.free)} cores idle" if trace.uses_cpu else "hardly any CPU needed"
+            cores = idle_cores(self.free) if trace.uses_cpu else "hardly any CPU needed"
             self.resize(index, wanted, f"{reason}, {cores}")
 
     def give_back(self, reason: str, receiver: int | None = None) -> None:
@@ -344,7 +357,7 @@ class Look:
                 index != receiver
                 and trace.uses_cpu
                 and (need or trace.finished)
-                and trace.workers > (keep if urgent else max(keep, SLACK * need + 0.5))
+                and trace.workers > (keep if self.free > NOTABLE * self.cores else max(keep, SLACK * need + 0.5))
                 and self.now - trace.changed >= SETTLING * (1.0 if urgent else resting(trace.turns))
             ):
                 self.resize(index, keep, f"{reason}: {enough(keep)} here")
@@ -353,7 +366,7 @@ class Look:
         """Let go whom nobody needed for long."""
         if self.extra > SLACK * self.cores:
             self.give_back(f"more workers than {figure(self.cores)} cores can serve")
-        rest = resting(sum(trace.turns for trace in self.traces))
+        rest = resting(2 * sum(trace.turns for trace in self.traces))
         for index, trace in enumerate(self.traces):
             idle = self.now - trace.quiet
             if not trace.peak or idle < trace.patience * rest:
@@ -381,9 +394,14 @@ def resting(turns: float) -> float:
 
 def figure(number: float) -> str:
     """Return a number for a reader, with two digits at most that are not whole."""
-    return f"{number:.2g}" if number < 100 else f"{number:.0f}"
+    return f"{number:.2g}" if number < 99.5 else f"{number:.0f}"
 
 
 def enough(workers: int) -> str:
     """Return that so many workers are enough."""
     return "one worker is enough" if workers == 1 else f"{workers} workers are enough"
+
+
+def idle_cores(cores: float) -> str:
+    """Return that so many cores are idle."""
+    return f"{figure(cores)} {'core' if figure(cores) == '1' else 'cores'} idle"
