@@ -26,7 +26,7 @@ from conveyor.plan import (
     ZipNode,
 )
 from conveyor.rules import Bundle, Fork, Gather, Lane, Layout, Level, Operation, Step, one_pipe
-from conveyor.stages import DEFAULT_MAXSIZE, BalancingFork, Pipe, ReplicatingFork, has_finish, label
+from conveyor.stages import DEFAULT_MAXSIZE, BalancingFork, Pipe, ReplicatingFork, has_finish, is_restartable, label
 
 _UNKNOWN = Target(-1)
 
@@ -199,6 +199,7 @@ class _Compiler:
             shared=wire is not None and wire.pipe is None,
             ordered=self._ordered or self._survey.is_tracked(levels),
             finishes=has_finish(step.processor),
+            restartable=is_restartable(step.processor),
             to=_UNKNOWN,
         )
         if wire is None:

@@ -150,7 +150,11 @@ class ProcessorError(ConveyorError):
 
 
 class WorkerDiedError(ProcessorError):
-    """A worker process ended in the middle of its work.
+    """A worker process died, and that could not be made up for.
+
+    What a worker was at when it died runs again in another, and nothing is lost.  But an item at which two of them died
+    is given up; what a job had on `self` is lost unless its class is `restartable`; and where workers die before they
+    are ready, again and again, others would too.
 
     Fields, besides those of `ProcessorError`: `exitcode`, as in `multiprocessing.Process.exitcode`.  `number` and
     `last` are the first and the last of the items that the worker had not yet acknowledged.

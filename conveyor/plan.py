@@ -30,7 +30,7 @@ class StepNode:
     where the number is fixed, None where only the balancer's own bound holds.  `batch` is None where the job takes
     one item at a time.  `bound` is the number of items that the pipe in front holds; `shared` says that no Pipe of
     its own stands there, so that what it holds counts against the bound of the fork or join in front.  `name` is
-    unique within the plan.
+    unique within the plan.  `restartable`: the job has no state that would be lost with a worker.
     """
 
     index: int
@@ -43,6 +43,7 @@ class StepNode:
     shared: bool
     ordered: bool
     finishes: bool
+    restartable: bool
     to: Target
 
     @property

@@ -76,6 +76,9 @@ class Processor(Element, Generic[In_contra, Out_co]):
     end of a stream (it may return or yield trailing outputs) and `teardown()`; keep any state on `self`.  `name`,
     `workers`, `batch` and `keep_none` may be class attributes; `super().__init__()` need not be called.
 
+    When a worker dies, what it was at runs again in a new one.  A subclass is taken to have state that is lost with its
+    worker, which ends the run with WorkerDiedError, unless it has the class attribute `restartable = True`.
+
     Raises TypeError or ValueError for an argument it cannot use.
 
     >>> Processor(len, workers=2)
@@ -96,6 +99,8 @@ class Processor(Element, Generic[In_contra, Out_co]):
     batch: int | None = None
     keep_none: bool = False
     job: Callable[[Any], Any] | None = None
+    # Whether a worker of a subclass may be replaced when it dies, with all that it had on `self`.
+    restartable: bool = False
 
     if TYPE_CHECKING:
         _is_processor: Literal[True]
@@ -240,6 +245,11 @@ def _overrides(processor: Processor[Any, Any], method: str) -> bool:
     return getattr(type(processor), method) is not getattr(Processor, method)
 
 
+def is_restartable(processor: Processor[Any, Any]) -> bool:
+    """Whether a new worker can take the place of one that died: the job is a plain callable, or its class says so."""
+    return processor.restartable or not _overrides(processor, "process")
+
+
 def has_setup(processor: Processor[Any, Any]) -> bool:
     """Whether the class of `processor` has a `setup` of its own."""
     return _overrides(processor, "setup")
@@ -332,6 +342,8 @@ def check_processor(processor: Processor[Any, Any]) -> None:
         _check_count(kind, "batch", processor.batch, or_else=" or None")
     if not isinstance(keep_none, bool):
         raise TypeError(f"{kind}: keep_none must be True or False, not {keep_none!r}")
+    if not isinstance(processor.restartable, bool):
+        raise TypeError(f"{kind}: restartable must be True or False, not {processor.restartable!r}")
     if _overrides(processor, "process"):
         _check_call(f"{kind}.process", processor.process, "`def process(self, item)`")
     elif processor.job is None:

@@ -44,7 +44,7 @@ class StepStats:
         waiting: the items in the pipe in front and with workers that have not begun them.
         bound: how many items the pipe in front holds.
         units: how many times the job was called: once an item or, with `batch`, once a list.
-        mean, p50, p99: seconds that a call took, None before the first. Calls that take less than 4 ms are timed in
+        mean, p50, p99: seconds that a call took, None before the first. Calls that take less than 8 ms are timed in
             chunks, and the percentiles are those of the chunks' means.
         busy: the share of the workers' time, 0 to 1, in which they had work.
         cpu: the share of the time that calls took in which they used a core; 0 with the inline engine, which does not

@@ -122,9 +122,17 @@ class Driven:
         """Have a job raise."""
         return self.handle(Raised(worker, lease, units, error), now)
 
-    def lose(self, now: float, worker: int, cause: Any) -> list[Command]:
+    def lose(
+        self,
+        now: float,
+        worker: int,
+        cause: Any,
+        begun: tuple[int, int] | None = None,
+        ready: bool = True,
+        killed: bool = False,
+    ) -> list[Command]:
         """Have a worker die."""
-        return self.handle(WorkerLost(worker, cause), now)
+        return self.handle(WorkerLost(worker, cause, begun, ready, killed), now)
 
     def tick(self, now: float) -> list[Command]:
         """Let time pass."""
@@ -150,7 +158,9 @@ class Driven:
         starving: bool = False,
         seconds: float = 0.0001,
         size: int | None = None,
+        partial: int = 0,
     ) -> list[Command]:
         """Have a worker reply; the outputs have 8 bytes each unless `size` says otherwise."""
         weight = 8 * sum(items for _, items in blobs) if size is None else size
-        return self.handle(Replied(worker, lease, units, runs, blobs, weight, final, starving, seconds), now)
+        event = Replied(worker, lease, units, runs, blobs, weight, final, starving, seconds, partial=partial)
+        return self.handle(event, now)

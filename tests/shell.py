@@ -18,6 +18,7 @@ from conveyor.core.balancing import Decision, Memory, Sight
 from conveyor.core.groups import Runs, runs_of
 from conveyor.core.machine import first_pull
 from conveyor.core.payloads import Piece
+from conveyor.core.staff import START_ATTEMPTS
 from conveyor.engines.codec import items_of, spec_of
 from conveyor.jobs import outputs_of
 from conveyor.plan import Plan, StepNode
@@ -85,7 +86,9 @@ class FakeWorker:
             if self.limit is not None and (lease.lease, index) >= self.limit:
                 return
             self.begun = (lease.lease, index + 1)
-            for value in outputs_of(self.call(unit), self.node.processor.keep_none):
+            outputs = outputs_of(self.call(unit), self.node.processor.keep_none)
+            # What a worker that was lost has given already is not given again.
+            for value in islice(outputs, 0 if index else lease.skip, None):
                 yield "output", value
             yield "unit", None
 
@@ -133,7 +136,9 @@ class FakeWorker:
         while part := list(islice(iterator, cuts)):
             blobs.append((part, len(part)))
         runs = runs_of(sizes) if self.grouped else None
-        event = events.Replied(self.number, lease.lease, len(sizes), runs, tuple(blobs), 0, final, starving, 1e-5)
+        event = events.Replied(
+            self.number, lease.lease, len(sizes), runs, tuple(blobs), 0, final, starving, 1e-5, partial=count
+        )
         if final:
             self.lease = None
         return event
@@ -165,7 +170,9 @@ class FakeShell:
                 self.hire(len(self.workers), step)
         # Those that were started and are not up yet, with their steps.
         self.starting: dict[int, StepNode] = {}
+        # How often a worker was told to give something back, and how many may still die.
         self.recalled = 0
+        self.kills = 0
         self.finishing: set[int] = set()
         self.credit = first_pull(plan)
         self.exhausted = False
@@ -281,6 +288,7 @@ class FakeShell:
             possible.append(self.consume)
         possible.extend(partial(self.work, worker) for worker in self.workers.values() if worker.busy)
         possible.extend(partial(self.answer, worker) for worker in self.workers.values() if worker.recall)
+        possible.extend(partial(self.start, number) for number in self.starting)
         return possible
 
     def asides(self) -> list[Callable[[], None]]:
@@ -288,8 +296,30 @@ class FakeShell:
         possible: list[Callable[[], None]] = []
         if self.machine.timer is not None:
             possible.append(self.tick)
-        possible.extend(partial(self.start, number) for number in self.starting)
+        if self.kills > 0:
+            for number, worker in self.workers.items():
+                if worker.node.restartable and not worker.node.finishes:
+                    possible.append(partial(self.kill, number))
+            # One more that dies before it is ready may be one too many in a row.
+            if self.choose(4) == 0:
+                possible.extend(partial(self.fail_to_start, number) for number in self.starting)
         return possible
+
+    def kill(self, number: int) -> None:
+        """A worker dies; what it had not replied is lost."""
+        worker = self.workers.pop(number)
+        del self.unacknowledged[number]
+        self.kills -= 1
+        # Where there is no note of how far it had begun, the machine has to do without.
+        begun = worker.begun if self.choose(4) else None
+        self.handle(events.WorkerLost(number, "killed", begun))
+
+    def fail_to_start(self, number: int) -> None:
+        """A worker dies before it is ready."""
+        if self.machine.step_of(number).team.failed_starts < START_ATTEMPTS - 1:
+            del self.starting[number]
+            self.kills -= 1
+            self.handle(events.WorkerLost(number, "killed", None, ready=False))
 
     def tick(self) -> None:
         """Time passes."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from typing import Any
+from unittest import mock
 
 from hypothesis import HealthCheck, Phase, assume, given, note, settings
 from hypothesis import strategies as st
@@ -146,7 +147,7 @@ class Properties(TestCase):
 
     time_limit = 120.0
 
-    @bounded(300)
+    @bounded(200)
     @given(SOURCES, SEEDS, MANNERS, WEIGHTS)
     def test_results_equal_those_of_the_inline_engine(
         self, source: random.Random, seed: int, manner: Manner, heaviest: int
@@ -157,6 +158,21 @@ class Properties(TestCase):
         assert shell.finished and not shell.failure
         assert shell.pulled == len(items)
         # Nothing that comes late changes anything.
+        shell.assert_over()
+
+    @bounded(120)
+    @given(SOURCES, SEEDS, MANNERS, st.booleans())
+    def test_workers_that_die_change_nothing(
+        self, source: random.Random, seed: int, manner: Manner, ordered: bool
+    ) -> None:
+        plan, items, expected, choose = case(source, seed, ordered, indifferent if not ordered else lambda plan: True)
+        shell = FakeShell(plan, items, manner(choose))
+        shell.kills = 1 + choose(30)
+        # An item that is unlucky often enough would be given up.
+        with mock.patch("conveyor.core.step.ITEM_ATTEMPTS", 1000):
+            results = shell.run()
+        assert not shell.failure
+        assert results == expected if ordered else Counter(map(repr, results)) == Counter(map(repr, expected))
         shell.assert_over()
 
     @bounded(80)

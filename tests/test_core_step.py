@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from conveyor import Pipe, Processor
-from conveyor.core.commands import CancelLeases, Emit, Fail, Finish, Grant, Lease
+from conveyor.core.commands import CancelLeases, Emit, Fail, Finish, Grant, Lease, Recall, StartWorker
+from conveyor.core.events import RunStarted
 from tests.driving import Driven
 from tests.support import TestCase
 
@@ -337,17 +338,111 @@ class Failures(TestCase):
         core.end(0.0)
         assert core.raises(0.1, 1, 0, 0, "error") == [Fail(1, 1, None, None, "error")]
 
-    def test_a_worker_that_is_lost_had_the_items_of_its_first_lease(self) -> None:
+
+class Losses(TestCase):
+    """What becomes of the work of a worker that dies."""
+
+    def test_what_it_had_runs_again_in_its_place(self) -> None:
         core = Driven(Processor(job, workers=2), Pipe(64))
         core.feed(0.0, "A", 1)
         core.reply(0.1, 0, 0, 1, ("a", 1))
-        core.feed(0.2, "B", 4)
-        assert core.lose(0.3, 1, "killed") == [Fail(0, 1, 3, 4, "killed")]
+        assert core.feed(0.2, "B", 4) == [Lease(0, 1, (("B", 0, 2),), 2, 2), Lease(1, 2, (("B", 2, 4),), 2, 2)]
+        assert core.lose(0.3, 0, "killed") == [StartWorker(0, 2)]
+        assert core.reply(0.4, 1, 2, 2, ("d", 2)) == [Lease(1, 3, (("B", 0, 2),), 2, 2)]
+        assert core.ready(0.5, 2) == [Recall(1, 3, 1)]
+        assert core.reply(0.6, 1, 3, 2, ("b", 2)) == [Emit((("b", 0, 2),), 2), Emit((("d", 0, 2),), 2)]
 
-    def test_an_idle_worker_that_is_lost_had_none(self) -> None:
+    def test_an_idle_one_had_nothing(self) -> None:
         core = Driven(Processor(job, workers=2), Pipe(64))
         core.feed(0.0, "A", 1)
-        assert core.lose(0.1, 1, "killed") == [Fail(0, 1, None, None, "killed")]
+        assert core.lose(0.1, 1, "killed") == [StartWorker(0, 2)]
+        assert core.reply(0.2, 0, 0, 1, ("a", 1)) == [Emit((("a", 0, 1),), 1)]
+
+    def test_outputs_that_are_there_are_not_given_again(self) -> None:
+        core = Driven(Processor(job), Pipe(64))
+        core.feed(0.0, "A", 1)
+        assert core.reply(0.1, 0, 0, 0, ("a", 1), final=False, starving=True, partial=1) == [
+            Emit((("a", 0, 1),), 1),
+            Grant(0, 0, 64),
+        ]
+        assert core.reply(0.2, 0, 0, 0, ("b", 3), final=False, partial=3) == [Emit((("b", 0, 3),), 3)]
+        assert core.lose(0.3, 0, "killed") == [StartWorker(0, 1)]
+        assert core.ready(0.4, 1) == [Lease(1, 1, (("A", 0, 1),), 1, 1, skip=4)]
+        assert core.reply(0.5, 1, 1, 1, ("c", 1)) == [Emit((("c", 0, 1),), 1)]
+
+    def test_what_it_had_not_begun_is_beyond_suspicion(self) -> None:
+        core = Driven(Processor(job), Pipe(64))
+        core.feed(0.0, "A", 1)
+        core.reply(0.1, 0, 0, 1, ("a", 1))
+        core.feed(0.2, "B", 8)
+        core.reply(0.3, 0, 1, 2, ("b", 2))
+        core.reply(0.4, 0, 2, 2, ("c", 2))
+        assert core.machine.steps[0].workers[0].outstanding == 4
+        # Of the four items of its lease it had begun two, and done one of these.
+        assert core.lose(0.5, 0, "killed", begun=(3, 2)) == [StartWorker(0, 1)]
+        # They may have nothing to do with it; it may have been the system.
+        assert core.ready(0.6, 1) == [Lease(1, 4, (("B", 4, 6),), 2, 2)]
+        # The second time they are tried one by one, and the others not.
+        assert core.lose(0.7, 1, "killed", begun=(4, 2)) == [StartWorker(0, 2)]
+        assert core.ready(0.8, 2) == [Lease(2, 5, (("B", 4, 5),), 1, 1)]
+        assert core.reply(0.9, 2, 5, 1, ("d", 1)) == [Emit((("d", 0, 1),), 1), Lease(2, 6, (("B", 5, 6),), 1, 1)]
+        assert core.reply(1.0, 2, 6, 1, ("e", 1)) == [Emit((("e", 0, 1),), 1), Lease(2, 7, (("B", 6, 8),), 2, 2)]
+
+    def test_an_item_at_which_two_have_died_is_given_up(self) -> None:
+        core = Driven(Processor(job), Pipe(64))
+        core.feed(0.0, "A", 1)
+        core.reply(0.1, 0, 0, 1, ("a", 1))
+        core.feed(0.2, "B", 2)
+        core.reply(0.3, 0, 1, 1, ("b", 1))
+        # It had one item alone, so it is known which.
+        assert core.lose(0.4, 0, "killed", begun=(2, 1)) == [StartWorker(0, 1)]
+        assert core.ready(0.5, 1) == [Lease(1, 3, (("B", 1, 2),), 1, 1)]
+        assert core.lose(0.6, 1, "again", begun=(3, 1)) == [Fail(0, 1, 2, 2, "again", "item")]
+        assert core.machine.over
+
+    def test_one_that_was_killed_from_outside_counts_for_less(self) -> None:
+        core = Driven(Processor(job), Pipe(64))
+        core.feed(0.0, "A", 1)
+        assert core.lose(0.1, 0, "killed", begun=(0, 1), killed=True) == [StartWorker(0, 1)]
+        core.ready(0.2, 1)
+        assert core.lose(0.3, 1, "killed", begun=(1, 1), killed=True) == [StartWorker(0, 2)]
+        core.ready(0.4, 2)
+        assert core.lose(0.5, 2, "killed", begun=(2, 1), killed=True) == [Fail(0, 2, 0, 0, "killed", "item")]
+
+    def test_one_that_had_not_begun_its_item_counts_for_nothing(self) -> None:
+        core = Driven(Processor(job), Pipe(64))
+        core.feed(0.0, "A", 1)
+        for worker in range(5):
+            assert core.lose(0.1, worker, "killed", begun=(worker, 0)) == [StartWorker(0, worker + 1)]
+            assert core.ready(0.2, worker + 1) == [Lease(worker + 1, worker + 1, (("A", 0, 1),), 1, 1)]
+
+    def test_state_is_lost_unless_it_may_be(self) -> None:
+        core = Driven(Ending(), Pipe(64))
+        core.feed(0.0, "A", 3)
+        assert core.lose(0.1, 0, "killed") == [Fail(0, 0, 0, 0, "killed", "state")]
+
+    def test_those_that_die_before_they_are_ready_are_counted(self) -> None:
+        core = Driven(Processor(job), Pipe(64))
+        assert core.lose(0.1, 0, "killed", ready=False) == [StartWorker(0, 1)]
+        assert core.lose(0.2, 1, "killed", ready=False) == [StartWorker(0, 2)]
+        assert core.ready(0.3, 2) == []
+        assert core.lose(0.4, 2, "killed") == [StartWorker(0, 3)]
+        for worker in (3, 4, 5, 6):
+            assert core.lose(0.5, worker, "killed", ready=False) == [StartWorker(0, worker + 1)]
+        assert core.lose(0.6, 7, "killed", ready=False) == [Fail(0, 7, None, None, "killed", "setup")]
+        # Two are enough where that has taken long.
+        core = Driven(Processor(job), Pipe(64))
+        assert core.lose(1.0, 0, "killed", ready=False) == [StartWorker(0, 1)]
+        assert core.lose(1.9, 1, "killed", ready=False) == [StartWorker(0, 2)]
+        assert core.lose(3.0, 2, "killed", ready=False) == [Fail(0, 2, None, None, "killed", "setup")]
+
+    def test_one_that_dies_between_two_runs_is_replaced(self) -> None:
+        core = Driven(Processor(job), Pipe(64))
+        core.end(0.0)
+        assert core.lose(0.1, 0, "killed") == [StartWorker(0, 1)]
+        core.handle(RunStarted(), 0.2)
+        assert core.feed(0.3, "A", 1) == []
+        assert core.ready(0.4, 1) == [Lease(1, 0, (("A", 0, 1),), 1, 1)]
 
 
 class Cancelling(TestCase):
@@ -375,4 +470,8 @@ class Cancelling(TestCase):
         core = Driven(Processor(job), Pipe(64))
         core.feed(0.0, "A", 1)
         core.cancel(0.1)
-        assert core.lose(0.2, 0, "killed") == [Fail(0, 0, 0, 0, "killed")]
+        assert core.lose(0.2, 0, "killed") == [StartWorker(0, 1), Finish()]
+        core = Driven(Processor(job), Pipe(64))
+        core.feed(0.0, "A", 1)
+        core.cancel(0.1)
+        assert core.raises(0.2, 0, 0, 0, "error") == [Fail(0, 0, 0, 0, "error")]

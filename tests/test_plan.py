@@ -71,7 +71,18 @@ def step(
     name = name or processor.job.__name__
     to = Target(to) if isinstance(to, int) else to
     return StepNode(
-        index, name, processor, workers, most if auto else workers, processor.batch, bound, shared, ordered, False, to
+        index,
+        name,
+        processor,
+        workers,
+        most if auto else workers,
+        processor.batch,
+        bound,
+        shared,
+        ordered,
+        False,
+        True,
+        to,
     )
 
 

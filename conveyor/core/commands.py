@@ -13,7 +13,8 @@ from conveyor.core.payloads import Piece
 class Lease(NamedTuple):
     """Hand `items` items to a worker, who may give `credit` outputs for them before it has to ask for more.
 
-    `finish`: no items, the stream has ended and the job's `finish` is to run.
+    `finish`: no items, the stream has ended and the job's `finish` is to run.  `skip`: a worker was lost with these
+    items, and so many outputs of the first unit are there already, and not to be given again.
     """
 
     worker: int
@@ -22,6 +23,7 @@ class Lease(NamedTuple):
     items: int
     credit: int
     finish: bool = False
+    skip: int = 0
 
 
 class Grant(NamedTuple):
@@ -81,7 +83,9 @@ class Fail(NamedTuple):
     """The run cannot go on.
 
     `step` is the index of the step's node; `first` and `last` are the numbers (from 0, in the order in which
-    they came to that step) of the items that may be to blame, both None where there is none.
+    they came to that step) of the items that may be to blame, both None where there is none.  `loss` says why the
+    loss of a worker cannot be made up for: "item" (that item has ended more than one), "state" (its job had state),
+    "setup" (none can be set up), "finish" (it was at the job's `finish`).
     """
 
     step: int
@@ -89,6 +93,7 @@ class Fail(NamedTuple):
     first: int | None
     last: int | None
     cause: Any
+    loss: str | None = None
 
 
 Command = Lease | Grant | CancelLeases | Recall | StartWorker | EndWorker | Pull | Emit | Finish | Fail

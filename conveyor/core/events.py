@@ -30,7 +30,7 @@ class SourceEnded(NamedTuple):
 class Replied(NamedTuple):
     """A worker acknowledges the next `units` units of a lease and hands over `blobs`, each with its item count.
 
-    Outputs beyond those of the acknowledged units belong to the unit it is working on.  `runs` tells the
+    The last `partial` outputs belong to the unit that it is working on, and is not acknowledged.  `runs` tells the
     number of outputs of each acknowledged unit (None where nobody needs to know).  `final`: the lease is
     done.  `starving`: the worker has no credit for its next output, or gives back what it has because outputs are
     so much heavier than those before, and waits.  `size` is the bytes of
@@ -49,6 +49,7 @@ class Replied(NamedTuple):
     seconds: float
     cpu: float = 0.0
     waited: float = 0.0
+    partial: int = 0
 
 
 class Raised(NamedTuple):
@@ -64,10 +65,17 @@ class Raised(NamedTuple):
 
 
 class WorkerLost(NamedTuple):
-    """A worker is dead and its channel drained to the end; `cause` says what is known of its death."""
+    """A worker is dead and its channel drained to the end; `cause` says what is known of its death.
+
+    `begun`: it has begun at most so many units of that lease, and none of any later one; None where that is not known.
+    `ready`: it had been set up.  `killed`: it may have been ended from outside, and not by what it was at.
+    """
 
     worker: int
     cause: Any
+    begun: tuple[int, int] | None = None
+    ready: bool = True
+    killed: bool = False
 
 
 class WorkerReady(NamedTuple):

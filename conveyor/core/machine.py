@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from conveyor.core.balancing import Decision as Choice
 from conveyor.core.balancing import Memory, Sight, decide
-from conveyor.core.commands import Command, Finish, Pull, StartWorker
+from conveyor.core.commands import Command, Fail, Finish, Pull, StartWorker
 from conveyor.core.ends import Sink
 from conveyor.core.events import (
     Begun,
@@ -148,6 +148,8 @@ class Machine:
         """
         if isinstance(event, WorkerReady):
             self._worker_ready(event, now)
+        elif isinstance(event, WorkerLost):
+            self._worker_lost(event, now)
         elif isinstance(event, RunStarted):
             self.now = now
             self._begin(self._plan)
@@ -179,10 +181,6 @@ class Machine:
             case Raised():
                 step = self.step_of(event.worker)
                 self._commands.append(step.blame(event.worker, event.lease, event.units, event.error))
-                self._over = True
-            case WorkerLost():
-                step = self.step_of(event.worker)
-                self._commands.append(step.blame(event.worker, None, None, event.cause))
                 self._over = True
             case Begun():
                 self.step_of(event.worker).begun(event)
@@ -217,6 +215,26 @@ class Machine:
         if step.team.ready(event.worker, event.seconds) and not self._over:
             self.now = now
             step.joined(event.worker)
+
+    def _worker_lost(self, event: WorkerLost, now: float) -> None:
+        step, running = self.step_of(event.worker), not self._over
+        if running:
+            self.now = now
+        team, index = step.team, step.index
+        failure: Fail | None = None
+        leaving = any(worker.leaving for worker in step.workers if worker.number == event.worker)
+        if not event.ready and team.hopeless(now):
+            failure = Fail(index, event.worker, None, None, event.cause, "setup")
+        elif event.ready and not team.node.restartable:
+            failure = step.blame(event.worker, None, None, event.cause)._replace(loss="state")
+        elif running:
+            failure = step.lost(event)
+        team.lost(event.worker, event.ready, now)
+        if failure is not None:
+            self._commands.append(failure)
+            self._over = True
+        elif not leaving:
+            self.start_worker(team)
 
     def _balance(self, others: float) -> None:
         """Have the numbers of workers follow the load."""

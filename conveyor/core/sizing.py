@@ -8,7 +8,7 @@ reply, so that a wrong guess about the next step costs one small chunk.
 
 from __future__ import annotations
 
-TARGET_SECONDS = 0.004
+TARGET_SECONDS = 0.008
 TARGET_BYTES = 256 * 1024
 LARGEST = 16384
 # The weight of a new observation in the running mean: about the last ten replies count.

@@ -15,6 +15,9 @@ from conveyor.stats import Decision
 
 # What starting a worker is taken to cost until one has been started.
 START_SECONDS = 0.05
+# So many workers in a row that die before they are ready are not replaced; nor are two where that has taken so long.
+START_ATTEMPTS = 5
+START_PATIENCE = 2.0
 # The weight of a new start in the running mean.
 WEIGHT = 0.3
 # The history holds the newest decisions; a pipeline that runs for months must not grow.
@@ -71,6 +74,8 @@ class Team:
         self.next_lease = 0
         self.start_seconds = START_SECONDS
         self._starts = 0
+        self.failed_starts = 0
+        self._failing_since = 0.0
         # Totals of all runs.
         self.items_in = 0
         self.items_out = 0
@@ -87,6 +92,7 @@ class Team:
     def ready(self, number: int, seconds: float) -> bool:
         """Take in that a worker is up; return whether it is one more."""
         self._starts += 1
+        self.failed_starts = 0
         # Those of the first set start at the same time, side by side: the first to be up tells most.
         weight = 1.0 if self._starts == 1 else WEIGHT
         self.start_seconds += (seconds - self.start_seconds) * weight
@@ -96,6 +102,21 @@ class Team:
         self.numbers.append(number)
         self.peak = max(self.peak, len(self.numbers))
         return True
+
+    def hopeless(self, now: float) -> bool:
+        """Whether one more that dies before it is ready is one too many."""
+        failed = self.failed_starts + 1
+        return failed >= START_ATTEMPTS or (failed >= 2 and now - self._failing_since >= START_PATIENCE)
+
+    def lost(self, number: int, ready: bool, now: float) -> None:
+        """Take in that a worker is dead."""
+        if not ready:
+            self.failed_starts += 1
+            if self.failed_starts == 1:
+                self._failing_since = now
+        self.starting.discard(number)
+        if number in self.numbers:
+            self.numbers.remove(number)
 
     def done(self, units: int, seconds: float) -> None:
         """Take in that `units` units took `seconds` seconds of wall time."""

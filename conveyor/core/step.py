@@ -16,8 +16,9 @@ from typing import Any
 from conveyor.core.balancing import Sight
 from conveyor.core.commands import CancelLeases, EndWorker, Fail, Grant, Recall
 from conveyor.core.commands import Lease as LeaseCommand
-from conveyor.core.events import Begun, Replied
+from conveyor.core.events import Begun, Replied, WorkerLost
 from conveyor.core.groups import Batcher, Regroup, Runs
+from conveyor.core.leases import Lease, Rest, Worker, place
 from conveyor.core.node import Node, Output, Surroundings
 from conveyor.core.payloads import Piece, Pieces
 from conveyor.core.sizing import WEIGHT, Sizer
@@ -30,79 +31,12 @@ PREFETCH_SECONDS = 0.01
 # While a worker has nothing to do, another must not have more than this ahead of it that it has not begun.
 SHARED_SECONDS = 0.002
 # A worker that has said nothing for so long is at an item that takes longer than was expected.
-SILENT_SECONDS = 0.005
-
-
-class Lease:
-    """What one worker was handed and has not yet acknowledged in full."""
-
-    __slots__ = (
-        "begin",
-        "credit",
-        "first",
-        "given",
-        "held",
-        "items",
-        "number",
-        "outputs",
-        "pieces",
-        "seconds",
-        "worker",
-    )
-
-    def __init__(
-        self, number: int, worker: Worker, first: int, pieces: tuple[Piece, ...], items: int, credit: int
-    ) -> None:
-        self.number = number
-        self.worker = worker
-        # The number of its first item, and that of the first one not yet acknowledged.
-        self.begin = self.first = first
-        # All that was handed out, and how many items that was; `items` are those that are the worker's still.
-        self.pieces = pieces
-        self.given = items
-        self.items = items
-        self.credit = credit
-        # What came back since the last acknowledged unit.
-        self.outputs = 0
-        self.seconds = 0.0
-        # Outputs that wait for those of earlier leases, and at the end the mark that no more come.
-        self.held: list[Replied | None] = []
-
-
-class Rest:
-    """Items that were taken back from a lease, in their place in the order, until they are handed out again."""
-
-    __slots__ = ("first", "held", "in_hand", "number", "pieces")
-
-    def __init__(self, number: int, first: int, pieces: tuple[Piece, ...], items: int) -> None:
-        # The number of the lease that they were taken from.
-        self.number = number
-        self.first = first
-        self.pieces = Pieces()
-        self.pieces.extend(pieces, items)
-        # How many of them still count as in the hand of the worker that gave them back.
-        self.in_hand = 0
-        # What waits for its turn behind the items of a rest is held by the leases behind it.
-        self.held: list[Replied | None] = []
-
-
-class Worker:
-    """One process of the step, as the core sees it."""
-
-    __slots__ = ("asked", "finished", "heard", "leases", "leaving", "number", "outstanding", "recalled")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.leases: deque[Lease] = deque()
-        self.outstanding = 0
-        self.finished = False
-        # When it last said something, or was handed something after a time without.
-        self.heard = 0.0
-        # Whether it was told to begin nothing more of what it has, and whether the answer is still to come.
-        self.recalled = False
-        self.asked = False
-        # Whether it is to leave once it has nothing.
-        self.leaving = False
+SILENT_SECONDS = 0.01
+# Items at some of which so many workers in a row have died are handed out one by one: fewer may have died of something
+# else.  An item is given up that was for certain the one at which so many died; one more, where they may have been
+# killed from outside, which hits the same item twice now and then.
+DEATHS_IN_COMPANY = 2
+ITEM_ATTEMPTS = 2
 
 
 class Step(Node):
@@ -133,6 +67,8 @@ class Step(Node):
         self._finishes = node.finishes
         self._queue = Pieces()
         self._rests: list[Rest] = []
+        # How many workers an item has ended, where it was the one for certain.
+        self._ended_workers: dict[int, int] = {}
         # How many items came in, were taken out of the queue, and were acknowledged, in all.
         self.entered = 0
         self._taken = 0
@@ -278,6 +214,8 @@ class Step(Node):
             return False
         share = -(-units // idle) if idle > 1 else units
         units = max(1, min(size, share, int(spare / max(1.0, self._outputs_per_unit))))
+        if rest is not None and rest.deaths >= DEATHS_IN_COMPANY:
+            units = 1
         items = min(units * self.unit, waiting.items)
         credit = min(spare, max(units, int(units * self._outputs_per_unit * 1.25)))
         self._hand_out(worker, waiting.take(items), items, credit, rest)
@@ -312,7 +250,8 @@ class Step(Node):
         finish: bool = False,
     ) -> None:
         """Hand items to a worker: the first of the queue, which have just been taken out of it, or those of `rest`."""
-        lease = Lease(self.team.next_lease, worker, self._taken if rest is None else rest.first, pieces, items, credit)
+        first, skip, deaths = (self._taken, 0, 0) if rest is None else (rest.first, rest.skip, rest.deaths)
+        lease = Lease(self.team.next_lease, worker, first, pieces, items, credit, skip, finish, deaths)
         self.team.next_lease += 1
         self._leases[lease.number] = lease
         if rest is None:
@@ -323,6 +262,7 @@ class Step(Node):
             if self.ordered:
                 self._order.insert(self._order.index(rest), lease)
             rest.first += items
+            rest.skip = 0
             if not rest.pieces.items:
                 self._rests.remove(rest)
                 if self.ordered:
@@ -332,7 +272,7 @@ class Step(Node):
         worker.leases.append(lease)
         self._add_outstanding(worker, items)
         self.promised += credit
-        command = LeaseCommand(worker.number, lease.number, pieces, items, credit, finish)
+        command = LeaseCommand(worker.number, lease.number, pieces, items, credit, finish, skip)
         self.surroundings.command(command)
 
     def _add_outstanding(self, worker: Worker, items: int) -> None:
@@ -387,6 +327,7 @@ class Step(Node):
         lease.first += acknowledged
         self._acknowledged += acknowledged
         lease.credit -= outputs
+        lease.partial = event.partial if event.units else lease.partial + event.partial
         self._add_outstanding(worker, -acknowledged)
         lease.outputs += outputs
         lease.seconds += event.seconds
@@ -524,7 +465,9 @@ class Step(Node):
 
     def begun(self, event: Begun) -> None:
         """Take back what a worker has not begun: it has been told not to."""
-        worker = next(worker for worker in self.workers if worker.number == event.worker)
+        worker = self._worker(event.worker)
+        if worker is None:
+            return
         worker.asked = False
         if not worker.leases:
             worker.recalled = False
@@ -544,12 +487,71 @@ class Step(Node):
             if back:
                 self._take_back(lease, back)
 
-    def _take_back(self, lease: Lease, items: int) -> None:
+    def lost(self, event: WorkerLost) -> Fail | None:
+        """Take back all that a dead worker had; return the failure where that cannot be made up for."""
+        self._count_time()
+        worker = self._worker(event.worker)
+        if worker is None:
+            return None
+        failure: Fail | None = None
+        at_work = next((lease for lease in worker.leases if lease.items), None)
+        for lease in list(worker.leases):
+            if self._cancelled:
+                self._add_outstanding(worker, -lease.items)
+                lease.items = 0
+            elif failure is None:
+                failure = self._lose(lease, lease is at_work, event)
+            if failure is None:
+                self._close_lease(lease)
+        if failure is None:
+            self.workers.remove(worker)
+            self.wake()
+            self.wake_feeders()
+        return failure
+
+    def _lose(self, lease: Lease, at_work: bool, event: WorkerLost) -> Fail | None:
+        """Make rests of what a dead worker had not acknowledged of a lease: what it had not begun, and what it had."""
+        if lease.finish:
+            return Fail(self.index, event.worker, None, None, event.cause, "finish")
+        begun = lease.begun_unacknowledged(self.unit, at_work, event.begun)
+        if lease.items > begun * self.unit:
+            self._take_back(lease, lease.items - begun * self.unit)
+        if not lease.items:
+            return None
+        if at_work and begun == 1:
+            culprit = lease.first
+            self._ended_workers[culprit] = self._ended_workers.get(culprit, 0) + 1
+            if self._ended_workers[culprit] >= ITEM_ATTEMPTS + event.killed:
+                last = culprit + lease.items - 1
+                return Fail(self.index, event.worker, culprit, last, event.cause, "item")
+        self._take_back(lease, lease.items).deaths = lease.deaths + at_work
+        return None
+
+    def _close_lease(self, lease: Lease) -> None:
+        """Take in that nothing more comes for a lease."""
+        del self._leases[lease.number]
+        lease.worker.leases.remove(lease)
+        self.promised -= lease.credit
+        lease.credit = 0
+        if lease in self._starving:
+            self._starving.remove(lease)
+        if self.ordered and not self._cancelled:
+            if lease is self._order[0]:
+                self._next_in_order()
+            else:
+                lease.held.append(None)
+
+    def _worker(self, number: int) -> Worker | None:
+        return next((worker for worker in self.workers if worker.number == number), None)
+
+    def _take_back(self, lease: Lease, items: int) -> Rest:
         """Make the last items of a lease a rest."""
         pieces = Pieces()
         pieces.extend(lease.pieces, lease.given)
         pieces.take(lease.given - items)
         rest = Rest(lease.number, lease.first + lease.items - items, pieces.take(items), items)
+        if items == lease.items:
+            rest.skip = lease.partial
         lease.items -= items
         lease.given -= items
         before = self._ahead
@@ -559,6 +561,7 @@ class Step(Node):
         self._rests.sort(key=place)
         if self.ordered:
             self._order.insert(self._order.index(lease) + 1, rest)
+        return rest
 
     # What is known of it
 
@@ -633,8 +636,8 @@ class Step(Node):
         first: int | None = None
         last: int | None = None
         if lease_number is None:
-            worker = next(worker for worker in self.workers if worker.number == worker_number)
-            leases = [lease for lease in worker.leases if lease.items]
+            worker = self._worker(worker_number)
+            leases = [lease for lease in worker.leases if lease.items] if worker is not None else []
             if leases:
                 first, last = leases[0].first, leases[-1].first + leases[-1].items - 1
         else:
@@ -688,8 +691,3 @@ class Step(Node):
         assert not self.ordered or len(self._rests) == len(self._order) - len(leases)
         assert all(lease.number in self._leases or lease.held[-1] is None for lease in leases)
         assert not self._order or not self._order[0].held, "the first lease waits for none"
-
-
-def place(each: Lease | Rest) -> tuple[int, int]:
-    """Return where in the order something is: what has no items is behind what was handed out before it."""
-    return (each.begin if isinstance(each, Lease) else each.first), each.number

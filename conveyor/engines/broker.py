@@ -27,7 +27,7 @@ from conveyor.engines.channels import BrokerEnd, FarEnd, Header, channel
 from conveyor.engines.children import Child, descriptor_of
 from conveyor.engines.codec import Blob, spec_of
 from conveyor.engines.notes import Note, Notes
-from conveyor.engines.starting import FORK, PREFIX, SPAWN, signals_held
+from conveyor.engines.starting import FORK, PREFIX, SPAWN, UNGUARDED, signals_held
 from conveyor.engines.worker import Assignment, settle
 from conveyor.plan import Plan
 from conveyor.stats import Stats
@@ -36,6 +36,8 @@ from conveyor.stats import Stats
 GRACE_SECONDS = 0.3
 # What a worker that has torn down its job gets to end its process.
 EXIT_SECONDS = 5.0
+# The exit codes of workers that may have been ended from outside.
+FROM_OUTSIDE = {-getattr(signal, name) for name in ("SIGKILL", "SIGTERM") if hasattr(signal, name)}
 # Where the death of the caller cannot be waited for, it is looked for so often.
 LOOK_SECONDS = 0.25
 
@@ -164,7 +166,7 @@ class WorkerProcess:
         self._kept: Blob | None = None
         self._kept_from = 0
 
-    def lease(self, number: int, pieces: tuple[Piece, ...], credit: int, finish: bool) -> None:
+    def lease(self, number: int, pieces: tuple[Piece, ...], credit: int, finish: bool, skip: int) -> None:
         """Hand over items.  A blob that is cut into many leases is sent, and unpickled there, only once."""
         if self._recalled:
             # All that it had by then is settled.
@@ -183,7 +185,7 @@ class WorkerProcess:
                 self._kept_from = stop
         self._kept = kept
         data = [blob.data for blob in (blobs[1:] if again else blobs)]
-        self.peer.send(("lease", number, spec, credit, finish, again, kept is not None), data)
+        self.peer.send(("lease", number, spec, credit, finish, again, kept is not None, skip), data)
 
     def recall(self, lease: int, units: int) -> tuple[int, int] | None:
         """Have nothing begun beyond that position; return how far may have been, None where it will say so itself."""
@@ -250,11 +252,6 @@ class Broker:
             if due is not None:
                 waits.append(max(0.0, due - time.monotonic()))
         return min(waits, default=None)
-
-    @property
-    def _running(self) -> bool:
-        """Whether a run is going on."""
-        return self._run > 0 and not self._machine.over
 
     @property
     def _timer(self) -> float | None:
@@ -332,7 +329,9 @@ class Broker:
         each.child.reap()
         each.dead = True
         self._ends.remove(each.end)
+        begun = None
         if each.note is not None:
+            begun = each.note.begun
             self._notes.give_back(each.note)
         if each.leaving:
             del self._workers[each.number]
@@ -340,11 +339,13 @@ class Broker:
         if each.closed or self._closing:
             return
         exitcode = each.child.exitcode
-        if self._running and each.ready:
-            self._handle(events.WorkerLost(each.number, exitcode))
-        else:
-            phase = "process" if each.ready else "setup"
-            self._fail_with(("died", each.assignment.name, phase, exitcode, None, None))
+        if exitcode == UNGUARDED:
+            # The next one would import the same script.
+            self._fail_with(("died", each.assignment.name, "setup", exitcode, None, None, "setup"))
+            return
+        self._handle(events.WorkerLost(each.number, exitcode, begun, each.ready, exitcode in FROM_OUTSIDE))
+        if not self._failed:
+            del self._workers[each.number]
 
     def _close_workers(self, grace: float | None) -> None:
         """Tell all workers to leave; those still there after `grace` seconds are killed."""
@@ -434,11 +435,11 @@ class Broker:
     def _from_worker(self, each: WorkerProcess, header: Header, blobs: list[Any]) -> None:
         match header[0]:
             case "reply":
-                _, lease, units, runs, counts, final, starving, seconds, cpu, waited = header
+                _, lease, units, runs, counts, final, starving, seconds, cpu, waited, partial = header
                 outputs = tuple((Blob(blob, count), count) for blob, count in zip(blobs, counts, strict=True))
                 size = sum(map(len, blobs))
-                spent = (seconds, cpu, waited)
-                self._handle(events.Replied(each.number, lease, units, runs, outputs, size, final, starving, *spent))
+                rest = (final, starving, seconds, cpu, waited, partial)
+                self._handle(events.Replied(each.number, lease, units, runs, outputs, size, *rest))
             case "raised":
                 _, lease, units, failure = header
                 self._handle(events.Raised(each.number, lease, units, failure))
@@ -465,8 +466,8 @@ class Broker:
         answers: list[events.Event] = []
         for command in self._machine.handle(event, time.monotonic()):
             match command:
-                case commands.Lease(number, lease, pieces, _, credit, finish):
-                    self._workers[number].lease(lease, pieces, credit, finish)
+                case commands.Lease(number, lease, pieces, _, credit, finish, skip):
+                    self._workers[number].lease(lease, pieces, credit, finish, skip)
                 case commands.Emit(pieces, items):
                     spec, blobs = spec_of(pieces)
                     self._results.send(("results", self._run, spec, items), [blob.data for blob in blobs])
@@ -488,10 +489,11 @@ class Broker:
                 case commands.Finish():
                     self._feed.send(("stop", self._run))
                     self._results.send(("finished", self._run, self._stats()))
-                case commands.Fail(_, number, first, last, cause):
+                case commands.Fail(_, number, first, last, cause, loss):
                     name = self._workers[number].assignment.name
-                    if isinstance(event, events.WorkerLost):
-                        self._fail_with(("died", name, "process", cause, first, last))
+                    if loss is not None:
+                        phase = loss if loss in ("setup", "finish") else "process"
+                        self._fail_with(("died", name, phase, cause, first, last, loss))
                     else:
                         self._fail_with(("raised", name, cause, first, last))
         for answer in answers:

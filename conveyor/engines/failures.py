@@ -109,13 +109,28 @@ def processor_error(
     return error
 
 
-def death(name: str, phase: str, exitcode: int | None, first: int | None, last: int | None) -> WorkerDiedError:
-    """Return the error to raise for a worker that died, with the items that it had not acknowledged."""
+_WHY_IT_ENDS_THE_RUN = {
+    "item": ", as did those before that had it: it is given up",
+    "state": (
+        ". What its job had on `self` is lost with it; if a new worker may begin anew, declare `restartable = True` in "
+        "the class of the job"
+    ),
+    "setup": ", as did those before it",
+    "finish": ", while it was at `finish`, which cannot be called again for what others have seen",
+}
+
+
+def death(
+    name: str, phase: str, exitcode: int | None, first: int | None, last: int | None, loss: str
+) -> WorkerDiedError:
+    """Return the error to raise for a worker whose death cannot be made up for, with the items that it had not
+    acknowledged."""
     message = f"The worker process of Processor {name!r} {cause_of_death(exitcode)}"
     if first is not None:
         message += f" while it had item {first}" if last == first else f" while it had items {first} to {last}"
     elif phase == "setup":
         message += " before it was ready"
+    message += _WHY_IT_ENDS_THE_RUN[loss]
     error = WorkerDiedError(message + ".", processor=name, exitcode=exitcode, number=first, last=last)
     error.phase = phase
     return error

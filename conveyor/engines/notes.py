@@ -74,6 +74,11 @@ class Note:
             begun = words[self._begun]
         return place(max(begun, limit))
 
+    @property
+    def begun(self) -> tuple[int, int]:
+        """How far the worker has begun what it was handed, by its own word."""
+        return place(self._memory.words[self._begun])
+
     def release(self) -> None:
         """Let everything be begun again."""
         self._memory.words[self._limit] = NO_LIMIT

@@ -257,10 +257,10 @@ class Session:
                 raise run.source.error()
             case ("raised", name, failure, first, last):
                 raise processor_error(name, Failure(*failure), first, last)
-            case ("died", name, phase, exitcode, first, last):
+            case ("died", name, phase, exitcode, first, last, loss):
                 if exitcode == UNGUARDED:
                     raise MissingMainGuardError
-                raise death(name, phase, exitcode, first, last)
+                raise death(name, phase, exitcode, first, last, loss)
             case ("broken", text):
                 raise ProcessError("The broker process of the pipeline failed.") from RemoteTraceback(text)
 

@@ -16,10 +16,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from inspect import isgeneratorfunction
+from itertools import islice
 from types import FrameType, GeneratorType
 from typing import Any, NamedTuple
 
-from conveyor.core.groups import Runs, append_run
+from conveyor.core.groups import Runs, append_run, total
 from conveyor.engines.channels import FarEnd, Gone, Message
 from conveyor.engines.codec import (
     Allowance,
@@ -38,7 +39,9 @@ from conveyor.engines.notes import Note
 from conveyor.jobs import outputs_of
 from conveyor.stages import Processor, work_of
 
-FLUSH_SECONDS = 0.002
+FLUSH_SECONDS = 0.005
+# A value that a generator took so long to yield is sent at once: who knows when the next one comes.
+SLOW_SECONDS = 0.002
 # What is called in one stride is accounted for in one go.  Within it the worker looks at the clock, and whether it may
 # begin more, after so many units: one of them may take a thousand times as long as those before it.
 STRIDE_SECONDS = 0.0005
@@ -102,6 +105,9 @@ class Worker:
         self._allowance = Allowance()
         self._lease_units: list[Any] = []
         self._acknowledged = 0
+        # How many outputs of the first unit are not to be given, and whether the job is amid a unit.
+        self._skip = 0
+        self._within = False
         # What was not sent yet: outputs and their types, the units that are done, and what each of them gave.
         self._outputs: list[Any] = []
         self._kinds: set[type] = set()
@@ -155,7 +161,7 @@ class Worker:
                 self._closing = True
 
     def _serve(self, header: tuple[Any, ...], blobs: list[Any]) -> None:
-        _, self._lease, spec, self._credit, finish, again, keep = header
+        _, self._lease, spec, self._credit, finish, again, keep, self._skip = header
         self._since = time.perf_counter()
         self._spent.begin()
         self._allowance.renew(self._credit)
@@ -209,7 +215,7 @@ class Worker:
 
     def _work(self, units: list[Any]) -> None:
         """Call the job on each unit, in strides: as many at once as take a moment; stop where no more may be begun."""
-        start, count = 0, len(units)
+        start, count = self._work_again(units) if self._skip else 0, len(units)
         begun = self._since
         while start < count:
             self._await_credit()
@@ -236,6 +242,20 @@ class Worker:
             if start < count and (careful or self._giver.wary or now - self._since > FLUSH_SECONDS):
                 self._flush()
                 self._stop_if_told_meanwhile()
+
+    def _work_again(self, units: list[Any]) -> int:
+        """Call the job on the first unit, without the outputs that another has given; return how many were begun."""
+        if not self._may_begin(0, 1):
+            return 0
+        try:
+            value = self._call(units[0])
+            if type(value) is GeneratorType:
+                for _ in islice(value, self._skip):
+                    pass
+        except BaseException as error:
+            raise self._raised(error, "process", 0) from None
+        self._done(self._give(value, "process") if type(value) is GeneratorType else 0)
+        return 1
 
     def _call_on(self, units: list[Any], start: int, stop: int, returned: list[Any]) -> None:
         """Call the job on the units from `start` on, and append what it returns: up to `stop`, or less, where a unit
@@ -306,6 +326,7 @@ class Worker:
     def _give(self, values: Iterable[Any], phase: str) -> int:
         """Pass on what a generator yields, as credit allows; return how many of its values were not sent yet."""
         iterator = iter(values)
+        self._within = True
         # The clock is looked at with each value at first, and ever less often while they come fast.
         count, step, look = 0, 1, 1
         while True:
@@ -314,10 +335,11 @@ class Worker:
             try:
                 value = next(iterator)
             except StopIteration:
+                self._within = False
                 return count
             except BaseException as error:
                 raise self._raised(error, phase, self._units) from None
-            slow = due and time.perf_counter() - asked > FLUSH_SECONDS
+            slow = due and time.perf_counter() - asked > SLOW_SECONDS
             if self._await_credit():
                 count, step, look = 0, 1, 1
             careful = self._giver.wary
@@ -363,6 +385,7 @@ class Worker:
         """Nothing waits to be sent any more."""
         self._outputs, self._units, self._runs = [], 0, []
         self._kinds = set()
+        self._within = False
 
     def _raised(self, error: BaseException, phase: str, units: int) -> _Raised:
         index = self._acknowledged + units
@@ -392,10 +415,13 @@ class Worker:
         seconds, self._since = now - self._since, now
         cpu, waited = self._spent.since(seconds)
         runs = self._runs if self._grouped else None
-        header = ("reply", self._lease, self._units, runs, counts, final, starving, seconds, cpu, waited)
+        within = self._within
+        partial = len(outputs) - total(self._runs) if within else 0
+        header = ("reply", self._lease, self._units, runs, counts, final, starving, seconds, cpu, waited, partial)
         self._end.send(header, blobs)
         self._acknowledged += self._units
         self._forget()
+        self._within = within
 
     def _unpicklable(self, cause: BaseException, output: Any, units: int) -> _Raised:
         """Return the failure for an output that cannot be pickled, of a unit so far behind those that are done."""

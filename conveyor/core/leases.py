@@ -1,0 +1,119 @@
+"""What a step keeps of the items that it has handed out, and of whom.
+
+Law: bare records, of which the step alone makes sense; nothing here moves an item.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from conveyor.core.events import Replied
+from conveyor.core.payloads import Piece, Pieces
+
+
+class Lease:
+    """What one worker was handed and has not yet acknowledged in full."""
+
+    __slots__ = (
+        "begin",
+        "credit",
+        "deaths",
+        "finish",
+        "first",
+        "given",
+        "held",
+        "items",
+        "number",
+        "outputs",
+        "partial",
+        "pieces",
+        "seconds",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        worker: Worker,
+        first: int,
+        pieces: tuple[Piece, ...],
+        items: int,
+        credit: int,
+        partial: int = 0,
+        finish: bool = False,
+        deaths: int = 0,
+    ) -> None:
+        self.number = number
+        self.worker = worker
+        # The number of its first item, and that of the first one not yet acknowledged.
+        self.begin = self.first = first
+        # All that was handed out, and how many items that was; `items` are those that are the worker's still.
+        self.pieces = pieces
+        self.given = items
+        self.items = items
+        self.credit = credit
+        # How many outputs of the first unit not yet acknowledged have come.
+        self.partial = partial
+        self.finish = finish
+        # How many workers in a row have died at some of these items, nobody knows which.
+        self.deaths = deaths
+        # What came back since the last acknowledged unit.
+        self.outputs = 0
+        self.seconds = 0.0
+        # Outputs that wait for those of earlier leases, and at the end the mark that no more come.
+        self.held: list[Replied | None] = []
+
+    def begun_unacknowledged(self, unit: int, at_work: bool, begun: tuple[int, int] | None) -> int:
+        """How many units its worker had begun and not acknowledged when it died, as far as anyone knows.
+
+        `unit` is the items of one; `at_work`: it is the first that the worker had; `begun` is the worker's note.
+        """
+        units = -(-self.items // unit)
+        if begun is None or self.number != begun[0]:
+            # Without a note, any of those of the first lease.  What stands before the one that it had begun is done.
+            return units if (at_work if begun is None else self.number < begun[0]) else 0
+        return max(0, min(units, begun[1] - (self.given - self.items) // unit))
+
+
+class Rest:
+    """Items that were taken back from a lease, in their place in the order, until they are handed out again."""
+
+    __slots__ = ("deaths", "first", "held", "in_hand", "number", "pieces", "skip")
+
+    def __init__(self, number: int, first: int, pieces: tuple[Piece, ...], items: int) -> None:
+        # The number of the lease that they were taken from.
+        self.number = number
+        self.first = first
+        self.pieces = Pieces()
+        self.pieces.extend(pieces, items)
+        # How many outputs of the first unit are there already; how many workers in a row have died at some of these.
+        self.skip = 0
+        self.deaths = 0
+        # How many of them still count as in the hand of the worker that gave them back.
+        self.in_hand = 0
+        # What waits for its turn behind the items of a rest is held by the leases behind it.
+        self.held: list[Replied | None] = []
+
+
+class Worker:
+    """One process of the step, as the core sees it."""
+
+    __slots__ = ("asked", "finished", "heard", "leases", "leaving", "number", "outstanding", "recalled")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.leases: deque[Lease] = deque()
+        self.outstanding = 0
+        self.finished = False
+        # When it last said something, or was handed something after a time without.
+        self.heard = 0.0
+        # Whether it was told to begin nothing more of what it has, and whether the answer is still to come.
+        self.recalled = False
+        self.asked = False
+        # Whether it is to leave once it has nothing.
+        self.leaving = False
+
+
+def place(each: Lease | Rest) -> tuple[int, int]:
+    """Return where in the order something is: what has no items is behind what was handed out before it."""
+    return (each.begin if isinstance(each, Lease) else each.first), each.number
