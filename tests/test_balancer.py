@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -23,7 +25,7 @@ from conveyor import (
     ProcessorError,
     StateError,
 )
-from tests.support import TestCase, nothing_left, slow
+from tests.support import ROOT, TestCase, nothing_left, slow
 
 
 def same(item):
@@ -238,6 +240,20 @@ class Balancer:
         with self.assertRaises(ProcessorError):
             pipeline.run([1, 1, 1, 0])
         assert pipeline.stats()["same"].items_in >= 1
+
+
+class ExampleTest(TestCase):
+    """The example that shows the balancer."""
+
+    def test_it_runs(self):
+        folder = ROOT / "conveyor"
+        script = [sys.executable, str(ROOT / "examples" / "watch_balancer.py"), str(folder), "--items", "20"]
+        with nothing_left():
+            done = subprocess.run(
+                script, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)}
+            )
+        assert (done.returncode, done.stderr) == (0, ""), done
+        assert "20 of 20 files" in done.stdout and "measure_repetition" in done.stdout
 
 
 class BalancedSleeper(Sleeper):

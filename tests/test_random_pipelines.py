@@ -82,7 +82,7 @@ class ForkPipeTest(RandomPipelines, TestCase):
 class ForkQueueTest(RandomPipelines, TestCase):
     """Forked workers, over queues."""
 
-    count = 40
+    count = 25
     settings = {"start_method": "fork", "channel": "queue"}
 
 

@@ -292,6 +292,9 @@ class TypingTest(TestCase):
 
     time_limit = 300.0
 
+    def test_it_is_python(self) -> None:
+        compile(SOURCE, "SOURCE", "exec")
+
     @slow
     def test_each_line_has_its_type_or_its_error(self) -> None:
         cases = [*source_cases(), *readme_cases()]

@@ -57,7 +57,9 @@ class Child:
         self._process.join()
         self.exitcode = self._process.exitcode
         if self.exitcode is None:
+            # Its own `close` would not believe that it is dead.
             self.disown()
+            self._process._popen.close()
         else:
             self._process.close()
         if self._descriptor is not None:
