@@ -280,7 +280,7 @@ class Shrinking(TestCase):
         for _ in range(6):
             found = film.play(2, Work(cpu=0.01)) + film.play(100, Work(cpu=0.01, waiting=0, at_work=0.1))
             changes.append(len(found))
-        assert changes == [2, 1, 1, 1, 0, 0], changes
+        assert changes[0] == 2 and changes[1:3] <= [1, 1] and changes[3:] == [0, 0, 0], changes
 
 
 class GivingBack(TestCase):
@@ -426,16 +426,15 @@ class Simulated(TestCase):
     @slow
     def test_steady_loads_are_left_alone(self) -> None:
         rates = {}
-        for kind in ("fixed", "rivals", "waiting", "mixed", "small"):
-            for number in range(6):
-                load = steady_load(kind, number, 120.0)
-                if fluid_rate(load) * len(load.jobs) > 500:
+        for kind in ("fixed", "rivals", "waiting", "mixed", "small", "heavy"):
+            for number in range(7):
+                load = steady_load(kind, number, 240.0)
+                if fluid_rate(load) * len(load.jobs) > 250:
                     continue
                 outcome = run(load)
                 # What comes at random shows only after a while how much is needed.
                 late = [change for change in outcome.changes if 60 <= change.at < outcome.fed]
                 rates[load.name] = len(late) / (outcome.fed - 60) * 60
         assert len(rates) >= 20
-        assert max(rates.values()) <= 3, rates
-        assert sum(rate > 2 for rate in rates.values()) <= 1, rates
+        assert max(rates.values()) <= 2, rates
         assert sum(rates.values()) / len(rates) <= 0.5, rates

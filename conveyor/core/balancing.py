@@ -16,7 +16,8 @@ The rules follow from one model: a step needs rate x service time workers.
    that has what it needs and goes on stalling, with cores idle, gets a few more.
 4. *Give back.* Where a stalled step lacks workers and has no cores to grow on, the others keep what they need.
 5. *Shrink.* Workers that were not needed for a while go.
-6. *Rest.* Each turn, from growing to shrinking or back, makes a step wait four times as long before its next change.
+6. *Rest.* Each turn, from growing to shrinking or back, makes a step wait four times as long before its next change; and
+   once there was time to find out, there is one change a minute at most, beyond a few at once.
 """
 
 from __future__ import annotations
@@ -55,8 +56,11 @@ PATIENCE, STARTS, UNITS = 3.0, 10, 10
 KEEP = 1.3
 # Fewer workers than this share of all are not worth a change.
 WORTH = 0.7
+# After so many seconds of work it has been found out who needs what: from then on there are so many changes at once, and
+# so many in the long run, whatever noise says.
+FINDING_OUT, MOST_CHANGES, CHANGES_PER_SECOND = 30.0, 3.0, 1 / 60
 # How far back costs, load, the flow between steps and turns are remembered: as costs may shift, and noise averages out.
-COSTS, LOAD, FLOW, TURNS = 1.0, 1.0, 20.0, 300.0
+COSTS, LOAD, FLOW, TURNS = 1.0, 1.0, 20.0, 1800.0
 
 
 class Sight(NamedTuple):
@@ -223,6 +227,9 @@ class Memory(NamedTuple):
     pause: float = SHORTEST_PAUSE
     others: float = 0.0
     traces: tuple[Trace, ...] = ()
+    # Since when something was done without a break, and how many changes may be made.
+    since: float = 0.0
+    changes: float = inf
 
 
 def decide(
@@ -237,16 +244,22 @@ def decide(
         return memory, []
     if memory.next == -inf or len(memory.traces) != len(sights):
         traces = tuple(Trace(sight, quiet=now) for sight in sights)
-        return Memory(now + SHORTEST_PAUSE, now, SHORTEST_PAUSE, others, traces), []
+        return Memory(now + SHORTEST_PAUSE, now, SHORTEST_PAUSE, others, traces, now), []
     seconds = now - memory.then
     seen = [trace.seen(sight, seconds) for trace, sight in zip(memory.traces, sights, strict=True)]
     look = Look(seen, cores, max(0.0, cores - (others - memory.others) / seconds), now)
     look.watch(seconds)
-    look.grow()
-    look.shrink()
+    since = memory.since if any(trace.active for trace in seen) else now
+    changes = inf if now - since < FINDING_OUT else min(MOST_CHANGES, memory.changes + seconds * CHANGES_PER_SECOND)
+    if changes >= 1:
+        look.grow()
+    look.keep_within_cores()
+    if changes >= 1:
+        look.shrink()
     longest = min(LONGEST_PAUSE, memory.pause * SLOWER, look.soonest)
     pause = SHORTEST_PAUSE if look.decisions else max(SHORTEST_PAUSE, longest)
-    return Memory(now + pause, now, pause, others, tuple(look.traces)), look.decisions
+    changes -= len(look.decisions)
+    return Memory(now + pause, now, pause, others, tuple(look.traces), since, changes), look.decisions
 
 
 def needs(traces: Sequence[Trace], cores: float, free: float) -> list[float]:
@@ -362,10 +375,13 @@ class Look:
             ):
                 self.resize(index, keep, f"{reason}: {enough(keep)} here")
 
-    def shrink(self) -> None:
-        """Let go whom nobody needed for long."""
+    def keep_within_cores(self) -> None:
+        """Where the work has changed, let go those for whom there are no cores any more."""
         if self.extra > SLACK * self.cores:
             self.give_back(f"more workers than {figure(self.cores)} cores can serve")
+
+    def shrink(self) -> None:
+        """Let go whom nobody needed for long."""
         rest = resting(2 * sum(trace.turns for trace in self.traces))
         for index, trace in enumerate(self.traces):
             idle = self.now - trace.quiet

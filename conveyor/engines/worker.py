@@ -239,7 +239,9 @@ class Worker:
             now = time.perf_counter()
             self._stride_seconds = (now - begun) / len(returned)
             begun = now
-            if start < count and (careful or self._giver.wary or now - self._since > FLUSH_SECONDS):
+            # What is left is sent with the rest where that will be done soon.
+            late = now - self._since > FLUSH_SECONDS and (count - start) * self._stride_seconds > FLUSH_SECONDS
+            if start < count and (careful or self._giver.wary or late):
                 self._flush()
                 self._stop_if_told_meanwhile()
 
