@@ -294,12 +294,14 @@ class GivingBack(TestCase):
             (0.06, 0, 2, 4, "2.5 s of work waiting, 2.7 cores idle"),
         ]
         # As the first is blocked now, and the second is slow.
-        found = film.play(10, Work(cpu=0.01, at_work=0.2, blocked=3.8), heavy)
+        # The last change is one of those that are rationed.
+        found = film.play(70, Work(cpu=0.01, at_work=0.2, blocked=3.8), heavy)
         assert [(step, before, after) for _, step, before, after, _ in found] == [
             (1, 1, 2),
             (0, 4, 2),
             (1, 2, 3),
             (1, 3, 4),
+            (0, 2, 1),
         ]
         assert found[1][-1] == "2.5 s of work waiting for second: 2 workers are enough here"
 

@@ -16,8 +16,9 @@ The rules follow from one model: a step needs rate x service time workers.
    that has what it needs and goes on stalling, with cores idle, gets a few more.
 4. *Give back.* Where a stalled step lacks workers and has no cores to grow on, the others keep what they need.
 5. *Shrink.* Workers that were not needed for a while go.
-6. *Rest.* Each turn, from growing to shrinking or back, makes a step wait four times as long before its next change; and
-   once there was time to find out, there is one change a minute at most, beyond a few at once.
+6. *Rest.* Each turn, from growing to shrinking or back, makes a step wait four times as long before its next change.
+   Once there was time to find out, there is one change a minute at most, beyond a few at once, until some step needs
+   many more workers than it has: then the load has moved.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ PATIENCE, STARTS, UNITS = 3.0, 10, 10
 KEEP = 1.3
 # Fewer workers than this share of all are not worth a change.
 WORTH = 0.7
-# After so many seconds of work it has been found out who needs what: from then on there are so many changes at once, and
-# so many in the long run, whatever noise says.
-FINDING_OUT, MOST_CHANGES, CHANGES_PER_SECOND = 30.0, 3.0, 1 / 60
+# After so many seconds of work it has been found out who needs what: from then on there are so many changes at once,
+# and so many in the long run, whatever noise says, until some step needs so many times the workers that it has.
+FINDING_OUT, MOST_CHANGES, CHANGES_PER_SECOND, MOVED = 30.0, 3.0, 1 / 60, 1.4
 # How far back costs, load, the flow between steps and turns are remembered: as costs may shift, and noise averages out.
 COSTS, LOAD, FLOW, TURNS = 1.0, 1.0, 20.0, 1800.0
 
@@ -249,8 +250,9 @@ def decide(
     seen = [trace.seen(sight, seconds) for trace, sight in zip(memory.traces, sights, strict=True)]
     look = Look(seen, cores, max(0.0, cores - (others - memory.others) / seconds), now)
     look.watch(seconds)
-    since = memory.since if any(trace.active for trace in seen) else now
-    changes = inf if now - since < FINDING_OUT else min(MOST_CHANGES, memory.changes + seconds * CHANGES_PER_SECOND)
+    since = memory.since if any(trace.active for trace in seen) and not look.moved() else now
+    finding_out = max(FINDING_OUT, *(STARTS * sight.start for sight in sights))
+    changes = inf if now - since < finding_out else min(MOST_CHANGES, memory.changes + seconds * CHANGES_PER_SECOND)
     if changes >= 1:
         look.grow()
     look.keep_within_cores()
@@ -374,6 +376,11 @@ class Look:
                 and self.now - trace.changed >= SETTLING * (1.0 if urgent else resting(trace.turns))
             ):
                 self.resize(index, keep, f"{reason}: {enough(keep)} here")
+
+    def moved(self) -> bool:
+        """Whether the load has moved to a step that has too few workers for it."""
+        pairs = zip(self.traces, self.needs, strict=True)
+        return any(trace.stalled and need > MOVED * trace.workers for trace, need in pairs)
 
     def keep_within_cores(self) -> None:
         """Where the work has changed, let go those for whom there are no cores any more."""
