@@ -286,14 +286,18 @@ def reports_of_mypy(code: str) -> dict[int, list[str]]:
     return reports
 
 
+class SourceTest(TestCase):
+    """The file that mypy reads."""
+
+    def test_it_is_python(self) -> None:
+        compile(SOURCE, "SOURCE", "exec")
+
+
 @unittest.skipUnless(importlib.util.find_spec("mypy"), "mypy is not installed: pip3 install mypy")
 class TypingTest(TestCase):
     """What mypy says of `SOURCE` and of README.md."""
 
     time_limit = 300.0
-
-    def test_it_is_python(self) -> None:
-        compile(SOURCE, "SOURCE", "exec")
 
     @slow
     def test_each_line_has_its_type_or_its_error(self) -> None:
