@@ -240,6 +240,37 @@ class ShutdownTest(TestCase):
                 assert script.end() == -number
                 assert "Traceback" not in script.stderr(), script.stderr()
 
+    def test_the_caller_is_killed_at_any_moment_of_the_start(self):
+        # Also while the broker is not there yet, and has no parent to watch when it is.
+        body = """
+            import conveyor.engines.process, multiprocessing.popen_spawn_posix
+            say("begin")
+            make(Processor(same), Processor(same)).run(itertools.count())
+        """
+        for method, channel in itertools.product(("fork", "forkserver", "spawn"), ("pipe", "queue")):
+            for moment in (0.0, 0.01, 0.03, 0.06, 0.1, 0.15, 0.25):
+                with self.subTest(method=method, channel=channel, moment=moment):
+                    script = Script(self, body, start_method=method, channel=channel)
+                    script.wait_for("begin")
+                    time.sleep(moment)  # not to wait for something: any moment will do
+                    script.note().process.kill()
+                    assert script.end(within=5) == -signal.SIGKILL
+                    self.assert_group_is_empty(script)
+
+    def assert_group_is_empty(self, script):
+        """Fail when anything of the script's process group is left, whether it was noted or started since."""
+        deadline = time.monotonic() + 5
+        while True:
+            left = [
+                (pid, status)
+                for pid, status in _everyone().items()
+                if status.group == script.process.pid and status.state != "Z"
+            ]
+            if not left:
+                return
+            assert time.monotonic() < deadline, left
+            time.sleep(0.01)
+
     def test_the_interpreter_ends_with_a_pipeline_left_open(self):
         for method, channel in WAYS:
             for body in (

@@ -45,13 +45,14 @@ LOOK_SECONDS = 0.25
 class Orders(NamedTuple):
     """What the broker is told at its start: everything but the jobs themselves is plain data.
 
-    `assignments` has one for each step, by the index of its node.
+    `assignments` has one for each step, by the index of its node; `caller` is the process that gives the orders.
     """
 
     plan: Plan
     assignments: dict[int, Assignment]
     channel: str
     start_method: str
+    caller: int
 
 
 class Waiter:
@@ -207,7 +208,8 @@ class Broker:
         self._feed = Peer(feed, self._waiter, self._from_feeder, self._caller_gone)
         self._results = Peer(results, self._waiter, self._from_caller, self._caller_gone)
         self._questions = Peer(questions, self._waiter, self._answer, self._caller_gone)
-        self._parent = os.getppid()
+        # By its own word: one that died while this process was starting has left it to another parent already.
+        self._parent = orders.caller
         self._parent_descriptor = descriptor_of(self._parent)
         if self._parent_descriptor is not None:
             self._waiter.add(self._parent_descriptor, self._caller_gone)
@@ -233,7 +235,10 @@ class Broker:
     def serve(self) -> None:
         """Start the workers, serve until told to close or the caller is gone, and end the workers."""
         try:
-            self._start_workers()
+            if os.name == "posix" and os.getppid() != self._parent:
+                self._caller_gone()
+            else:
+                self._start_workers()
             while not (self._closing and all(each.dead for each in self._workers.values())):
                 for callback in self._waiter.wait(self._patience()):
                     callback()

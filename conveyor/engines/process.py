@@ -95,7 +95,7 @@ class Session:
         self._stats: Stats | None = None
         self._question = 0
         self._asking = threading.Lock()
-        self._orders = Orders(bare(plan), assignments, self._channel, method)
+        self._orders = Orders(bare(plan), assignments, self._channel, method, os.getpid())
         self._fars: tuple[FarEnd, ...] = ()
         self._child: Child | None = None
 
