@@ -7,6 +7,7 @@ gone a second after it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -16,6 +17,7 @@ import tempfile
 import textwrap
 import time
 import unittest
+from pathlib import Path
 
 from conveyor import Pipe, Pipeline, Processor, StateError
 from tests.support import ROOT, TestCase, _everyone, nothing_left
@@ -252,10 +254,23 @@ class ShutdownTest(TestCase):
                 with self.subTest(method=method, channel=channel, moment=moment):
                     script = Script(self, body, start_method=method, channel=channel)
                     script.wait_for("begin")
+                    self.wait_for_a_child(script)
                     time.sleep(moment)  # not to wait for something: any moment will do
                     script.note().process.kill()
                     assert script.end(within=5) == -signal.SIGKILL
                     self.assert_group_is_empty(script)
+
+    def wait_for_a_child(self, script):
+        """Wait until the script has started its broker: one that is killed while the standard library makes a semaphore
+        leaves that behind, and nobody else knows its name."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            for pid, status in _everyone().items():
+                with contextlib.suppress(OSError):
+                    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+                    if status.parent == script.process.pid and b"resource_tracker" not in command:
+                        return
+        raise AssertionError(f"no broker:\n{script.stderr()}")
 
     def assert_group_is_empty(self, script):
         """Fail when anything of the script's process group is left, whether it was noted or started since."""

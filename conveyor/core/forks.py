@@ -7,6 +7,8 @@ told how the items that enter were grouped around the fork.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from conveyor.core.groups import Runs
 from conveyor.core.joins import BalanceMerge
 from conveyor.core.leave import Leave
@@ -46,9 +48,9 @@ class Fork(Node):
         for output in self.outputs:
             output.node.weigh(items, size)
 
+    @abstractmethod
     def branches_held(self) -> int:
         """How many items in the branches count against the pipe in front."""
-        raise NotImplementedError
 
     def grain(self) -> int:
         return min(output.node.grain() for output in self.outputs)

@@ -7,6 +7,7 @@ once, and lets out the outputs of a group still open, so that no branch can fill
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -71,9 +72,9 @@ class Join(Node):
         if moved or self.sharing:
             self.wake_feeders()
 
+    @abstractmethod
     def move(self) -> bool:
         """Move something on; return whether anything could be moved."""
-        raise NotImplementedError
 
     def clear(self) -> None:
         for lane in self.lanes:
