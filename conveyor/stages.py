@@ -250,19 +250,9 @@ def is_restartable(processor: Processor[Any, Any]) -> bool:
     return processor.restartable or not _overrides(processor, "process")
 
 
-def has_setup(processor: Processor[Any, Any]) -> bool:
-    """Whether the class of `processor` has a `setup` of its own."""
-    return _overrides(processor, "setup")
-
-
 def has_finish(processor: Processor[Any, Any]) -> bool:
     """Whether the class of `processor` has a `finish` of its own."""
     return _overrides(processor, "finish")
-
-
-def has_teardown(processor: Processor[Any, Any]) -> bool:
-    """Whether the class of `processor` has a `teardown` of its own."""
-    return _overrides(processor, "teardown")
 
 
 def work_of(processor: Processor[Any, Any]) -> Callable[[Any], Any]:

@@ -93,9 +93,9 @@ class Sink(TestCase):
         core = Driven(Processor(job), Pipe(2))
         core.feed(0.0, "A", 1)
         assert core.reply(0.1, 0, 0, 0, ("a", 1), final=False) == [Emit((("a", 0, 1),), 1)]
-        assert (core.machine.sink.waiting, core.machine.sink.emitted, core.machine.sink.room(0)) == (1, 1, 1)
+        assert (core.machine.sink.waiting, core.machine.sink.room(0)) == (1, 1)
         assert core.consume(0.2, 1) == []
-        assert (core.machine.sink.waiting, core.machine.sink.emitted, core.machine.sink.room(0)) == (0, 1, 2)
+        assert (core.machine.sink.waiting, core.machine.sink.room(0)) == (0, 2)
 
     def test_heavy_results_fill_the_pipe_sooner(self) -> None:
         core = Driven(Processor(job), Pipe(8))

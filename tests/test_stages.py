@@ -19,8 +19,6 @@ from conveyor.stages import (
     ReplicatingFork,
     check_processor,
     has_finish,
-    has_setup,
-    has_teardown,
     label,
     work_of,
 )
@@ -218,10 +216,8 @@ def test_processors_are_plain_objects():
 
 
 def test_hooks():
-    assert (has_setup(Count()), has_finish(Count()), has_teardown(Count())) == (False, True, False)
-    assert (has_setup(Settings()), has_finish(Settings()), has_teardown(Settings())) == (True, False, True)
     plain = Processor(load)
-    assert (has_setup(plain), has_finish(plain), has_teardown(plain)) == (False, False, False)
+    assert (has_finish(Count()), has_finish(Settings()), has_finish(plain)) == (True, False, False)
     assert (plain.setup(), plain.finish(), plain.teardown()) == (None, None, None)
 
 

@@ -20,7 +20,6 @@ class Sink(Node):
         super().__init__(node.index, surroundings)
         self.bound = node.bound
         self.waiting = 0
-        self.emitted = 0
         self.ended = False
 
     def room(self, port: int, weighed: bool = True) -> int:
@@ -32,7 +31,6 @@ class Sink(Node):
     def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
         if items:
             self.waiting += items
-            self.emitted += items
             self.surroundings.command(Emit(pieces, items))
 
     def consumed(self, items: int) -> None:

@@ -21,7 +21,6 @@ from conveyor.plan import Plan
 from conveyor.stages import Processor
 
 FORK, FORKSERVER, SPAWN = "fork", "forkserver", "spawn"
-METHODS = (FORK, FORKSERVER, SPAWN)
 PREFIX = "conveyor-"
 # With this code a process ends that was to become a broker or a worker, and found itself importing a script that
 # starts a pipeline.

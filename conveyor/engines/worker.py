@@ -2,7 +2,8 @@
 
 Law: a worker knows its job, its channel and the lease at hand, and nothing of the pipeline.  It acknowledges
 units in their order, never gives an output that it has no credit for, and leaves when the broker does.  What
-it computed goes out after `FLUSH_SECONDS` at the latest, unless a single item takes longer.
+it computed goes out after `FLUSH_SECONDS`, or with the end of the lease where that is due in as much again, unless a
+single item takes longer.
 """
 
 from __future__ import annotations
