@@ -202,9 +202,10 @@ class Pipeline(Generic[In, Out]):
     def __del__(self) -> None:
         session = getattr(self, "_session", None)
         if session is not None and not session.ended:
-            warnings.warn(f"{self!r} was dropped while it was open: close it", ResourceWarning, stacklevel=2)
             with interrupts_held(finalizing=True):
+                # Before the warning, which may be made an error.
                 self._leave(abort=True)
+            warnings.warn(f"{self!r} was dropped while it was open: close it", ResourceWarning, stacklevel=2)
 
     def __enter__(self) -> Pipeline[In, Out]:
         if self._session is not None:

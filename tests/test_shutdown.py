@@ -17,6 +17,7 @@ import tempfile
 import textwrap
 import time
 import unittest
+import warnings
 from pathlib import Path
 
 from conveyor import Pipe, Pipeline, Processor, StateError
@@ -493,6 +494,21 @@ class LeavingTest(TestCase):
             with self.assertRaises(StateError):
                 while True:
                     next(stream)
+
+    def test_a_pipeline_is_dropped_while_it_is_open(self):
+        # Also where the warning is made an error, of which Python prints that it ignored it.
+        for action in ("error", "always"):
+            ignored, raised = [], sys.unraisablehook
+            sys.unraisablehook = lambda unraisable, ignored=ignored: ignored.append(unraisable.exc_value)
+            try:
+                with nothing_left(), warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter(action, ResourceWarning)
+                    pipeline = Pipeline().add(Processor(same)).open()
+                    del pipeline
+            finally:
+                sys.unraisablehook = raised
+            (warning,) = ignored if action == "error" else [each.message for each in caught]
+            assert isinstance(warning, ResourceWarning) and "close it" in str(warning), warning
 
     def test_a_stream_is_given_up_at_once(self):
         # Over and over, so that the word of its start and that of its end overtake each other.
