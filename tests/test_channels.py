@@ -6,6 +6,8 @@ takes what has arrived whole, and is held up by a message that stops half way.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import multiprocessing.connection
 import os
 import signal
@@ -194,6 +196,25 @@ class PipeTest(TestCase):
         assert headers[-2:] == [("two",), ("three",)], headers
 
 
+def receive_until_gone(near, seconds=10):
+    """What the broker's end receives until the other side is gone."""
+    deadline = time.monotonic() + seconds
+    received = []
+    while time.monotonic() < deadline:
+        messages, alive = near.receive()
+        received += messages
+        if not alive:
+            return received
+    raise AssertionError("it is not seen that the other side is gone")
+
+
+def send_into_the_void(far):
+    """Send a message that nobody reads, and wait until that is known."""
+    with contextlib.suppress(Gone):
+        far.send(("huge",), [bytes(20_000_000)])
+        far.flush()
+
+
 def talk(far, foreign):
     """Send back what comes, until told to stop; close the ends that came along first."""
     for end in foreign:
@@ -212,6 +233,43 @@ def be_quiet(far, ready):
     ready.set()
     while True:
         signal.pause()
+
+
+def shout(end, foreign):
+    """Send more than fits into what is between, and be killed amid it."""
+    for other in foreign:
+        other.close()
+    end.send(("huge",), [bytes(20_000_000)])
+    while True:
+        end.flush()
+
+
+def start_a_listener(kind, method, reads, telling):
+    """Start a process that listens at one end, and shout at the other."""
+    context = multiprocessing.get_context(method)
+    near, far = channel(kind, context)
+    mine, theirs = (far, near) if reads == "near" else (near, far)
+    foreign = [mine] if method == "fork" else []
+    context.Process(target=listen, args=(theirs, foreign, telling)).start()
+    theirs.close()
+    shout(mine, ())
+
+
+def listen(end, foreign, telling):
+    """Say when a message has begun, and then when its sender is gone."""
+    for other in foreign:
+        other.close()
+    if hasattr(end, "waitable"):
+        multiprocessing.connection.wait([end.waitable()])
+        telling.send("begun")
+        receive_until_gone(end)
+    else:
+        end.ready(10)
+        telling.send("begun")
+        with contextlib.suppress(Gone):
+            end.receive()
+    end.close()
+    telling.send("gone")
 
 
 class ProcessTest(TestCase):
@@ -264,6 +322,73 @@ class ProcessTest(TestCase):
                 process.join()
                 assert near.receive() == ([], False)
                 near.close()
+                process.close()
+                del ready, near, far
+
+    def test_one_who_is_killed_amid_a_message(self):
+        # On both ends, and also where the process was not forked but sent its end.
+        for kind, method, at in itertools.product((PIPE, QUEUE), ("fork", "spawn"), ("near", "far")):
+            with self.subTest(kind=kind, method=method, at=at), nothing_left():
+                context = multiprocessing.get_context(method)
+                near, far = channel(kind, context)
+                mine, theirs = (far, near) if at == "near" else (near, far)
+                foreign = [mine] if method == "fork" else []
+                process = context.Process(target=shout, args=(theirs, foreign))
+                process.start()
+                theirs.close()
+                if at == "near":
+                    assert far.ready(10)
+                    process.kill()
+                    process.join()
+                    with self.assertRaises(Gone):
+                        far.receive()
+                else:
+                    assert multiprocessing.connection.wait([near.waitable()], 10)
+                    process.kill()
+                    process.join()
+                    assert receive_until_gone(near) == []
+                mine.close()
+                process.close()
+                del near, far, mine, theirs, foreign
+
+    def test_one_who_is_killed_amid_a_message_to_a_process_that_it_started(self):
+        for kind, method, reads in itertools.product((PIPE, QUEUE), ("fork", "spawn"), ("near", "far")):
+            with self.subTest(kind=kind, method=method, reads=reads):
+                # The semaphores of one who is killed stay until the resource tracker ends, which is this process's.
+                context = multiprocessing.get_context(method)
+                hearing, telling = context.Pipe(duplex=False)
+                process = context.Process(target=start_a_listener, args=(kind, method, reads, telling))
+                process.start()
+                telling.close()
+                assert hearing.poll(10) and hearing.recv() == "begun"
+                process.kill()
+                process.join()
+                process.close()
+                assert hearing.poll(10) and hearing.recv() == "gone"
+                # The listener is nobody's child any more; its end of the pipe goes with it.
+                with self.assertRaises(EOFError):
+                    hearing.recv()
+                hearing.close()
+                del hearing, telling
+
+    def test_one_whose_reader_is_killed(self):
+        # What is amid a message hears of it, and does not wait for room for ever.
+        for kind, method in itertools.product((PIPE, QUEUE), ("fork", "spawn")):
+            with self.subTest(kind=kind, method=method), nothing_left():
+                context = multiprocessing.get_context(method)
+                near, far = channel(kind, context)
+                ready = context.Event()
+                process = context.Process(target=be_quiet, args=(near, ready))
+                process.start()
+                near.close()
+                ready.wait()
+                thread = threading.Thread(target=send_into_the_void, args=(far,))
+                thread.start()
+                process.kill()
+                process.join()
+                thread.join(10)
+                assert not thread.is_alive()
+                far.close()
                 process.close()
                 del ready, near, far
 

@@ -38,6 +38,8 @@ _READ = 64 * 1024
 _READS = 8
 # The kernel takes at most so many buffers in one call.
 _BUFFERS = 256
+# How `multiprocessing` says that this side was closed, and that the other side was, in the middle of a message.
+_GONE = ("handle is closed", "got end of file during message")
 # Where the death of the other side cannot be waited for, it is looked for so often (seconds).
 _LOOK_INTERVAL = 0.25
 
@@ -75,8 +77,7 @@ def gone() -> Iterator[None]:
     except (EOFError, ConnectionError) as error:
         raise Gone(str(error)) from None
     except OSError as error:
-        # This side was closed meanwhile; the second is how `multiprocessing` says so.
-        if error.errno not in (errno.EBADF, errno.ENOTCONN) and str(error) != "handle is closed":
+        if error.errno not in (errno.EBADF, errno.ENOTCONN) and str(error) not in _GONE:
             raise
         raise Gone(str(error)) from None
 
@@ -320,6 +321,10 @@ class QueueFarEnd(FarEnd):
         self._sentinels: list[Any] = []
         self._parent: int | None = None
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _keep_own_ends(self._inward, self._outward)
+
     def watch(self, sentinel: Any) -> None:
         self._sentinels = [sentinel]
 
@@ -373,6 +378,10 @@ class QueueBrokerEnd(BrokerEnd):
         self._outward = outward
         self._said_last = False
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _keep_own_ends(self._inward, self._outward)
+
     def waitable(self) -> Any:
         reader = self._inward._reader
         return reader.fileno() if os.name == "posix" else reader
@@ -414,6 +423,15 @@ def _put(queue: Any, header: Header, blobs: Sequence[Any]) -> None:
 def _unpack_whole(data: bytes) -> Message:
     _, described = _PREFIX.unpack_from(data)
     return unpack(memoryview(data)[_PREFIX.size :], described)
+
+
+def _keep_own_ends(inward: Any, outward: Any) -> None:
+    """In a process that was sent one end, close what belongs to the other.
+
+    Else the end of a stream, also one amid a message, would never be seen there: this process could still write it.
+    """
+    inward._writer.close()
+    outward._reader.close()
 
 
 def _close_queues(inward: Any, outward: Any) -> None:
