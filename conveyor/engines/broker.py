@@ -7,7 +7,6 @@ or ends them.  It outlives neither the caller nor, once told to close, its worke
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import selectors
@@ -292,10 +291,7 @@ class Broker:
     # Workers
 
     def _start_workers(self) -> None:
-        if os.name == "posix":
-            with contextlib.suppress(ImportError):
-                # What every worker needs is better imported once, before they are forked.
-                import ctypes  # noqa: F401
+        worker.prepare()
         for index, team in self._machine.staff.teams.items():
             for number in team.numbers:
                 self._start_worker(index, number)

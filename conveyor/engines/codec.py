@@ -20,6 +20,8 @@ from conveyor.core.payloads import Piece, Weave
 
 # Types whose values cannot be changed, so that sharing one shows nowhere.
 ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None)})
+# Those of which none is heavy.
+LIGHT = ATOMS - {str, bytes}
 
 # An allowance while nothing is known of the items, and one of which a handful would be more than is expected.
 FIRST_ALLOWANCE = 16 * 1024 * 1024
@@ -33,11 +35,19 @@ Spec = tuple[tuple[Any, int, int], ...]
 
 def encode(items: list[Any], kinds: Set[type] | None = None) -> bytes:
     """Return one blob; raises whatever pickling raises.  `kinds`: the types of the items, where they are known."""
-    kinds = kinds or set(map(type, items))
+    kinds = kinds or kinds_of(items)
     # The types are told apart faster than the items: most often, that is the end of it.
     if ATOMS.issuperset(kinds) or (Frozen not in kinds and len(set(map(id, items))) == len(items)):
         return pickle.dumps(items, 5)
     return pickle.dumps(tuple([item.data if type(item) is Frozen else pickle.dumps(item, 5) for item in items]), 5)
+
+
+def kinds_of(items: Sequence[Any]) -> Set[type]:
+    """Return the types of the items, of which there is at least one."""
+    kinds = list(map(type, items))
+    first = kinds[0]
+    # Most often they are all of one type, which is told faster than a set is made.
+    return {first} if kinds.count(first) == len(kinds) else set(kinds)
 
 
 def decode(blob: Any) -> list[Any]:
@@ -55,10 +65,10 @@ def weight(item: Any) -> int:
     (8, True)
     """
     kind = type(item)
+    if kind in LIGHT:
+        return 8
     if kind is bytes or kind is str:
         return len(item)
-    if kind in ATOMS:
-        return 8
     try:
         return len(item.data) if kind is Frozen else len(pickle.dumps(item, 5))
     except BaseException:

@@ -13,6 +13,7 @@ import mmap
 import os
 import tempfile
 import threading
+from collections.abc import Callable
 from multiprocessing import reduction
 from typing import Any
 
@@ -53,18 +54,23 @@ class Note:
     def __setstate__(self, state: tuple[Memory, int]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
-    def begin(self, lease: int, start: int, stop: int) -> int:
-        """Begin the units from `start` to `stop` of a lease; return how far that is allowed."""
-        words = self._memory.words
-        wanted = words[self._begun] = lease << 32 | stop
-        # A full barrier between the write and the read: processors delay writes, and so might see none of the other's.
-        with self._fence:
-            limit = words[self._limit]
-        if limit >= wanted:
-            return stop
-        allowed = max(start, min(stop, limit - (lease << 32)))
-        words[self._begun] = lease << 32 | allowed
-        return allowed
+    def begins(self, lease: int) -> Callable[[int, int], int]:
+        """Return what begins the units from `start` to `stop` of a lease, and returns how far that is allowed."""
+        words, begun, its_limit, fence, base = self._memory.words, self._begun, self._limit, self._fence, lease << 32
+
+        def begin(start: int, stop: int) -> int:
+            wanted = words[begun] = base + stop
+            # A full barrier between the write and the read: processors delay writes, and so might see none of the
+            # other's.
+            with fence:
+                limit = words[its_limit]
+            if limit >= wanted:
+                return stop
+            allowed = max(start, min(stop, limit - base))
+            words[begun] = base + allowed
+            return allowed
+
+        return begin
 
     def recall(self, lease: int, units: int) -> tuple[int, int]:
         """Have nothing begun beyond that position, or beyond what has been; return how far may have been."""

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 from conveyor.core.machine import first_pull
 from conveyor.core.sizing import PIPE_BYTES
-from conveyor.engines import broker
+from conveyor.engines import broker, worker
 from conveyor.engines.broker import GRACE_SECONDS, Orders
 from conveyor.engines.channels import PIPE, QUEUE, FarEnd, Gone, Header, channel
 from conveyor.engines.children import Child
@@ -115,6 +115,9 @@ class Session:
 
     def _start(self) -> None:
         context: Any = multiprocessing.get_context(FORK if self._method == FORK else SPAWN)
+        if self._method == FORK:
+            # Here, where it is done once for all sessions.
+            worker.prepare()
         near_feed, self.feed = channel(self._channel, context)
         near_results, self.results = channel(self._channel, context)
         near_questions, self.questions = channel(self._channel, context)

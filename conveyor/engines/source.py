@@ -18,7 +18,7 @@ from operator import itemgetter
 from typing import Any
 
 from conveyor.engines.channels import FarEnd, Gone
-from conveyor.engines.codec import Allowance, Giver, Unpicklable, encode, frozen, short, unpicklable, weight
+from conveyor.engines.codec import LIGHT, Allowance, Giver, Unpicklable, encode, frozen, short, unpicklable, weight
 from conveyor.errors import SourceError
 
 # A chunk that was pulled faster than the first makes the next one larger; one slower than the second, smaller.
@@ -161,23 +161,27 @@ class Source:
                 growing = 1
                 self._tokens = []
             elif elapsed < FAST_SECONDS:
-                growing = wanted * 2
+                # A pull may be small for want of credit alone.
+                growing = max(growing, wanted * 2)
             elif elapsed > SLOW_SECONDS:
                 growing = max(1, wanted // 2)
 
     def _pull(self, items: Iterator[Any], wanted: int) -> None:
         """Pull as many items as wanted, or fewer where they are heavy."""
+        pulled, before = self._pulled, self._tokens
         while wanted > 0 and not self._exhausted:
-            part = min(FEW, wanted)
-            before = self._tokens
-            self._pulled.extend(islice(items, part))
+            part = FEW if wanted > FEW else wanted
+            pulled.extend(islice(items, part))
             wanted -= part
             if self._cut_short is before:
                 return
-            # Of what the look-out has just sent there is nothing left to be weighed.
-            with contextlib.suppress(IndexError):
-                if weight(self._pulled[-1]) * part > BLOB_BYTES:
-                    return
+            try:
+                last = pulled[-1]
+            except IndexError:
+                # Of what the look-out has just sent there is nothing left to be weighed.
+                continue
+            if type(last) not in LIGHT and weight(last) * part > BLOB_BYTES:
+                return
 
     def _note_the_end(self) -> Iterator[Any]:
         """Yield nothing, behind the last item."""

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from conveyor.core.groups import Runs, append_run, total
 from conveyor.engines.channels import FarEnd, Gone, Message
 from conveyor.engines.codec import (
+    LIGHT,
     Allowance,
     Giver,
     Unpicklable,
@@ -31,6 +32,7 @@ from conveyor.engines.codec import (
     encode,
     frozen,
     items_of,
+    kinds_of,
     short,
     unpicklable,
     weight,
@@ -46,7 +48,7 @@ SLOW_SECONDS = 0.002
 # What is called in one stride is accounted for in one go.  Within it the worker looks at the clock, and whether it may
 # begin more, after so many units: one of them may take a thousand times as long as those before it.
 STRIDE_SECONDS = 0.0005
-LOOK_UNITS = 64
+LOOK_UNITS = 128
 BLOB_BYTES = 256 * 1024
 # A worker whose broker has gone leaves with this code; nobody is there to see it.
 ORPHANED = 3
@@ -104,6 +106,8 @@ class Worker:
         self._lease = 0
         self._credit = 0
         self._allowance = Allowance()
+        # Begins units of it: from where, up to where; and says up to where that is allowed.
+        self._begin: Callable[[int, int], int] = self._may_begin
         self._lease_units: list[Any] = []
         self._acknowledged = 0
         # How many outputs of the first unit are not to be given, and whether the job is amid a unit.
@@ -163,6 +167,7 @@ class Worker:
 
     def _serve(self, header: tuple[Any, ...], blobs: list[Any]) -> None:
         _, self._lease, spec, self._credit, finish, again, keep, self._skip = header
+        self._begin = self._may_begin if self._note is None else self._note.begins(self._lease)
         self._since = time.perf_counter()
         self._spent.begin()
         self._allowance.renew(self._credit)
@@ -173,7 +178,7 @@ class Worker:
             if finish:
                 self._lease_units = []
                 self._finish()
-            elif self._may_begin(0, 1):
+            elif self._begin(0, 1):
                 self._lease_units = self._units_in(spec, blobs, again, keep)
                 self._work(self._lease_units)
             self._flush(final=True)
@@ -207,9 +212,7 @@ class Worker:
         return [items[start : start + size] for start in range(0, len(items), size)]
 
     def _may_begin(self, start: int, stop: int) -> int:
-        """Begin the units from `start` to `stop` of the lease at hand; return how far that is allowed."""
-        if self._note is not None:
-            return self._note.begin(self._lease, start, stop)
+        """Return how far the units from `start` to `stop` of the lease at hand may be begun, as a message said."""
         if self._limit is None or self._limit >= (self._lease, stop):
             return stop
         return max(start, min(stop, self._limit[1])) if self._limit[0] == self._lease else start
@@ -248,7 +251,7 @@ class Worker:
 
     def _work_again(self, units: list[Any]) -> int:
         """Call the job on the first unit, without the outputs that another has given; return how many were begun."""
-        if not self._may_begin(0, 1):
+        if not self._begin(0, 1):
             return 0
         try:
             value = self._call(units[0])
@@ -263,24 +266,32 @@ class Worker:
     def _call_on(self, units: list[Any], start: int, stop: int, returned: list[Any]) -> None:
         """Call the job on the units from `start` on, and append what it returns: up to `stop`, or less, where a unit
         takes long, where outputs are heavy, where a generator has its turn first, or where no more may be begun."""
-        call, repeats, in_turn = self._call, self._giver.repeats, self._in_turn
-        until = time.perf_counter() + FLUSH_SECONDS
+        # What runs once for every few units costs as much as they do: nothing is looked up twice, or called in vain.
+        call, begin, repeats, in_turn = self._call, self._begin, self._giver.repeats, self._in_turn
+        clock, extend, first = time.perf_counter, returned.extend, start
+        until = clock() + FLUSH_SECONDS
         while start < stop:
-            end = self._may_begin(start, min(start + LOOK_UNITS, stop))
+            end = start + LOOK_UNITS
+            if end > stop:
+                end = stop
+            end = begin(start, end)
             if end == start:
                 return
-            part = units[start:end]
-            values = map(frozen, map(call, part)) if repeats else map(call, part)
-            before = len(returned)
-            returned.extend(up_to_generator(values) if in_turn else values)
-            if len(returned) - before < end - start:
-                if in_turn and len(returned) > before and type(returned[-1]) is GeneratorType:
+            values: Iterator[Any] = map(call, units[start:end])
+            if repeats:
+                values = map(frozen, values)
+            if in_turn:
+                values = up_to_generator(values)
+            extend(values)
+            if len(returned) < end - first:
+                if in_turn and returned and type(returned[-1]) is GeneratorType:
                     return
                 # To `map`, the end; from a job, an error like any other.
                 raise StopIteration
-            start = end
-            if time.perf_counter() > until or weight(returned[-1]) * len(part) > BLOB_BYTES:
+            last = returned[-1]
+            if clock() > until or (type(last) not in LIGHT and weight(last) * (end - start) > BLOB_BYTES):
                 return
+            start = end
 
     def _finish(self) -> None:
         try:
@@ -292,7 +303,7 @@ class Worker:
     def _take(self, returned: list[Any]) -> None:
         """Turn what the job returned for the next units into outputs."""
         try:
-            kinds = set(map(type, returned))
+            kinds = kinds_of(returned)
         except BaseException as error:
             # A class may say itself how it is told from others, and fail at that.
             raise self._raised(error, "pickle", self._units) from None
@@ -512,6 +523,13 @@ def settle(foreign: list[Any]) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     for end in foreign:
         end.close()
+
+
+def prepare() -> None:
+    """Import what every worker needs and nobody else: better once, before they are forked."""
+    if os.name == "posix":
+        with contextlib.suppress(ImportError):
+            import ctypes  # noqa: F401
 
 
 def die_with_parent(parent: int) -> None:
