@@ -9,6 +9,7 @@ from conveyor.errors import (
     ConveyorError,
     ImplicitJoinWarning,
     ImplicitPipeWarning,
+    ItemTimeoutError,
     JobPicklingError,
     MissingMainGuardError,
     ProcessError,
@@ -18,8 +19,10 @@ from conveyor.errors import (
     RuleError,
     SourceError,
     StateError,
+    TooManyFailuresError,
     WorkerDiedError,
 )
+from conveyor.failed import FailedItem
 from conveyor.pipeline import Pipeline, Stream
 from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
 from conveyor.stats import Decision, Stats, StepStats
@@ -31,8 +34,10 @@ __all__ = [
     "ConveyorError",
     "Decision",
     "Element",
+    "FailedItem",
     "ImplicitJoinWarning",
     "ImplicitPipeWarning",
+    "ItemTimeoutError",
     "JobPicklingError",
     "Join",
     "MissingMainGuardError",
@@ -50,5 +55,6 @@ __all__ = [
     "Stats",
     "StepStats",
     "Stream",
+    "TooManyFailuresError",
     "WorkerDiedError",
 ]

@@ -25,6 +25,7 @@ from conveyor.plan import (
     Target,
     ZipNode,
 )
+from conveyor.policy import policy_of
 from conveyor.rules import Bundle, Fork, Gather, Lane, Layout, Level, Operation, Step, one_pipe
 from conveyor.stages import DEFAULT_MAXSIZE, BalancingFork, Pipe, ReplicatingFork, has_finish, is_restartable, label
 
@@ -188,6 +189,7 @@ class _Compiler:
             if not any(self._layout.is_auto(level.fork) for level in levels):
                 workers = most = self._layout.fork(fork).n or 1
         wire = None if step.lane is None else self._incoming(step.lane)
+        policy = policy_of(step.processor)
         node = StepNode(
             index=len(self._nodes),
             name=self._name(label(step.processor)),
@@ -201,6 +203,10 @@ class _Compiler:
             finishes=has_finish(step.processor),
             restartable=is_restartable(step.processor),
             to=_UNKNOWN,
+            gives_up=policy.gives_up,
+            timeout=step.processor.timeout,
+            timeouts=policy.timeouts,
+            max_items=step.processor.max_items,
         )
         if wire is None:
             self._nodes.append(node)

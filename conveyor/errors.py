@@ -125,6 +125,7 @@ class ProcessorError(ConveyorError):
         item: the shortened repr of the item (or batch), None where there is none.
         kind: the name of the exception's type.
         traceback: the traceback in the worker, as text.
+        attempts: how many times the job was called with the item.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class ProcessorError(ConveyorError):
         item: str | None = None,
         kind: str = "",
         traceback: str = "",
+        attempts: int = 1,
     ) -> None:
         super().__init__(message)
         self.processor = processor
@@ -147,6 +149,7 @@ class ProcessorError(ConveyorError):
         self.item = item
         self.kind = kind
         self.traceback = traceback
+        self.attempts = attempts
 
 
 class WorkerDiedError(ProcessorError):
@@ -163,8 +166,39 @@ class WorkerDiedError(ProcessorError):
     def __init__(
         self, message: str, *, processor: str, exitcode: int | None, number: int | None, last: int | None
     ) -> None:
-        super().__init__(message, processor=processor, number=number, last=last)
+        super().__init__(message, processor=processor, number=number, last=last, kind="WorkerDiedError")
         self.exitcode = exitcode
+
+
+class ItemTimeoutError(ProcessorError, TimeoutError):
+    """An item took longer than the `timeout` of its Processor; the worker that was at it has been killed.
+
+    Fields, besides those of `ProcessorError`: `seconds`, the timeout.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        processor: str,
+        seconds: float,
+        number: int | None,
+        last: int | None,
+        item: str | None = None,
+    ) -> None:
+        super().__init__(message, processor=processor, number=number, last=last, item=item, kind="ItemTimeoutError")
+        self.seconds = seconds
+
+
+class TooManyFailuresError(ConveyorError):
+    """More items were given up than `max_failures` of the Pipeline allows; the last one's error is the `__cause__`.
+
+    Fields: `failures`, how many were given up in this run.
+    """
+
+    def __init__(self, message: str, failures: int) -> None:
+        super().__init__(message)
+        self.failures = failures
 
 
 class RemoteTraceback(Exception):

@@ -10,6 +10,7 @@ import sys
 import types
 import warnings
 from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 
 from conveyor import drawing
@@ -17,6 +18,7 @@ from conveyor.cores import usable_cores
 from conveyor.description import Description
 from conveyor.engines.interrupts import interrupts_held
 from conveyor.errors import StateError
+from conveyor.failed import FailedItem
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork
 from conveyor.stats import Stats
 
@@ -76,6 +78,7 @@ class Pipeline(Generic[In, Out]):
         channel: Literal["pipe", "queue"] | None = None,
         ordered: bool = True,
         cores: int | None = None,
+        max_failures: int | float | None = None,
     ) -> None:
         _check_choice("engine", engine, ENGINES)
         _check_choice("start_method", start_method, START_METHODS)
@@ -89,11 +92,22 @@ class Pipeline(Generic[In, Out]):
                 raise TypeError(f"Pipeline: cores must be an int of 1 or more, or None, not {cores!r}")
             if cores < 1:
                 raise ValueError(f"Pipeline: cores must be 1 or more, not {cores!r}")
+        if max_failures is not None:
+            if isinstance(max_failures, bool) or not isinstance(max_failures, int | float):
+                raise TypeError(
+                    "Pipeline: max_failures must be an int (a number of items), a float (a share of them) or None, not "
+                    f"{max_failures!r}"
+                )
+            if not (max_failures >= 0 and (isinstance(max_failures, int) or max_failures <= 1)):
+                raise ValueError(
+                    f"Pipeline: max_failures must be 0 or more, and a share at most 1.0, not {max_failures!r}"
+                )
         self._engine = engine or "process"
         self._start_method = start_method
         self._channel = channel
         self._ordered = ordered
         self._cores = cores
+        self._max_failures = max_failures
         self._description = Description()
         self._session: Any = None
         # The last session, for what it can tell when it is over.
@@ -161,6 +175,7 @@ class Pipeline(Generic[In, Out]):
             "channel": self._channel,
             "ordered": None if self._ordered else False,
             "cores": self._cores,
+            "max_failures": self._max_failures,
         }
         given = ", ".join(f"{name}={value!r}" for name, value in settings.items() if value is not None)
         return self._description.code(f"Pipeline({given})")
@@ -285,6 +300,7 @@ class Pipeline(Generic[In, Out]):
     def _start(self, stacklevel: int) -> None:
         cores = self._cores or usable_cores()
         plan = self._description.plan(cores=cores, ordered=self._ordered, stacklevel=stacklevel + 1)
+        plan = replace(plan, max_failures=self._max_failures)
         if self._engine == "inline":
             from conveyor.engines import inline
 
@@ -302,6 +318,23 @@ class Pipeline(Generic[In, Out]):
             raise
 
     # Looking on
+
+    @property
+    def failures(self) -> tuple[FailedItem, ...]:
+        """What was given up in the run that goes on, or was the last: by Processor, and by number within each.
+
+        Empty before the first run, and for pipelines none of whose Processors has an `on_error`.
+
+        >>> pipeline = Pipeline(engine="inline").add(Processor(int, on_error="skip"))
+        >>> pipeline.run(["1", "two", "3"])
+        [1, 3]
+        >>> [(failed.number, failed.item, failed.error.kind) for failed in pipeline.failures]
+        [(1, "'two'", 'ValueError')]
+        """
+        if self._last is None:
+            return ()
+        places = {name: place for place, name in enumerate(self._last.names)}
+        return tuple(sorted(self._last.failures, key=lambda failed: (places[failed.processor], failed.number)))
 
     def stats(self) -> Stats:
         """Return what is known of each Processor now: how many workers it has, what waits in front of it, how long a

@@ -30,7 +30,9 @@ class StepNode:
     where the number is fixed, None where only the balancer's own bound holds.  `batch` is None where the job takes
     one item at a time.  `bound` is the number of items that the pipe in front holds; `shared` says that no Pipe of
     its own stands there, so that what it holds counts against the bound of the fork or join in front.  `name` is
-    unique within the plan.  `restartable`: the job has no state that would be lost with a worker.
+    unique within the plan.  `restartable`: the job has no state that would be lost with a worker.  `gives_up`: the run
+    goes on without an item that failed for good; one fails so that took longer than `timeout` seconds `timeouts` times.
+    `max_items`: how many units a worker has before another takes its place.
     """
 
     index: int
@@ -45,6 +47,10 @@ class StepNode:
     finishes: bool
     restartable: bool
     to: Target
+    gives_up: bool = False
+    timeout: float | None = None
+    timeouts: int = 1
+    max_items: int | None = None
 
     @property
     def auto(self) -> bool:
@@ -135,11 +141,13 @@ Node = StepNode | ReplicateNode | BalanceNode | MergeNode | ZipNode | LeaveNode 
 
 @dataclass(frozen=True)
 class Plan:
-    """All nodes, in topological order; `cores` is what workers that follow the load may use together."""
+    """All nodes, in topological order; `cores` is what workers that follow the load may use together; a run ends where
+    more than `max_failures` items are given up (a float: of a share of those that went in; None: however many)."""
 
     nodes: tuple[Node, ...]
     ordered: bool
     cores: int
+    max_failures: int | float | None = None
 
     def grouped(self) -> frozenset[int]:
         """The indices of the nodes whose input carries groups: those inside a tracked fork."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     # Type checkers bring this module with them.  Only its TypeVar has a default before Python 3.13; without one, what a
     # job does not say is Never.
-    from typing_extensions import Never, TypeVar
+    from typing_extensions import Never, TypedDict, TypeVar, Unpack
 
     In_contra = TypeVar("In_contra", contravariant=True, default=Any)
     Out_co = TypeVar("Out_co", covariant=True, default=Any)
@@ -34,6 +34,16 @@ if TYPE_CHECKING:
             self, item: Any, /
         ) -> Literal[0] | Sequence[Never] | Set[Never] | Mapping[Never, Any] | Iterator[Never]: ...
 
+    class PolicySettings(TypedDict, total=False):
+        """What a Processor does about an item at which its job fails."""
+
+        retries: int
+        retry_on: type[BaseException] | tuple[type[BaseException], ...]
+        backoff: float
+        timeout: float | None
+        on_error: Literal["raise", "skip"] | Callable[[Any, Exception], Any]
+        max_items: int | None
+
 else:
     from typing import TypeVar
 
@@ -45,7 +55,18 @@ How_co = TypeVar("How_co", bound=str, covariant=True)
 DEFAULT_MAXSIZE = 65536
 """How many items a Pipe without `maxsize` holds."""
 
-_SETTINGS = ("name", "workers", "batch", "keep_none")
+_SETTINGS = (
+    "name",
+    "workers",
+    "batch",
+    "keep_none",
+    "retries",
+    "retry_on",
+    "backoff",
+    "timeout",
+    "on_error",
+    "max_items",
+)
 
 
 class Element:
@@ -73,8 +94,15 @@ class Processor(Element, Generic[In_contra, Out_co]):
     decide; with `batch` the job gets lists of so many items (the last may be shorter).
 
     Instead of a job, subclass: `process(item)`, and where wanted `setup()` before the first item, `finish()` at the
-    end of a stream (it may return or yield trailing outputs) and `teardown()`; keep any state on `self`.  `name`,
-    `workers`, `batch` and `keep_none` may be class attributes; `super().__init__()` need not be called.
+    end of a stream (it may return or yield trailing outputs) and `teardown()`; keep any state on `self`.  The
+    settings may be class attributes; `super().__init__()` need not be called.
+
+    At an item at which the job raises one of `retry_on`, it is called again, up to `retries` times, after a wait of
+    `backoff` seconds (0.1) that doubles each time, up to 30, and of which a random part, at most half, is left out.
+    With `timeout`, a worker that takes so many seconds for one call is killed and replaced, which counts as an
+    `ItemTimeoutError` of the item.  What fails for good ends the run, or `on_error` says otherwise: "skip" leaves the
+    item out; a callable gets the item and the error, and returns what goes on in its place, or None for nothing.  What
+    was given up is in `Pipeline.failures`.  With `max_items`, a worker is replaced after so many items, or batches.
 
     When a worker dies, what it was at runs again in a new one.  A subclass is taken to have state that is lost with its
     worker, which ends the run with WorkerDiedError, unless it has the class attribute `restartable = True`.
@@ -99,6 +127,12 @@ class Processor(Element, Generic[In_contra, Out_co]):
     batch: int | None = None
     keep_none: bool = False
     job: Callable[[Any], Any] | None = None
+    retries: int = 0
+    retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception
+    backoff: float = 0.1
+    timeout: float | None = None
+    on_error: Any = "raise"
+    max_items: int | None = None
     # Whether a worker of a subclass may be replaced when it dies, with all that it had on `self`.
     restartable: bool = False
 
@@ -116,6 +150,7 @@ class Processor(Element, Generic[In_contra, Out_co]):
         workers: int | Literal["auto"] | None = None,
         batch: int | None = None,
         keep_none: bool = False,
+        **policy: Unpack[PolicySettings],
     ) -> None: ...
 
     @overload
@@ -127,6 +162,7 @@ class Processor(Element, Generic[In_contra, Out_co]):
         name: str | None = None,
         workers: int | Literal["auto"] | None = None,
         keep_none: bool = False,
+        **policy: Unpack[PolicySettings],
     ) -> None: ...
 
     @overload
@@ -138,6 +174,7 @@ class Processor(Element, Generic[In_contra, Out_co]):
         keep_none: Literal[True],
         name: str | None = None,
         workers: int | Literal["auto"] | None = None,
+        **policy: Unpack[PolicySettings],
     ) -> None: ...
 
     @overload
@@ -149,6 +186,7 @@ class Processor(Element, Generic[In_contra, Out_co]):
         name: str | None = None,
         workers: int | Literal["auto"] | None = None,
         keep_none: Literal[False] = False,
+        **policy: Unpack[PolicySettings],
     ) -> None: ...
 
     @overload
@@ -160,6 +198,7 @@ class Processor(Element, Generic[In_contra, Out_co]):
         workers: int | Literal["auto"] | None = None,
         batch: None = None,
         keep_none: bool = False,
+        **policy: Unpack[PolicySettings],
     ) -> None: ...
 
     @overload
@@ -171,6 +210,7 @@ class Processor(Element, Generic[In_contra, Out_co]):
         name: str | None = None,
         workers: int | Literal["auto"] | None = None,
         batch: None = None,
+        **policy: Unpack[PolicySettings],
     ) -> None: ...
 
     @overload
@@ -182,6 +222,7 @@ class Processor(Element, Generic[In_contra, Out_co]):
         workers: int | Literal["auto"] | None = None,
         batch: None = None,
         keep_none: Literal[False] = False,
+        **policy: Unpack[PolicySettings],
     ) -> None: ...
 
     @overload
@@ -192,6 +233,7 @@ class Processor(Element, Generic[In_contra, Out_co]):
         workers: int | Literal["auto"] | None = None,
         batch: int | None = None,
         keep_none: bool = False,
+        **policy: Unpack[PolicySettings],
     ) -> None: ...
 
     def __init__(
@@ -202,6 +244,12 @@ class Processor(Element, Generic[In_contra, Out_co]):
         workers: int | Literal["auto"] | None = None,
         batch: int | None = None,
         keep_none: bool = False,
+        retries: int = 0,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception,
+        backoff: float = 0.1,
+        timeout: float | None = None,
+        on_error: Any = "raise",
+        max_items: int | None = None,
     ) -> None:
         # Only what was given is set, so that class attributes of a subclass stand.
         if job is not None:
@@ -214,6 +262,18 @@ class Processor(Element, Generic[In_contra, Out_co]):
             self.batch = batch
         if keep_none is not False:
             self.keep_none = keep_none
+        if retries != 0 or isinstance(retries, bool):
+            self.retries = retries
+        if retry_on is not Exception:
+            self.retry_on = retry_on
+        if backoff != 0.1:
+            self.backoff = backoff
+        if timeout is not None:
+            self.timeout = timeout
+        if on_error != "raise":
+            self.on_error = on_error
+        if max_items is not None:
+            self.max_items = max_items
         check_processor(self)
 
     def process(self, item: Any) -> Any:
@@ -235,9 +295,8 @@ class Processor(Element, Generic[In_contra, Out_co]):
     def __repr__(self) -> str:
         arguments = [] if self.job is None else [_job_code(self.job)]
         for setting in _SETTINGS:
-            value = getattr(self, setting)
-            if value != getattr(type(self), setting):
-                arguments.append(f"{setting}={value!r}")
+            if setting in vars(self) and (value := getattr(self, setting)) != getattr(type(self), setting):
+                arguments.append(f"{setting}={_setting_code(value)}")
         return f"{type(self).__name__}({', '.join(arguments)})"
 
 
@@ -305,6 +364,15 @@ def _job_code(job: object) -> str:
     return f"{type(job).__name__}()"
 
 
+def _setting_code(value: object) -> str:
+    """The value of a setting as it would stand in code: classes and functions by their names."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_setting_code, value))}{',' * (len(value) == 1)})"
+    if isinstance(value, type):
+        return value.__name__
+    return _job_code(value) if callable(value) else repr(value)
+
+
 def _lacks_job(kind: type) -> str:
     if kind is Processor:
         return "Processor() has no job: pass a callable of one argument, as in Processor(load)"
@@ -334,10 +402,52 @@ def check_processor(processor: Processor[Any, Any]) -> None:
         raise TypeError(f"{kind}: keep_none must be True or False, not {keep_none!r}")
     if not isinstance(processor.restartable, bool):
         raise TypeError(f"{kind}: restartable must be True or False, not {processor.restartable!r}")
+    _check_policy(kind, processor)
     if _overrides(processor, "process"):
         _check_call(f"{kind}.process", processor.process, "`def process(self, item)`")
     elif processor.job is None:
         raise TypeError(_lacks_job(type(processor)))
+
+
+def _check_policy(kind: str, processor: Processor[Any, Any]) -> None:
+    """Raise TypeError or ValueError for settings about failing items that cannot be used."""
+    retries, retry_on, on_error = processor.retries, processor.retry_on, processor.on_error
+    if isinstance(retries, bool) or not isinstance(retries, int):
+        raise TypeError(f"{kind}: retries must be an int of 0 or more, not {retries!r}")
+    if retries < 0:
+        raise ValueError(f"{kind}: retries must be 0 or more, not {retries!r}")
+    classes = retry_on if isinstance(retry_on, tuple) else (retry_on,)
+    if not classes or not all(isinstance(each, type) and issubclass(each, BaseException) for each in classes):
+        raise TypeError(f"{kind}: retry_on must be an exception class or a tuple of some, not {retry_on!r}")
+    _check_seconds(kind, "backoff", processor.backoff, least="0 or more")
+    if processor.timeout is not None:
+        _check_seconds(kind, "timeout", processor.timeout, least="more than 0")
+    if isinstance(on_error, str) or not callable(on_error):
+        if on_error not in ("raise", "skip"):
+            raise (ValueError if isinstance(on_error, str) else TypeError)(
+                f"{kind}: on_error must be 'raise', 'skip' or a callable of an item and its error, not {on_error!r}"
+            )
+    else:
+        _check_call(f"{kind}: on_error", on_error, "a function such as `def on_error(item, error)`", arguments=2)
+    if processor.max_items is None:
+        return
+    _check_count(kind, "max_items", processor.max_items, or_else=", or None for no limit")
+    lost = "its `finish` would say" if has_finish(processor) else "is on `self`"
+    if has_finish(processor) or not is_restartable(processor):
+        remedy = "" if has_finish(processor) else ", or declare `restartable = True` in the class where that is no loss"
+        raise ValueError(
+            f"{kind}: max_items={processor.max_items!r} replaces workers, and what {lost} would be lost with each: "
+            f"leave it out{remedy}"
+        )
+
+
+def _check_seconds(kind: str, argument: str, value: object, least: str) -> None:
+    """Raise unless `value` is a finite number of seconds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{kind}: {argument} must be a number of seconds, not {value!r}")
+    # Written so that what is no number fails.
+    if not (0 <= value < float("inf")) or (value == 0 and least != "0 or more"):
+        raise ValueError(f"{kind}: {argument} must be a finite number of seconds, {least}, not {value!r}")
 
 
 def _check_job(kind: str, job: object) -> None:
@@ -353,8 +463,8 @@ def _check_job(kind: str, job: object) -> None:
     _check_call(f"{kind}({_job_code(job)})", job, "a function such as `def job(item)`")
 
 
-def _check_call(what: str, call: Callable[..., Any], remedy: str) -> None:
-    """Raise unless `call` takes one positional argument and is no coroutine."""
+def _check_call(what: str, call: Callable[..., Any], remedy: str, arguments: int = 1) -> None:
+    """Raise unless `call` takes so many positional arguments and is no coroutine."""
     inner: Any = call
     while isinstance(inner, functools.partial):
         inner = inner.func
@@ -367,9 +477,10 @@ def _check_call(what: str, call: Callable[..., Any], remedy: str) -> None:
     except (TypeError, ValueError):
         return  # Some callables written in C do not say what they take.
     try:
-        signature.bind(None)
+        signature.bind(*[None] * arguments)
     except TypeError:
-        raise TypeError(f"{what} takes {signature}, but is called with one item: pass {remedy}") from None
+        called = "one item" if arguments == 1 else "an item and its error"
+        raise TypeError(f"{what} takes {signature}, but is called with {called}: pass {remedy}") from None
 
 
 @dataclass(frozen=True, repr=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from conveyor.core import Machine
@@ -21,6 +22,7 @@ from conveyor.core.events import (
     Fed,
     Raised,
     Replied,
+    Seen,
     SourceEnded,
     Ticked,
     WorkerLost,
@@ -33,21 +35,23 @@ from conveyor.plan import Plan
 Blob = tuple[Any, int]
 
 
-def plan_of(*rows: Any, ordered: bool = True, cores: int = 2) -> Plan:
+def plan_of(*rows: Any, ordered: bool = True, cores: int = 2, max_failures: int | float | None = None) -> Plan:
     """The plan of a pipeline to which each row is added; a tuple is one `add` of several elements."""
     description = Description()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for row in rows:
             description.add(row if isinstance(row, tuple) else (row,))
-        return description.plan(cores=cores, ordered=ordered)
+        return replace(description.plan(cores=cores, ordered=ordered), max_failures=max_failures)
 
 
 class Driven:
     """A machine whose invariants are checked after every event."""
 
-    def __init__(self, *rows: Any, ordered: bool = True, cores: int = 2) -> None:
-        self.plan = plan_of(*rows, ordered=ordered, cores=cores)
+    def __init__(
+        self, *rows: Any, ordered: bool = True, cores: int = 2, max_failures: int | float | None = None
+    ) -> None:
+        self.plan = plan_of(*rows, ordered=ordered, cores=cores, max_failures=max_failures)
         # What the policy decides when it is asked next: pairs of a step and the number of workers that it should have.
         self.wanted: list[tuple[int, int]] = []
         self.sights: list[Sight] = []
@@ -130,9 +134,14 @@ class Driven:
         begun: tuple[int, int] | None = None,
         ready: bool = True,
         killed: bool = False,
+        unpickling: bool = False,
     ) -> list[Command]:
         """Have a worker die."""
-        return self.handle(WorkerLost(worker, cause, begun, ready, killed), now)
+        return self.handle(WorkerLost(worker, cause, begun, ready, killed, unpickling), now)
+
+    def seen(self, now: float, worker: int, lease: int, units: int, seconds: float | None) -> list[Command]:
+        """Answer a Look."""
+        return self.handle(Seen(worker, lease, units, seconds), now)
 
     def tick(self, now: float) -> list[Command]:
         """Let time pass."""
@@ -159,8 +168,13 @@ class Driven:
         seconds: float = 0.0001,
         size: int | None = None,
         partial: int = 0,
+        given_up: Sequence[tuple[int, int, float, Any]] = (),
     ) -> list[Command]:
         """Have a worker reply; the outputs have 8 bytes each unless `size` says otherwise."""
         weight = 8 * sum(items for _, items in blobs) if size is None else size
-        event = Replied(worker, lease, units, runs, blobs, weight, final, starving, seconds, partial=partial)
+        event = Replied(
+            *(worker, lease, units, runs, blobs, weight, final, starving, seconds),
+            partial=partial,
+            given_up=given_up,
+        )
         return self.handle(event, now)

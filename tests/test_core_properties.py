@@ -169,7 +169,7 @@ class Properties(TestCase):
         shell = FakeShell(plan, items, manner(choose))
         shell.kills = 1 + choose(30)
         # An item that is unlucky often enough would be given up.
-        with mock.patch("conveyor.core.step.ITEM_ATTEMPTS", 1000):
+        with mock.patch("conveyor.core.attempts.ITEM_ATTEMPTS", 1000):
             results = shell.run()
         assert not shell.failure
         assert results == expected if ordered else Counter(map(repr, results)) == Counter(map(repr, expected))

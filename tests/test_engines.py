@@ -94,6 +94,19 @@ def stop_on_fifty(item):
     return item
 
 
+class Turns(Processor):
+    """Has state that a generator looks at when it runs, and not when it is made."""
+
+    count = 0
+
+    def process(self, item):
+        self.count += 1
+        return self.look() if item % 64 == 63 else self.count
+
+    def look(self):
+        yield self.count
+
+
 def append_one(item):
     item.append(1)
     return len(item)
@@ -380,6 +393,9 @@ class Behaviour(Basics):
             assert self.make(Processor(countdown, workers=3)).run(range(50)) == expected
             *results, last = self.make(Processor(increment, workers="auto"), Processor(same)).run(range(1000))
             assert (results, last) == (list(range(1, 1000)), 1000)
+
+    def test_a_generator_runs_before_the_next_item_is_begun(self):
+        assert self.make(Turns()).run(range(5000)) == list(range(1, 5001))
 
     def test_a_generator_that_yields_very_much(self):
         self.check([Processor(countdown), Pipe(maxsize=5), Processor(increment)], [3000], list(range(3001, 1, -1)))

@@ -138,6 +138,7 @@ class Errors(TestCase):
     def samples(self) -> Iterator[BaseException]:
         """One exception of each class in the module, made from what its `__init__` asks for."""
         values: dict[str, Any] = {"int": 7, "str": "text", "int | None": -9, "str | None": "more", "": "message"}
+        values["float"] = 1.5
         for _, kind in inspect.getmembers(errors, inspect.isclass):
             if not issubclass(kind, BaseException) or kind.__module__ != errors.__name__:
                 continue

@@ -10,11 +10,27 @@ from typing import Any, NamedTuple
 from conveyor.core.payloads import Piece
 
 
+class Verdict(NamedTuple):
+    """Why a unit, the items from `first` to `last`, is given up without another call, after so many `attempts`.
+
+    `kind` is "died" (workers died at it; `cause` says how the last one did) or "overdue" (it took longer than `cause`
+    seconds).  `blindly`: nobody is to look at it any more.
+    """
+
+    kind: str
+    cause: Any
+    attempts: int
+    first: int
+    last: int
+    blindly: bool = False
+
+
 class Lease(NamedTuple):
     """Hand `items` items to a worker, who may give `credit` outputs for them before it has to ask for more.
 
     `finish`: no items, the stream has ended and the job's `finish` is to run.  `skip`: a worker was lost with these
-    items, and so many outputs of the first unit are there already, and not to be given again.
+    items, and so many outputs of the first unit are there already, and not to be given again.  `verdict`: the lease is
+    one unit, which is to be given up.
     """
 
     worker: int
@@ -24,6 +40,7 @@ class Lease(NamedTuple):
     credit: int
     finish: bool = False
     skip: int = 0
+    verdict: Verdict | None = None
 
 
 class Grant(NamedTuple):
@@ -62,6 +79,32 @@ class EndWorker(NamedTuple):
     worker: int
 
 
+class Look(NamedTuple):
+    """See for how long a worker has been at what it is at, and say so with a `Seen`."""
+
+    worker: int
+
+
+class KillWorker(NamedTuple):
+    """End a worker at once: it is taking too long."""
+
+    worker: int
+
+
+class GaveUp(NamedTuple):
+    """A unit, the items from `first` to `last`, was given up after so many attempts.
+
+    `when` and `why` are what the worker says.
+    """
+
+    step: int
+    first: int
+    last: int
+    attempts: int
+    when: float
+    why: Any
+
+
 class Pull(NamedTuple):
     """Allow the source `credit` more items."""
 
@@ -84,16 +127,32 @@ class Fail(NamedTuple):
 
     `step` is the index of the step's node; `first` and `last` are the numbers (from 0, in the order in which
     they came to that step) of the items that may be to blame, both None where there is none.  `loss` says why the
-    loss of a worker cannot be made up for: "item" (that item has ended more than one), "state" (its job had state),
-    "setup" (none can be set up), "finish" (it was at the job's `finish`).
+    loss of a worker cannot be made up for: "item" (that item has ended more than one), "unpickle" (so have items that
+    were unpickled together), "overdue" (it was too long at an item), "state" (its job had state), "setup" (none can be
+    set up), "finish" (it was at the job's `finish`).  A `loss` of "failures" is no worker's: more items were given up
+    than the run may.
     """
 
     step: int
-    worker: int
+    worker: int | None
     first: int | None
     last: int | None
     cause: Any
     loss: str | None = None
 
 
-Command = Lease | Grant | CancelLeases | Recall | StartWorker | EndWorker | Pull | Emit | Finish | Fail
+Command = (
+    Lease
+    | Grant
+    | CancelLeases
+    | Recall
+    | StartWorker
+    | EndWorker
+    | Look
+    | KillWorker
+    | GaveUp
+    | Pull
+    | Emit
+    | Finish
+    | Fail
+)

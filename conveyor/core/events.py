@@ -6,6 +6,7 @@ handled, and can be replayed from them.  Blobs are opaque handles: the core neve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from conveyor.core.groups import Runs
@@ -35,7 +36,8 @@ class Replied(NamedTuple):
     done.  `starving`: the worker has no credit for its next output, or gives back what it has because outputs are
     so much heavier than those before, and waits.  `size` is the bytes of
     all blobs.  Since its last reply the worker has spent `seconds` of wall time on this lease; of these it used a
-    core for `cpu`, and waited for something that is no core for `waited`.
+    core for `cpu`, and waited for something that is no core for `waited`.  `given_up`: of the units acknowledged, which
+    were given up: their index in the lease, the number of attempts, when, and why.
     """
 
     worker: int
@@ -50,6 +52,7 @@ class Replied(NamedTuple):
     cpu: float = 0.0
     waited: float = 0.0
     partial: int = 0
+    given_up: Sequence[tuple[int, int, float, Any]] = ()
 
 
 class Raised(NamedTuple):
@@ -69,6 +72,7 @@ class WorkerLost(NamedTuple):
 
     `begun`: it has begun at most so many units of that lease, and none of any later one; None where that is not known.
     `ready`: it had been set up.  `killed`: it may have been ended from outside, and not by what it was at.
+    `unpickling`: it had not begun that lease, but was unpickling its items.
     """
 
     worker: int
@@ -76,6 +80,7 @@ class WorkerLost(NamedTuple):
     begun: tuple[int, int] | None = None
     ready: bool = True
     killed: bool = False
+    unpickling: bool = False
 
 
 class WorkerReady(NamedTuple):
@@ -92,6 +97,16 @@ class Begun(NamedTuple):
     worker: int
     lease: int
     units: int
+
+
+class Seen(NamedTuple):
+    """The answer to a `Look`: a worker has been for `seconds` at the unit before the first `units` of `lease`; None: at
+    nothing."""
+
+    worker: int
+    lease: int
+    units: int
+    seconds: float | None
 
 
 class Ticked(NamedTuple):
@@ -123,6 +138,7 @@ Event = (
     | WorkerLost
     | WorkerReady
     | Begun
+    | Seen
     | Ticked
     | RunStarted
     | Consumed

@@ -47,6 +47,17 @@ def runs_of(sizes: Iterable[int]) -> Runs:
     return runs
 
 
+def with_one_less(runs: Runs, group: int) -> Runs:
+    """Return runs in which the group of that index has one item less.
+
+    >>> with_one_less([(1, 3), (2, 1)], 1)
+    [(1, 1), (0, 1), (1, 1), (2, 1)]
+    """
+    sizes = [size for size, repeat in runs for _ in range(repeat)]
+    sizes[group] -= 1
+    return runs_of(sizes)
+
+
 def total(runs: Iterable[tuple[int, int]]) -> int:
     """Return the number of items in all groups."""
     return sum(size * repeat for size, repeat in runs)

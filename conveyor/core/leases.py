@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from conveyor.core.commands import Verdict
 from conveyor.core.events import Replied
 from conveyor.core.payloads import Piece, Pieces
 
@@ -28,6 +29,7 @@ class Lease:
         "partial",
         "pieces",
         "seconds",
+        "verdict",
         "worker",
     )
 
@@ -42,6 +44,7 @@ class Lease:
         partial: int = 0,
         finish: bool = False,
         deaths: int = 0,
+        verdict: Verdict | None = None,
     ) -> None:
         self.number = number
         self.worker = worker
@@ -57,11 +60,18 @@ class Lease:
         self.finish = finish
         # How many workers in a row have died at some of these items, nobody knows which.
         self.deaths = deaths
+        # Why it is given up, where it is.
+        self.verdict = verdict
         # What came back since the last acknowledged unit.
         self.outputs = 0
         self.seconds = 0.0
         # Outputs that wait for those of earlier leases, and at the end the mark that no more come.
         self.held: list[Replied | None] = []
+
+    def unit_at(self, index: int, size: int) -> tuple[int, int]:
+        """Return the first and the last item of its unit at that index."""
+        first = self.begin + index * size
+        return first, min(first + size, self.begin + self.given) - 1
 
     def begun_unacknowledged(self, unit: int, at_work: bool, begun: tuple[int, int] | None) -> int:
         """How many units its worker had begun and not acknowledged when it died, as far as anyone knows.
@@ -78,7 +88,7 @@ class Lease:
 class Rest:
     """Items that were taken back from a lease, in their place in the order, until they are handed out again."""
 
-    __slots__ = ("deaths", "first", "held", "in_hand", "number", "pieces", "skip")
+    __slots__ = ("deaths", "first", "held", "in_hand", "number", "pieces", "skip", "verdict")
 
     def __init__(self, number: int, first: int, pieces: tuple[Piece, ...], items: int) -> None:
         # The number of the lease that they were taken from.
@@ -89,6 +99,8 @@ class Rest:
         # How many outputs of the first unit are there already; how many workers in a row have died at some of these.
         self.skip = 0
         self.deaths = 0
+        # Why the first unit is to be given up.
+        self.verdict: Verdict | None = None
         # How many of them still count as in the hand of the worker that gave them back.
         self.in_hand = 0
         # What waits for its turn behind the items of a rest is held by the leases behind it.
@@ -98,10 +110,27 @@ class Rest:
 class Worker:
     """One process of the step, as the core sees it."""
 
-    __slots__ = ("asked", "finished", "heard", "leases", "leaving", "number", "outstanding", "recalled")
+    __slots__ = (
+        "asked",
+        "due",
+        "finished",
+        "heard",
+        "leases",
+        "leaving",
+        "left",
+        "number",
+        "outstanding",
+        "overdue",
+        "recalled",
+        "replaced",
+    )
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, left: int | None) -> None:
         self.number = number
+        # How many units it may still be handed, if there is a limit.
+        self.left = left
+        # Whether another has been started in its place, because it has had all that.
+        self.replaced = False
         self.leases: deque[Lease] = deque()
         self.outstanding = 0
         self.finished = False
@@ -112,6 +141,9 @@ class Worker:
         self.asked = False
         # Whether it is to leave once it has nothing.
         self.leaving = False
+        # When it may be too long at a unit; and at which it was, so that it was told to be ended.
+        self.due: float | None = None
+        self.overdue: tuple[int, int] | None = None
 
 
 def place(each: Lease | Rest) -> tuple[int, int]:

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from conveyor.core.attempts import OVERDUE, too_many
 from conveyor.core.balancing import Decision as Choice
 from conveyor.core.balancing import Memory, Sight, decide
-from conveyor.core.commands import Command, Fail, Finish, Pull, StartWorker
+from conveyor.core.commands import Command, Fail, Finish, GaveUp, Pull, StartWorker
 from conveyor.core.ends import Sink
 from conveyor.core.events import (
     Begun,
@@ -25,6 +26,7 @@ from conveyor.core.events import (
     Raised,
     Replied,
     RunStarted,
+    Seen,
     SourceEnded,
     Ticked,
     WorkerLost,
@@ -37,6 +39,7 @@ from conveyor.core.node import Node, Output
 from conveyor.core.sizing import UNWEIGHED
 from conveyor.core.staff import Staff, Team
 from conveyor.core.step import Step
+from conveyor.core.watch import was_overdue
 from conveyor.plan import BalanceNode, LeaveNode, MergeNode, Plan, ReplicateNode, SinkNode, StepNode, ZipNode
 from conveyor.stats import Decision, Stats
 
@@ -80,6 +83,7 @@ class Machine:
         self._source_ended = False
         self._pulled = first_pull(plan)
         self.fed = 0
+        self._given_up = 0
         self.nodes = [self._build(plan, index) for index in range(len(plan.nodes))]
         self._connect(plan)
         first, sink = self.nodes[0], self.nodes[-1]
@@ -178,12 +182,15 @@ class Machine:
                 if not self._cancelled:
                     self._source_ended = True
                     self.first.end(0)
+                    self._judge(self.first.index)
             case Raised():
                 step = self.step_of(event.worker)
                 self._commands.append(step.blame(event.worker, event.lease, event.units, event.error))
                 self._over = True
             case Begun():
                 self.step_of(event.worker).begun(event)
+            case Seen():
+                self.step_of(event.worker).seen(event)
             case Ticked() if not self._cancelled:
                 for step in self.steps:
                     step.wake()
@@ -201,7 +208,7 @@ class Machine:
         while agenda:
             node = agenda.popleft()
             scheduled.discard(node.index)
-            if not self._cancelled:
+            if not self._cancelled and not self._over:
                 node.pump()
 
     def step_of(self, worker: int) -> Step:
@@ -226,7 +233,7 @@ class Machine:
         if not event.ready and team.hopeless(now):
             failure = Fail(index, event.worker, None, None, event.cause, "setup")
         elif event.ready and not team.node.restartable:
-            failure = step.blame(event.worker, None, None, event.cause)._replace(loss="state")
+            failure = self._loss_of_state(step, event)
         elif running:
             failure = step.lost(event)
         team.lost(event.worker, event.ready, now)
@@ -235,6 +242,15 @@ class Machine:
             self._over = True
         elif not leaving:
             self.start_worker(team)
+
+    def _loss_of_state(self, step: Step, event: WorkerLost) -> Fail:
+        worker = step.worker(event.worker)
+        if worker is not None and event.begun is not None and was_overdue(worker, event):
+            number, units = event.begun
+            lease = next(lease for lease in worker.leases if lease.number == number)
+            first, last = lease.unit_at(units - 1, step.unit)
+            return Fail(step.index, event.worker, first, last, step.team.node.timeout, OVERDUE)
+        return step.blame(event.worker, None, None, event.cause)._replace(loss="state")
 
     def _balance(self, others: float) -> None:
         """Have the numbers of workers follow the load."""
@@ -283,6 +299,20 @@ class Machine:
         if isinstance(command, Finish):
             self._over = True
 
+    def give_up(self, command: GaveUp) -> None:
+        """Take in that a unit was given up."""
+        if not self._cancelled:
+            self.command(command)
+            self._given_up += 1
+            self._judge(command.step)
+
+    def _judge(self, step: int) -> None:
+        """End the run where more was given up than it may."""
+        most = self._plan.max_failures
+        if not self._over and too_many(self._given_up, self.fed, self._source_ended, most):
+            self.command(Fail(step, None, None, None, self._given_up, "failures"))
+            self._over = True
+
     def start_worker(self, team: Team) -> None:
         """Have one more worker started."""
         number = self.staff.new_number()
@@ -297,7 +327,7 @@ class Machine:
         """When a `Ticked` is wanted, if nothing else happens before; None: not at all."""
         if self._over or self._cancelled:
             return None
-        times = [step.look_at for step in self.steps if step.look_at is not None]
+        times = [at for step in self.steps for at in (step.look_at, step.watch.due_at) if at is not None]
         if self._balances:
             times.append(self.staff.memory.next)
         return min(times, default=None)

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
-from conveyor.core.commands import Command
+from conveyor.core.commands import Command, GaveUp
 from conveyor.core.groups import Groups, Runs
 from conveyor.core.payloads import Piece, Pieces
 from conveyor.core.sizing import Scale
@@ -28,6 +28,9 @@ class Surroundings(Protocol):
 
     def command(self, command: Command) -> None:
         """Have something done outside the core."""
+
+    def give_up(self, command: GaveUp) -> None:
+        """Take in that a unit was given up."""
 
     def start_worker(self, team: Team) -> None:
         """Have one more worker started."""

@@ -11,7 +11,7 @@ from math import log2
 
 from conveyor.core.balancing import Memory
 from conveyor.plan import Plan, StepNode
-from conveyor.stats import Decision
+from conveyor.stats import Decision, StepStats
 
 # What starting a worker is taken to cost until one has been started.
 START_SECONDS = 0.05
@@ -117,6 +117,27 @@ class Team:
         self.starting.discard(number)
         if number in self.numbers:
             self.numbers.remove(number)
+
+    def stats(self, waiting: int, bound: int) -> StepStats:
+        """Return what the user is told; `waiting` of at most `bound` items are in the pipe in front."""
+        return StepStats(
+            processor=self.node.name,
+            workers=len(self.numbers),
+            starting=len(self.starting),
+            most_workers=self.peak,
+            items_in=self.items_in,
+            items_out=self.items_out,
+            waiting=waiting,
+            bound=bound,
+            units=self.units,
+            mean=self.seconds / self.units if self.units else None,
+            p50=self.durations.share(0.5),
+            p99=self.durations.share(0.99),
+            busy=self.busy / self.present if self.present else 0.0,
+            cpu=min(1.0, self.cpu / self.seconds) if self.seconds else 0.0,
+            blocked=self.blocked / self.present if self.present else 0.0,
+            stalled=self.stalled,
+        )
 
     def done(self, units: int, seconds: float) -> None:
         """Take in that `units` units took `seconds` seconds of wall time."""

@@ -13,16 +13,20 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+from conveyor.core.attempts import DIED, OVERDUE, Attempts
 from conveyor.core.balancing import Sight
-from conveyor.core.commands import CancelLeases, EndWorker, Fail, Grant, Recall
+from conveyor.core.commands import CancelLeases, EndWorker, Fail, GaveUp, Grant, Recall
 from conveyor.core.commands import Lease as LeaseCommand
-from conveyor.core.events import Begun, Replied, WorkerLost
+from conveyor.core.events import Begun, Replied, Seen, WorkerLost
 from conveyor.core.groups import Batcher, Regroup, Runs
+from conveyor.core.invariants import check_step
 from conveyor.core.leases import Lease, Rest, Worker, place
 from conveyor.core.node import Node, Output, Surroundings
 from conveyor.core.payloads import Piece, Pieces
 from conveyor.core.sizing import WEIGHT, Sizer
 from conveyor.core.staff import Team
+from conveyor.core.times import Times
+from conveyor.core.watch import Watch, was_overdue
 from conveyor.stats import StepStats
 
 # A worker is handed its next lease before it is done with the present one, to hide the hop, where a lease is
@@ -33,10 +37,8 @@ SHARED_SECONDS = 0.002
 # A worker that has said nothing for so long is at an item that takes longer than was expected.
 SILENT_SECONDS = 0.01
 # Items at some of which so many workers in a row have died are handed out one by one: fewer may have died of something
-# else.  An item is given up that was for certain the one at which so many died; one more, where they may have been
-# killed from outside, which hits the same item twice now and then.
+# else.
 DEATHS_IN_COMPANY = 2
-ITEM_ATTEMPTS = 2
 
 
 class Step(Node):
@@ -52,23 +54,19 @@ class Step(Node):
         self.ordered = node.ordered
         self.output: Output
         self._reserve = 1
-        self.workers = [Worker(number) for number in team.numbers]
+        self.workers = [Worker(number, node.max_items) for number in team.numbers]
         # Each worker may hold one output more than the pipe behind has room for; one that left does not take that back.
         self.most_workers = len(self.workers)
         # When to look whether a worker that says nothing is stuck while another has nothing to do.
         self.look_at: float | None = None
-        # What the time since `_clock` counts as, in workers.
-        self._clock = surroundings.now
-        self._busy = 0
-        self._blocked = 0
-        self._stalled = False
+        self.watch = Watch(node.timeout, surroundings)
+        self.times = Times(team, surroundings.now)
         self._dealt_to = False
         self.sizer = Sizer(max(1, self.bound // (4 * self.unit)), self.scale)
         self._finishes = node.finishes
         self._queue = Pieces()
         self._rests: list[Rest] = []
-        # How many workers an item has ended, where it was the one for certain.
-        self._ended_workers: dict[int, int] = {}
+        self._attempts = Attempts(node)
         # How many items came in, were taken out of the queue, and were acknowledged, in all.
         self.entered = 0
         self._taken = 0
@@ -171,6 +169,10 @@ class Step(Node):
             self._finish()
         if len(self.workers) > 1:
             self._recall()
+        self.watch.look(self.workers)
+        if self.team.node.max_items is not None:
+            for worker in [worker for worker in self.workers if worker.replaced and not worker.leases]:
+                self._let_go(worker)
         self._take_stock()
         if self._dealt_to and self.appetite() > 0:
             self.wake_feeders()
@@ -214,8 +216,10 @@ class Step(Node):
             return False
         share = -(-units // idle) if idle > 1 else units
         units = max(1, min(size, share, int(spare / max(1.0, self._outputs_per_unit))))
-        if rest is not None and rest.deaths >= DEATHS_IN_COMPANY:
+        if rest is not None and (rest.verdict or rest.deaths >= DEATHS_IN_COMPANY):
             units = 1
+        if worker.left is not None:
+            units = min(units, max(1, worker.left))
         items = min(units * self.unit, waiting.items)
         credit = min(spare, max(units, int(units * self._outputs_per_unit * 1.25)))
         self._hand_out(worker, waiting.take(items), items, credit, rest)
@@ -229,7 +233,7 @@ class Step(Node):
         """Return the worker that gets the next lease: an idle one, or one for which it is time to look ahead."""
         ahead = None
         for worker in self.workers:
-            if worker.leaving:
+            if worker.leaving or worker.overdue or (worker.replaced and may_look_ahead):
                 continue
             if not worker.leases and not worker.asked:
                 return worker
@@ -251,7 +255,8 @@ class Step(Node):
     ) -> None:
         """Hand items to a worker: the first of the queue, which have just been taken out of it, or those of `rest`."""
         first, skip, deaths = (self._taken, 0, 0) if rest is None else (rest.first, rest.skip, rest.deaths)
-        lease = Lease(self.team.next_lease, worker, first, pieces, items, credit, skip, finish, deaths)
+        verdict = None if rest is None else rest.verdict
+        lease = Lease(self.team.next_lease, worker, first, pieces, items, credit, skip, finish, deaths, verdict)
         self.team.next_lease += 1
         self._leases[lease.number] = lease
         if rest is None:
@@ -262,18 +267,22 @@ class Step(Node):
             if self.ordered:
                 self._order.insert(self._order.index(rest), lease)
             rest.first += items
-            rest.skip = 0
+            rest.skip, rest.verdict = 0, None
             if not rest.pieces.items:
                 self._rests.remove(rest)
                 if self.ordered:
                     self._order.remove(rest)
         if not worker.leases:
-            worker.heard = self.surroundings.now
+            self.watch.heard(worker)
         worker.leases.append(lease)
         self._add_outstanding(worker, items)
         self.promised += credit
-        command = LeaseCommand(worker.number, lease.number, pieces, items, credit, finish, skip)
+        command = LeaseCommand(worker.number, lease.number, pieces, items, credit, finish, skip, verdict)
         self.surroundings.command(command)
+        if worker.left is not None and not finish:
+            worker.left -= -(-items // self.unit)
+            if worker.left <= 0:
+                self._replace(worker)
 
     def _add_outstanding(self, worker: Worker, items: int) -> None:
         before = max(0, worker.outstanding - self.unit)
@@ -318,7 +327,7 @@ class Step(Node):
         self._count_time()
         lease = self._leases[event.lease]
         worker = lease.worker
-        worker.heard = self.surroundings.now
+        self.watch.heard(worker)
         outputs = sum(items for _, items in event.blobs)
         acknowledged = min(event.units * self.unit, -(-lease.items // self.unit) * self.unit)
         assert event.units * self.unit == acknowledged, "a worker did what had been taken back from it"
@@ -341,6 +350,8 @@ class Step(Node):
             self._outputs_per_unit += (lease.outputs / event.units - self._outputs_per_unit) * WEIGHT
             lease.outputs = 0
             lease.seconds = 0.0
+        for index, attempts, when, why in event.given_up:
+            self.surroundings.give_up(GaveUp(self.index, *lease.unit_at(index, self.unit), attempts, when, why))
         if event.final and lease.items:
             # It was told to begin no more just when it was about to.
             self._take_back(lease, lease.items)
@@ -348,26 +359,17 @@ class Step(Node):
             self.promised -= lease.credit
             lease.credit = 0
             self._starving.append(lease)
+        if not self._cancelled:
+            if self.ordered and lease is not self._order[0]:
+                lease.held.append(event)
+            else:
+                self._emit(event)
         if event.final:
-            del self._leases[event.lease]
-            worker.leases.remove(lease)
-            self.promised -= lease.credit
-            lease.credit = 0
+            self._close_lease(lease)
             if not worker.leases:
                 worker.recalled = worker.asked
                 if worker.leaving and not worker.asked:
                     self._let_go(worker)
-        if not self._cancelled:
-            if not self.ordered:
-                self._emit(event)
-            elif lease is self._order[0]:
-                self._emit(event)
-                if event.final:
-                    self._next_in_order()
-            else:
-                lease.held.append(event)
-                if event.final:
-                    lease.held.append(None)
         self.wake()
         self.wake_feeders()
 
@@ -404,7 +406,7 @@ class Step(Node):
     def joined(self, number: int) -> None:
         """Take in that one more worker is up."""
         self._count_time()
-        self.workers.append(Worker(number))
+        self.workers.append(Worker(number, self.team.node.max_items))
         self.most_workers = max(self.most_workers, len(self.workers))
         self.output.node.hands = max(self.output.node.hands, self.most_workers)
         self.wake()
@@ -415,7 +417,7 @@ class Step(Node):
         self._count_time()
         present = len(self.staying) + len(self.team.starting)
         for worker in self.workers:
-            if present < wanted and worker.leaving:
+            if present < wanted and worker.leaving and not worker.replaced:
                 worker.leaving = False
                 present += 1
         for _ in range(wanted - present):
@@ -463,9 +465,16 @@ class Step(Node):
         """How many units of a lease have been acknowledged."""
         return (lease.given - lease.items) // self.unit
 
+    def seen(self, event: Seen) -> None:
+        """Take in for how long a worker has been at an item."""
+        worker = self.worker(event.worker)
+        if worker is not None:
+            self.watch.seen(worker, event)
+            self.wake()
+
     def begun(self, event: Begun) -> None:
         """Take back what a worker has not begun: it has been told not to."""
-        worker = self._worker(event.worker)
+        worker = self.worker(event.worker)
         if worker is None:
             return
         worker.asked = False
@@ -490,11 +499,13 @@ class Step(Node):
     def lost(self, event: WorkerLost) -> Fail | None:
         """Take back all that a dead worker had; return the failure where that cannot be made up for."""
         self._count_time()
-        worker = self._worker(event.worker)
+        worker = self.worker(event.worker)
         if worker is None:
             return None
         failure: Fail | None = None
-        at_work = next((lease for lease in worker.leases if lease.items), None)
+        # Where its note says what it had begun, what stands before that is done, though nobody will hear of it.
+        at = None if event.begun is None else event.begun[0]
+        at_work = next((lease for lease in worker.leases if lease.items and at in (None, lease.number)), None)
         for lease in list(worker.leases):
             if self._cancelled:
                 self._add_outstanding(worker, -lease.items)
@@ -513,19 +524,51 @@ class Step(Node):
         """Make rests of what a dead worker had not acknowledged of a lease: what it had not begun, and what it had."""
         if lease.finish:
             return Fail(self.index, event.worker, None, None, event.cause, "finish")
+        if at_work and event.unpickling:
+            return self._unpickled(lease, event)
         begun = lease.begun_unacknowledged(self.unit, at_work, event.begun)
         if lease.items > begun * self.unit:
             self._take_back(lease, lease.items - begun * self.unit)
         if not lease.items:
             return None
-        if at_work and begun == 1:
-            culprit = lease.first
-            self._ended_workers[culprit] = self._ended_workers.get(culprit, 0) + 1
-            if self._ended_workers[culprit] >= ITEM_ATTEMPTS + event.killed:
-                last = culprit + lease.items - 1
-                return Fail(self.index, event.worker, culprit, last, event.cause, "item")
-        self._take_back(lease, lease.items).deaths = lease.deaths + at_work
+        node, overdue, verdict = self.team.node, lease.worker.overdue is not None, None
+        # Where there is a timeout, units are begun one by one, and only the last one can be to blame.
+        exact = at_work and (begun == 1 or node.timeout is not None)
+        first, last = lease.first + (begun - 1) * self.unit * exact, lease.first + lease.items - 1
+        if exact and not overdue:
+            verdict = self._attempts.died(first, last, event)
+        elif exact and was_overdue(lease.worker, event):
+            verdict = self._attempts.was_overdue(first, last)
+        if verdict is not None and not node.gives_up:
+            return Fail(
+                self.index, event.worker, first, last, verdict.cause, "item" if verdict.kind == DIED else OVERDUE
+            )
+        rest = self._take_back(lease, last - first + 1)
+        rest.deaths = lease.deaths + (at_work and not overdue)
+        if lease.verdict is not None:
+            verdict = lease.verdict
+            if at_work and self._attempts.died_of_that(first, verdict, event):
+                verdict = verdict._replace(blindly=True)
+        rest.verdict = verdict
+        if lease.items:
+            # Done, or so it seems, but the outputs are lost.
+            self._take_back(lease, lease.items)
         return None
+
+    def _unpickled(self, lease: Lease, event: WorkerLost) -> Fail | None:
+        """Of items that are unpickled together, nobody knows which one it was, and one alone cannot be had."""
+        first, last = lease.first, lease.first + lease.items - 1
+        if self._attempts.unpickled(first):
+            return Fail(self.index, event.worker, first, last, event.cause, "unpickle")
+        self._take_back(lease, lease.items)
+        return None
+
+    def _replace(self, worker: Worker) -> None:
+        """Have another take the place of a worker that has had its last items."""
+        worker.leaving = True
+        if not worker.replaced:
+            worker.replaced = True
+            self.surroundings.start_worker(self.team)
 
     def _close_lease(self, lease: Lease) -> None:
         """Take in that nothing more comes for a lease."""
@@ -541,7 +584,8 @@ class Step(Node):
             else:
                 lease.held.append(None)
 
-    def _worker(self, number: int) -> Worker | None:
+    def worker(self, number: int) -> Worker | None:
+        """Return the worker of that number, None where it has left."""
         return next((worker for worker in self.workers if worker.number == number), None)
 
     def _take_back(self, lease: Lease, items: int) -> Rest:
@@ -552,6 +596,7 @@ class Step(Node):
         rest = Rest(lease.number, lease.first + lease.items - items, pieces.take(items), items)
         if items == lease.items:
             rest.skip = lease.partial
+            rest.verdict = lease.verdict
         lease.items -= items
         lease.given -= items
         before = self._ahead
@@ -567,22 +612,17 @@ class Step(Node):
 
     def _count_time(self) -> None:
         """Take in how the time since the last look was spent."""
-        now = self.surroundings.now
-        passed, self._clock = now - self._clock, now
-        if passed > 0:
-            self.team.busy += passed * self._busy
-            self.team.blocked += passed * self._blocked
-            self.team.present += passed * len(self.workers)
-            self.team.stalled += passed * self._stalled
+        self.times.count(self.surroundings.now, len(self.workers))
 
     def _take_stock(self) -> None:
         """See what the time from now on is spent with."""
         idle = sum(1 for worker in self.workers if not worker.leases)
         starving = len({lease.worker for lease in self._starving}) if self._starving else 0
-        self._busy = len(self.workers) - idle - starving
+        times = self.times
+        times.busy = len(self.workers) - idle - starving
         waiting = self._queue.items >= self.unit or bool(self._rests)
-        self._blocked = starving + (idle if waiting and self._spare(bool(self._leases)) < 1 else 0)
-        self._stalled = self._busy == len(self.workers) and (waiting or bool(self._ahead))
+        times.blocked = starving + (idle if waiting and self._spare(bool(self._leases)) < 1 else 0)
+        times.stalled = times.busy == len(self.workers) and (waiting or bool(self._ahead))
 
     def sight(self, waiting: int) -> Sight:
         """Return what the balancer is told; `waiting` items more wait further in front, for want of a pipe here."""
@@ -611,32 +651,14 @@ class Step(Node):
     def stats(self) -> StepStats:
         """Return what the user is told."""
         self._count_time()
-        team = self.team
-        return StepStats(
-            processor=team.node.name,
-            workers=len(team.numbers),
-            starting=len(team.starting),
-            most_workers=team.peak,
-            items_in=team.items_in,
-            items_out=team.items_out,
-            waiting=0 if self._cancelled else self.held,
-            bound=self.bound,
-            units=team.units,
-            mean=team.seconds / team.units if team.units else None,
-            p50=team.durations.share(0.5),
-            p99=team.durations.share(0.99),
-            busy=team.busy / team.present if team.present else 0.0,
-            cpu=min(1.0, team.cpu / team.seconds) if team.seconds else 0.0,
-            blocked=team.blocked / team.present if team.present else 0.0,
-            stalled=team.stalled,
-        )
+        return self.team.stats(0 if self._cancelled else self.held, self.bound)
 
     def blame(self, worker_number: int, lease_number: int | None, units: int | None, cause: Any) -> Fail:
         """Return the failure of a lease, or of whatever a lost worker had, with the items that may be to blame."""
         first: int | None = None
         last: int | None = None
         if lease_number is None:
-            worker = self._worker(worker_number)
+            worker = self.worker(worker_number)
             leases = [lease for lease in worker.leases if lease.items] if worker is not None else []
             if leases:
                 first, last = leases[0].first, leases[-1].first + leases[-1].items - 1
@@ -655,39 +677,10 @@ class Step(Node):
         self._rests.clear()
         self.look_at = None
         self._count_time()
-        self._busy = self._blocked = 0
-        self._stalled = False
+        self.times.stop()
         for worker in self.workers:
             if worker.leases:
                 self.surroundings.command(CancelLeases(worker.number))
 
     def check(self) -> None:
-        outstanding = sum(lease.items for lease in self._leases.values())
-        assert outstanding == sum(worker.outstanding for worker in self.workers), "an item has no owner, or two"
-        for worker in self.workers:
-            assert sum(lease.items for lease in worker.leases) == worker.outstanding
-            assert all(self._leases[lease.number] is lease for lease in worker.leases)
-        assert self._ahead == sum(max(0, worker.outstanding - self.unit) for worker in self.workers)
-        end = 0
-        for lease in sorted(self._leases.values(), key=place):
-            assert end <= lease.first and lease.first + lease.items <= self._taken, "two leases have the same item"
-            end = lease.first + lease.items
-        if self._cancelled:
-            return
-        handed_out = outstanding + self._resting + self._acknowledged
-        assert self._taken == handed_out, "an item was acknowledged twice, or never handed out"
-        self._queue.check()
-        assert self.entered == self._queue.items + self._taken, "an item is in no place, or in two"
-        assert self.held <= self.bound + self.hands, "pipe over its bound"
-        assert all(not lease.credit and self._leases[lease.number] is lease for lease in self._starving)
-        waiting = sum(items for lease in self._order for event in lease.held if event for _, items in event.blobs)
-        promised = sum(lease.credit for lease in self._leases.values()) + waiting
-        assert promised == self.promised, (promised, self.promised)
-        assert all(lease.credit >= 0 for lease in self._leases.values()), "an output came without credit"
-        order = [place(each) for each in self._order]
-        assert order == sorted(order), "out of order"
-        leases = [each for each in self._order if isinstance(each, Lease)]
-        assert not self.ordered or self._leases.keys() <= {lease.number for lease in leases}
-        assert not self.ordered or len(self._rests) == len(self._order) - len(leases)
-        assert all(lease.number in self._leases or lease.held[-1] is None for lease in leases)
-        assert not self._order or not self._order[0].held, "the first lease waits for none"
+        check_step(self)

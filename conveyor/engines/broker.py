@@ -20,7 +20,6 @@ from multiprocessing import connection
 from typing import Any, NamedTuple
 
 from conveyor.core import Machine, commands, events
-from conveyor.core.payloads import Piece
 from conveyor.engines import worker
 from conveyor.engines.channels import BrokerEnd, FarEnd, Header, channel
 from conveyor.engines.children import Child, descriptor_of
@@ -161,13 +160,17 @@ class WorkerProcess:
         self.leaving = False
         self.closed = False
         self.dead = False
+        # Where there is no note: what it is at, by its last word, and since when.
+        self._at: tuple[int, int] | None = None
+        self._at_since: float | None = None
         self._recalled = False
         # The blob of which the worker has kept what was not its yet, and where that begins.
         self._kept: Blob | None = None
         self._kept_from = 0
 
-    def lease(self, number: int, pieces: tuple[Piece, ...], credit: int, finish: bool, skip: int) -> None:
+    def lease(self, command: commands.Lease) -> None:
         """Hand over items.  A blob that is cut into many leases is sent, and unpickled there, only once."""
+        _, number, pieces, _, credit, finish, skip, verdict = command
         if self._recalled:
             # All that it had by then is settled.
             self._recalled = False
@@ -177,7 +180,8 @@ class WorkerProcess:
         spec, blobs = spec_of(pieces)
         again = bool(blobs) and pieces[0][0] is self._kept and pieces[0][1] >= self._kept_from
         kept: Blob | None = None
-        if pieces:
+        # What is to be given up may not even be unpickled, so of that nothing is kept.
+        if pieces and verdict is None:
             source, _, stop = pieces[-1]
             # Sent twice, it stands for two objects, of which one would be kept.
             if type(source) is Blob and source is blobs[-1] and stop < source.items and spec[-1][0] == len(blobs) - 1:
@@ -185,7 +189,8 @@ class WorkerProcess:
                 self._kept_from = stop
         self._kept = kept
         data = [blob.data for blob in (blobs[1:] if again else blobs)]
-        self.peer.send(("lease", number, spec, credit, finish, again, kept is not None, skip), data)
+        judged = None if verdict is None else tuple(verdict)
+        self.peer.send(("lease", number, spec, credit, finish, again, kept is not None, skip, judged), data)
 
     def recall(self, lease: int, units: int) -> tuple[int, int] | None:
         """Have nothing begun beyond that position; return how far may have been, None where it will say so itself."""
@@ -194,6 +199,25 @@ class WorkerProcess:
             return self.note.recall(lease, units)
         self.peer.send(("recall", lease, units))
         return None
+
+    def is_at(self, lease: int, units: int) -> None:
+        """Take in that it begins a unit, or with none, that it waits."""
+        self._at_since = time.monotonic() if units else None
+        if units:
+            self._at = (lease, units)
+
+    def begun(self) -> tuple[int, int] | None:
+        """Return how far it has begun what it was handed, as far as that is known."""
+        return self._at if self.note is None else self.note.begun
+
+    def seen(self) -> events.Seen:
+        """Return what it is at, and for how long."""
+        if self.note is not None:
+            at, seconds = self.note.since()
+        else:
+            at = self._at or (0, 0)
+            seconds = None if self._at_since is None else time.monotonic() - self._at_since
+        return events.Seen(self.number, *at, seconds)
 
 
 class Broker:
@@ -330,9 +354,9 @@ class Broker:
         each.child.reap()
         each.dead = True
         self._ends.remove(each.end)
-        begun = None
+        begun, unpickling = each.begun(), False
         if each.note is not None:
-            begun = each.note.begun
+            unpickling = each.note.unpickling
             self._notes.give_back(each.note)
         if each.leaving:
             del self._workers[each.number]
@@ -344,7 +368,8 @@ class Broker:
             # The next one would import the same script.
             self._fail_with(("died", each.assignment.name, "setup", exitcode, None, None, "setup"))
             return
-        self._handle(events.WorkerLost(each.number, exitcode, begun, each.ready, exitcode in FROM_OUTSIDE))
+        killed = exitcode in FROM_OUTSIDE
+        self._handle(events.WorkerLost(each.number, exitcode, begun, each.ready, killed, unpickling))
         if not self._failed:
             del self._workers[each.number]
 
@@ -436,14 +461,16 @@ class Broker:
     def _from_worker(self, each: WorkerProcess, header: Header, blobs: list[Any]) -> None:
         match header[0]:
             case "reply":
-                _, lease, units, runs, counts, final, starving, seconds, cpu, waited, partial = header
+                _, lease, units, runs, counts, final, starving, seconds, cpu, waited, partial, given_up = header
                 outputs = tuple((Blob(blob, count), count) for blob, count in zip(blobs, counts, strict=True))
                 size = sum(map(len, blobs))
-                rest = (final, starving, seconds, cpu, waited, partial)
+                rest = (final, starving, seconds, cpu, waited, partial, given_up)
                 self._handle(events.Replied(each.number, lease, units, runs, outputs, size, *rest))
             case "raised":
                 _, lease, units, failure = header
                 self._handle(events.Raised(each.number, lease, units, failure))
+            case "at":
+                each.is_at(*header[1:])
             case "begun":
                 self._handle(events.Begun(each.number, *header[1:]))
             case "ready":
@@ -467,8 +494,8 @@ class Broker:
         answers: list[events.Event] = []
         for command in self._machine.handle(event, time.monotonic()):
             match command:
-                case commands.Lease(number, lease, pieces, _, credit, finish, skip):
-                    self._workers[number].lease(lease, pieces, credit, finish, skip)
+                case commands.Lease():
+                    self._workers[command.worker].lease(command)
                 case commands.Emit(pieces, items):
                     spec, blobs = spec_of(pieces)
                     self._results.send(("results", self._run, spec, items), [blob.data for blob in blobs])
@@ -482,6 +509,12 @@ class Broker:
                     begun = self._workers[number].recall(lease, units)
                     if begun is not None:
                         answers.append(events.Begun(number, *begun))
+                case commands.Look(number):
+                    answers.append(self._workers[number].seen())
+                case commands.KillWorker(number):
+                    self._workers[number].child.kill()
+                case commands.GaveUp(step):
+                    self._results.send(("gave up", self._run, self._orders.assignments[step].name, *command[1:]))
                 case commands.StartWorker(step, number):
                     self._start_worker(step, number)
                 case commands.EndWorker(number):
@@ -490,10 +523,14 @@ class Broker:
                 case commands.Finish():
                     self._feed.send(("stop", self._run))
                     self._results.send(("finished", self._run, self._stats()))
-                case commands.Fail(_, number, first, last, cause, loss):
-                    name = self._workers[number].assignment.name
-                    if loss is not None:
-                        phase = loss if loss in ("setup", "finish") else "process"
+                case commands.Fail(step, _, first, last, cause, loss):
+                    name = self._orders.assignments[step].name
+                    if loss == "failures":
+                        self._fail_with(("failures", cause))
+                    elif loss == "overdue":
+                        self._fail_with(("overdue", name, cause, first, last))
+                    elif loss is not None:
+                        phase = loss if loss in ("setup", "finish", "unpickle") else "process"
                         self._fail_with(("died", name, phase, cause, first, last, loss))
                     else:
                         self._fail_with(("raised", name, cause, first, last))

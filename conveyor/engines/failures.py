@@ -9,9 +9,18 @@ from __future__ import annotations
 import contextlib
 import pickle
 import traceback
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from conveyor.errors import ProcessorError, RemoteTraceback, WorkerDiedError, cause_of_death
+from conveyor.errors import (
+    ItemTimeoutError,
+    ProcessorError,
+    RemoteTraceback,
+    TooManyFailuresError,
+    WorkerDiedError,
+    cause_of_death,
+)
+from conveyor.failed import FailedItem
 
 
 class Failure(NamedTuple):
@@ -23,15 +32,17 @@ class Failure(NamedTuple):
     traceback: str
     pickled: bytes | None
     item: str | None
+    attempts: int = 1
 
 
-def failure_of(error: BaseException, phase: str, item: str | None = None) -> Failure:
+def failure_of(error: BaseException, phase: str, item: str | None = None, attempts: int = 1) -> Failure:
     """Describe an exception so that another process can raise it again."""
+    pickled: bytes | None = None
     with contextlib.suppress(BaseException):
-        pickled = pickle.dumps(error, 5)
-        if type(pickle.loads(pickled)) is type(error):
-            return Failure(phase, type(error).__name__, _text(error), _traceback(error), pickled, item)
-    return Failure(phase, type(error).__name__, _text(error), _traceback(error), None, item)
+        dumped = pickle.dumps(error, 5)
+        if type(pickle.loads(dumped)) is type(error):
+            pickled = dumped
+    return Failure(phase, type(error).__name__, _text(error), _traceback(error), pickled, item, attempts)
 
 
 def _text(error: BaseException) -> str:
@@ -60,6 +71,7 @@ _WHAT_HAPPENED = {
     "setup": "setup() of Processor {name!r} raised {kind}",
     "finish": "finish() of Processor {name!r} raised {kind}",
     "wait": "What the job of Processor {name!r} left behind, a signal handler say, raised {kind} between two items",
+    "on_error": "on_error of Processor {name!r} raised {kind}",
     "teardown": "teardown() of Processor {name!r} raised {kind}",
     "load": "The job of Processor {name!r} could not be loaded in its worker: {kind}",
 }
@@ -85,6 +97,8 @@ def processor_error(
         if failure.phase == "unpickle" and last != number:
             items = f"one of {items}"
         message += f" [{items}]" if failure.item is None else f" [{items}: {failure.item}]"
+    if failure.attempts > 1:
+        message += f" after {failure.attempts} attempts"
     if failure.phase == "pickle":
         message += ". Return plain data, or objects that can be pickled"
     error = ProcessorError(
@@ -96,6 +110,7 @@ def processor_error(
         item=failure.item,
         kind=failure.kind,
         traceback=failure.traceback,
+        attempts=failure.attempts,
     )
     error.__cause__ = original
     if original is None:
@@ -109,11 +124,61 @@ def processor_error(
     return error
 
 
+def overdue(name: str, seconds: float, first: int, last: int, item: str | None = None) -> ItemTimeoutError:
+    """Return the error for an item, or a batch, that took longer than a Processor's timeout."""
+    items = f"item {first}" if last == first else f"items {first} to {last}"
+    shown = "" if item is None else f": {item}"
+    return ItemTimeoutError(
+        f"Processor {name!r} took longer than its timeout of {seconds:g} s [{items}{shown}]: the worker was killed. "
+        "Raise the timeout, or see what the job waits for.",
+        processor=name,
+        seconds=seconds,
+        number=first,
+        last=last,
+        item=item,
+    )
+
+
+def failed_item(name: str, first: int, last: int, attempts: int, when: float, why: Any) -> FailedItem:
+    """Return what is told of an item that was given up: `why` is a failure, or what became of workers at it."""
+    error: ProcessorError
+    match why:
+        case ("died", cause, item):
+            error = death(name, "process", cause, first, last, "item")
+            error.item = item
+        case ("overdue", seconds, item):
+            error = overdue(name, seconds, first, last, item)
+        case _:
+            failure = Failure(*why)
+            item = failure.item
+            error = processor_error(name, failure, first, last)
+    error.attempts = attempts
+    return FailedItem(name, first, last, item, error, attempts, when)
+
+
+def too_many_failures(count: int, most: int | float | None, failures: Sequence[FailedItem]) -> TooManyFailuresError:
+    """Return the error for a run that gives up more items than it may."""
+    items = "1 item was" if count == 1 else f"{count} items were"
+    share = f"{most:g}" if isinstance(most, int) else f"a share of {most:g} of those that went in"
+    error = TooManyFailuresError(
+        f"{items} given up, and max_failures allows {share}: the run was stopped. They are in "
+        "`failures` of the pipeline.",
+        count,
+    )
+    if failures:
+        error.__cause__ = failures[-1].error
+    return error
+
+
 _WHY_IT_ENDS_THE_RUN = {
     "item": ", as did those before that had it: it is given up",
     "state": (
         ". What its job had on `self` is lost with it; if a new worker may begin anew, declare `restartable = True` in "
         "the class of the job"
+    ),
+    "unpickle": (
+        " and unpickled them, as did those before that had them: one of them ends whatever process unpickles it, and "
+        "as items are pickled together nobody can tell which"
     ),
     "setup": ", as did those before it",
     "finish": ", while it was at `finish`, which cannot be called again for what others have seen",

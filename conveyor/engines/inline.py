@@ -11,18 +11,23 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterable, Iterator
-from itertools import zip_longest
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice, zip_longest
 from typing import Any, Protocol
 
+from conveyor.core.attempts import too_many
 from conveyor.core.staff import Durations
 from conveyor.engines.codec import copied, short
-from conveyor.engines.failures import failure_of, processor_error
+from conveyor.engines.failures import failure_of, processor_error, too_many_failures
 from conveyor.errors import ProcessorError, SourceError, StateError
+from conveyor.failed import FailedItem
 from conveyor.jobs import outputs_of
 from conveyor.plan import BalanceNode, LeaveNode, MergeNode, Node, Plan, ReplicateNode, SinkNode, StepNode, ZipNode
+from conveyor.policy import policy_of
 from conveyor.stages import Processor, work_of
 from conveyor.stats import Stats, StepStats
+
+_NOTHING = object()
 
 
 class _Part(Protocol):
@@ -88,8 +93,17 @@ class _Tally:
 class _Step:
     """A Processor: its workers take turns."""
 
-    def __init__(self, node: StepNode, jobs: list[Processor[Any, Any]], tally: _Tally, output: _Output) -> None:
+    def __init__(
+        self,
+        node: StepNode,
+        jobs: list[Processor[Any, Any]],
+        tally: _Tally,
+        output: _Output,
+        give_up: Callable[[FailedItem], None],
+    ) -> None:
         self._node = node
+        self._policy = policy_of(node.processor)
+        self._report = give_up
         self._jobs = jobs
         self._tally = tally
         self._output = output
@@ -112,8 +126,19 @@ class _Step:
             yield from self._process(batch, len(batch))
         if self._node.finishes:
             for job in self._jobs:
-                yield from self._pass_on(lambda _, job=job: job.finish(), None, False, "finish", None)
+                yield from self._finish(job)
         yield from self._output.end()
+
+    def _finish(self, job: Processor[Any, Any]) -> Iterator[Any]:
+        outputs = self._raising("finish", lambda: outputs_of(job.finish(), False))
+        while (output := self._raising("finish", lambda: next(outputs, _NOTHING))) is not _NOTHING:
+            yield from self._pass_on(output, None, None)
+
+    def _raising(self, phase: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except (Exception, SystemExit) as error:
+            raise self._error(error, phase, None, None) from error
 
     def _process(self, unit: Any, items: int) -> Iterator[Any]:
         number = self._begun
@@ -121,37 +146,89 @@ class _Step:
         self._tally.items_in += items
         job = self._jobs[self._turn]
         self._turn = (self._turn + 1) % len(self._jobs)
-        yield from self._pass_on(work_of(job), unit, self._node.processor.keep_none, "process", number)
-
-    def _pass_on(self, call: Any, unit: Any, keep_none: bool, phase: str, number: int | None) -> Iterator[Any]:
-        """Call, and pass on what comes of it; an exception is this Processor's only while its own code runs."""
-        item = None if number is None else short(unit)
-        begun = time.perf_counter()
+        attempts = self._attempts(job, unit, number, items)
         seconds = 0.0
-        try:
-            outputs = outputs_of(call(unit), keep_none)
-        except (Exception, SystemExit) as error:
-            raise self._error(error, phase, number, item) from error
         while True:
+            begun = time.perf_counter()
+            output = next(attempts, _NOTHING)
+            seconds += time.perf_counter() - begun
+            if output is _NOTHING:
+                self._tally.done(seconds)
+                return
+            yield from self._pass_on(output, unit, (job, number, items))
+
+    def _attempts(self, job: Processor[Any, Any], unit: Any, number: int, items: int) -> Iterator[Any]:
+        """Yield what the job gives for a unit, in as many attempts as it may have."""
+        policy, call, attempts, given = self._policy, work_of(job), 0, 0
+        while True:
+            attempts += 1
             try:
-                output = next(outputs)
-            except StopIteration:
-                if number is not None:
-                    self._tally.done(seconds + time.perf_counter() - begun)
+                # The job may change what it gets, and has to get the same with each attempt.
+                got = unit if policy.strict else copied(unit)
+                for output in islice(outputs_of(call(got), self._node.processor.keep_none), given, None):
+                    given += 1
+                    yield output
                 return
             except (Exception, SystemExit) as error:
-                raise self._error(error, phase, number, item) from error
-            seconds += time.perf_counter() - begun
-            self._tally.items_out += 1
-            try:
-                output = copied(output)
-            except Exception as error:
-                raise self._error(error, "pickle", number, item) from error
-            yield from self._output.accept(output)
-            begun = time.perf_counter()
+                failed = error
+            if policy.tries_again(failed, attempts):
+                time.sleep(policy.delay(attempts))
+                continue
+            if not policy.gives_up:
+                raise self._error(failed, "process", number, short(unit), attempts) from failed
+            replacement = self._give_up(job, failed, "process", unit, number, items, attempts)
+            if replacement is not None:
+                yield replacement
+            return
 
-    def _error(self, error: BaseException, phase: str, number: int | None, item: str | None) -> ProcessorError:
-        return processor_error(self._node.name, failure_of(error, phase, item), number, None, error)
+    def _give_up(
+        self,
+        job: Processor[Any, Any],
+        error: BaseException,
+        phase: str,
+        unit: Any,
+        number: int,
+        items: int,
+        attempts: int = 1,
+    ) -> Any:
+        """Report a unit, or an output of it; return what goes on in its place."""
+        policy = policy_of(job)
+        failed = self._error(error, phase, number, short(unit), attempts)
+        self._report(
+            FailedItem(self._node.name, number, number + items - 1, failed.item, failed, attempts, time.time())
+        )
+        if not policy.replaces:
+            return None
+        assert callable(policy.on_error)
+        try:
+            return policy.on_error(copied(unit), error)  # type: ignore[arg-type]
+        except (Exception, SystemExit) as second:
+            raise self._error(second, "on_error", number, short(unit)) from second
+
+    def _pass_on(self, output: Any, unit: Any, source: tuple[Processor[Any, Any], int, int] | None) -> Iterator[Any]:
+        """Pass on an output, as it is behind a hop; one that cannot be pickled is given up, or ends the run."""
+        self._tally.items_out += 1
+        try:
+            copy = copied(output)
+        except Exception as error:
+            number = None if source is None else source[1]
+            item = None if source is None else short(unit)
+            if source is None or not self._policy.gives_up:
+                raise self._error(error, "pickle", number, item) from error
+            replacement = self._give_up(source[0], error, "pickle", unit, *source[1:])
+            if replacement is None:
+                self._tally.items_out -= 1
+                return
+            try:
+                copy = copied(replacement)
+            except Exception as second:
+                raise self._error(second, "pickle", number, item) from second
+        yield from self._output.accept(copy)
+
+    def _error(
+        self, error: BaseException, phase: str, number: int | None, item: str | None, attempts: int = 1
+    ) -> ProcessorError:
+        return processor_error(self._node.name, failure_of(error, phase, item, attempts), number, None, error)
 
 
 class _Replicate:
@@ -252,6 +329,9 @@ class Session:
         self._ready: list[tuple[str, Processor[Any, Any]]] = []
         self._run: InlineRun | None = None
         self.ended = False
+        # What was given up in the run that goes on, or was the last; and how many items went into it.
+        self.failures: list[FailedItem] = []
+        self.pulled = 0
         self._opened = time.monotonic()
         self._tallies = {step.index: _Tally() for step in plan.steps}
 
@@ -276,12 +356,30 @@ class Session:
             raise processor_error(step.name, failure_of(error, "load"), None, None, error) from error
 
     @property
+    def names(self) -> list[str]:
+        """The names of the Processors, in their order."""
+        return [step.name for step in self._plan.steps]
+
+    def give_up(self, failed: FailedItem) -> None:
+        """Take in that an item was given up; raises TooManyFailuresError where that is one too many."""
+        self.failures.append(failed)
+        self.judge()
+
+    def judge(self, ended: bool = False) -> None:
+        """Raise TooManyFailuresError where more was given up than the run may."""
+        most = self._plan.max_failures
+        if too_many(len(self.failures), self.pulled, ended, most):
+            raise too_many_failures(len(self.failures), most, self.failures)
+
+    @property
     def active(self) -> bool:
         """Whether a run is going on."""
         return self._run is not None
 
     def run(self, items: Iterable[Any]) -> InlineRun:
         """Start a run."""
+        self.failures = []
+        self.pulled = 0
         self._run = InlineRun(self, self._build(), items)
         return self._run
 
@@ -303,7 +401,7 @@ class Session:
     def _part(self, node: Node, output: Any, parts: dict[int, Any]) -> _Part:
         match node:
             case StepNode():
-                return _Step(node, self._jobs[node.index], self._tallies[node.index], output(node.to))
+                return _Step(node, self._jobs[node.index], self._tallies[node.index], output(node.to), self.give_up)
             case ReplicateNode():
                 zips = [
                     (each.last_branch, parts[each.index])
@@ -374,7 +472,9 @@ class InlineRun:
 
     def _results(self) -> Iterator[Any]:
         for item in self._source():
+            self._session.pulled += 1
             yield from self._first.accept(item)
+        self._session.judge(ended=True)
         yield from self._first.end()
 
     @property

@@ -13,6 +13,7 @@ import mmap
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing import reduction
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 # One cache line each, so that two workers never write to the same.
 WORDS = 8
 SLOTS = 4096
-BEGUN, LIMIT = 0, 1
+BEGUN, LIMIT, SINCE, UNPICKLING = 0, 1, 2, 3
 NO_LIMIT = (1 << 64) - 1
 
 
@@ -46,6 +47,8 @@ class Note:
         self.slot = slot
         self._begun = slot * WORDS + BEGUN
         self._limit = slot * WORDS + LIMIT
+        self._since = slot * WORDS + SINCE
+        self._unpickling = slot * WORDS + UNPICKLING
         self._fence = threading.Lock()
 
     def __getstate__(self) -> tuple[Memory, int]:
@@ -54,8 +57,11 @@ class Note:
     def __setstate__(self, state: tuple[Memory, int]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
-    def begins(self, lease: int) -> Callable[[int, int], int]:
-        """Return what begins the units from `start` to `stop` of a lease, and returns how far that is allowed."""
+    def begins(self, lease: int, timed: bool = False) -> Callable[[int, int], int]:
+        """Return what begins the units from `start` to `stop` of a lease, and returns how far that is allowed.
+
+        `timed`: it also writes down when.
+        """
         words, begun, its_limit, fence, base = self._memory.words, self._begun, self._limit, self._fence, lease << 32
 
         def begin(start: int, stop: int) -> int:
@@ -70,7 +76,39 @@ class Note:
             words[begun] = base + allowed
             return allowed
 
-        return begin
+        def mark_and_begin(start: int, stop: int) -> int:
+            # First, so that nobody sees the new unit with the time of the one before.
+            self.mark(True)
+            return begin(start, stop)
+
+        return mark_and_begin if timed else begin
+
+    def mark(self, working: bool) -> None:
+        """Write down that the worker is at a unit from now on, or at none."""
+        self._memory.words[self._since] = time.monotonic_ns() if working else 0
+        with self._fence:
+            pass
+
+    @property
+    def unpickling(self) -> bool:
+        """Whether the worker is unpickling what it was handed last."""
+        return bool(self._memory.words[self._unpickling])
+
+    @unpickling.setter
+    def unpickling(self, unpickling: bool) -> None:
+        self._memory.words[self._unpickling] = unpickling
+
+    def since(self) -> tuple[tuple[int, int], float | None]:
+        """Return how far the worker has begun what it was handed, and for how many seconds it has been at that: None
+        where it is at nothing."""
+        words = self._memory.words
+        while True:
+            since = words[self._since]
+            begun = words[self._begun]
+            with self._fence:
+                # Else the time may be that of an earlier unit.
+                if words[self._since] == since:
+                    return place(begun), (time.monotonic_ns() - since) / 1e9 if since else None
 
     def recall(self, lease: int, units: int) -> tuple[int, int]:
         """Have nothing begun beyond that position, or beyond what has been; return how far may have been."""
@@ -91,7 +129,8 @@ class Note:
 
     def clear(self) -> None:
         """Make it the note of a new worker."""
-        self._memory.words[self._begun] = 0
+        for word in (self._begun, self._since, self._unpickling):
+            self._memory.words[word] = 0
         self.release()
 
 

@@ -25,7 +25,7 @@ from conveyor.engines.broker import GRACE_SECONDS, Orders
 from conveyor.engines.channels import PIPE, QUEUE, FarEnd, Gone, Header, channel
 from conveyor.engines.children import Child
 from conveyor.engines.codec import decode, items_of
-from conveyor.engines.failures import Failure, death, processor_error
+from conveyor.engines.failures import Failure, death, failed_item, overdue, processor_error, too_many_failures
 from conveyor.engines.interrupts import interrupts_held
 from conveyor.engines.source import Source
 from conveyor.engines.starting import (
@@ -48,6 +48,7 @@ from conveyor.errors import (
     StateError,
     cause_of_death,
 )
+from conveyor.failed import FailedItem
 from conveyor.plan import Plan, SinkNode, StepNode
 from conveyor.stats import Stats
 
@@ -79,7 +80,14 @@ class Session:
         jobs = jobs_for(plan, method, start_method is None)
         grouped = plan.grouped()
         assignments = {
-            step.index: Assignment(step.name, job, step.batch, step.processor.keep_none, step.index in grouped)
+            step.index: Assignment(
+                step.name,
+                job,
+                step.batch,
+                step.processor.keep_none,
+                grouped=step.index in grouped,
+                timed=step.timeout is not None,
+            )
             for step, job in zip(plan.steps, jobs, strict=True)
         }
         sink = plan.nodes[-1]
@@ -91,6 +99,8 @@ class Session:
         # A run that was given up, and whose workers are not all free yet.
         self._left: Run | None = None
         self._ended = False
+        # What was given up in the run that goes on, or was the last, as it was told.
+        self.failures: list[FailedItem] = []
         self._owner = os.getpid()
         self._stats: Stats | None = None
         self._question = 0
@@ -153,6 +163,7 @@ class Session:
                 "what follows starts anew"
             ) from error
         self._runs += 1
+        self.failures = []
         self._active = run = Run(self, self._runs, items, self._bound)
         run.source.start()
         return run
@@ -173,6 +184,11 @@ class Session:
         if self._left is not None and header[:2] == ("finished", self._left.number):
             self._left.source.join()
             self._left = None
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the Processors, in their order."""
+        return [step.name for step in self._plan.steps]
 
     @property
     def active(self) -> bool:
@@ -199,6 +215,9 @@ class Session:
             raise StateError("the pipeline was closed while a run was going on")
         try:
             header, blobs = self.results.receive()
+            while header[0] == "gave up":
+                self._take_in_failure(header)
+                header, blobs = self.results.receive()
         except Gone:
             if self._ended:
                 raise StateError("the pipeline was closed while a run was going on") from None
@@ -209,6 +228,11 @@ class Session:
         if header[0] == "finished":
             self._stats = header[2]
         return header, blobs
+
+    def _take_in_failure(self, header: Header) -> None:
+        _, number, name, first, last, attempts, when, why = header
+        if self._active is not None and number == self._active.number:
+            self.failures.append(failed_item(name, first, last, attempts, when, why))
 
     def stats(self) -> Stats | None:
         """Return what is known of the steps now; of a session that is over, what was known last."""
@@ -264,6 +288,10 @@ class Session:
                 if exitcode == UNGUARDED:
                     raise MissingMainGuardError
                 raise death(name, phase, exitcode, first, last, loss)
+            case ("overdue", name, seconds, first, last):
+                raise overdue(name, seconds, first, last)
+            case ("failures", count):
+                raise too_many_failures(count, self._plan.max_failures, self.failures)
             case ("broken", text):
                 raise ProcessError("The broker process of the pipeline failed.") from RemoteTraceback(text)
 

@@ -21,7 +21,7 @@ from itertools import islice
 from types import FrameType, GeneratorType
 from typing import Any, NamedTuple
 
-from conveyor.core.groups import Runs, append_run, total
+from conveyor.core.groups import Runs, append_run, total, with_one_less
 from conveyor.engines.channels import FarEnd, Gone, Message
 from conveyor.engines.codec import (
     LIGHT,
@@ -37,9 +37,11 @@ from conveyor.engines.codec import (
     unpicklable,
     weight,
 )
-from conveyor.engines.failures import Failure, failure_of
+from conveyor.engines.failures import Failure, death, failure_of, overdue
 from conveyor.engines.notes import Note
+from conveyor.errors import ProcessorError
 from conveyor.jobs import outputs_of
+from conveyor.policy import policy_of
 from conveyor.stages import Processor, work_of
 
 FLUSH_SECONDS = 0.005
@@ -54,12 +56,14 @@ BLOB_BYTES = 256 * 1024
 ORPHANED = 3
 
 NONE_TYPE = type(None)
+_USED = object()
 
 
 class Assignment(NamedTuple):
     """What a worker is told at its start.
 
-    `job` is a Processor, or the pickle of one.  `grouped`: the number of outputs of each unit is to be told.
+    `job` is a Processor, or the pickle of one.  `grouped`: the number of outputs of each unit is to be told.  `timed`:
+    the broker has to know since when the worker is at each unit.
     """
 
     name: str
@@ -67,10 +71,24 @@ class Assignment(NamedTuple):
     batch: int | None
     keep_none: bool
     grouped: bool
+    timed: bool
 
 
 class _Stopped(Exception):
     """The lease at hand was cancelled, or the worker is to close."""
+
+
+class _Failed(Exception):
+    """The job failed at the next unit that is not done.
+
+    It had given `given` outputs for it by then, of which `unsent` were not sent yet.
+    """
+
+    def __init__(self, error: BaseException, given: int, unsent: int) -> None:
+        super().__init__()
+        self.error = error
+        self.given = given
+        self.unsent = unsent
 
 
 class _Raised(Exception):
@@ -93,6 +111,9 @@ class Worker:
         self._call: Callable[[Any], Any] = work_of(processor)
         self._batch = assignment.batch
         self._keep_none = assignment.keep_none
+        self._name = assignment.name
+        self._policy = policy_of(processor)
+        self._timed = assignment.timed
         self._grouped = assignment.grouped
         self._end = end
         self._note = note
@@ -109,6 +130,9 @@ class Worker:
         # Begins units of it: from where, up to where; and says up to where that is allowed.
         self._begin: Callable[[int, int], int] = self._may_begin
         self._lease_units: list[Any] = []
+        # What they were unpickled from, where a job may be called again that has changed its item; and those once more.
+        self._source: tuple[Any, list[Any]] = ((), [])
+        self._afresh: list[Any] = []
         self._acknowledged = 0
         # How many outputs of the first unit are not to be given, and whether the job is amid a unit.
         self._skip = 0
@@ -118,12 +142,19 @@ class Worker:
         self._kinds: set[type] = set()
         self._units = 0
         self._runs: Runs = []
+        # Of the lease: which units were given up, after how many attempts, when, and why.
+        self._given_up: list[tuple[int, int, float, Any]] = []
+        # How many outputs of the unit that the job is amid were left out of what is to be sent.
+        self._left_out = 0
         self._since = 0.0
-        # The items of a blob of which the next lease may have more.
+        # The items of a blob of which the next lease may have more, and the blob.
         self._kept: list[Any] = []
+        self._kept_blob: Any = None
         self._giver = Giver()
-        # A `process` that keeps state must not be called again before a generator that it returned has run.
-        self._in_turn = self._call == processor.process and not isgeneratorfunction(self._call)
+        # A `process` that keeps state must not be called again before a generator that it returned has run; nor must
+        # the time of a generator count as that of the next unit.
+        keeps_state = self._call == processor.process and not isgeneratorfunction(self._call)
+        self._in_turn = keeps_state or self._timed
         # Running estimates.
         self._stride_seconds = 1.0
         self._blob_items = 1 << 30
@@ -166,19 +197,24 @@ class Worker:
                 self._closing = True
 
     def _serve(self, header: tuple[Any, ...], blobs: list[Any]) -> None:
-        _, self._lease, spec, self._credit, finish, again, keep, self._skip = header
-        self._begin = self._may_begin if self._note is None else self._note.begins(self._lease)
+        _, self._lease, spec, self._credit, finish, again, keep, self._skip, verdict = header
+        self._begin = self._may_begin if self._note is None else self._note.begins(self._lease, self._timed)
         self._since = time.perf_counter()
         self._spent.begin()
         self._allowance.renew(self._credit)
         self._acknowledged = 0
+        self._given_up, self._left_out = [], 0
         self._forget()
         try:
             self._stop_if_told()
             if finish:
                 self._lease_units = []
                 self._finish()
-            elif self._begin(0, 1):
+            elif not self._begin(0, 1):
+                pass
+            elif verdict is not None:
+                self._carry_out(verdict, spec, blobs, again, keep)
+            else:
                 self._lease_units = self._units_in(spec, blobs, again, keep)
                 self._work(self._lease_units)
             self._flush(final=True)
@@ -189,6 +225,7 @@ class Worker:
             self._end.send(("raised", self._lease, raised.units, tuple(raised.failure)))
             # The run is over: what still comes is refused until the broker closes this process.
             self._cancelled = True
+        self._at_work(False)
 
     def _stop_if_told(self) -> None:
         if self._cancelled or self._closing:
@@ -200,19 +237,41 @@ class Worker:
         self._stop_if_told()
 
     def _units_in(self, spec: Any, blobs: list[Any], again: bool, keep: bool) -> list[Any]:
+        # Of a blob that was sent with an earlier lease, only what is left of it is used, so its items are fresh.
+        kept, kept_blob = self._kept, self._kept_blob
+        all_blobs = [kept_blob, *blobs] if again else blobs
+        if not self._policy.strict:
+            self._source, self._afresh = (spec, all_blobs), []
+        if self._note is not None:
+            self._note.unpickling = True
         try:
-            decoded = [self._kept, *map(decode, blobs)] if again else list(map(decode, blobs))
-            self._kept = decoded[-1] if keep else []
+            decoded = [kept, *map(decode, blobs)] if again else list(map(decode, blobs))
+            self._kept, self._kept_blob = (decoded[-1], all_blobs[-1]) if keep else ([], None)
             items = items_of(spec, decoded)
         except BaseException as error:
             raise _Raised(None, failure_of(error, "unpickle")) from None
+        if self._note is not None:
+            self._note.unpickling = False
+        return self._cut(items)
+
+    def _cut(self, items: list[Any]) -> list[Any]:
         size = self._batch
         if size is None:
             return items
         return [items[start : start + size] for start in range(0, len(items), size)]
 
+    def _fresh(self, index: int) -> Any:
+        """Return a unit of the lease at hand as it came: the job that failed at it may have changed it."""
+        if not self._afresh or self._afresh[index] is _USED:
+            spec, blobs = self._source
+            self._afresh = list(self._cut(items_of(spec, list(map(decode, blobs)))))
+        unit, self._afresh[index] = self._afresh[index], _USED
+        return unit
+
     def _may_begin(self, start: int, stop: int) -> int:
         """Return how far the units from `start` to `stop` of the lease at hand may be begun, as a message said."""
+        if self._timed:
+            self._end.send(("at", self._lease, stop))
         if self._limit is None or self._limit >= (self._lease, stop):
             return stop
         return max(start, min(stop, self._limit[1])) if self._limit[0] == self._lease else start
@@ -230,18 +289,26 @@ class Worker:
             elif self._stride_seconds * stride > STRIDE_SECONDS:
                 stride = max(1, int(STRIDE_SECONDS / self._stride_seconds))
             returned: list[Any] = []
+            failed: BaseException | None = None
             try:
                 self._call_on(units, start, start + stride, returned)
-            except Unpicklable as refused:
-                raise self._unpicklable(refused.__cause__ or refused, refused.item, len(returned)) from None
             except BaseException as error:
-                raise self._raised(error, "process", self._units + len(returned)) from None
-            if not returned:
+                if self._policy.strict:
+                    # Nobody waits for what those before it gave.
+                    raise self._failure(error, len(returned)) from None
+                failed = error
+            if returned:
+                self._take(returned)
+                start += len(returned)
+            elif failed is None:
                 return
-            self._take(returned)
-            start += len(returned)
             now = time.perf_counter()
-            self._stride_seconds = (now - begun) / len(returned)
+            if failed is not None:
+                self._recover(failed)
+                start += 1
+                now = time.perf_counter()
+            else:
+                self._stride_seconds = (now - begun) / len(returned)
             begun = now
             # What is left is sent with the rest where that will be done soon.
             late = now - self._since > FLUSH_SECONDS and (count - start) * self._stride_seconds > FLUSH_SECONDS
@@ -254,24 +321,28 @@ class Worker:
         if not self._begin(0, 1):
             return 0
         try:
-            value = self._call(units[0])
-            if type(value) is GeneratorType:
-                for _ in islice(value, self._skip):
-                    pass
-        except BaseException as error:
-            raise self._raised(error, "process", 0) from None
-        self._done(self._give(value, "process") if type(value) is GeneratorType else 0)
+            self._call_again(units[0], self._skip, 0)
+        except _Failed as failed:
+            self._recover(failed)
         return 1
+
+    def _call_again(self, unit: Any, given: int, unsent: int) -> None:
+        """Call the job on a unit for which so many outputs have been given, and pass on the others."""
+        try:
+            value = self._call(unit)
+        except BaseException as error:
+            raise _Failed(error, given, unsent) from None
+        self._done(self._give(outputs_of(value, self._keep_none), given, unsent))
 
     def _call_on(self, units: list[Any], start: int, stop: int, returned: list[Any]) -> None:
         """Call the job on the units from `start` on, and append what it returns: up to `stop`, or less, where a unit
         takes long, where outputs are heavy, where a generator has its turn first, or where no more may be begun."""
         # What runs once for every few units costs as much as they do: nothing is looked up twice, or called in vain.
         call, begin, repeats, in_turn = self._call, self._begin, self._giver.repeats, self._in_turn
-        clock, extend, first = time.perf_counter, returned.extend, start
+        clock, extend, first, most = time.perf_counter, returned.extend, start, 1 if self._timed else LOOK_UNITS
         until = clock() + FLUSH_SECONDS
         while start < stop:
-            end = start + LOOK_UNITS
+            end = start + most
             if end > stop:
                 end = stop
             end = begin(start, end)
@@ -283,9 +354,9 @@ class Worker:
             if in_turn:
                 values = up_to_generator(values)
             extend(values)
+            if in_turn and returned and type(returned[-1]) is GeneratorType:
+                return
             if len(returned) < end - first:
-                if in_turn and returned and type(returned[-1]) is GeneratorType:
-                    return
                 # To `map`, the end; from a job, an error like any other.
                 raise StopIteration
             last = returned[-1]
@@ -298,7 +369,10 @@ class Worker:
             returned = self._processor.finish()
         except BaseException as error:
             raise self._raised(error, "finish", 0) from None
-        self._give(outputs_of(returned, False), "finish")
+        try:
+            self._give(outputs_of(returned, False))
+        except _Failed as failed:
+            raise self._raised(failed.error, "finish", 0) from None
 
     def _take(self, returned: list[Any]) -> None:
         """Turn what the job returned for the next units into outputs."""
@@ -313,7 +387,10 @@ class Worker:
         if GeneratorType in kinds:
             for value in returned:
                 if type(value) is GeneratorType:
-                    self._done(self._give(value, "process"))
+                    try:
+                        self._done(self._give(value))
+                    except _Failed as failed:
+                        self._recover(failed)
                 elif value is None and not self._keep_none:
                     self._done(0)
                 else:
@@ -337,10 +414,19 @@ class Worker:
             self._units += len(returned)
             append_run(self._runs, 1, len(returned))
 
-    def _give(self, values: Iterable[Any], phase: str) -> int:
-        """Pass on what a generator yields, as credit allows; return how many of its values were not sent yet."""
+    def _give(self, values: Iterable[Any], given: int = 0, unsent: int = 0) -> int:
+        """Pass on what is yielded for a unit, as credit allows; return how many of its outputs are not sent yet.
+
+        Of what it yields, the first `given` have been given before, `unsent` of which are not sent yet.  Raises _Failed
+        where the generator raises.
+        """
         iterator = iter(values)
         self._within = True
+        try:
+            for _ in islice(iterator, given):
+                pass
+        except BaseException as error:
+            raise _Failed(error, given, unsent) from None
         # The clock is looked at with each value at first, and ever less often while they come fast.
         count, step, look = 0, 1, 1
         while True:
@@ -350,19 +436,27 @@ class Worker:
                 value = next(iterator)
             except StopIteration:
                 self._within = False
-                return count
+                return unsent
             except BaseException as error:
-                raise self._raised(error, phase, self._units) from None
+                raise _Failed(error, given, unsent) from None
+            given += 1
             slow = due and time.perf_counter() - asked > SLOW_SECONDS
             if self._await_credit():
-                count, step, look = 0, 1, 1
+                unsent = count = 0
+                step = look = 1
             careful = self._giver.wary
             self._giver.gave(value)
             careful = careful or self._giver.wary
-            try:
-                self._output(frozen(value) if self._giver.repeats else value)
-            except Unpicklable as refused:
-                raise self._unpicklable(refused.__cause__ or refused, value, 0) from None
+            if self._giver.repeats:
+                try:
+                    value = frozen(value)
+                except Unpicklable as refused:
+                    value = self._instead_of(refused.item, refused.__cause__ or refused, 0)
+                    if value is None:
+                        self._left_out += 1
+                        continue
+            self._output(value)
+            unsent += 1
             count += 1
             if count >= look or careful:
                 step = min(16, step * 2)
@@ -370,7 +464,8 @@ class Worker:
                 if careful or slow or time.perf_counter() - self._since > FLUSH_SECONDS:
                     self._flush()
                     self._stop_if_told_meanwhile()
-                    count, step, look = 0, 1, 1
+                    unsent = count = 0
+                    step = look = 1
 
     def _await_credit(self) -> bool:
         """Wait until one more output may be given; return whether that took sending what there was."""
@@ -378,12 +473,25 @@ class Worker:
             return False
         self._flush(starving=True)
         self._credit = 0
+        self._at_work(False)
         while self._credit <= 0:
             self._receive()
             self._stop_if_told()
+        self._go_on()
+        return True
+
+    def _go_on(self) -> None:
+        """Begin to count time again, after a wait."""
         self._since = time.perf_counter()
         self._spent.begin()
-        return True
+        self._at_work(True)
+
+    def _at_work(self, working: bool) -> None:
+        """Where a unit may take only so long, have the broker know that the job is at it from now on, or is not."""
+        if self._timed and self._note is not None:
+            self._note.mark(working)
+        elif self._timed:
+            self._end.send(("at", self._lease, self._acknowledged + self._units + 1 if working else 0))
 
     def _output(self, value: Any) -> None:
         self._outputs.append(value)
@@ -401,10 +509,114 @@ class Worker:
         self._kinds = set()
         self._within = False
 
-    def _raised(self, error: BaseException, phase: str, units: int) -> _Raised:
+    def _raised(self, error: BaseException, phase: str, units: int, attempts: int = 1) -> _Raised:
         index = self._acknowledged + units
-        item = short(self._lease_units[index]) if index < len(self._lease_units) else None
-        return _Raised(units, failure_of(error, phase, item))
+        return _Raised(units, failure_of(error, phase, self._shown(index), attempts))
+
+    def _shown(self, index: int) -> str | None:
+        """Return what a message says of a unit of the lease."""
+        return short(self._lease_units[index]) if index < len(self._lease_units) else None
+
+    # What is done about a unit at which the job fails
+
+    def _recover(self, failed: BaseException) -> None:
+        """Try the unit at hand again, or give it up, as the policy says; raises _Raised where that ends the run."""
+        policy, attempts = self._policy, 1
+        if isinstance(failed, Unpicklable):
+            # A second attempt would give the same.
+            value = self._instead_of(failed.item, failed.__cause__ or failed, 0)
+            self._put_in_place(value, 0)
+            return
+        if not isinstance(failed, _Failed):
+            failed = _Failed(failed, 0, 0)
+        index = self._acknowledged + self._units
+        while policy.tries_again(failed.error, attempts):
+            self._pause(policy.delay(attempts), failed)
+            attempts += 1
+            try:
+                self._call_again(self._fresh(index), failed.given, failed.unsent)
+                return
+            except _Failed as again:
+                failed = again
+        if not policy.gives_up:
+            raise self._raised(failed.error, "process", self._units, attempts) from None
+        failure = failure_of(failed.error, "process", self._shown(index), attempts)
+        self._note_given_up(index, attempts, tuple(failure))
+        self._put_in_place(self._replacement(index, failed.error), failed.unsent)
+
+    def _failure(self, error: BaseException, units: int) -> _Raised:
+        """Return what ends the run, of a unit so far behind those that are done."""
+        if isinstance(error, Unpicklable):
+            return self._unpicklable(error.__cause__ or error, error.item, units)
+        return self._raised(error, "process", self._units + units)
+
+    def _pause(self, seconds: float, failed: _Failed) -> None:
+        """Wait before the next attempt, and hold up nobody else meanwhile."""
+        if seconds <= 0:
+            self._at_work(True)
+            return
+        self._flush()
+        failed.unsent = 0
+        self._at_work(False)
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._end.ready(left):
+                self._receive()
+                self._stop_if_told()
+        self._go_on()
+
+    def _put_in_place(self, value: Any, unsent: int) -> None:
+        """The unit at hand is done with: `value` goes on in its place, after outputs of which so many were not sent."""
+        if value is not None:
+            if self._await_credit():
+                unsent = 0
+            self._output(value)
+            unsent += 1
+        self._within = False
+        self._done(unsent)
+
+    def _replacement(self, index: int, error: BaseException) -> Any:
+        """Return what goes on in the place of what the job did not give for a unit, or could not be pickled of that."""
+        if not self._policy.replaces:
+            return None
+        assert callable(self._policy.on_error)
+        units = index - self._acknowledged
+        try:
+            # The type says Exception, for what users are to write; SystemExit is treated like one.
+            value = self._policy.on_error(self._fresh(index), error)  # type: ignore[arg-type]
+        except BaseException as second:
+            raise self._raised(second, "on_error", units) from None
+        try:
+            return frozen(value)
+        except Unpicklable as refused:
+            raise self._unpicklable(refused.__cause__ or refused, value, units - self._units) from None
+
+    def _instead_of(self, output: Any, cause: BaseException, units: int) -> Any:
+        """Return what goes on in the place of an output that cannot be pickled, of a unit so far behind those done."""
+        raised = self._unpicklable(cause, output, units)
+        if not self._policy.gives_up:
+            raise raised from None
+        index = self._acknowledged + self._units + units
+        self._note_given_up(index, 1, tuple(raised.failure))
+        return self._replacement(index, cause)
+
+    def _note_given_up(self, index: int, attempts: int, why: Any) -> None:
+        self._given_up.append((index, attempts, time.time(), why))
+
+    def _carry_out(self, verdict: Any, spec: Any, blobs: list[Any], again: bool, keep: bool) -> None:
+        """Give up the only unit of the lease: workers died at it, or were too long at it."""
+        kind, cause, attempts, first, last, blindly = verdict
+        replaces = self._policy.replaces and not blindly
+        # It is not even unpickled where nobody wants to see it: that may be what ended the others.
+        self._lease_units = self._units_in(spec, blobs, again, keep) if replaces else [None]
+        item = self._shown(0) if replaces else None
+        self._note_given_up(0, attempts, (kind, cause, item))
+        error: ProcessorError = (
+            overdue(self._name, cause, first, last, item)
+            if kind == "overdue"
+            else death(self._name, "process", cause, first, last, "item")
+        )
+        self._put_in_place(self._replacement(0, error) if replaces else None, 0)
 
     def _flush(self, final: bool = False, starving: bool = False) -> None:
         """Send what there is, and acknowledge the units that are done."""
@@ -418,7 +630,8 @@ class Worker:
             try:
                 blob = encode(part, self._kinds)
             except BaseException as error:
-                raise self._unpicklable_in(start, part, error) from None
+                self._replace_in(start, part, error)
+                continue
             self._blob_items = max(1, BLOB_BYTES * len(part) // len(blob))
             self._allowance.take(len(part), len(blob))
             blobs.append(blob)
@@ -431,9 +644,20 @@ class Worker:
         runs = self._runs if self._grouped else None
         within = self._within
         partial = len(outputs) - total(self._runs) if within else 0
-        header = ("reply", self._lease, self._units, runs, counts, final, starving, seconds, cpu, waited, partial)
-        self._end.send(header, blobs)
         self._acknowledged += self._units
+        given_up: list[Any] = []
+        if within:
+            partial += self._left_out
+            self._left_out = 0
+        if self._given_up:
+            # Of the unit at hand it is said when that is acknowledged, so that it is said once.
+            given_up = [each for each in self._given_up if each[0] < self._acknowledged]
+            self._given_up = self._given_up[len(given_up) :]
+        header = (
+            *("reply", self._lease, self._units, runs, counts, final, starving, seconds, cpu, waited, partial),
+            given_up,
+        )
+        self._end.send(header, blobs)
         self._forget()
         self._within = within
 
@@ -443,8 +667,8 @@ class Worker:
         message = f"{raised.failure.message} (the output was {short(output)})"
         return _Raised(raised.units, raised.failure._replace(message=message))
 
-    def _unpicklable_in(self, start: int, part: list[Any], error: BaseException) -> _Raised:
-        """Find the output that cannot be pickled, and the unit that gave it."""
+    def _replace_in(self, start: int, part: list[Any], error: BaseException) -> None:
+        """Find the output that cannot be pickled, and the unit that gave it, and put something else in its place."""
         index, cause = unpicklable(part) or (0, error)
         position, unit = start + index, 0
         for outputs, repeat in self._runs:
@@ -453,7 +677,17 @@ class Worker:
                 break
             position -= outputs * repeat
             unit += repeat
-        return self._unpicklable(cause, part[index], unit - self._units)
+        value = self._instead_of(part[index], cause, unit - self._units)
+        if value is not None:
+            self._outputs[start + index] = value
+            self._kinds = self._kinds | {type(value)}
+            return
+        del self._outputs[start + index]
+        self._credit += 1
+        if unit < self._units:
+            self._runs = with_one_less(self._runs, unit)
+        else:
+            self._left_out += 1
 
 
 class Spent:

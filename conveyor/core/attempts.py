@@ -1,0 +1,70 @@
+"""How often an item was tried, and when that is enough.
+
+Law: counts and verdicts only.  An item is to blame for the end of a worker only where it was for certain the one that
+the worker was at.
+"""
+
+from __future__ import annotations
+
+from conveyor.core.commands import Verdict
+from conveyor.core.events import WorkerLost
+from conveyor.plan import StepNode
+
+# An item is given up that was for certain the one at which so many workers died; one more, where they may have been
+# killed from outside, which hits the same item twice now and then.
+ITEM_ATTEMPTS = 2
+# Of how many items a share may be taken for that of a whole run.
+ENOUGH = 100
+
+DIED, OVERDUE = "died", "overdue"
+
+
+class Attempts:
+    """What became of the items of a step at which workers died, or were killed because they took too long."""
+
+    def __init__(self, node: StepNode) -> None:
+        self._node = node
+        self._deaths: dict[int, int] = {}
+        self._timeouts: dict[int, int] = {}
+        self._unpicklings: dict[int, int] = {}
+
+    def died(self, first: int, last: int, event: WorkerLost) -> Verdict | None:
+        """Take in that a worker died at a unit; return the verdict where that was once too often."""
+        deaths = self._deaths[first] = self._deaths.get(first, 0) + 1
+        if deaths < ITEM_ATTEMPTS + event.killed:
+            return None
+        return Verdict(DIED, event.cause, deaths, first, last)
+
+    def died_of_that(self, first: int, verdict: Verdict, event: WorkerLost) -> bool:
+        """Whether the job, asked what comes in the place of an item, has ended its worker."""
+        return not event.killed or self._deaths.get(first, 0) > verdict.attempts + 1
+
+    def unpickled(self, first: int) -> bool:
+        """Take in that a worker died while it unpickled items from `first` on; return whether that is enough."""
+        deaths = self._unpicklings[first] = self._unpicklings.get(first, 0) + 1
+        return deaths > ITEM_ATTEMPTS
+
+    def was_overdue(self, first: int, last: int) -> Verdict | None:
+        """Take in that a worker was killed because a unit took too long; return the verdict where that was once too
+        often."""
+        timeouts = self._timeouts[first] = self._timeouts.get(first, 0) + 1
+        if timeouts < self._node.timeouts:
+            return None
+        return Verdict(OVERDUE, self._node.timeout, timeouts, first, last)
+
+
+def too_many(given_up: int, items: int, ended: bool, most: int | float | None) -> bool:
+    """Whether more was given up than a run may: `most` in number, or as a share of its items.
+
+    So far there were `items`; `ended`: there will be no more.
+
+    >>> too_many(3, items=50, ended=False, most=2), too_many(3, items=50, ended=False, most=0.01)
+    (True, False)
+    >>> too_many(3, items=50, ended=True, most=0.01), too_many(3, items=200, ended=False, most=0.01)
+    (True, True)
+    """
+    if most is None:
+        return False
+    if isinstance(most, int):
+        return given_up > most
+    return (ended or items >= ENOUGH) and given_up > most * items

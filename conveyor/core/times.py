@@ -1,0 +1,38 @@
+"""What the workers of a step spend their time with.
+
+Law: a stretch of time counts as what was seen at its beginning; whoever is about to change that counts first.
+"""
+
+from __future__ import annotations
+
+from conveyor.core.staff import Team
+
+
+class Times:
+    """Sums up for a team, in seconds of workers, and keeps what goes on now."""
+
+    __slots__ = ("_since", "_team", "blocked", "busy", "stalled")
+
+    def __init__(self, team: Team, now: float) -> None:
+        self._team = team
+        self._since = now
+        # How many workers are at work, and how many have no room for what they would give.
+        self.busy = 0
+        self.blocked = 0
+        # Whether items wait because all workers are at work.
+        self.stalled = False
+
+    def count(self, now: float, present: int) -> None:
+        """Take in how the time until now was spent by those who are present."""
+        passed, self._since = now - self._since, now
+        if passed > 0:
+            team = self._team
+            team.busy += passed * self.busy
+            team.blocked += passed * self.blocked
+            team.present += passed * present
+            team.stalled += passed * self.stalled
+
+    def stop(self) -> None:
+        """From now on, nothing goes on."""
+        self.busy = self.blocked = 0
+        self.stalled = False

@@ -1,0 +1,59 @@
+"""Who is too long at an item.
+
+Law: nobody is ended for the time of another item, or for a time in which it waited: what a worker is at, and for how
+long, is asked when it may be too long, and only the answer counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from conveyor.core.commands import KillWorker, Look
+from conveyor.core.events import Seen, WorkerLost
+from conveyor.core.leases import Worker
+from conveyor.core.node import Surroundings
+
+
+class Watch:
+    """The timeout of a step: None where it has none, and nothing is ever due."""
+
+    def __init__(self, timeout: float | None, surroundings: Surroundings) -> None:
+        self._timeout = timeout
+        self._surroundings = surroundings
+        # When to look next.
+        self.due_at: float | None = None
+
+    def heard(self, worker: Worker) -> None:
+        """Take in that a worker says something, or begins to be at work."""
+        worker.heard = self._surroundings.now
+        if self._timeout is not None:
+            worker.due = worker.heard + self._timeout
+
+    def look(self, workers: Iterable[Worker]) -> None:
+        """Ask what those are at that may be too long at something by now."""
+        self.due_at = None
+        if self._timeout is None:
+            return
+        for worker in workers:
+            if worker.due is None or not worker.leases or worker.overdue:
+                continue
+            if self._surroundings.now >= worker.due:
+                # Until the answer says something else.
+                worker.due = self._surroundings.now + self._timeout
+                self._surroundings.command(Look(worker.number))
+            self.due_at = worker.due if self.due_at is None else min(self.due_at, worker.due)
+
+    def seen(self, worker: Worker, event: Seen) -> None:
+        """Have a worker ended that is too long at what it is at."""
+        if self._timeout is None or event.seconds is None or worker.overdue or not worker.leases:
+            return
+        if event.seconds < self._timeout:
+            worker.due = self._surroundings.now + self._timeout - event.seconds
+        else:
+            worker.overdue = (event.lease, event.units)
+            self._surroundings.command(KillWorker(worker.number))
+
+
+def was_overdue(worker: Worker, event: WorkerLost) -> bool:
+    """Whether a worker that has been ended was still at the unit at which it was too long."""
+    return worker.overdue is not None and worker.overdue == event.begun

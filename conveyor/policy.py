@@ -1,0 +1,74 @@
+"""What becomes of an item at which a job fails: how often it is tried, after how long, and what comes in its place.
+
+Law: decisions only, made of a Processor's settings; nothing here calls a job or waits.  The inline engine and the
+workers share these decisions, so that they cannot differ.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from conveyor.errors import ItemTimeoutError
+from conveyor.stages import Processor
+
+MOST_BACKOFF_SECONDS = 30.0
+
+RAISE, SKIP = "raise", "skip"
+
+# Not the user's own generator, of which the next numbers may matter; and not the same in processes that are forked.
+_uniform = random.SystemRandom().uniform
+
+
+class Policy(NamedTuple):
+    """The settings of one Processor that say so."""
+
+    retries: int
+    retry_on: tuple[type[BaseException], ...]
+    backoff: float
+    on_error: str | Callable[[Any, Exception], Any]
+
+    @property
+    def strict(self) -> bool:
+        """Whether the first failure ends the run."""
+        return not self.retries and self.on_error == RAISE
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether the run goes on without an item that failed for good."""
+        return self.on_error != RAISE
+
+    @property
+    def replaces(self) -> bool:
+        """Whether the job is asked what comes in the place of an item that failed."""
+        return callable(self.on_error)
+
+    @property
+    def timeouts(self) -> int:
+        """How many times an item may take too long, the last of which is final."""
+        return 1 + self.retries * issubclass(ItemTimeoutError, self.retry_on)
+
+    def tries_again(self, error: BaseException, attempts: int) -> bool:
+        """Whether a job that raised `error` is called again, after so many calls."""
+        return attempts <= self.retries and isinstance(error, self.retry_on)
+
+    def delay(self, attempts: int, uniform: Callable[[float, float], float] = _uniform) -> float:
+        """Return how many seconds to wait before the next call, after so many.
+
+        Twice as long each time, and a random part of the second half: "equal jitter" in Marc Brooker, "Exponential
+        Backoff And Jitter", AWS Architecture Blog, 2015.
+
+        >>> policy = Policy(retries=5, retry_on=(Exception,), backoff=0.1, on_error="raise")
+        >>> [policy.delay(attempts, uniform=lambda least, most: most) for attempts in (1, 2, 3, 20)]
+        [0.1, 0.2, 0.4, 30.0]
+        """
+        longest = min(MOST_BACKOFF_SECONDS, self.backoff * 2.0 ** min(attempts - 1, 100))
+        return uniform(longest / 2, longest)
+
+
+def policy_of(processor: Processor[Any, Any]) -> Policy:
+    """Return the policy that a Processor's settings make."""
+    retry_on = processor.retry_on
+    retry_on = retry_on if isinstance(retry_on, tuple) else (retry_on,)
+    return Policy(processor.retries, retry_on, float(processor.backoff), processor.on_error)
