@@ -496,7 +496,7 @@ class Failures:
             (crash_on_seven, -signal.SIGSEGV, "killed by SIGSEGV"),
         ]:
             with self.subTest(job=job):
-                with self.fails(WorkerDiedError, processor=job.__name__, exitcode=exitcode) as caught:
+                with self.fails(WorkerDiedError, within=10.0, processor=job.__name__, exitcode=exitcode) as caught:
                     self.make(Processor(same), Processor(job)).run(range(100))
                 error = caught[0]
                 assert words in str(error)
