@@ -166,6 +166,13 @@ class Bounds:
         pipeline = self.make(Processor(make_large))
         assert sum(map(len, pipeline.run(range(2000)))) == 2000 * 100_000
 
+    def test_a_short_list_of_heavy_items_does_not_hold_the_caller_up(self):
+        # More than the pipes hold, so that some have to wait until the caller, who gave them, takes results.
+        item = bytes(10_000_000)
+        pipeline = self.make(Processor(len), Pipe(), Processor(same))
+        assert pipeline.run([item] * 30) == [10_000_000] * 30
+        assert sum(map(len, self.make(Processor(same)).run([item] * 20))) == 20 * 10_000_000
+
     def test_items_that_become_heavy_fill_the_pipes_all_the_same(self):
         def source():
             yield from range(3000)

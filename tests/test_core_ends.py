@@ -78,12 +78,22 @@ class Source(TestCase):
         core = Driven(Processor(job), Pipe(64))
         # 64 were promised; with 8 MiB each, eight of them fill the pipe.
         core.feed(0.0, "A", 10, size=10 * 8 << 20)
-        assert core.handle(Forfeited(), 0.1) == [] and core.pulls == []
+        assert core.handle(Forfeited(54), 0.1) == [] and core.pulls == []
         pulled = []
         for lease in range(5):
             core.reply(0.2 + lease, 0, lease, 1, seconds=1.0)
             pulled.append(core.pulls)
         assert pulled == [[], [], [Pull(1)], [Pull(2)], []]
+
+    def test_what_is_allowed_while_the_source_gives_back_stays_good(self) -> None:
+        core = Driven(Processor(job), Pipe(4))
+        core.feed(0.0, "A", 2)
+        assert core.pulls == [Pull(1)]
+        # The source has not heard of that one when it gives the other two back.
+        core.handle(Forfeited(2), 0.1)
+        assert core.pulls == [Pull(2)]
+        core.feed(0.2, "B", 1 + 2)
+        assert core.machine.first.room(0) == 0
 
 
 class Sink(TestCase):

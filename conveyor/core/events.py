@@ -21,7 +21,12 @@ class Fed(NamedTuple):
 
 
 class Forfeited(NamedTuple):
-    """Items were so much heavier than those before that the source gives back what else it might give, and waits."""
+    """Items were so much heavier than those before that the source gives back what else it might give, and waits.
+
+    That is so many items; what it is allowed meanwhile is not among them.
+    """
+
+    items: int
 
 
 class SourceEnded(NamedTuple):

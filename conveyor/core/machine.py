@@ -174,7 +174,8 @@ class Machine:
                 if not self._cancelled:
                     self.first.feed(event.blob, event.items, event.size)
             case Forfeited():
-                self._pulled = self.fed
+                # What it has been allowed since is on its way, and stays good.
+                self._pulled -= event.items
                 self._pull()
             case Consumed():
                 self.sink.consumed(event.items)

@@ -432,7 +432,7 @@ class Broker:
                 _, _, items, self._caller_seconds = header
                 self._handle(events.Fed(Blob(blobs[0], items), items, len(blobs[0])))
             elif kind == "forfeit":
-                self._handle(events.Forfeited())
+                self._handle(events.Forfeited(header[2]))
             elif kind == "end":
                 self._handle(events.SourceEnded())
             elif kind == "broken" and not self._cancelled:

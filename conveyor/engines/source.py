@@ -2,7 +2,7 @@
 
 Law: pulls no more than the broker asked for, and sends an item that was pulled at once when the next one is
 slow to come.  The items are pulled in a thread of their own, so that neither a slow source holds back a result
-nor a slow consumer the source.
+nor a slow consumer the source; those of a short list in the caller's own frame, as far as there is room at once.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class Source:
         self._run = run
         self._credit = credit
         self._items = items
+        self._iterator: Iterator[Any] | None = None
+        self._giver = Giver()
+        self._growing = 1
         self._end = end
         self._lock = threading.RLock()
         self._pulled: deque[Any] | list[Any] = []
@@ -60,6 +63,8 @@ class Source:
         context = contextvars.copy_context()
         # In the thread, what is raised is the input's doing; in the caller's own frame it may be a signal handler's.
         self._failures: tuple[type[BaseException], ...] = (BaseException,)
+        # Whether it may wait for room: in the caller's own frame it would wait for what only the caller can make.
+        self._may_wait = True
         self._thread = threading.Thread(
             target=context.run, args=(self._feed,), name=f"conveyor-source-{run}", daemon=True
         )
@@ -70,11 +75,13 @@ class Source:
             self._end.send(("start", self._run))
         items = self._items
         if type(items) in _PROMPT and len(items) < min(self._credit, FEW):  # type: ignore[arg-type]
-            # They are sent sooner than a thread is started, and nothing here has to wait.
-            self._failures = (Exception, SystemExit)
+            # They are sent sooner than a thread is started, unless they are so heavy that some have to wait.
+            failures, self._failures, self._may_wait = self._failures, (Exception, SystemExit), False
             self._feed()
-        else:
-            self._thread.start()
+            if self._over.is_set():
+                return
+            self._failures, self._may_wait = failures, True
+        self._thread.start()
 
     def stop(self) -> None:
         """Pull no more; an item being pulled just now is dropped."""
@@ -103,30 +110,33 @@ class Source:
     def _feed(self) -> None:
         # A broker that has gone is the business of whoever waits for results.
         with contextlib.suppress(Gone):
-            self._pull_all()
+            if not self._pull_all():
+                return
         self._over.set()
         self._pulling.set()
 
-    def _pull_all(self) -> None:
+    def _pull_all(self) -> bool:
+        """Pull and send until there is no more, or no reason to; return False where there is no room and it must not
+        wait for any: it goes on from there when it is called again."""
         try:
-            iterator = chain(self._items, self._note_the_end())
+            iterator = self._iterator = self._iterator or chain(self._items, self._note_the_end())
         except self._failures as error:
             self._fail(error)
-            return
-        prompt = type(self._items) in _PROMPT
-        giver = Giver()
-        credit, growing = self._credit, 1
+            return True
+        prompt, giver = type(self._items) in _PROMPT, self._giver
         while True:
-            while not self._stopped and (not credit or (credit < 2 * growing and self._end.ready())):
+            while not self._stopped and (not self._credit or (self._credit < 2 * self._growing and self._end.ready())):
+                if not self._may_wait and not self._end.ready():
+                    return False
                 header, _ = self._end.receive()
                 if header[0] == "pull" and header[1] == self._run:
-                    credit += header[2]
-                    self._allowance.renew(credit)
+                    self._credit += header[2]
+                    self._allowance.renew(self._credit)
                 elif header[0] == "stop" and header[1] == self._run:
-                    return
+                    return True
             if self._stopped:
-                return
-            wanted = 1 if giver.wary else min(credit, growing, self._blob_items)
+                return True
+            wanted = 1 if giver.wary else min(self._credit, self._growing, self._blob_items)
             sent = self._sent
             begun = time.perf_counter()
             try:
@@ -143,28 +153,28 @@ class Source:
             except Unpicklable as refused:
                 self._sent += len(self._pulled)
                 self._fail(refused.__cause__ or refused, refused.item)
-                return
+                return True
             except self._failures as error:
                 self._fail(error)
-                return
+                return True
             elapsed = time.perf_counter() - begun
             if not self._send():
-                return
+                return True
             if self._exhausted:
                 self._end.send(("end", self._run))
-                return
-            credit -= self._sent - sent
-            if credit and self._allowance.spent:
-                self._end.send(("forfeit", self._run))
-                credit = 0
+                return True
+            self._credit -= self._sent - sent
+            if self._credit and self._allowance.spent:
+                self._end.send(("forfeit", self._run, self._credit))
+                self._credit = 0
             if self._cut_short is self._tokens:
-                growing = 1
+                self._growing = 1
                 self._tokens = []
             elif elapsed < FAST_SECONDS:
                 # A pull may be small for want of credit alone.
-                growing = max(growing, wanted * 2)
+                self._growing = max(self._growing, wanted * 2)
             elif elapsed > SLOW_SECONDS:
-                growing = max(1, wanted // 2)
+                self._growing = max(1, wanted // 2)
 
     def _pull(self, items: Iterator[Any], wanted: int) -> None:
         """Pull as many items as wanted, or fewer where they are heavy."""
