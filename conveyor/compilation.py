@@ -11,9 +11,11 @@ the Joins of both.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from conveyor.plan import (
+    PIPE_BYTES,
     BalanceNode,
     LeaveNode,
     MergeNode,
@@ -27,24 +29,32 @@ from conveyor.plan import (
 )
 from conveyor.policy import policy_of
 from conveyor.rules import Bundle, Fork, Gather, Lane, Layout, Level, Operation, Step, one_pipe
-from conveyor.stages import DEFAULT_MAXSIZE, BalancingFork, Pipe, ReplicatingFork, has_finish, is_restartable, label
+from conveyor.stages import BalancingFork, Pipe, ReplicatingFork, has_finish, is_restartable, label
 
 _UNKNOWN = Target(-1)
+
+# What share of the memory all pipes of a pipeline may fill together.  An item is there more than once on its way: as a
+# pickle with the broker, on a channel, and as an object, which is larger than its pickle, with a worker; and the jobs
+# need memory for themselves.
+_SHARE = 1 / 8
+# With less than this in a pipe, chunks would be so small that their hops cost more than their work.
+_LEAST_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class _Wire:
     """What comes out of `port` of a node: `pipe` is the Pipe on it, if any; without one, what holds items is the node
-    in front, which has room for `behind`."""
+    in front, which has room for as much as the Pipe `behind`."""
 
     node: int
     port: int = 0
     pipe: Pipe | None = None
-    behind: int = field(kw_only=True)
+    behind: Pipe = field(kw_only=True)
 
     @property
-    def bound(self) -> int:
-        return self.behind if self.pipe is None else self.pipe.bound
+    def room(self) -> Pipe:
+        """The Pipe that says how much it holds."""
+        return self.behind if self.pipe is None else self.pipe
 
 
 class _Survey:
@@ -131,9 +141,11 @@ class _Survey:
 
 
 class _Compiler:
-    def __init__(self, layout: Layout, *, cores: int, ordered: bool) -> None:
+    def __init__(self, layout: Layout, *, cores: int, ordered: bool, pipe_bytes: int) -> None:
         self._layout = layout
         self._cores = cores
+        # How many bytes a Pipe holds that does not say.
+        self._pipe_bytes = pipe_bytes
         self._ordered = ordered
         self._survey = _Survey(layout, ordered=ordered)
         self._nodes: list[Node] = []
@@ -154,8 +166,17 @@ class _Compiler:
                 self._wires[index, 0] = self._merged(operation.bundle)
         (last,) = self._layout.lanes
         wire = self._incoming(last)
-        self._connect(wire, SinkNode(len(self._nodes), wire.bound))
+        self._connect(wire, SinkNode(len(self._nodes), *self._bounds(wire.room)))
         return Plan(tuple(self._nodes), self._ordered, self._cores)
+
+    def _bounds(self, pipe: Pipe) -> tuple[int, int]:
+        """How many items a Pipe holds, and how many bytes of them."""
+        return pipe.bound, pipe.maxbytes or self._pipe_bytes
+
+    def _largest(self, pipes: Sequence[Pipe]) -> Pipe:
+        """A Pipe that holds as much as the one of several that holds most."""
+        items, sizes = zip(*map(self._bounds, pipes), strict=True)
+        return Pipe(max(items), max(sizes))
 
     def _incoming(self, lane: Lane) -> _Wire:
         """What comes down `lane`, through its Pipe."""
@@ -175,7 +196,8 @@ class _Compiler:
         assert not isinstance(source, SinkNode)
         if isinstance(source, StepNode) and source.index == 0:
             # No Pipe can stand in front of the first step: its own is as large as the one behind it.
-            source = replace(source, bound=Pipe().bound if wire.pipe is None else wire.pipe.bound)
+            items, size = self._bounds(wire.pipe or Pipe())
+            source = replace(source, bound=items, bound_bytes=size)
         self._nodes[wire.node] = replace(source, to=target)
 
     def _step(self, index: int, step: Step) -> None:
@@ -190,6 +212,8 @@ class _Compiler:
                 workers = most = self._layout.fork(fork).n or 1
         wire = None if step.lane is None else self._incoming(step.lane)
         policy = policy_of(step.processor)
+        room = Pipe() if wire is None else wire.room
+        bound, bound_bytes = self._bounds(room)
         node = StepNode(
             index=len(self._nodes),
             name=self._name(label(step.processor)),
@@ -197,7 +221,8 @@ class _Compiler:
             workers=workers,
             most=most,
             batch=step.processor.batch,
-            bound=DEFAULT_MAXSIZE if wire is None else wire.bound,
+            bound=bound,
+            bound_bytes=bound_bytes,
             shared=wire is not None and wire.pipe is None,
             ordered=self._ordered or self._survey.is_tracked(levels),
             finishes=has_finish(step.processor),
@@ -213,7 +238,7 @@ class _Compiler:
         else:
             self._connect(wire, node)
         # Only the results can follow without a Pipe: of them, as many may wait as in front of the last step.
-        self._wires[index, 0] = _Wire(node.index, behind=node.bound)
+        self._wires[index, 0] = _Wire(node.index, behind=room)
 
     def _first_of(self, fork: int) -> int:
         """The operation on the first branch of a collapsed fork."""
@@ -250,13 +275,13 @@ class _Compiler:
         tracked, to = index in self._survey.tracked, (_UNKNOWN,) * ports
         node = len(self._nodes)
         if isinstance(fork.element, ReplicatingFork):
-            self._connect(wire, ReplicateNode(node, wire.bound, tracked, to))
+            self._connect(wire, ReplicateNode(node, *self._bounds(wire.room), tracked, to))
         else:
             unit, strict = self._survey.unit(index)
-            self._connect(wire, BalanceNode(node, wire.bound, unit, strict, tracked, to))
+            self._connect(wire, BalanceNode(node, *self._bounds(wire.room), unit, strict, tracked, to))
         self._node_of_fork[index] = node
         for port in range(ports):
-            self._wires[index, port] = _Wire(node, port, behind=wire.bound)
+            self._wires[index, port] = _Wire(node, port, behind=wire.room)
 
     def _merged(self, part: Lane | Bundle) -> _Wire:
         """What comes out of `part` when its lanes are merged, inner forks first."""
@@ -268,18 +293,20 @@ class _Compiler:
             for wire in wires[1:]:
                 pipe = one_pipe(pipe, wire.pipe)
             return replace(wires[0], pipe=pipe)
-        bounds = tuple(wire.bound for wire in wires)
+        rooms = [wire.room for wire in wires]
+        bounds, bounds_bytes = zip(*map(self._bounds, rooms), strict=True)
         node = MergeNode(
             index=len(self._nodes),
             fork=self._node_of_fork[part.fork],
             branches=part.branches,
             bounds=bounds,
+            bounds_bytes=bounds_bytes,
             tracked=part.fork in self._survey.tracked,
             to=_UNKNOWN,
         )
         for port, wire in enumerate(wires):
             self._connect(wire, node, port)
-        merged = _Wire(node.index, behind=max(bounds))
+        merged = _Wire(node.index, behind=self._largest(rooms))
         return self._left(merged, part.fork, part.above) if part.whole else merged
 
     def _zip(self, bundle: Bundle) -> _Wire:
@@ -292,24 +319,31 @@ class _Compiler:
             for inner in range(len(lane.levels) - 1, depth - 1, -1):
                 wire = self._left(wire, lane.levels[inner].fork, lane.levels[:inner])
             wires.append(wire)
-        bounds = tuple(wire.bound for wire in wires)
+        rooms = [wire.room for wire in wires]
+        bounds, bounds_bytes = zip(*map(self._bounds, rooms), strict=True)
         last_branch = max(branch for branches in bundle.branches for branch in branches)
-        node = ZipNode(len(self._nodes), self._node_of_fork[bundle.fork], last_branch, bounds, _UNKNOWN)
+        fork = self._node_of_fork[bundle.fork]
+        node = ZipNode(len(self._nodes), fork, last_branch, bounds, bounds_bytes, _UNKNOWN)
         for port, wire in enumerate(wires):
             self._connect(wire, node, port)
-        zipped = _Wire(node.index, behind=max(bounds))
+        zipped = _Wire(node.index, behind=self._largest(rooms))
         return self._left(zipped, bundle.fork, bundle.above) if bundle.whole else zipped
 
     def _left(self, wire: _Wire, fork: int, above: tuple[Level, ...]) -> _Wire:
         """`wire`, out of `fork` and into the forks `above`."""
         node = LeaveNode(len(self._nodes), self._node_of_fork[fork], self._survey.is_tracked(above), _UNKNOWN)
         self._connect(wire, node)
-        return _Wire(node.index, behind=wire.bound)
+        return _Wire(node.index, behind=wire.room)
 
 
-def compiled(layout: Layout, *, cores: int, ordered: bool) -> Plan:
+def compiled(layout: Layout, *, cores: int, ordered: bool, memory: int | None = None) -> Plan:
     """The Plan of a layout in which no branch is open.
 
-    `cores` is how many cores the steps may use together that leave their number of workers to the pipeline.
+    `cores` is how many cores the steps may use together that leave their number of workers to the pipeline; `memory`
+    how many bytes the machine has, of which pipes without `maxbytes` get a share (None: nobody knows).
     """
-    return _Compiler(layout, cores=cores, ordered=ordered).plan()
+    plan = _Compiler(layout, cores=cores, ordered=ordered, pipe_bytes=PIPE_BYTES).plan()
+    if memory is None:
+        return plan
+    pipe_bytes = max(_LEAST_BYTES, min(PIPE_BYTES, int(memory * _SHARE / plan.pipes)))
+    return _Compiler(layout, cores=cores, ordered=ordered, pipe_bytes=pipe_bytes).plan()

@@ -10,7 +10,7 @@ import math
 import os
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
+from conveyor.cgroups import CGROUPS, MEMBERSHIP, groups_around, lines
 
 
 def usable_cores() -> int:
@@ -22,27 +22,18 @@ def usable_cores() -> int:
     counts = [os.cpu_count() or 1]
     if hasattr(os, "sched_getaffinity"):
         counts.append(len(os.sched_getaffinity(0)))
-    counts.extend(math.ceil(quota) for quota in _quotas(_CGROUPS, Path("/proc/self/cgroup")))
+    counts.extend(math.ceil(quota) for quota in _quotas(CGROUPS, MEMBERSHIP))
     return max(1, min(counts))
 
 
 def _quotas(root: Path, membership: Path) -> list[float]:
     """Return the CPU quotas, in cores, of the control groups that this process is in and of those around them."""
     quotas = []
-    for line in _lines(membership):
-        hierarchy, controllers, path = line.split(":", 2)
-        base = root if hierarchy == "0" else root / "cpu"
-        if hierarchy != "0" and "cpu" not in controllers.split(","):
-            continue
-        group = base / path.lstrip("/")
-        # In a container the path may be the host's, and only the root of the hierarchy can be seen.
-        for directory in {group, *group.parents, base}:
-            if base not in {directory, *directory.parents}:
-                continue
-            if hierarchy == "0":
-                quotas += _ratio(" ".join(_lines(directory / "cpu.max")).split())
-            else:
-                quotas += _ratio([*_lines(directory / "cpu.cfs_quota_us"), *_lines(directory / "cpu.cfs_period_us")])
+    for version, directory in groups_around(root, membership, "cpu"):
+        if version == 2:
+            quotas += _ratio(" ".join(lines(directory / "cpu.max")).split())
+        else:
+            quotas += _ratio([*lines(directory / "cpu.cfs_quota_us"), *lines(directory / "cpu.cfs_period_us")])
     return quotas
 
 
@@ -51,10 +42,3 @@ def _ratio(words: list[str]) -> list[float]:
     if len(words) != 2 or not words[0].isdigit() or not words[1].isdigit() or words[1] == "0":
         return []
     return [int(words[0]) / int(words[1])]
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []

@@ -49,11 +49,12 @@ class Description:
             warnings.warn(_missing_pipe(row), ImplicitPipeWarning, stacklevel + 1)
         self._layout = layout
 
-    def plan(self, *, cores: int, ordered: bool, stacklevel: int = 1) -> Plan:
+    def plan(self, *, cores: int, ordered: bool, memory: int | None = None, stacklevel: int = 1) -> Plan:
         """The graph to run; branches open at the end are merged, with ImplicitJoinWarning.
 
-        `cores` is the number of workers of a step that leaves it to the pipeline.  Raises ConveyorError when nothing
-        was added, ValueError for less than one core.  `stacklevel` is as for `add`.
+        `cores` is the number of workers of a step that leaves it to the pipeline; `memory` how many bytes there are, if
+        anybody knows, for pipes that do not say how many they hold.  Raises ConveyorError when nothing was added,
+        ValueError for less than one core.  `stacklevel` is as for `add`.
         """
         if not self._layout.rows:
             raise ConveyorError("the pipeline is empty: add a Processor first, as in .add(Processor(load))")
@@ -69,7 +70,7 @@ class Description:
                 ImplicitJoinWarning,
                 stacklevel + 1,
             )
-        return compiled(layout, cores=cores, ordered=ordered)
+        return compiled(layout, cores=cores, ordered=ordered, memory=memory)
 
     def code(self, prefix: str) -> str:
         """The code that adds the same elements to `prefix`; what was put in is not in it."""

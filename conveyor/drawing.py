@@ -128,9 +128,9 @@ def _mark(element: Element) -> str:
 
 
 def _text(element: Element) -> str:
-    """What a line says: a Pipe always with its bound, a Processor by its label."""
+    """What a line says: a Pipe always with its bound in items, a Processor by its label."""
     if isinstance(element, Pipe):
-        return repr(Pipe(element.bound))
+        return repr(Pipe(element.bound, element.maxbytes))
     if not isinstance(element, Processor):
         return repr(element)
     said = (("workers", element.workers), ("batch", element.batch))

@@ -19,6 +19,7 @@ from conveyor.description import Description
 from conveyor.engines.interrupts import interrupts_held
 from conveyor.errors import StateError
 from conveyor.failed import FailedItem
+from conveyor.memory import usable_memory
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork
 from conveyor.stats import Stats
 
@@ -299,7 +300,9 @@ class Pipeline(Generic[In, Out]):
 
     def _start(self, stacklevel: int) -> None:
         cores = self._cores or usable_cores()
-        plan = self._description.plan(cores=cores, ordered=self._ordered, stacklevel=stacklevel + 1)
+        plan = self._description.plan(
+            cores=cores, ordered=self._ordered, memory=usable_memory(), stacklevel=stacklevel + 1
+        )
         plan = replace(plan, max_failures=self._max_failures)
         if self._engine == "inline":
             from conveyor.engines import inline

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from conveyor.stages import Processor
 
 
+PIPE_BYTES = 64 * 1024 * 1024
+"""How many bytes of items a pipe holds at most where nothing else is said: more would hide no delay."""
+
+
 @dataclass(frozen=True)
 class Target:
     """Where a node's output goes: `port` counts the inputs of the node at `node`."""
@@ -28,7 +32,8 @@ class StepNode:
 
     `workers` is how many there are at first, and at least; `most` how many there may be while it runs: the same
     where the number is fixed, None where only the balancer's own bound holds.  `batch` is None where the job takes
-    one item at a time.  `bound` is the number of items that the pipe in front holds; `shared` says that no Pipe of
+    one item at a time.  `bound` is the number of items that the pipe in front holds, and `bound_bytes` about how many
+    bytes of them, whichever comes first, here as in every other node; `shared` says that no Pipe of
     its own stands there, so that what it holds counts against the bound of the fork or join in front.  `name` is
     unique within the plan.  `restartable`: the job has no state that would be lost with a worker.  `gives_up`: the run
     goes on without an item that failed for good; one fails so that took longer than `timeout` seconds `timeouts` times.
@@ -42,6 +47,7 @@ class StepNode:
     most: int | None
     batch: int | None
     bound: int
+    bound_bytes: int
     shared: bool
     ordered: bool
     finishes: bool
@@ -67,6 +73,7 @@ class ReplicateNode:
 
     index: int
     bound: int
+    bound_bytes: int
     tracked: bool
     to: tuple[Target, ...]
 
@@ -81,6 +88,7 @@ class BalanceNode:
 
     index: int
     bound: int
+    bound_bytes: int
     unit: int
     strict: bool
     tracked: bool
@@ -92,13 +100,14 @@ class MergeNode:
     """`Join(how="merge")` over branches of the fork at node `fork`, in the order of its items and branches.
 
     Port p carries what came down the fork's branches `branches[p]` (several, where an earlier Join already
-    merged them) and its pipe holds `bounds[p]` items.
+    merged them) and its pipe holds `bounds[p]` items, or `bounds_bytes[p]` bytes of them.
     """
 
     index: int
     fork: int
     branches: tuple[tuple[int, ...], ...]
     bounds: tuple[int, ...]
+    bounds_bytes: tuple[int, ...]
     tracked: bool
     to: Target
 
@@ -114,6 +123,7 @@ class ZipNode:
     fork: int
     last_branch: int
     bounds: tuple[int, ...]
+    bounds_bytes: tuple[int, ...]
     to: Target
 
 
@@ -130,10 +140,11 @@ class LeaveNode:
 
 @dataclass(frozen=True)
 class SinkNode:
-    """The results: at most `bound` items wait there for the consumer."""
+    """The results: at most `bound` items wait there for the consumer, or `bound_bytes` bytes of them."""
 
     index: int
     bound: int
+    bound_bytes: int
 
 
 Node = StepNode | ReplicateNode | BalanceNode | MergeNode | ZipNode | LeaveNode | SinkNode
@@ -165,6 +176,30 @@ class Plan:
             targets = node.to if isinstance(node.to, tuple) else (node.to,)
             grouped.update(target.node for target in targets if carries)
         return frozenset(grouped)
+
+    def bytes_at(self, target: Target) -> int:
+        """How many bytes of items the pipe holds that what is sent to `target` comes to."""
+        match self.nodes[target.node]:
+            case LeaveNode(to=to):
+                return self.bytes_at(to)
+            case MergeNode(bounds_bytes=sizes) | ZipNode(bounds_bytes=sizes):
+                return sizes[target.port]
+            case node:
+                return node.bound_bytes
+
+    @property
+    def pipes(self) -> int:
+        """How many buffers there are: one in front of each node that holds items, one for each branch of a Join."""
+        count = 0
+        for node in self.nodes:
+            match node:
+                case StepNode(shared=True) | LeaveNode():
+                    pass
+                case MergeNode() | ZipNode():
+                    count += len(node.bounds)
+                case _:
+                    count += 1
+        return count
 
     @property
     def steps(self) -> tuple[StepNode, ...]:

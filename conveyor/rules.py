@@ -333,11 +333,13 @@ def _with_pipe(lane: Lane) -> Lane:
 
 
 def one_pipe(first: Pipe | None, second: Pipe | None) -> Pipe | None:
-    """The one Pipe that Pipe after Pipe is: what is said wins over the default, the larger over the smaller."""
+    """The one Pipe that Pipe after Pipe is: for items and for bytes, what is said wins over the default, the larger
+    over the smaller."""
     if first is None or second is None:
         return first or second
-    said = [pipe.maxsize for pipe in (first, second) if pipe.maxsize is not None]
-    return Pipe(max(said)) if said else first
+    items = [pipe.maxsize for pipe in (first, second) if pipe.maxsize is not None]
+    sizes = [pipe.maxbytes for pipe in (first, second) if pipe.maxbytes is not None]
+    return Pipe(max(items, default=None), max(sizes, default=None))
 
 
 def _clusters(layout: Layout, join: Join[Any], group: Sequence[Lane]) -> list[tuple[list[Lane], bool]]:

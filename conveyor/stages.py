@@ -485,20 +485,24 @@ def _check_call(what: str, call: Callable[..., Any], remedy: str, arguments: int
 
 @dataclass(frozen=True, repr=False)
 class Pipe(Element):
-    """A producer-consumer buffer between two steps, in order; when it holds `maxsize` items its producer waits.
+    """A producer-consumer buffer between two steps, in order; when it is full its producer waits.
 
-    Without `maxsize` it holds `DEFAULT_MAXSIZE` items.  Raises TypeError or ValueError unless `maxsize` is an int of
-    1 or more, or None.
+    It is full when it holds `maxsize` items, or items of about `maxbytes` bytes as they are pickled, whichever comes
+    first; but what the step behind it needs to go on, one item or one batch, always finds room.  Without `maxsize` it
+    holds `DEFAULT_MAXSIZE` items; without `maxbytes` a share of the machine's memory, 64 MiB at most.  Raises TypeError
+    or ValueError unless each is an int of 1 or more, or None.
 
-    >>> Pipe(), Pipe(10)
-    (Pipe(), Pipe(maxsize=10))
+    >>> Pipe(), Pipe(10), Pipe(maxbytes=1_000_000), Pipe(maxsize=10, maxbytes=1_000_000)
+    (Pipe(), Pipe(maxsize=10), Pipe(maxbytes=1000000), Pipe(maxsize=10, maxbytes=1000000))
     """
 
     maxsize: int | None = None
+    maxbytes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.maxsize is not None:
-            _check_count("Pipe", "maxsize", self.maxsize, or_else=", or None for the default")
+        for name, value in (("maxsize", self.maxsize), ("maxbytes", self.maxbytes)):
+            if value is not None:
+                _check_count("Pipe", name, value, or_else=", or None for the default")
 
     @property
     def bound(self) -> int:
@@ -506,7 +510,8 @@ class Pipe(Element):
         return DEFAULT_MAXSIZE if self.maxsize is None else self.maxsize
 
     def __repr__(self) -> str:
-        return "Pipe()" if self.maxsize is None else f"Pipe(maxsize={self.maxsize})"
+        said = (("maxsize", self.maxsize), ("maxbytes", self.maxbytes))
+        return f"Pipe({', '.join(f'{name}={value}' for name, value in said if value is not None)})"
 
 
 @dataclass(frozen=True, repr=False)

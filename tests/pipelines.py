@@ -111,7 +111,8 @@ def processor(choose: Choose, single: bool) -> Processor[Any, Any]:
 
 
 def pipe(choose: Choose) -> Pipe:
-    return Pipe(maxsize=1 + choose(6)) if choose(3) else Pipe()
+    maxsize = 1 + choose(6) if choose(3) else None
+    return Pipe(maxsize, maxbytes=None if choose(4) else 1 + choose(200))
 
 
 def random_pipeline(choose: Choose, **settings: Any) -> Pipeline[Any, Any]:

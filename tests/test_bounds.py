@@ -50,6 +50,46 @@ def large_later_in_a_generator(item):
         yield large_later(number)
 
 
+def heavy(item):
+    return bytes(300_000)
+
+
+def heavy_record(item):
+    return {"number": item, "text": "x" * 300_000}
+
+
+def heavy_later(item):
+    return item if item < 3000 else bytes(300_000)
+
+
+def heavy_many(item):
+    for _ in range(100):
+        yield bytes(300_000)
+
+
+def heavy_many_later(item):
+    for number in range(10_000):
+        yield heavy_later(number)
+
+
+class Counted:
+    """A job that adds a byte to a file for each thing that another gives."""
+
+    def __init__(self, path, job):
+        self.path = path
+        self.job = job
+
+    def __call__(self, item):
+        given = self.job(item)
+        return self.each(given) if hasattr(given, "send") else next(self.each([given]))
+
+    def each(self, given):
+        for value in given:
+            with open(self.path, "ab") as file:
+                file.write(b".")
+            yield value
+
+
 class Ticks(Processor):
     """Adds a byte to a file for each item."""
 
@@ -79,15 +119,18 @@ class Bounds:
             pipeline.add(*(element if isinstance(element, tuple) else (element,)))
         return pipeline
 
-    def pulled_ahead(self, pipeline, taken):
-        """How many items are pulled while the consumer has so many results and asks for no more."""
+    def pulled_ahead(self, pipeline, taken, give=same):
+        """How many items are pulled while the consumer has so many results and asks for no more.
+
+        What is pulled is what `give` makes of 0, 1, 2 and so on.
+        """
         pulled = itertools.count()
         count = [0]
 
         def source():
             for number in pulled:
                 count[0] = number + 1
-                yield number
+                yield give(number)
 
         with pipeline.stream(source()) as stream:
             for _ in range(taken):
@@ -113,6 +156,66 @@ class Bounds:
             pipeline = self.make(Processor(tuple, batch=8), Pipe(maxsize=2), Processor(same))
             ahead = self.pulled_ahead(pipeline, 3) - 3 * 8
             assert ahead <= 8 + 8 + (2 + 2 + 2) * 8 + 1, ahead
+
+    def given_ahead(self, job, taken):
+        """How many items a job gives while the consumer has so many results of a megabyte's pipes and asks for no more."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "ticks")
+            pipeline = self.make(Processor(Counted(path, job)), Pipe(maxbytes=1_000_000), Processor(same))
+            with pipeline.stream(range(10_000)) as stream:
+                for _ in range(taken):
+                    next(stream)
+                return settled(lambda: os.path.getsize(path)) - taken
+
+    def test_heavy_items_are_bounded_in_bytes(self):
+        # Three of them fill a pipe.
+        slim = Pipe(maxbytes=1_000_000)
+        for pipes, elements in (
+            (2, [Processor(same), slim]),
+            (3, [Processor(same), slim, Processor(same)]),
+            (3, [Processor(same), slim, Processor(same, workers=2)]),
+            (5, [Processor(same), slim, ReplicatingFork(2), slim, Processor(same), slim, Join(), slim]),
+            (7, [Processor(same), slim, BalancingFork(2), slim, Processor(same), slim, Join(), slim]),
+            (5, [Processor(same), slim, ReplicatingFork(2), slim, Processor(same), slim, Join(how="zip"), slim]),
+        ):
+            for give in (heavy, heavy_record):
+                with self.subTest(elements=elements, give=give):
+                    ahead = self.pulled_ahead(self.make(*elements), 4, give) - 4
+                    # One more is in the hand of the source, of each worker, and of the consumer.
+                    assert 2 <= ahead <= 3 * pipes + 6, ahead
+
+    def test_light_items_are_not_held_up_by_a_bound_in_bytes(self):
+        slim = Pipe(maxbytes=1_000_000)
+        ahead = self.pulled_ahead(self.make(Processor(same), slim, Processor(same)), 1, lambda number: bytes(1000)) - 1
+        # In each pipe about a thousand.
+        assert 1500 <= ahead <= 3 * 1100, ahead
+
+    def test_items_that_become_heavy_are_bounded_in_bytes(self):
+        slim = Pipe(maxbytes=1_000_000)
+        ahead = self.pulled_ahead(self.make(Processor(same), slim, Processor(same)), 3000, heavy_later) - 3000
+        assert 2 <= ahead <= 9 + 3 + 40, ahead
+
+    def test_jobs_whose_outputs_are_heavy_are_bounded_in_bytes(self):
+        for job, taken, most in (
+            (heavy, 5, 15),
+            (heavy_later, 3000, 60),
+            (heavy_many, 5, 15),
+            (heavy_many_later, 3000, 60),
+        ):
+            with self.subTest(job=job):
+                ahead = self.given_ahead(job, taken)
+                assert 2 <= ahead <= most, ahead
+
+    def test_everything_goes_through_a_pipe_that_holds_less_than_an_item(self):
+        for job in (heavy, heavy_many):
+            pipeline = self.make(Processor(job), Pipe(maxbytes=1), Processor(len, workers=2))
+            count = 100 if job is heavy_many else 1
+            assert pipeline.run(range(5)) == [300_000] * 5 * count
+        # A short list, which is sent before any result is taken; and batches.
+        pipeline = self.make(Processor(len), Pipe(maxbytes=1_000_000), Processor(sum, batch=8))
+        assert pipeline.run([bytes(300_000)] * 40) == [8 * 300_000] * 5
+        pipeline = self.make(Processor(same), Pipe(maxbytes=1_000_000), Processor(len, batch=8))
+        assert pipeline.run([bytes(300_000)] * 40) == [8] * 5
 
     def test_forks_are_bounded_too(self):
         for fork in (ReplicatingFork(2), BalancingFork(2)):
@@ -288,6 +391,19 @@ class QueueBoundsTest(Bounds, TestCase):
     settings = {"start_method": "fork", "channel": "queue"}
     # What is weighed is the same for both channels.
     test_items_that_become_heavy_fill_the_pipes_all_the_same = None
+
+
+class SpawnQueueBytesTest(TestCase):
+    """One look at fresh interpreters, over queues."""
+
+    settings = {"start_method": "spawn", "channel": "queue"}
+    make, pulled_ahead = Bounds.make, Bounds.pulled_ahead
+
+    def test_heavy_items_are_bounded_in_bytes(self):
+        with nothing_left():
+            pipeline = self.make(Processor(same), Pipe(maxbytes=1_000_000), Processor(same))
+            ahead = self.pulled_ahead(pipeline, 4, heavy) - 4
+            assert 2 <= ahead <= 3 * 3 + 6, ahead
 
 
 if __name__ == "__main__":

@@ -49,6 +49,21 @@ def test_chain():
         """)
 
 
+def test_bounds_in_bytes_that_were_given():
+    assert drawn(
+        Processor(load), Pipe(maxbytes=1_000_000), Processor(parse), Pipe(7, 2000), Processor(train)
+    ) == dedent(
+        """\
+        ●  load
+        ║  Pipe(maxsize=65536, maxbytes=1000000)
+        ●  parse
+        ║  Pipe(maxsize=7, maxbytes=2000)
+        ●  train
+        ▼  results
+        """
+    )
+
+
 def test_fork_of_two():
     assert drawn(
         Processor(load),

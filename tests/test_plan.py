@@ -12,6 +12,7 @@ from conveyor.description import Description
 from conveyor.drawing import draw
 from conveyor.errors import RuleError
 from conveyor.plan import (
+    PIPE_BYTES,
     BalanceNode,
     LeaveNode,
     MergeNode,
@@ -42,16 +43,20 @@ LOAD, PARSE, TRAIN = Processor(load), Processor(parse), Processor(train)
 BATCH = Processor(train, batch=10)
 
 
-def planned(*rows: Any, cores: int = 4, ordered: bool = True) -> list[Node]:
+def planned(*rows: Any, cores: int = 4, ordered: bool = True, memory: int | None = None) -> list[Node]:
+    return list(plan_of(*rows, cores=cores, ordered=ordered, memory=memory).nodes)
+
+
+def plan_of(*rows: Any, cores: int = 4, ordered: bool = True, memory: int | None = None) -> Plan:
     description = Description()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for row in rows:
             description.add(row if isinstance(row, tuple) else (row,))
-        plan = description.plan(cores=cores, ordered=ordered)
+        plan = description.plan(cores=cores, ordered=ordered, memory=memory)
     assert plan.ordered is ordered
     validated(plan)
-    return list(plan.nodes)
+    return plan
 
 
 def step(
@@ -66,6 +71,7 @@ def step(
     auto: bool = False,
     shared: bool = False,
     ordered: bool = True,
+    size: int = PIPE_BYTES,
 ) -> StepNode:
     """A StepNode of one of the Processors above, which leads to the node or Target `to`."""
     name = name or processor.job.__name__
@@ -78,12 +84,33 @@ def step(
         most if auto else workers,
         processor.batch,
         bound,
+        size,
         shared,
         ordered,
         False,
         True,
         to,
     )
+
+
+def sink(index: int, bound: int, size: int = PIPE_BYTES) -> SinkNode:
+    return SinkNode(index, bound, size)
+
+
+def replicating(index: int, bound: int, tracked: bool, to: tuple[Target, ...]) -> ReplicateNode:
+    return ReplicateNode(index, bound, PIPE_BYTES, tracked, to)
+
+
+def balancing(index: int, bound: int, unit: int, strict: bool, tracked: bool, to: tuple[Target, ...]) -> BalanceNode:
+    return BalanceNode(index, bound, PIPE_BYTES, unit, strict, tracked, to)
+
+
+def merge(index: int, fork: int, branches: Any, bounds: tuple[int, ...], tracked: bool, to: Target) -> MergeNode:
+    return MergeNode(index, fork, branches, bounds, (PIPE_BYTES,) * len(bounds), tracked, to)
+
+
+def zipped(index: int, fork: int, last_branch: int, bounds: tuple[int, ...], to: Target) -> ZipNode:
+    return ZipNode(index, fork, last_branch, bounds, (PIPE_BYTES,) * len(bounds), to)
 
 
 def targets(node: Node) -> tuple[Target, ...]:
@@ -109,12 +136,13 @@ def validated(plan: Plan) -> None:
         if isinstance(node, MergeNode):
             fork = plan.nodes[node.fork]
             assert node.tracked == fork.tracked and len(node.bounds) == len(node.branches)
+            assert len(node.bounds_bytes) == len(node.bounds)
             carried = [branch for branches in node.branches for branch in branches]
             assert carried == sorted(set(carried)) and carried[-1] < len(fork.to)
         if isinstance(node, ZipNode):
             assert plan.nodes[node.fork].tracked and isinstance(plan.nodes[node.fork], ReplicateNode)
         if isinstance(node, StepNode):
-            assert node.workers >= 1 and node.bound >= 1
+            assert node.workers >= 1 and node.bound >= 1 and node.bound_bytes >= 1
     for node in plan.nodes[1:]:
         if isinstance(node, MergeNode | ZipNode):
             assert sorted(fed[node.index]) == list(range(len(node.bounds)))
@@ -123,8 +151,8 @@ def validated(plan: Plan) -> None:
 
 
 def test_one_step():
-    assert planned(LOAD) == [step(0, LOAD, DEFAULT_MAXSIZE, 1), SinkNode(1, DEFAULT_MAXSIZE)]
-    assert planned(LOAD, Pipe(7)) == [step(0, LOAD, 7, 1), SinkNode(1, 7)]
+    assert planned(LOAD) == [step(0, LOAD, DEFAULT_MAXSIZE, 1), sink(1, DEFAULT_MAXSIZE)]
+    assert planned(LOAD, Pipe(7)) == [step(0, LOAD, 7, 1), sink(1, 7)]
 
 
 def test_chain():
@@ -132,13 +160,61 @@ def test_chain():
         step(0, LOAD, 5, 1),
         step(1, PARSE, 5, 2),
         step(2, BATCH, 9, 3),
-        SinkNode(3, 9),
+        sink(3, 9),
     ]
     assert planned(LOAD, PARSE, ordered=False) == [
         step(0, LOAD, DEFAULT_MAXSIZE, 1, ordered=False),
         step(1, PARSE, DEFAULT_MAXSIZE, 2, ordered=False),
-        SinkNode(2, DEFAULT_MAXSIZE),
+        sink(2, DEFAULT_MAXSIZE),
     ]
+
+
+def test_bounds_in_bytes():
+    assert planned(LOAD, Pipe(maxbytes=7), PARSE, Pipe(5, 2), Pipe(maxbytes=3), TRAIN) == [
+        # The first pipe is like the one behind it, and the last like the one in front of it.
+        step(0, LOAD, DEFAULT_MAXSIZE, 1, size=7),
+        step(1, PARSE, DEFAULT_MAXSIZE, 2, size=7),
+        step(2, TRAIN, 5, 3, size=3),
+        sink(3, 5, 3),
+    ]
+    assert planned(LOAD, Pipe(maxbytes=7)) == [step(0, LOAD, DEFAULT_MAXSIZE, 1, size=7), sink(1, DEFAULT_MAXSIZE, 7)]
+    for fork in (ReplicatingFork(2), BalancingFork(2)):
+        plan = plan_of(LOAD, Pipe(5, 50), fork, (PARSE, TRAIN), (Pipe(6, 60), Pipe(7)), Join(), Processor(load))
+        first, divided, one, other, joined, _, last, results = plan.nodes
+        sizes = [node.bound_bytes for node in (first, divided, one, other)]
+        assert sizes == [50] * 4 and one.shared and other.shared
+        assert joined.bounds == (6, 7) and joined.bounds_bytes == (60, PIPE_BYTES)
+        # What stands behind a Join without a Pipe of its own holds as much as the largest in front of it.
+        assert last.shared and (last.bound, last.bound_bytes) == (7, PIPE_BYTES) and results.bound_bytes == PIPE_BYTES
+        assert [plan.bytes_at(each.to) for each in (first, one, other, last)] == [50, 60, PIPE_BYTES, PIPE_BYTES]
+    plan = plan_of(
+        LOAD, Pipe(5, 50), ReplicatingFork(2), PARSE, (Pipe(6, 60), Pipe(7, 70)), Join(how="zip"), Pipe(8, 80)
+    )
+    assert plan.nodes[4].bounds_bytes == (60, 70) and plan.nodes[-1].bound_bytes == 80
+    # The end of a fork holds nothing itself.
+    ends = [node for node in plan.nodes if isinstance(node, LeaveNode)]
+    assert [plan.bytes_at(Target(node.index)) for node in ends] == [80]
+
+
+def test_pipes_share_the_memory():
+    mebibyte = 1024 * 1024
+    rows = (LOAD, Pipe(), PARSE, Pipe(maxbytes=5), TRAIN)
+    for memory, size in [
+        (None, PIPE_BYTES),
+        (1 << 40, PIPE_BYTES),
+        # An eighth for four pipes: in front of each step, and the results.
+        (1024 * mebibyte, 32 * mebibyte),
+        (64 * mebibyte, 2 * mebibyte),
+        (10 * mebibyte, mebibyte),
+    ]:
+        plan = plan_of(*rows, memory=memory)
+        assert plan.pipes == 4
+        assert [node.bound_bytes for node in plan.nodes] == [size, size, 5, 5], memory
+        assert [node.bound for node in plan.nodes] == [DEFAULT_MAXSIZE] * 4
+    plan = plan_of(LOAD, Pipe(), ReplicatingFork(3), PARSE, Pipe(), Join(), memory=1024 * mebibyte)
+    # In front of the first step and the fork, three in front of the Join, and the results; the branches have none.
+    assert plan.pipes == 6
+    assert {plan.bytes_at(Target(node.index)) for node in plan.nodes} == {128 * mebibyte // 6}
 
 
 def test_workers():
@@ -146,7 +222,7 @@ def test_workers():
     assert planned(four, Pipe(5), auto, cores=3) == [
         step(0, four, 5, 1, workers=4),
         step(1, auto, 5, 2, name="load-2", auto=True),
-        SinkNode(2, 5),
+        sink(2, 5),
     ]
 
 
@@ -173,14 +249,14 @@ def test_a_fork_decided_at_run_time_leaves_no_node():
         step(0, LOAD, 5, 1),
         step(1, PARSE, 5, 2, auto=True),
         step(2, TRAIN, 6, 3),
-        SinkNode(3, 6),
+        sink(3, 6),
     ]
     assert planned(LOAD, Pipe(5), BalancingFork(), Pipe(8), PARSE, Pipe(6), TRAIN, Pipe(6), Join(), Pipe(7), LOAD) == [
         step(0, LOAD, 8, 1),
         step(1, PARSE, 8, 2, auto=True),
         step(2, TRAIN, 6, 3, auto=True),
         step(3, LOAD, 7, 4, name="load-2"),
-        SinkNode(4, 7),
+        sink(4, 7),
     ]
     for fork, workers, most in [
         (BalancingFork(max=2), 1, 2),
@@ -193,28 +269,28 @@ def test_a_fork_decided_at_run_time_leaves_no_node():
 
 
 def test_equal_branches_become_one_step():
-    collapsed = [step(0, LOAD, 5, 1), step(1, PARSE, 5, 2, workers=3), step(2, TRAIN, 6, 3), SinkNode(3, 6)]
+    collapsed = [step(0, LOAD, 5, 1), step(1, PARSE, 5, 2, workers=3), step(2, TRAIN, 6, 3), sink(3, 6)]
     assert planned(LOAD, Pipe(5), BalancingFork(3), PARSE, Pipe(6), Join(), TRAIN) == collapsed
     assert planned(LOAD, Pipe(5), BalancingFork(3), PARSE, Pipe(6), Join(3), TRAIN) == collapsed
     assert planned(LOAD, Pipe(5), BalancingFork(3), PARSE, (Pipe(6), Pipe(2), Pipe()), Join(3), TRAIN) == collapsed
-    assert planned(LOAD, Pipe(5), BalancingFork(3), PARSE, Pipe(6)) == [*collapsed[:2], SinkNode(2, 6)]
+    assert planned(LOAD, Pipe(5), BalancingFork(3), PARSE, Pipe(6)) == [*collapsed[:2], sink(2, 6)]
     assert planned(LOAD, Pipe(5), BalancingFork(2), BATCH, Pipe(6), Join(), Pipe(7), PARSE) == [
         step(0, LOAD, 5, 1),
         step(1, BATCH, 5, 2, workers=2),
         step(2, PARSE, 7, 3),
-        SinkNode(3, 7),
+        sink(3, 7),
     ]
 
 
 def test_equal_branches_inside_a_fork():
     assert planned(LOAD, Pipe(5), ReplicatingFork(2), Pipe(4), BalancingFork(2), PARSE, Pipe(6), Join(4)) == [
         step(0, LOAD, 5, 1),
-        ReplicateNode(1, 5, True, (Target(2), Target(3))),
+        replicating(1, 5, True, (Target(2), Target(3))),
         step(2, PARSE, 4, Target(4, 0), workers=2),
         step(3, PARSE, 4, Target(4, 1), workers=2, name="parse-2"),
-        MergeNode(4, 1, ((0,), (1,)), (6, 6), True, Target(5)),
+        merge(4, 1, ((0,), (1,)), (6, 6), True, Target(5)),
         LeaveNode(5, 1, False, Target(6)),
-        SinkNode(6, 6),
+        sink(6, 6),
     ]
 
 
@@ -241,12 +317,12 @@ def test_unequal_branches_stay():
     branches(Pipe(), ReplicatingFork(3), BATCH, Pipe(), Join(), strict=True)
     assert planned(LOAD, Pipe(5), BalancingFork(2), (PARSE, TRAIN), Pipe(6), Join(), ordered=False) == [
         step(0, LOAD, 5, 1, ordered=False),
-        BalanceNode(1, 5, 1, False, False, (Target(2), Target(3))),
+        balancing(1, 5, 1, False, False, (Target(2), Target(3))),
         step(2, PARSE, 5, Target(4, 0), shared=True, ordered=False),
         step(3, TRAIN, 5, Target(4, 1), shared=True, ordered=False),
-        MergeNode(4, 1, ((0,), (1,)), (6, 6), False, Target(5)),
+        merge(4, 1, ((0,), (1,)), (6, 6), False, Target(5)),
         LeaveNode(5, 1, False, Target(6)),
-        SinkNode(6, 6),
+        sink(6, 6),
     ]
     assert len(planned(LOAD, Pipe(5), BalancingFork(2), PARSE, Pipe(), Join(1), Pipe(), Join(2))) > 4
 
@@ -254,13 +330,13 @@ def test_unequal_branches_stay():
 def test_a_merge_of_replicas():
     assert planned(LOAD, Pipe(5), ReplicatingFork(2), (PARSE, TRAIN), (Pipe(6), Pipe(7)), Join(2), BATCH) == [
         step(0, LOAD, 5, 1),
-        ReplicateNode(1, 5, True, (Target(2), Target(3))),
+        replicating(1, 5, True, (Target(2), Target(3))),
         step(2, PARSE, 5, Target(4, 0), shared=True),
         step(3, TRAIN, 5, Target(4, 1), shared=True),
-        MergeNode(4, 1, ((0,), (1,)), (6, 7), True, Target(5)),
+        merge(4, 1, ((0,), (1,)), (6, 7), True, Target(5)),
         LeaveNode(5, 1, False, Target(6)),
         step(6, BATCH, 7, 7, shared=True, name="train-2"),
-        SinkNode(7, 7),
+        sink(7, 7),
     ]
 
 
@@ -273,10 +349,10 @@ def test_open_ends_are_merged_like_a_join():
     # Where no Pipe stands at the end of a branch, one is put in.
     assert planned(LOAD, Pipe(5), ReplicatingFork(1)) == [
         step(0, LOAD, 5, 1),
-        ReplicateNode(1, 5, True, (Target(2),)),
-        MergeNode(2, 1, ((0,),), (DEFAULT_MAXSIZE,), True, Target(3)),
+        replicating(1, 5, True, (Target(2),)),
+        merge(2, 1, ((0,),), (DEFAULT_MAXSIZE,), True, Target(3)),
         LeaveNode(3, 1, False, Target(4)),
-        SinkNode(4, DEFAULT_MAXSIZE),
+        sink(4, DEFAULT_MAXSIZE),
     ]
 
 
@@ -286,53 +362,53 @@ def test_a_zip_of_replicas():
             LOAD, Pipe(5), ReplicatingFork(2), (PARSE, TRAIN), Pipe(6), Join(2, how="zip"), Pipe(9), ordered=ordered
         ) == [
             step(0, LOAD, 5, 1, ordered=ordered),
-            ReplicateNode(1, 5, True, (Target(2), Target(3))),
+            replicating(1, 5, True, (Target(2), Target(3))),
             step(2, PARSE, 5, Target(4, 0), shared=True),
             step(3, TRAIN, 5, Target(4, 1), shared=True),
-            ZipNode(4, 1, 1, (6, 6), Target(5)),
+            zipped(4, 1, 1, (6, 6), Target(5)),
             LeaveNode(5, 1, False, Target(6)),
-            SinkNode(6, 9),
+            sink(6, 9),
         ]
 
 
 def test_part_joins():
     assert planned(LOAD, Pipe(5), ReplicatingFork(4), PARSE, Pipe(6), (Join(2), Pipe(7)), Pipe(8), Join(3))[6:] == [
-        MergeNode(6, 1, ((0,), (1,)), (6, 6), True, Target(7, 0)),
-        MergeNode(7, 1, ((0, 1), (2,), (3,)), (8, 8, 8), True, Target(8)),
+        merge(6, 1, ((0,), (1,)), (6, 6), True, Target(7, 0)),
+        merge(7, 1, ((0, 1), (2,), (3,)), (8, 8, 8), True, Target(8)),
         LeaveNode(8, 1, False, Target(9)),
-        SinkNode(9, 8),
+        sink(9, 8),
     ]
     assert planned(LOAD, Pipe(5), ReplicatingFork(4), Pipe(6), Join(2, how="zip"), Pipe(), Join(), ordered=False) == [
         step(0, LOAD, 5, 1, ordered=False),
-        ReplicateNode(1, 5, True, (Target(2, 0), Target(2, 1), Target(3, 0), Target(3, 1))),
-        ZipNode(2, 1, 1, (6, 6), Target(4, 0)),
-        ZipNode(3, 1, 3, (6, 6), Target(4, 1)),
-        MergeNode(4, 1, ((0, 1), (2, 3)), (DEFAULT_MAXSIZE, DEFAULT_MAXSIZE), True, Target(5)),
+        replicating(1, 5, True, (Target(2, 0), Target(2, 1), Target(3, 0), Target(3, 1))),
+        zipped(2, 1, 1, (6, 6), Target(4, 0)),
+        zipped(3, 1, 3, (6, 6), Target(4, 1)),
+        merge(4, 1, ((0, 1), (2, 3)), (DEFAULT_MAXSIZE, DEFAULT_MAXSIZE), True, Target(5)),
         LeaveNode(5, 1, False, Target(6)),
-        SinkNode(6, DEFAULT_MAXSIZE),
+        sink(6, DEFAULT_MAXSIZE),
     ]
 
 
 NESTED = [LOAD, Pipe(5), ReplicatingFork(2), Pipe(4), ReplicatingFork(2), PARSE, (Pipe(6), Pipe(7), Pipe(8), Pipe(9))]
 NESTED_FRONT = [
     step(0, LOAD, 5, 1),
-    ReplicateNode(1, 5, True, (Target(2), Target(3))),
-    ReplicateNode(2, 4, True, (Target(4), Target(5))),
-    ReplicateNode(3, 4, True, (Target(6), Target(7))),
+    replicating(1, 5, True, (Target(2), Target(3))),
+    replicating(2, 4, True, (Target(4), Target(5))),
+    replicating(3, 4, True, (Target(6), Target(7))),
 ]
 
 
 def test_joins_level_by_level():
     assert planned(*NESTED, Join(2), Pipe(3), TRAIN, Pipe(2), Join(2))[8:] == [
-        MergeNode(8, 2, ((0,), (1,)), (6, 7), True, Target(9)),
+        merge(8, 2, ((0,), (1,)), (6, 7), True, Target(9)),
         LeaveNode(9, 2, True, Target(12)),
-        MergeNode(10, 3, ((0,), (1,)), (8, 9), True, Target(11)),
+        merge(10, 3, ((0,), (1,)), (8, 9), True, Target(11)),
         LeaveNode(11, 3, True, Target(13)),
         step(12, TRAIN, 3, Target(14, 0)),
         step(13, TRAIN, 3, Target(14, 1), name="train-2"),
-        MergeNode(14, 1, ((0,), (1,)), (2, 2), True, Target(15)),
+        merge(14, 1, ((0,), (1,)), (2, 2), True, Target(15)),
         LeaveNode(15, 1, False, Target(16)),
-        SinkNode(16, 2),
+        sink(16, 2),
     ]
 
 
@@ -343,13 +419,13 @@ def test_a_merge_over_two_levels():
         step(5, PARSE, 4, Target(8, 1), shared=True, name="parse-2"),
         step(6, PARSE, 4, Target(10, 0), shared=True, name="parse-3"),
         step(7, PARSE, 4, Target(10, 1), shared=True, name="parse-4"),
-        MergeNode(8, 2, ((0,), (1,)), (6, 7), True, Target(9)),
+        merge(8, 2, ((0,), (1,)), (6, 7), True, Target(9)),
         LeaveNode(9, 2, True, Target(12, 0)),
-        MergeNode(10, 3, ((0,), (1,)), (8, 9), True, Target(11)),
+        merge(10, 3, ((0,), (1,)), (8, 9), True, Target(11)),
         LeaveNode(11, 3, True, Target(12, 1)),
-        MergeNode(12, 1, ((0,), (1,)), (7, 9), True, Target(13)),
+        merge(12, 1, ((0,), (1,)), (7, 9), True, Target(13)),
         LeaveNode(13, 1, False, Target(14)),
-        SinkNode(14, 9),
+        sink(14, 9),
     ]
 
 
@@ -364,9 +440,9 @@ def test_a_zip_over_two_levels():
         LeaveNode(9, 2, True, Target(12, 1)),
         LeaveNode(10, 3, True, Target(12, 2)),
         LeaveNode(11, 3, True, Target(12, 3)),
-        ZipNode(12, 1, 1, (6, 7, 8, 9), Target(13)),
+        zipped(12, 1, 1, (6, 7, 8, 9), Target(13)),
         LeaveNode(13, 1, False, Target(14)),
-        SinkNode(14, 9),
+        sink(14, 9),
     ]
 
 

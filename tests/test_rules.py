@@ -329,6 +329,10 @@ def test_pipe_after_pipe_is_one_pipe():
         (Pipe(3), Pipe(), Pipe(3)),
         (Pipe(3), Pipe(2), Pipe(3)),
         (Pipe(2), Pipe(3), Pipe(3)),
+        (Pipe(2), Pipe(maxbytes=9), Pipe(2, 9)),
+        (Pipe(2, 9), Pipe(), Pipe(2, 9)),
+        (Pipe(2, 9), Pipe(3, 8), Pipe(3, 9)),
+        (None, Pipe(maxbytes=9), Pipe(maxbytes=9)),
     ]:
         assert one_pipe(first, second) == one
     (lane,) = described(P, Pipe(3), Pipe(), Pipe(2)).layout.lanes

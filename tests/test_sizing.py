@@ -42,6 +42,14 @@ class Chunks(TestCase):
         assert sizes(1e-7, weight=TARGET_BYTES // 5)[:5] == [1, 2, 4, 5, 5]
         assert sizes(1e-7, weight=TARGET_BYTES * 5) == [1] * 20
 
+    def test_it_is_a_quarter_of_a_small_pipe(self) -> None:
+        scale = Scale(most=4000)
+        scale.weigh(1, 100)
+        sizer = Sizer(1000, scale)
+        for size in (1, 2, 4, 8, 10, 10):
+            assert sizer.size == size
+            sizer.observe(size, size * 1e-7)
+
     def test_a_limit_that_makes_no_sense(self) -> None:
         assert Sizer(0, Scale()).size == 1
         assert max(sizes(0.0, limit=10**9, replies=40)) == LARGEST
@@ -68,9 +76,13 @@ class Chunks(TestCase):
         assert one.size > other.size
 
     @EXAMPLES
-    @given(st.integers(1, 10**6), st.lists(st.tuples(st.integers(1, 100), st.floats(0, 10), st.integers(0, 10**9))))
-    def test_bounds(self, limit: int, replies: list[tuple[int, float, int]]) -> None:
-        scale = Scale()
+    @given(
+        st.integers(1, 10**6),
+        st.integers(1, 10**9),
+        st.lists(st.tuples(st.integers(1, 100), st.floats(0, 10), st.integers(0, 10**9))),
+    )
+    def test_bounds(self, limit: int, most: int, replies: list[tuple[int, float, int]]) -> None:
+        scale = Scale(most)
         sizer = Sizer(limit, scale)
         for units, seconds, weight in replies:
             before = sizer.size
@@ -78,7 +90,7 @@ class Chunks(TestCase):
             sizer.observe(units, seconds)
             assert 1 <= sizer.size <= min(limit, LARGEST, 2 * before)
             assert sizer.seconds is not None and sizer.seconds >= 0
-            assert sizer.size == 1 or sizer.size * scale.bytes <= TARGET_BYTES
+            assert sizer.size == 1 or sizer.size * scale.bytes <= min(TARGET_BYTES, most // 4)
             assert sizer.size == 1 or sizer.size * sizer.seconds <= TARGET_SECONDS * 1.001
 
 
@@ -104,6 +116,15 @@ class Weights(TestCase):
         scale.weigh(1, 10 * PIPE_BYTES)
         assert scale.limit(65536) == 1
 
+    def test_a_pipe_says_how_many_bytes_it_holds(self) -> None:
+        scale = Scale(most=1000)
+        assert scale.limit(65536) == UNWEIGHED
+        scale.weigh(1, 300)
+        assert (scale.limit(65536), scale.limit(2)) == (3, 2)
+        scale = Scale(most=1)
+        scale.weigh(1, 300)
+        assert scale.limit(65536) == 1
+
     def test_it_forgets_slowly(self) -> None:
         scale = Scale()
         scale.weigh(1, PIPE_BYTES)
@@ -111,13 +132,17 @@ class Weights(TestCase):
         assert scale.bytes == 0.8 * PIPE_BYTES
 
     @EXAMPLES
-    @given(st.integers(1, 10**6), st.lists(st.tuples(st.integers(1, 1000), st.integers(0, 10**9)), min_size=1))
-    def test_bounds(self, bound: int, weights: list[tuple[int, int]]) -> None:
-        scale = Scale()
+    @given(
+        st.integers(1, 10**6),
+        st.integers(1, 10**9),
+        st.lists(st.tuples(st.integers(1, 1000), st.integers(0, 10**9)), min_size=1),
+    )
+    def test_bounds(self, bound: int, most: int, weights: list[tuple[int, int]]) -> None:
+        scale = Scale(most)
         for items, size in weights:
             scale.weigh(items, size)
         limit = scale.limit(bound)
         samples = [size / items for items, size in weights]
         assert min(samples) * 0.999 <= scale.bytes <= max(samples) * 1.001
         assert 1 <= limit <= bound
-        assert limit == 1 or limit * scale.bytes <= PIPE_BYTES * 1.001
+        assert limit == 1 or limit * scale.bytes <= most * 1.001

@@ -154,6 +154,8 @@ def test_repr_is_the_code():
         (Times(by=3), "Times(by=3)"),
         (Pipe(), "Pipe()"),
         (Pipe(10), "Pipe(maxsize=10)"),
+        (Pipe(maxbytes=1_000_000), "Pipe(maxbytes=1000000)"),
+        (Pipe(10, 1_000_000), "Pipe(maxsize=10, maxbytes=1000000)"),
         (ReplicatingFork(2), "ReplicatingFork(2)"),
         (BalancingFork(), "BalancingFork()"),
         (BalancingFork(3), "BalancingFork(3)"),
@@ -189,6 +191,7 @@ def test_values_are_values():
     for one, same, other in [
         (Pipe(), Pipe(), Pipe(1)),
         (Pipe(maxsize=3), Pipe(3), Pipe(4)),
+        (Pipe(maxsize=3, maxbytes=4), Pipe(3, 4), Pipe(3)),
         (ReplicatingFork(2), ReplicatingFork(2), BalancingFork(2)),
         (BalancingFork(), BalancingFork(), BalancingFork(min=1)),
         (Join(2), Join(2), Join(2, how="zip")),
@@ -202,6 +205,7 @@ def test_values_are_values():
         else:
             raise AssertionError(f"{one} changed")
     assert Pipe().bound == DEFAULT_MAXSIZE and Pipe(3).bound == 3
+    assert Pipe(maxbytes=3).bound == DEFAULT_MAXSIZE and Pipe().maxbytes is None
     assert BalancingFork().auto and BalancingFork(max=2).auto and not BalancingFork(2).auto
     assert (BalancingFork(min=1, max=4).min, BalancingFork(min=1, max=4).max) == (1, 4)
 
@@ -239,6 +243,11 @@ def test_numbers_are_refused_by_name():
         (lambda: Pipe("3"), TypeError, ["Pipe", "maxsize", "int", "'3'"]),
         (lambda: Pipe(True), TypeError, ["maxsize", "True"]),
         (lambda: Pipe(1.0), TypeError, ["maxsize", "1.0"]),
+        (lambda: Pipe(maxbytes=0), ValueError, ["Pipe", "maxbytes", "1 or more", "0", "None for the default"]),
+        (lambda: Pipe(5, -1), ValueError, ["Pipe", "maxbytes", "-1"]),
+        (lambda: Pipe(maxbytes="1 MB"), TypeError, ["Pipe", "maxbytes", "int", "'1 MB'", "None for the default"]),
+        (lambda: Pipe(maxbytes=True), TypeError, ["maxbytes", "True"]),
+        (lambda: Pipe(maxbytes=1e6), TypeError, ["maxbytes", "1000000.0"]),
         (lambda: ReplicatingFork(0), ValueError, ["ReplicatingFork", "number of branches", "0"]),
         (lambda: ReplicatingFork(None), TypeError, ["number of branches", "None"]),
         (lambda: ReplicatingFork(False), TypeError, ["False"]),
@@ -263,7 +272,7 @@ def test_numbers_are_refused_by_name():
     ]:
         message = raised(kind, call)
         assert all(word in message for word in words), message
-    assert ReplicatingFork(1).n == BalancingFork(1).n == Join(1).n == Pipe(1).maxsize == 1
+    assert ReplicatingFork(1).n == BalancingFork(1).n == Join(1).n == Pipe(1).maxsize == Pipe(maxbytes=1).maxbytes == 1
 
 
 def test_jobs_are_refused_by_name():

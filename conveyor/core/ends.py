@@ -17,7 +17,7 @@ class Sink(Node):
     """The running form of a `SinkNode`."""
 
     def __init__(self, node: SinkNode, surroundings: Surroundings) -> None:
-        super().__init__(node.index, surroundings)
+        super().__init__(node.index, surroundings, node.bound_bytes)
         self.bound = node.bound
         self.waiting = 0
         self.ended = False

@@ -22,7 +22,7 @@ class Fork(Node):
     """What both kinds share: the pipe in front, and the news for the ends of the fork."""
 
     def __init__(self, node: ReplicateNode | BalanceNode, surroundings: Surroundings) -> None:
-        super().__init__(node.index, surroundings)
+        super().__init__(node.index, surroundings, node.bound_bytes)
         self.bound = node.bound
         self.tracked = node.tracked
         self.outputs: list[Output] = []
@@ -43,10 +43,10 @@ class Fork(Node):
     def room(self, port: int, weighed: bool = True) -> int:
         return self.most(self.bound, weighed) - self.queue.items - self.branches_held()
 
-    def weigh(self, items: int, size: int) -> None:
-        super().weigh(items, size)
+    def weigh(self, port: int, items: int, size: int) -> None:
+        super().weigh(port, items, size)
         for output in self.outputs:
-            output.node.weigh(items, size)
+            output.weigh(items, size)
 
     @abstractmethod
     def branches_held(self) -> int:

@@ -23,7 +23,7 @@ class Join(Node):
 
     def __init__(self, node: MergeNode | ZipNode, surroundings: Surroundings) -> None:
         super().__init__(node.index, surroundings)
-        self.lanes = [Lane(bound) for bound in node.bounds]
+        self.lanes = [Lane(*bounds) for bounds in zip(node.bounds, node.bounds_bytes, strict=True)]
         self.tracked = isinstance(node, ZipNode) or node.tracked
         self.output: Output
         self.sharing = False
@@ -38,11 +38,12 @@ class Join(Node):
 
     def room(self, port: int, weighed: bool = True) -> int:
         lane = self.lanes[port]
-        return self.most(lane.bound, weighed) - lane.items - self.output.held()
+        most = max(self.need(), lane.scale.limit(lane.bound) if weighed else lane.bound)
+        return most - lane.items - self.output.held()
 
-    def weigh(self, items: int, size: int) -> None:
-        super().weigh(items, size)
-        self.output.node.weigh(items, size)
+    def weigh(self, port: int, items: int, size: int) -> None:
+        self.lanes[port].scale.weigh(items, size)
+        self.output.weigh(items, size)
 
     def need(self) -> int:
         return self.output.need()
@@ -225,6 +226,11 @@ class BalanceMerge(Join):
 
 class Zip(Join):
     """Branches of a ReplicatingFork, side by side: rows instead of items."""
+
+    def weigh(self, port: int, items: int, size: int) -> None:
+        self.lanes[port].scale.weigh(items, size)
+        # A row has an item of each lane.
+        self.output.weigh(1, round(sum(lane.scale.bytes for lane in self.lanes)))
 
     def move(self) -> bool:
         return self._move_groups() or self._move_rows()

@@ -32,8 +32,8 @@ class Leave(Node):
     def room(self, port: int, weighed: bool = True) -> int:
         return self.output.room(weighed)
 
-    def weigh(self, items: int, size: int) -> None:
-        self.output.node.weigh(items, size)
+    def weigh(self, port: int, items: int, size: int) -> None:
+        self.output.weigh(items, size)
 
     def need(self) -> int:
         return self.output.need()

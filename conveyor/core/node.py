@@ -16,6 +16,7 @@ from conveyor.core.groups import Groups, Runs
 from conveyor.core.payloads import Piece, Pieces
 from conveyor.core.sizing import Scale
 from conveyor.core.staff import Team
+from conveyor.plan import PIPE_BYTES
 
 
 class Surroundings(Protocol):
@@ -61,6 +62,10 @@ class Output:
         """How many items there count against the pipe in front of this node, having no pipe of their own."""
         return self.node.shared_held()
 
+    def weigh(self, items: int, size: int) -> None:
+        """Say that `items` items on their way there came in `size` bytes."""
+        self.node.weigh(self.port, items, size)
+
     def push(self, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
         """Hand on a chunk."""
         if items or runs:
@@ -72,15 +77,15 @@ class Output:
 
 
 class Node(ABC):
-    """One element of the running graph."""
+    """One element of the running graph; `most_bytes` is what the pipe in front of it holds, where there is one."""
 
-    def __init__(self, index: int, surroundings: Surroundings) -> None:
+    def __init__(self, index: int, surroundings: Surroundings, most_bytes: int = PIPE_BYTES) -> None:
         self.index = index
         self.surroundings = surroundings
         self.feeders: list[Callable[[], None]] = []
         # How many items may come beyond the bound: those in the hands of the workers that feed this node.
         self.hands = 0
-        self.scale = Scale()
+        self.scale = Scale(most_bytes)
 
     @abstractmethod
     def room(self, port: int, weighed: bool = True) -> int:
@@ -94,8 +99,8 @@ class Node(ABC):
     def end(self, port: int) -> None:
         """Take in that no more comes to `port`."""
 
-    def weigh(self, items: int, size: int) -> None:
-        """Take in that `items` items on their way here came in `size` bytes."""
+    def weigh(self, port: int, items: int, size: int) -> None:
+        """Take in that `items` items on their way to `port` came in `size` bytes."""
         self.scale.weigh(items, size)
 
     @abstractmethod
@@ -126,7 +131,7 @@ class Node(ABC):
         """Raise AssertionError where an invariant does not hold."""
 
     def most(self, bound: int, weighed: bool) -> int:
-        """How many items a pipe of this node with this bound holds at most."""
+        """How many items the pipe in front of this node, with this bound, holds at most."""
         return max(self.need(), self.scale.limit(bound) if weighed else bound)
 
     def wake(self) -> None:
@@ -142,10 +147,12 @@ class Node(ABC):
 class Lane:
     """One input of a join: items in a pipe, their groups, and whether the end has come."""
 
-    __slots__ = ("bound", "ended", "groups", "pieces")
+    __slots__ = ("bound", "ended", "groups", "pieces", "scale")
 
-    def __init__(self, bound: int) -> None:
+    def __init__(self, bound: int, most_bytes: int = PIPE_BYTES) -> None:
         self.bound = bound
+        # One branch may give what is a thousand times as heavy as what another gives.
+        self.scale = Scale(most_bytes)
         self.pieces = Pieces()
         self.groups = Groups()
         self.ended = False

@@ -46,7 +46,7 @@ class Step(Node):
 
     def __init__(self, team: Team, surroundings: Surroundings) -> None:
         node = team.node
-        super().__init__(node.index, surroundings)
+        super().__init__(node.index, surroundings, node.bound_bytes)
         self.team = team
         self.unit = node.batch or 1
         self.bound = max(node.bound, self.unit)
@@ -135,7 +135,7 @@ class Step(Node):
 
     def feed(self, blob: Any, items: int, size: int) -> None:
         """Take in a blob from the source."""
-        self.weigh(items, size)
+        self.weigh(0, items, size)
         self._queue.push(blob, items)
         self.entered += items
         self.wake()
@@ -393,7 +393,7 @@ class Step(Node):
         self.promised -= outputs
         runs = None if event.runs is None else self._regroup.feed(event.runs, outputs)
         if outputs:
-            self.output.node.weigh(outputs, event.size)
+            self.output.weigh(outputs, event.size)
         self.output.push(pieces, outputs, runs)
 
     # Who works here

@@ -17,15 +17,21 @@ from typing import Any
 
 from conveyor.core.joins import woven
 from conveyor.core.payloads import Piece, Weave
+from conveyor.plan import PIPE_BYTES
 
 # Types whose values cannot be changed, so that sharing one shows nowhere.
 ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None)})
 # Those of which none is heavy.
 LIGHT = ATOMS - {str, bytes}
 
-# An allowance while nothing is known of the items, and one of which a handful would be more than is expected.
-FIRST_ALLOWANCE = 16 * 1024 * 1024
-LEAST_ALLOWANCE = 1024 * 1024
+# How many bytes a blob has, about, where its giver may decide.
+BLOB_BYTES = 256 * 1024
+# An allowance while nothing is known of the items, and one of which a handful would be more than is expected; as large
+# a share of a pipe that holds less.
+FIRST_ALLOWANCE = PIPE_BYTES // 4
+LEAST_ALLOWANCE = PIPE_BYTES // 64
+# However little a pipe holds, no more than every eighth item is weighed.
+LEAST_INTERVAL = 8
 
 # How many objects of a giver are watched for one that comes again.
 WATCHED = 4
@@ -75,13 +81,22 @@ def weight(item: Any) -> int:
         return 0
 
 
+def interval(usual: int, most: int) -> int:
+    """Return how many items are given between two that are weighed, on their way to a pipe that holds `most` bytes.
+
+    >>> interval(64, most=64 * 1024 * 1024), interval(64, most=1_000_000)
+    (64, 8)
+    """
+    return max(LEAST_INTERVAL, min(usual, usual * most // PIPE_BYTES))
+
+
 class Allowance:
     """How many bytes one who may give so many items may give, before it has to ask anew.
 
     Who may give thousands of items was told so when they were small: where they become much heavier, what it may give
-    would be more than a pipe is to hold.
+    would be more than the pipe is to hold, which is `most` bytes.
 
-    >>> allowance = Allowance()
+    >>> allowance = Allowance(most=64 * 1024 * 1024)
     >>> allowance.take(items=100, size=1000)
     >>> allowance.renew(items=1000)
     >>> allowance.take(items=3, size=3_000_000)
@@ -89,15 +104,19 @@ class Allowance:
     True
     """
 
-    __slots__ = ("_left", "_mean")
+    __slots__ = ("_first", "_least", "_left", "_mean", "_most")
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._first = max(1, min(FIRST_ALLOWANCE, most // 4))
+        self._least = max(1, min(LEAST_ALLOWANCE, most // 64))
         self._mean = 0.0
-        self._left = FIRST_ALLOWANCE
+        self._left = self._first
 
     def renew(self, items: int) -> None:
         """Take in that so many items may be given."""
-        self._left = max(LEAST_ALLOWANCE, int(4 * items * self._mean)) if self._mean else FIRST_ALLOWANCE
+        expected = int(4 * items * self._mean) if self._mean else self._first
+        self._left = max(self._least, min(expected, self._most))
 
     def take(self, items: int, size: int) -> None:
         """Take in what was given."""

@@ -19,7 +19,6 @@ from dataclasses import replace
 from typing import Any, cast
 
 from conveyor.core.machine import first_pull
-from conveyor.core.sizing import PIPE_BYTES
 from conveyor.engines import broker, worker
 from conveyor.engines.broker import GRACE_SECONDS, Orders
 from conveyor.engines.channels import PIPE, QUEUE, FarEnd, Gone, Header, channel
@@ -59,7 +58,6 @@ LEAVING_SECONDS = 0.3
 
 # A consumer that has waited so long for results tells which it has taken, however few.
 TELL_SECONDS = 0.005
-WORTH_BYTES = PIPE_BYTES // 8
 
 # The ends of all sessions in this process, for the broker of the next one to close its copies.
 _open_ends: set[FarEnd] = set()
@@ -87,13 +85,15 @@ class Session:
                 step.processor.keep_none,
                 grouped=step.index in grouped,
                 timed=step.timeout is not None,
+                most_bytes=plan.bytes_at(step.to),
             )
             for step, job in zip(plan.steps, jobs, strict=True)
         }
         sink = plan.nodes[-1]
         assert isinstance(sink, SinkNode)
-        self._bound = sink.bound
+        self._sink = sink
         self.first_pull = first_pull(plan)
+        self.first_bytes = plan.steps[0].bound_bytes
         self._runs = 0
         self._active: Run | None = None
         # A run that was given up, and whose workers are not all free yet.
@@ -164,7 +164,7 @@ class Session:
             ) from error
         self._runs += 1
         self.failures = []
-        self._active = run = Run(self, self._runs, items, self._bound)
+        self._active = run = Run(self, self._runs, items, self._sink)
         run.source.start()
         return run
 
@@ -358,15 +358,16 @@ class Session:
 class Run:
     """One stream of items through a session."""
 
-    def __init__(self, session: Session, number: int, items: Iterable[Any], bound: int) -> None:
+    def __init__(self, session: Session, number: int, items: Iterable[Any], sink: SinkNode) -> None:
         self._session = session
         self.number = number
         # Room is given back in amounts worth a message.
-        self._worth = max(1, bound // 4)
+        self._worth = max(1, sink.bound // 4)
+        self._worth_bytes = max(1, sink.bound_bytes // 8)
         self._untold = 0
         self._untold_bytes = 0
         self._over = False
-        self.source = Source(number, items, session.feed, session.first_pull)
+        self.source = Source(number, items, session.feed, session.first_pull, session.first_bytes)
 
     def chunks(self) -> Iterator[list[Any]]:
         """Yield the results in lists, as they come; closing the iterator cancels the run."""
@@ -379,11 +380,16 @@ class Run:
                 match header:
                     case ("results", run, spec, _) if run == self.number:
                         results = self._decoded(spec, blobs)
-                        self._untold_bytes += sum(map(len, blobs))
-                        for start in range(0, len(results), self._worth):
-                            part = results[start : start + self._worth] if len(results) > self._worth else results
+                        size = sum(map(len, blobs))
+                        # As many at a time as the consumer may have in hand while their room is given back.
+                        stride = self._worth
+                        if size > self._worth_bytes:
+                            stride = max(1, min(stride, self._worth_bytes * len(results) // size))
+                        for start in range(0, len(results), stride):
+                            part = results[start : start + stride] if len(results) > stride else results
                             self._untold += len(part)
-                            if self._untold >= self._worth or self._untold_bytes >= WORTH_BYTES:
+                            self._untold_bytes += size * len(part) // len(results)
+                            if self._untold >= self._worth or self._untold_bytes >= self._worth_bytes:
                                 self._tell()
                             yield part
                     case ("finished", run, _) if run == self.number:

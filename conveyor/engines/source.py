@@ -18,13 +18,24 @@ from operator import itemgetter
 from typing import Any
 
 from conveyor.engines.channels import FarEnd, Gone
-from conveyor.engines.codec import LIGHT, Allowance, Giver, Unpicklable, encode, frozen, short, unpicklable, weight
+from conveyor.engines.codec import (
+    BLOB_BYTES,
+    LIGHT,
+    Allowance,
+    Giver,
+    Unpicklable,
+    encode,
+    frozen,
+    interval,
+    short,
+    unpicklable,
+    weight,
+)
 from conveyor.errors import SourceError
 
 # A chunk that was pulled faster than the first makes the next one larger; one slower than the second, smaller.
 FAST_SECONDS = 0.0002
 SLOW_SECONDS = 0.001
-BLOB_BYTES = 256 * 1024
 # How long an item may wait for the next one before it is sent alone.
 DAWDLE_SECONDS = 0.002
 JOIN_SECONDS = 0.2
@@ -34,9 +45,9 @@ _PROMPT = frozenset({list, tuple, range, dict, set, frozenset, str, bytes})
 
 
 class Source:
-    """The thread that feeds one run."""
+    """The thread that feeds one run, of which the first pipe holds `most_bytes`."""
 
-    def __init__(self, run: int, items: Iterable[Any], end: FarEnd, credit: int) -> None:
+    def __init__(self, run: int, items: Iterable[Any], end: FarEnd, credit: int, most_bytes: int) -> None:
         self._run = run
         self._credit = credit
         self._items = items
@@ -48,7 +59,8 @@ class Source:
         self._pulled: deque[Any] | list[Any] = []
         self._sent = 0
         self._blob_items = 1 << 30
-        self._allowance = Allowance()
+        self._allowance = Allowance(most_bytes)
+        self._interval = interval(FEW, most_bytes)
         self._exhausted = False
         self._stopped = False
         # Cleared by the look-out to stop a pull that is under way.
@@ -180,7 +192,7 @@ class Source:
         """Pull as many items as wanted, or fewer where they are heavy."""
         pulled, before = self._pulled, self._tokens
         while wanted > 0 and not self._exhausted:
-            part = FEW if wanted > FEW else wanted
+            part = self._interval if wanted > self._interval else wanted
             pulled.extend(islice(items, part))
             wanted -= part
             if self._cut_short is before:

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from conveyor.core.groups import Runs, append_run, total, with_one_less
 from conveyor.engines.channels import FarEnd, Gone, Message
 from conveyor.engines.codec import (
+    BLOB_BYTES,
     LIGHT,
     Allowance,
     Giver,
@@ -31,6 +32,7 @@ from conveyor.engines.codec import (
     decode,
     encode,
     frozen,
+    interval,
     items_of,
     kinds_of,
     short,
@@ -51,7 +53,6 @@ SLOW_SECONDS = 0.002
 # begin more, after so many units: one of them may take a thousand times as long as those before it.
 STRIDE_SECONDS = 0.0005
 LOOK_UNITS = 128
-BLOB_BYTES = 256 * 1024
 # A worker whose broker has gone leaves with this code; nobody is there to see it.
 ORPHANED = 3
 
@@ -63,7 +64,8 @@ class Assignment(NamedTuple):
     """What a worker is told at its start.
 
     `job` is a Processor, or the pickle of one.  `grouped`: the number of outputs of each unit is to be told.  `timed`:
-    the broker has to know since when the worker is at each unit.
+    the broker has to know since when the worker is at each unit.  `most_bytes` is what the pipe holds that its outputs
+    go to.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Assignment(NamedTuple):
     keep_none: bool
     grouped: bool
     timed: bool
+    most_bytes: int
 
 
 class _Stopped(Exception):
@@ -126,7 +129,8 @@ class Worker:
         # The lease at hand, and what may still be given for it.
         self._lease = 0
         self._credit = 0
-        self._allowance = Allowance()
+        self._allowance = Allowance(assignment.most_bytes)
+        self._look_units = interval(LOOK_UNITS, assignment.most_bytes)
         # Begins units of it: from where, up to where; and says up to where that is allowed.
         self._begin: Callable[[int, int], int] = self._may_begin
         self._lease_units: list[Any] = []
@@ -290,8 +294,9 @@ class Worker:
                 stride = max(1, int(STRIDE_SECONDS / self._stride_seconds))
             returned: list[Any] = []
             failed: BaseException | None = None
+            heavy = False
             try:
-                self._call_on(units, start, start + stride, returned)
+                heavy = self._call_on(units, start, start + stride, returned)
             except BaseException as error:
                 if self._policy.strict:
                     # Nobody waits for what those before it gave.
@@ -312,7 +317,7 @@ class Worker:
             begun = now
             # What is left is sent with the rest where that will be done soon.
             late = now - self._since > FLUSH_SECONDS and (count - start) * self._stride_seconds > FLUSH_SECONDS
-            if start < count and (careful or self._giver.wary or late):
+            if start < count and (careful or self._giver.wary or late or heavy):
                 self._flush()
                 self._stop_if_told_meanwhile()
 
@@ -334,20 +339,24 @@ class Worker:
             raise _Failed(error, given, unsent) from None
         self._done(self._give(outputs_of(value, self._keep_none), given, unsent))
 
-    def _call_on(self, units: list[Any], start: int, stop: int, returned: list[Any]) -> None:
+    def _call_on(self, units: list[Any], start: int, stop: int, returned: list[Any]) -> bool:
         """Call the job on the units from `start` on, and append what it returns: up to `stop`, or less, where a unit
-        takes long, where outputs are heavy, where a generator has its turn first, or where no more may be begun."""
+        takes long, where outputs are heavy, where a generator has its turn first, or where no more may be begun.
+
+        Return whether they are heavy: what is worth a message, and may be more than the pipe is to hold.
+        """
         # What runs once for every few units costs as much as they do: nothing is looked up twice, or called in vain.
         call, begin, repeats, in_turn = self._call, self._begin, self._giver.repeats, self._in_turn
-        clock, extend, first, most = time.perf_counter, returned.extend, start, 1 if self._timed else LOOK_UNITS
+        clock, extend, first = time.perf_counter, returned.extend, start
+        look = 1 if self._timed else self._look_units
         until = clock() + FLUSH_SECONDS
         while start < stop:
-            end = start + most
+            end = start + look
             if end > stop:
                 end = stop
             end = begin(start, end)
             if end == start:
-                return
+                return False
             values: Iterator[Any] = map(call, units[start:end])
             if repeats:
                 values = map(frozen, values)
@@ -355,14 +364,17 @@ class Worker:
                 values = up_to_generator(values)
             extend(values)
             if in_turn and returned and type(returned[-1]) is GeneratorType:
-                return
+                return False
             if len(returned) < end - first:
                 # To `map`, the end; from a job, an error like any other.
                 raise StopIteration
             last = returned[-1]
-            if clock() > until or (type(last) not in LIGHT and weight(last) * (end - start) > BLOB_BYTES):
-                return
+            if clock() > until:
+                return False
+            if type(last) not in LIGHT and weight(last) * (end - start) > BLOB_BYTES:
+                return True
             start = end
+        return False
 
     def _finish(self) -> None:
         try:
@@ -461,7 +473,8 @@ class Worker:
             if count >= look or careful:
                 step = min(16, step * 2)
                 look = count + step
-                if careful or slow or time.perf_counter() - self._since > FLUSH_SECONDS:
+                late = careful or slow or time.perf_counter() - self._since > FLUSH_SECONDS
+                if late or (type(value) not in LIGHT and weight(value) * step > BLOB_BYTES):
                     self._flush()
                     self._stop_if_told_meanwhile()
                     unsent = count = 0
