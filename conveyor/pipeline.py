@@ -19,6 +19,7 @@ from conveyor.description import Description
 from conveyor.engines.interrupts import interrupts_held
 from conveyor.errors import StateError
 from conveyor.failed import FailedItem
+from conveyor.fusing import fused
 from conveyor.memory import usable_memory
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork
 from conveyor.stats import Stats
@@ -58,6 +59,9 @@ class Pipeline(Generic[In, Out]):
     - `ordered`: whether results come in the order of the input (then of the branch, then as yielded), or as they
       come.
     - `cores`: how many cores to use, instead of those that this process may use.
+    - `max_failures`: a run ends that gives up more items than this, or (a float) than this share of what went in.
+    - `fuse`: whether adjacent Processors that are plain functions run in one process, as many side by side as there are
+      cores: for jobs so small that handing items on costs more than they do.  Nothing is copied between them then.
 
     Raises TypeError or ValueError for an argument it cannot use.
 
@@ -80,6 +84,7 @@ class Pipeline(Generic[In, Out]):
         ordered: bool = True,
         cores: int | None = None,
         max_failures: int | float | None = None,
+        fuse: bool = False,
     ) -> None:
         _check_choice("engine", engine, ENGINES)
         _check_choice("start_method", start_method, START_METHODS)
@@ -88,6 +93,8 @@ class Pipeline(Generic[In, Out]):
             raise ValueError('Pipeline: channel="pipe" needs a POSIX system; leave it out, or use "queue"')
         if not isinstance(ordered, bool):
             raise TypeError(f"Pipeline: ordered must be True or False, not {ordered!r}")
+        if not isinstance(fuse, bool):
+            raise TypeError(f"Pipeline: fuse must be True or False, not {fuse!r}")
         if cores is not None:
             if isinstance(cores, bool) or not isinstance(cores, int):
                 raise TypeError(f"Pipeline: cores must be an int of 1 or more, or None, not {cores!r}")
@@ -109,6 +116,7 @@ class Pipeline(Generic[In, Out]):
         self._ordered = ordered
         self._cores = cores
         self._max_failures = max_failures
+        self._fuse = fuse
         self._description = Description()
         self._session: Any = None
         # The last session, for what it can tell when it is over.
@@ -177,6 +185,7 @@ class Pipeline(Generic[In, Out]):
             "ordered": None if self._ordered else False,
             "cores": self._cores,
             "max_failures": self._max_failures,
+            "fuse": self._fuse or None,
         }
         given = ", ".join(f"{name}={value!r}" for name, value in settings.items() if value is not None)
         return self._description.code(f"Pipeline({given})")
@@ -311,6 +320,8 @@ class Pipeline(Generic[In, Out]):
         else:
             from conveyor.engines import process
 
+            if self._fuse:
+                plan = fused(plan)
             session = process.Session(plan, self._start_method, self._channel)
         self._session = self._last = session
         try:

@@ -63,7 +63,7 @@ class RandomPipelines:
 
     def test_as_inline(self):
         first = {"fork": 0, "forkserver": 10_000, "spawn": 20_000}[self.settings["start_method"]]
-        first += 5000 * (self.settings["channel"] == "queue")
+        first += 5000 * (self.settings["channel"] == "queue") + 30_000 * ("fuse" in self.settings)
         count = max(2, self.count // 4) if SHORT else self.count
         for seed in range(first, first + count):
             with self.subTest(seed=seed), nothing_left():
@@ -77,6 +77,13 @@ class ForkPipeTest(RandomPipelines, TestCase):
         for seed in range(15 if SHORT else 40):
             with self.subTest(seed=seed):
                 check_unordered(seed, **self.settings)
+
+
+class FusedTest(RandomPipelines, TestCase):
+    """With adjacent Processors in one process."""
+
+    count = 40
+    settings = {"start_method": "fork", "channel": "pipe", "fuse": True}
 
 
 class ForkQueueTest(RandomPipelines, TestCase):
@@ -123,9 +130,10 @@ def main():
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--start-method", default="fork")
     parser.add_argument("--channel", default="pipe")
+    parser.add_argument("--fuse", action="store_true")
     arguments = parser.parse_args()
     first = random.randrange(10**9) if arguments.first is None else arguments.first
-    settings = {"start_method": arguments.start_method, "channel": arguments.channel}
+    settings = {"start_method": arguments.start_method, "channel": arguments.channel, "fuse": arguments.fuse}
     begun, failed = time.monotonic(), 0
     for seed in range(first, first + arguments.count):
         try:

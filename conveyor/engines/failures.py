@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from conveyor.engines.codec import short
 from conveyor.errors import (
     ItemTimeoutError,
     ProcessorError,
@@ -21,6 +22,7 @@ from conveyor.errors import (
     cause_of_death,
 )
 from conveyor.failed import FailedItem
+from conveyor.fusing import StageError
 
 
 class Failure(NamedTuple):
@@ -33,10 +35,14 @@ class Failure(NamedTuple):
     pickled: bytes | None
     item: str | None
     attempts: int = 1
+    processor: str | None = None
 
 
 def failure_of(error: BaseException, phase: str, item: str | None = None, attempts: int = 1) -> Failure:
     """Describe an exception so that another process can raise it again."""
+    if isinstance(error, StageError) and error.__cause__ is not None:
+        failure = failure_of(error.__cause__, phase, short(error.item), attempts)
+        return failure._replace(processor=error.processor)
     pickled: bytes | None = None
     with contextlib.suppress(BaseException):
         dumped = pickle.dumps(error, 5)
@@ -89,6 +95,9 @@ def processor_error(
     `number` and `last` are the first and the last item that may be to blame; `original` is that
     exception where it was raised in this process.
     """
+    if failure.processor is not None:
+        # Of several that are fused, the one that it was.
+        name = failure.processor
     message = _WHAT_HAPPENED[failure.phase].format(name=name, kind=failure.kind)
     if failure.message:
         message += f": {failure.message}"

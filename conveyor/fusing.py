@@ -1,0 +1,159 @@
+"""Fusing: adjacent Processors of a chain in one process, several abreast.
+
+Law: a plan goes in, a plan comes out, and what they give is the same, as long as no job changes an object that another
+still has: between fused jobs nothing is copied.  A Processor with state, or with settings of its own, stays alone.
+Dataflow engines call this operator chaining.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from operator import length_hint
+from types import GeneratorType
+from typing import Any
+
+from conveyor.plan import Node, Plan, StepNode, Target
+from conveyor.policy import policy_of
+from conveyor.stages import Processor
+
+
+class StageError(Exception):
+    """One of several fused jobs raised, at `item`; what it raised is the `__cause__`."""
+
+    def __init__(self, processor: str, item: Any) -> None:
+        super().__init__()
+        self.processor = processor
+        self.item = item
+
+
+class Fused:
+    """Several jobs as one, which hands on what each of them gives at once.
+
+    `stages` are their names, the jobs, and whether a None that they return goes on.
+
+    >>> Fused([("strip", str.strip, False), ("int", int, False)])(" 7 ")
+    7
+    """
+
+    def __init__(self, stages: list[tuple[str, Callable[[Any], Any], bool]]) -> None:
+        self._names = [name for name, _, _ in stages]
+        self._jobs = tuple(job for _, job, _ in stages)
+        self._keep_none = [keep_none for _, _, keep_none in stages]
+
+    def __call__(self, item: Any) -> Any:
+        return self._run(self._jobs, item)
+
+    def _run(self, jobs: tuple[Callable[[Any], Any], ...], value: Any) -> Any:
+        """Return what the last jobs make of a value, in the way of a job: as a generator where it may be many."""
+        # Where a call raises, what is left of this iterator says which one it was: to count would cost more.
+        calls = iter(jobs)
+        try:
+            for call in calls:
+                value = call(value)
+                if value is None:
+                    if not self._keep_none[-1 - length_hint(calls)]:
+                        return _nothing() if self._keep_none[-1] else None
+                elif type(value) is GeneratorType:
+                    break
+            else:
+                return value
+        except BaseException as error:
+            raise StageError(self._names[-1 - length_hint(calls)], value) from error
+        return self._each(value, length_hint(calls))
+
+    def _each(self, generator: Iterator[Any], left: int) -> Iterator[Any]:
+        """Yield what the `left` last jobs make of each value of a generator."""
+        name, jobs = self._names[-1 - left], self._jobs[len(self._jobs) - left :]
+        while True:
+            try:
+                value = next(generator)
+            except StopIteration:
+                return
+            except BaseException as error:
+                raise StageError(name, _UNKNOWN) from error
+            if not jobs:
+                yield value
+                continue
+            value = self._run(jobs, value)
+            if type(value) is GeneratorType:
+                yield from value
+            elif value is not None or self._keep_none[-1]:
+                yield value
+
+
+class _Unknown:
+    def __repr__(self) -> str:
+        return "one that its generator was made for"
+
+
+_UNKNOWN = _Unknown()
+
+
+def _nothing() -> Iterator[Any]:
+    yield from ()
+
+
+def fused(plan: Plan) -> Plan:
+    """Return the plan with its chains of Processors made one each, with as many workers as there are cores, or up to
+    that where there are several chains."""
+    chains = _chains(plan)
+    removed = {node.index for chain in chains for node in chain[1:]}
+    kept = [node for node in plan.nodes if node.index not in removed]
+    number = {node.index: index for index, node in enumerate(kept)}
+    merged = {chain[0].index: _merged(chain, plan.cores, alone=len(chains) == 1) for chain in chains}
+    nodes = tuple(_renumbered(merged.get(node.index, node), number) for node in kept)
+    return replace(plan, nodes=nodes)
+
+
+def _chains(plan: Plan) -> list[list[StepNode]]:
+    fed: dict[int, int] = {}
+    for node in plan.nodes:
+        for target in _targets(node):
+            fed[target.node] = fed.get(target.node, 0) + 1
+    chains: list[list[StepNode]] = []
+    taken: set[int] = set()
+    for step in plan.steps:
+        if step.index in taken:
+            continue
+        chain = [step]
+        while _fusable(chain[-1]):
+            behind = plan.nodes[chain[-1].to.node]
+            if not isinstance(behind, StepNode) or not _fusable(behind) or fed[behind.index] != 1:
+                break
+            chain.append(behind)
+        if len(chain) > 1:
+            chains.append(chain)
+            taken.update(node.index for node in chain)
+    return chains
+
+
+def _fusable(step: StepNode) -> bool:
+    processor = step.processor
+    if type(processor) is not Processor or step.workers != 1 or processor.workers not in (None, "auto"):
+        return False
+    return step.batch is None and step.timeout is None and step.max_items is None and policy_of(processor).strict
+
+
+def _merged(chain: list[StepNode], cores: int, alone: bool) -> StepNode:
+    first, last = chain[0], chain[-1]
+    stages: list[tuple[str, Any, bool]] = [(node.name, node.processor.job, node.processor.keep_none) for node in chain]
+    name = "+".join(node.name for node in chain)
+    processor: Processor[Any, Any] = Processor(Fused(stages), name=name, keep_none=last.processor.keep_none)
+    return replace(first, name=name, processor=processor, workers=cores if alone else 1, most=cores, to=last.to)
+
+
+def _targets(node: Node) -> tuple[Target, ...]:
+    to = getattr(node, "to", ())
+    return to if isinstance(to, tuple) else (to,)
+
+
+def _renumbered(node: Node, number: dict[int, int]) -> Node:
+    changes: dict[str, Any] = {"index": number[node.index]}
+    if isinstance(to := getattr(node, "to", None), tuple):
+        changes["to"] = tuple(replace(target, node=number[target.node]) for target in to)
+    elif to is not None:
+        changes["to"] = replace(to, node=number[to.node])
+    if hasattr(node, "fork"):
+        changes["fork"] = number[node.fork]
+    return replace(node, **changes)
