@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 
-from conveyor.cgroups import CGROUPS, MEMBERSHIP, groups_around, lines
+from conveyor.cgroups import CGROUPS, MEMBERSHIP, StrPath, groups_around, lines
 
 
 def usable_cores() -> int:
@@ -26,14 +25,14 @@ def usable_cores() -> int:
     return max(1, min(counts))
 
 
-def _quotas(root: Path, membership: Path) -> list[float]:
+def _quotas(root: StrPath, membership: StrPath) -> list[float]:
     """Return the CPU quotas, in cores, of the control groups that this process is in and of those around them."""
     quotas = []
     for version, directory in groups_around(root, membership, "cpu"):
         if version == 2:
-            quotas += _ratio(" ".join(lines(directory / "cpu.max")).split())
+            quotas += _ratio(" ".join(lines(directory, "cpu.max")).split())
         else:
-            quotas += _ratio([*lines(directory / "cpu.cfs_quota_us"), *lines(directory / "cpu.cfs_period_us")])
+            quotas += _ratio([*lines(directory, "cpu.cfs_quota_us"), *lines(directory, "cpu.cfs_period_us")])
     return quotas
 
 

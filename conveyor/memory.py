@@ -8,9 +8,8 @@ in every run.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from conveyor.cgroups import CGROUPS, MEMBERSHIP, groups_around, lines
+from conveyor.cgroups import CGROUPS, MEMBERSHIP, StrPath, groups_around, lines
 
 # By version of the control groups.  Above `memory.high` nothing is killed, but everything is slowed down.
 _FILES = {1: ("memory.limit_in_bytes",), 2: ("memory.max", "memory.high")}
@@ -35,7 +34,7 @@ def _physical() -> list[int]:
     return [sizes[0] * sizes[1]] if min(sizes) > 0 else []
 
 
-def _limits(root: Path, membership: Path) -> list[int]:
+def _limits(root: StrPath, membership: StrPath) -> list[int]:
     """Return the limits, in bytes, of the control groups that this process is in and of those around them.
 
     Version 2 says "max" for none; version 1 has a number that is larger than any memory.
@@ -43,7 +42,7 @@ def _limits(root: Path, membership: Path) -> list[int]:
     limits = []
     for version, directory in groups_around(root, membership, "memory"):
         for name in _FILES[version]:
-            words = " ".join(lines(directory / name)).split()
+            words = " ".join(lines(directory, name)).split()
             if len(words) == 1 and words[0].isdigit() and words[0] != "0":
                 limits.append(int(words[0]))
     return limits

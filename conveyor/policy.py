@@ -6,7 +6,6 @@ workers share these decisions, so that they cannot differ.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,8 +16,13 @@ MOST_BACKOFF_SECONDS = 30.0
 
 RAISE, SKIP = "raise", "skip"
 
-# Not the user's own generator, of which the next numbers may matter; and not the same in processes that are forked.
-_uniform = random.SystemRandom().uniform
+
+def _uniform(least: float, most: float) -> float:
+    # Few pipelines ever come here, and all would wait for the import.
+    import random
+
+    # Not the user's own generator, of which the next numbers may matter; nor the same in processes that are forked.
+    return random.SystemRandom().uniform(least, most)
 
 
 class Policy(NamedTuple):

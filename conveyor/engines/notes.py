@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -171,6 +170,8 @@ def _anonymous_file() -> int:
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("conveyor-notes")
     else:
+        import tempfile
+
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
     os.ftruncate(descriptor, size)
