@@ -94,6 +94,21 @@ class Source(TestCase):
         assert core.pulls == [Pull(2)]
         core.feed(0.2, "B", 1 + 2)
         assert core.machine.first.room(0) == 0
+    def test_what_is_on_its_way_to_a_source_that_gives_back_stays_allowed(self) -> None:
+        core = Driven(Processor(job), Pipe(64))
+        leases = core.feed(0.0, "A", 32)
+        allowed = 0
+        for lease in leases:
+            assert isinstance(lease, Lease)
+            commands = core.reply(0.1, 0, lease.lease, lease.items, ("a", lease.items))
+            leases += [command for command in commands if isinstance(command, Lease)]
+            allowed += sum(pull.credit for pull in core.pulls)
+        assert allowed > 16
+        # It has not heard of that yet, and gives back the other half of what it might give from the beginning.
+        core.handle(Forfeited(32), 0.2)
+        core.feed(0.3, "B", allowed)
+        with self.assertRaisesRegex(AssertionError, "more than it was asked for"):
+            core.feed(0.4, "C", 1 + sum(pull.credit for pull in core.pulls) + 64)
 
 
 class Sink(TestCase):

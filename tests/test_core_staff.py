@@ -131,6 +131,22 @@ class Leaving(TestCase):
             Lease(0, 3, (("A", 3, 4),), 1, 1),
         ]
 
+    def test_one_that_dies_at_work_before_it_has_gone_is_replaced(self) -> None:
+        core = self.three()
+        core.feed(1.0, "A", 2)
+        assert core.resize(2.0, 0, 1) == [EndWorker(2)]
+        # The other may have no room for its outputs until those before them are there.
+        assert core.lose(2.2, 1, "killed") == [StartWorker(0, 3)]
+        assert core.ready(2.3, 3) == [Lease(3, 2, (("A", 1, 2),), 1, 1)]
+
+    def test_one_that_dies_before_it_has_gone_and_had_nothing_is_not_replaced(self) -> None:
+        core = self.three()
+        core.feed(1.0, "A", 3)
+        core.resize(2.0, 0, 1)
+        core.reply(2.1, 1, 1, 0, ("b", 1), final=False, seconds=1.0)
+        core.cancel(2.2)
+        assert core.lose(2.3, 1, "killed") == []
+
     def test_one_that_has_not_gone_yet_may_stay(self) -> None:
         core = self.three()
         core.feed(1.0, "A", 4)
@@ -232,6 +248,19 @@ class TakingBack(TestCase):
         core.reply(1.013, 1, 6, 1, ("f", 1), seconds=0.0001)
         core.reply(1.014, 1, 7, 8, ("g", 8), seconds=0.0001)
         assert core.lose(1.1, 0, "killed") == [StartWorker(0, 2), Lease(1, 8, (("C", 0, 1),), 1, 1)]
+
+    def test_an_answer_that_comes_in_the_next_run_takes_nothing_back(self) -> None:
+        core = self.unequal()
+        core.reply(1.002, 1, 4, 2, ("e", 2), seconds=0.0002)
+        assert [type(command) for command in core.tick(1.011)] == [Recall]
+        core.cancel(1.012)
+        core.reply(1.1, 0, 3, 0)
+        assert core.reply(1.2, 0, 5, 0) == [Finish()]
+        core.handle(RunStarted(), 1.3)
+        first, second = core.feed(1.4, "Z", 2)
+        assert isinstance(first, Lease) and isinstance(second, Lease) and first.worker == 0
+        assert core.begun(1.5, 0, 3, 1) == []
+        assert core.reply(1.6, 0, first.lease, 1, ("z", 1)) == [Emit((("z", 0, 1),), 1)]
 
     def test_a_cancelled_run_takes_nothing_back(self) -> None:
         core = self.unequal()

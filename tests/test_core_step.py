@@ -416,6 +416,21 @@ class Losses(TestCase):
             assert core.lose(0.1, worker, "killed", begun=(worker, 0)) == [StartWorker(0, worker + 1)]
             assert core.ready(0.2, worker + 1) == [Lease(worker + 1, worker + 1, (("A", 0, 1),), 1, 1)]
 
+    def test_one_that_was_done_is_not_to_blame_though_nobody_heard_of_it(self) -> None:
+        core = Driven(Processor(job), Pipe(64))
+        core.feed(0.0, "A", 1)
+        core.reply(0.1, 0, 0, 1, ("a", 1))
+        assert core.feed(0.2, "B", 1) == [Lease(0, 1, (("B", 0, 1),), 1, 1)]
+        assert core.feed(0.3, "C", 2) == [Lease(0, 2, (("C", 0, 2),), 2, 2)]
+        # It died at the first item of the second lease; its reply for the first got lost with it.
+        assert core.lose(0.4, 0, "killed", begun=(2, 1)) == [StartWorker(0, 1)]
+        assert core.ready(0.5, 1) == [Lease(1, 3, (("B", 0, 1),), 1, 1)]
+        assert core.lose(0.6, 1, "killed", begun=(3, 1)) == [StartWorker(0, 2)]
+        assert core.ready(0.7, 2) == [Lease(2, 4, (("B", 0, 1),), 1, 1)]
+        assert core.reply(0.8, 2, 4, 1, ("b", 1)) == [Emit((("b", 0, 1),), 1), Lease(2, 5, (("C", 0, 1),), 1, 1)]
+        # At this one two have died now.
+        assert core.lose(0.9, 2, "killed", begun=(5, 1)) == [Fail(0, 2, 2, 2, "killed", "item")]
+
     def test_state_is_lost_unless_it_may_be(self) -> None:
         core = Driven(Ending(), Pipe(64))
         core.feed(0.0, "A", 3)

@@ -241,7 +241,8 @@ class Machine:
         if failure is not None:
             self._commands.append(failure)
             self._over = True
-        elif not leaving:
+        elif not leaving or (running and step.resting):
+            # Even one that was to leave: all others may be waiting for the outputs of what it had.
             self.start_worker(team)
 
     def _loss_of_state(self, step: Step, event: WorkerLost) -> Fail:

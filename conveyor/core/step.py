@@ -74,6 +74,8 @@ class Step(Node):
         self._ended = False
         self._done = False
         self._cancelled = False
+        # What has a lower number was handed out in the run before.
+        self._first_lease = team.next_lease
         self._leases: dict[int, Lease] = {}
         self._order: deque[Lease | Rest] = deque()
         self._starving: deque[Lease] = deque()
@@ -94,7 +96,8 @@ class Step(Node):
         return held + sum(max(0, rest.pieces.items - rest.in_hand) for rest in self._rests) if self._rests else held
 
     @property
-    def _resting(self) -> int:
+    def resting(self) -> int:
+        """How many items were taken back, and wait for a worker."""
         return sum(rest.pieces.items for rest in self._rests) if self._rests else 0
 
     @property
@@ -109,7 +112,7 @@ class Step(Node):
         """How many items its workers could take at once, beyond those that wait; none where outputs have no room."""
         most = self._looks_ahead(self.sizer.size) + 1
         hands = sum(max(0, most - len(worker.leases)) for worker in self.workers if not worker.leaving)
-        wanted = hands * self.sizer.size * self.unit - self._queue.items - self._resting
+        wanted = hands * self.sizer.size * self.unit - self._queue.items - self.resting
         return min(self.room(0), wanted) if wanted > 0 and self._spare(bool(self._leases)) > 0 else 0
 
     def dealt_to(self) -> None:
@@ -475,7 +478,8 @@ class Step(Node):
     def begun(self, event: Begun) -> None:
         """Take back what a worker has not begun: it has been told not to."""
         worker = self.worker(event.worker)
-        if worker is None:
+        if worker is None or event.lease < self._first_lease:
+            # One that has left; or the answer to a question of the run before, whose leases are all back.
             return
         worker.asked = False
         if not worker.leases:
@@ -503,9 +507,9 @@ class Step(Node):
         if worker is None:
             return None
         failure: Fail | None = None
-        # Where its note says what it had begun, what stands before that is done, though nobody will hear of it.
-        at = None if event.begun is None else event.begun[0]
-        at_work = next((lease for lease in worker.leases if lease.items and at in (None, lease.number)), None)
+        # Not one before that of its note: that was done, though the word of it is lost.
+        noted = -1 if event.begun is None else event.begun[0]
+        at_work = next((lease for lease in worker.leases if lease.items and lease.number >= noted), None)
         for lease in list(worker.leases):
             if self._cancelled:
                 self._add_outstanding(worker, -lease.items)
