@@ -265,6 +265,37 @@ class Ends(TestCase):
         assert core.reply(0.3, 0, 0, 1, ("a", 1)) == [Emit((("a", 0, 1),), 1)]
         assert core.reply(0.4, 0, 1, 0, ("x", 1)) == [Emit((("x", 0, 1),), 1), Emit((("y", 0, 1),), 1), Finish()]
 
+    def ended(self) -> tuple[Driven, list[Any]]:
+        """Two workers with four items each, and the answer of the first to a Recall."""
+        core = Driven(Ending(workers=2), Pipe(64))
+        core.feed(0.0, "A", 1)
+        core.reply(0.001, 0, 0, 1, ("a", 1))
+        core.feed(0.002, "B", 2)
+        core.reply(0.003, 0, 1, 1, ("b", 1))
+        core.reply(0.003, 1, 2, 1, ("c", 1))
+        return core, core.feed(0.004, "C", 8)
+
+    def test_one_that_has_finished_gets_nothing_that_another_had(self) -> None:
+        core, _ = self.ended()
+        assert core.end(0.005) == [Lease(0, 5, (), 0, 1, finish=True), Lease(1, 6, (), 0, 1, finish=True)]
+        core.reply(0.006, 0, 3, 4, ("d", 4))
+        assert core.reply(0.006, 0, 5, 0, ("x", 1)) == []
+        assert core.tick(0.1) == [] and core.machine.timer is None
+        core.reply(0.2, 1, 4, 4, ("e", 4))
+        assert core.reply(0.3, 1, 6, 0, ("y", 1)) == [Emit((("y", 0, 1),), 1), Finish()]
+
+    def test_nobody_finishes_while_something_may_come_back(self) -> None:
+        core, _ = self.ended()
+        core.reply(0.006, 0, 3, 4, ("d", 4))
+        assert core.tick(0.1) == [Recall(1, 4, 1)]
+        assert core.end(0.2) == []
+        assert core.begun(0.3, 1, 4, 1) == [Lease(0, 5, (("C", 5, 8),), 3, 3)]
+        assert core.reply(0.4, 1, 4, 1, ("e", 1)) == [
+            Emit((("e", 0, 1),), 1),
+            Lease(0, 6, (), 0, 1, finish=True),
+            Lease(1, 7, (), 0, 1, finish=True),
+        ]
+
     def test_a_finish_that_yields_more_asks_for_credit(self) -> None:
         core = Driven(Ending(), Pipe(1))
         assert core.end(0.0) == [Lease(0, 0, (), 0, 1, finish=True)]

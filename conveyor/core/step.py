@@ -168,7 +168,8 @@ class Step(Node):
         self._grant()
         while (self._queue.items or self._rests) and self._lease():
             pass
-        if self._ended and not self._queue.items and not self._rests and not self._done:
+        waits = self._finishes and any(worker.recalled for worker in self.workers)
+        if self._ended and not (self._queue.items or self._rests or self._done or waits):
             self._finish()
         if len(self.workers) > 1:
             self._recall()
@@ -312,7 +313,7 @@ class Step(Node):
             self.surroundings.command(Grant(lease.worker.number, lease.number, credit))
 
     def _finish(self) -> None:
-        """The stream has ended: let every job finish, in the order of the workers, then say so."""
+        """Nothing more comes, from in front or back: let every job finish, in the order of the workers, then say so."""
         if self._finishes:
             for worker in self.workers:
                 if not worker.finished:
@@ -443,9 +444,9 @@ class Step(Node):
         self.surroundings.command(EndWorker(worker.number))
 
     def _recall(self) -> None:
-        """Where a worker has nothing to do, take back what another has not begun."""
+        """Where a worker has nothing to do and has not finished, take back what another has not begun."""
         self.look_at = None
-        if self._queue.items >= self.unit or self._rests or self._spare(True) < 1:
+        if self._queue.items >= self.unit or self._rests or self._spare(True) < 1 or (self._ended and self._finishes):
             return
         if all(worker.leases or worker.leaving for worker in self.workers):
             return
