@@ -115,13 +115,13 @@ def pipe(choose: Choose) -> Pipe:
     return Pipe(maxsize, maxbytes=None if choose(4) else 1 + choose(200))
 
 
-def random_pipeline(choose: Choose, **settings: Any) -> Pipeline[Any, Any]:
-    """A pipeline of a few elements, valid by construction."""
+def random_pipeline(choose: Choose, depth: int = 2, longest: int = 3, **settings: Any) -> Pipeline[Any, Any]:
+    """A pipeline of a few elements, valid by construction; `depth` is how far forks may stand in forks."""
     pipeline: Pipeline[Any, Any] = Pipeline(**settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImplicitPipeWarning)
         pipeline.add(processor(choose, True))
-        _extend(pipeline, choose, depth=2, length=1 + choose(3), single=True)
+        _extend(pipeline, choose, depth=depth, length=1 + choose(longest), single=True)
     return pipeline
 
 

@@ -94,6 +94,7 @@ class Source(TestCase):
         assert core.pulls == [Pull(2)]
         core.feed(0.2, "B", 1 + 2)
         assert core.machine.first.room(0) == 0
+
     def test_what_is_on_its_way_to_a_source_that_gives_back_stays_allowed(self) -> None:
         core = Driven(Processor(job), Pipe(64))
         leases = core.feed(0.0, "A", 32)

@@ -1,0 +1,88 @@
+"""The simulation of the core, for as long as a test may take; `python3 -m tests.simulation` goes on for longer.
+
+Law: a fixed number of seeds passes, a seed is the same each time, and what fails is made smaller and can be repeated.
+"""
+
+from __future__ import annotations
+
+import unittest
+from unittest import mock
+
+from conveyor.core import events
+from tests.simulated import SimulatedShell
+from tests.simulation import Scenario, Stage, main, shrunk, simulate
+from tests.support import SHORT, TestCase
+from tests.test_planted_bugs import BUGS, Failure, planted
+
+
+class Simulation(TestCase):
+    """Whatever happens, the results are those of the inline engine, and nothing is lost, doubled or left."""
+
+    time_limit = 180.0
+
+    def test_seeds(self) -> None:
+        said: list[str] = []
+        seeds = 10 if SHORT else 50
+        result = main(["--seeds", str(seeds), "--events", "3000", "--first-seed", "500"], said.append)
+        assert result == 0 and len(said) == 1, "\n".join(said)
+
+    def test_a_seed_is_the_same_each_time(self) -> None:
+        for seed in range(3):
+            assert simulate(Scenario(seed, 500)) == simulate(Scenario(seed, 500))
+
+
+class Failures(TestCase):
+    """A seed that fails."""
+
+    def test_it_is_made_smaller_and_can_be_repeated(self) -> None:
+        bug = next(bug for bug in BUGS if bug.method == "replied")
+        said: list[str] = []
+        with mock.patch.object(bug.owner, bug.method, planted(bug)):
+            with self.assertRaisesRegex(Failure, "the results differ") as caught:
+                simulate(Scenario(2))
+            small = shrunk(caught.exception, seconds=5.0)
+            assert small.scenario.items < 60 and small.scenario.runs < 1000 and small.scenario.every == 1
+            words = small.scenario.command.split()
+            assert words[:3] == ["python3", "-m", "tests.simulation"]
+            assert main(words[3:], said.append) == 1
+        assert str(small) in said[0] and words[-1] in said[0]
+        # Without the bug the same passes.
+        assert main(words[3:], said.append) == 0
+
+
+class Fence(TestCase):
+    """What a worker says that was declared lost."""
+
+    def lost(self) -> tuple[SimulatedShell, events.Replied]:
+        """A machine of which one worker was lost, and what that had said last."""
+        for seed in range(50):
+            stage = Stage(Scenario(seed))
+            shell = SimulatedShell(stage.plan, stage.inputs.random, lambda choose: choose)
+            given = stage.input()
+            if given is None:
+                continue
+            shell.begin(*given, stage.ordered)
+            while not shell.finished and not shell.failure:
+                shell.step()
+                for event in shell.stale:
+                    if isinstance(event, events.Replied) and not shell.machine.over:
+                        return shell, event
+        raise AssertionError("none of these seeds loses a worker")
+
+    def test_the_shell_holds_it_off(self) -> None:
+        shell, event = self.lost()
+        before = shell.count
+        shell.come_late(event)
+        assert (shell.rejected, shell.count) == (1, before)
+
+    def test_the_core_has_no_fence_and_does_not_take_it_for_news(self) -> None:
+        """No lease has the number of one that was lost, so it breaks off instead of committing anything twice."""
+        shell, event = self.lost()
+        with self.assertRaises(KeyError):
+            shell.machine.handle(event, shell.now)
+        # What it says of what it has begun is of no concern.
+        assert shell.machine.handle(events.Begun(event.worker, event.lease, 1), shell.now) == []
+
+
+if __name__ == "__main__":
+    unittest.main()
