@@ -13,6 +13,7 @@ import io
 import itertools
 import os
 import tempfile
+import time
 import unittest
 import warnings
 
@@ -165,6 +166,22 @@ class Life(Processor):
     def finish(self):
         yield tuple(self.events)
         yield "end"
+
+
+class Over(Processor):
+    """Is slow at the last items where they are odd; takes none once it has finished."""
+
+    def setup(self):
+        self.over = False
+
+    def process(self, item):
+        if self.over:
+            raise ValueError("an item behind the end")
+        time.sleep(0.1 if item % 2 and item > 64 else 0.0002)
+
+    def finish(self):
+        self.over = True
+        return "over"
 
 
 class Note(Processor):
@@ -373,6 +390,9 @@ class Behaviour(Basics):
                 pipeline.run([3])
             with open(path) as file:
                 assert file.read().split() == ["setup", *["process"] * 2, "finish", "process", "finish", "teardown"]
+
+    def test_nothing_comes_after_finish(self):
+        self.check([Over(workers=2), Pipe(64)], range(70), ["over"] * 2)
 
     def test_keep_none(self):
         self.check([Processor(nothing)], range(3), [])
