@@ -63,6 +63,8 @@ class FakeWorker:
         self.begun = (-1, 0)
         self.limit: tuple[int, int] | None = None
         self.recall: commands.Recall | None = None
+        # What it has given up of the lease at hand, and has not said.
+        self.given_up: list[tuple[int, int, float, Any]] = []
         # How many items of each lease have been acknowledged.
         self.acknowledged: dict[int, int] = {}
 
@@ -82,6 +84,7 @@ class FakeWorker:
         self.waiting = False
         self.work = self.values(lease, items)
         self.held = None
+        self.given_up = []
         return lease
 
     def values(self, lease: commands.Lease, units: list[Any]) -> Iterator[tuple[str, Any]]:
@@ -91,6 +94,11 @@ class FakeWorker:
                 yield "output", value
             return
         for index, unit in enumerate(units):
+            if lease.verdict is not None and (self.limit is None or (lease.lease, 0) < self.limit):
+                self.begun = (lease.lease, 1)
+                self.given_up.append((0, lease.verdict.attempts, 0.0, lease.verdict))
+                yield "unit", None
+                return
             if self.limit is not None and (lease.lease, index) >= self.limit:
                 return
             self.begun = (lease.lease, index + 1)
@@ -145,8 +153,12 @@ class FakeWorker:
             blobs.append((part, len(part)))
         runs = runs_of(sizes) if self.grouped else None
         event = events.Replied(
-            self.number, lease.lease, len(sizes), runs, tuple(blobs), 0, final, starving, 1e-5, partial=count
+            *(self.number, lease.lease, len(sizes), runs, tuple(blobs), 0, final, starving, 1e-5),
+            partial=count,
+            given_up=self.given_up if sizes else (),
         )
+        if sizes:
+            self.given_up = []
         if final:
             self.lease = None
         return event

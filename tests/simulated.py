@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
+from conveyor.core import attempts as core_attempts
 from conveyor.core import commands, events
-from conveyor.core import step as core_step
 from conveyor.core.ends import Sink
 from conveyor.core.forks import Fork, Replicate
 from conveyor.core.joins import Join, Zip
@@ -106,6 +106,9 @@ class SimulatedShell(FakeShell):
         # At how many deaths an item was the one for certain, by the step and its number there.
         self.deaths: Counter[tuple[int, int]] = Counter()
         self.expected_failure: tuple[str | None, int, int | None] | None = None
+        # Which items have been judged, and given up, by the step and their number there.
+        self.judged: set[tuple[int, int]] = set()
+        self.given_up: set[tuple[int, int]] = set()
         self.count = self.rejected = self.runs = 0
         self.quiet = False
         self.inexact = inexact(plan)
@@ -129,6 +132,8 @@ class SimulatedShell(FakeShell):
         self.pulls.clear()
         self.finishing.clear()
         self.deaths.clear()
+        self.judged.clear()
+        self.given_up.clear()
         self.units_sent.clear()
         self.pages = {
             node.index: Page(getattr(node, "name", "the results"), node.index not in self.inexact)
@@ -335,7 +340,7 @@ class SimulatedShell(FakeShell):
             return False
         if not self.finished and self.lone_suspect(number) is not None and self.random() >= self.chances.fatal:
             culprit = self.lone_suspect(number)
-            if self.deaths[node.index, culprit or 0] + 1 >= core_step.ITEM_ATTEMPTS:
+            if self.deaths[node.index, culprit or 0] + 1 >= core_attempts.ITEM_ATTEMPTS:
                 return False
         self.kills -= 1
         self.kill(number)
@@ -373,7 +378,7 @@ class SimulatedShell(FakeShell):
         begun = worker.begun if self.choose(4) else None
         killed = self.choose(2) == 0
         node = worker.node
-        attempts = core_step.ITEM_ATTEMPTS + killed
+        attempts = core_attempts.ITEM_ATTEMPTS + killed
         culprit: int | None = None
         page = self.pages[node.index]
         if not self.finished and not self.cancelled and node.restartable:
@@ -383,7 +388,7 @@ class SimulatedShell(FakeShell):
             if suspects is not None and suspects[1] == 1:
                 culprit = self.number(page, number, suspects[0])
                 self.deaths[node.index, culprit] += 1
-                if self.deaths[node.index, culprit] >= attempts:
+                if self.deaths[node.index, culprit] >= attempts and not node.gives_up:
                     self.expected_failure = ("item", node.index, culprit)
         elif not node.restartable:
             self.expected_failure = ("state", node.index, None)
@@ -393,7 +398,7 @@ class SimulatedShell(FakeShell):
             if event is not None and len(self.stale) < 8:
                 self.stale.append(event)
         self.handle(events.WorkerLost(number, "killed", begun, True, killed))
-        if culprit is not None and not self.failure:
+        if culprit is not None and not self.failure and not node.gives_up:
             assert self.deaths[node.index, culprit] < attempts, "an item has more attempts than it may have"
 
     def drain(self, number: int) -> None:
@@ -434,8 +439,10 @@ class SimulatedShell(FakeShell):
 
     def see(self, command: commands.Command) -> None:
         match command:
-            case commands.Lease(number, lease, pieces, items, _, finish):
+            case commands.Lease(number, lease, pieces, items, _, finish, _, verdict):
                 worker = self.workers[number]
+                if verdict is not None:
+                    self.check_verdict(worker.node, verdict)
                 assert not self.finished, "a lease after the end"
                 assert finish or number not in self.finishing, "items for a worker that was told to finish"
                 if worker.recall:
@@ -452,12 +459,23 @@ class SimulatedShell(FakeShell):
             case commands.EndWorker(number):
                 assert number in self.workers, "a worker is sent away twice"
                 self.left += self.wires.pop(number)
+            case commands.GaveUp(index, first):
+                assert (index, first) not in self.given_up, "an item was given up twice"
+                assert (index, first) in self.judged, "an item was given up that nobody had judged"
+                self.given_up.add((index, first))
             case commands.Fail(index, _, first, _, _, loss):
                 found = (loss, index, first)
                 expected = self.expected_failure
                 if expected is not None and expected[2] is None:
                     found = (loss, index, None)
                 assert found == expected, f"given up was {found}, and to blame is {expected}"
+
+    def check_verdict(self, node: StepNode, verdict: commands.Verdict) -> None:
+        """Raise AssertionError where an item is given up that was not the one for certain often enough."""
+        assert node.gives_up and verdict.kind == "died", "a verdict that nobody asked for"
+        culprit = (node.index, verdict.first)
+        assert self.deaths[culprit] >= core_attempts.ITEM_ATTEMPTS, f"given up is {culprit}, which is not to blame"
+        self.judged.add(culprit)
 
     # The checks
 

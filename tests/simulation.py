@@ -19,11 +19,14 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from itertools import islice
+from dataclasses import replace
+from functools import partial
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from conveyor import ImplicitPipeWarning, Join, Pipeline, Processor, ReplicatingFork
-from conveyor.plan import StepNode
+from conveyor.engines import inline
+from conveyor.plan import Plan, StepNode
 from tests.pipelines import Choose, Trailing, drop_all, pipe, processor, random_pipeline
 from tests.simulated import Chances, Dies, Raises, SimulatedShell
 from tests.variants import burst, eager, fair, indifferent, lazy, loosened, tightened, work
@@ -128,13 +131,49 @@ class Stage:
         self.plan = plan
         # Whether the results are known, in order or in any.
         self.ordered = True if ordered else False if indifferent(plan) else None
+        # An item without which the run goes on, and the step at which it ends workers.
+        self.forgiven: tuple[int, Any] | None = None
+
+    def forgive(self, poison: tuple[int, Any, type[Exception]] | None) -> None:
+        """Have the run go on without an item that ends workers, where its step lets that be."""
+        self.forgiven = None
+        if poison is None or poison[2] is not Dies:
+            return
+        node = self.plan.nodes[poison[0]]
+        assert isinstance(node, StepNode)
+        plain = node.processor.job is not None and node.batch is None and not node.processor.keep_none
+        if plain and not node.finishes and node.restartable:
+            self.forgiven = poison[:2]
+
+    @property
+    def plan_now(self) -> Plan:
+        """The plan, with a step that gives up what ends its workers, where something is forgiven."""
+        if self.forgiven is None:
+            return self.plan
+        nodes: list[Any] = list(self.plan.nodes)
+        nodes[self.forgiven[0]] = replace(nodes[self.forgiven[0]], gives_up=True)
+        return replace(self.plan, nodes=tuple(nodes))
+
+    def results(self, items: list[int]) -> list[Any]:
+        """What the inline engine makes of an input, as far as that is not too much."""
+        if self.forgiven is None:
+            return list(islice(self.pipeline.stream(items), MOST_RESULTS + 1))
+        index, item = self.forgiven
+        nodes: list[Any] = list(self.plan.nodes)
+        job = partial(without, nodes[index].processor.job, item)
+        nodes[index] = replace(nodes[index], processor=Processor(job))
+        session = inline.Session(replace(self.plan, nodes=tuple(nodes)))
+        session.open()
+        results = list(islice(chain.from_iterable(session.run(items).chunks()), MOST_RESULTS + 1))
+        session.close()
+        return results
 
     def input(self) -> tuple[list[int], list[Any]] | None:
         """The input of the next run, and what comes of it; None where that is too much."""
         items = [self.inputs.randrange(50) for _ in range(self.inputs.randrange(60))][: self.scenario.items]
         if work(self.plan, len(items)) > MOST_WORK:
             return None
-        expected = list(islice(self.pipeline.stream(items), MOST_RESULTS + 1))
+        expected = self.results(items)
         return (items, expected) if len(expected) <= MOST_RESULTS else None
 
 
@@ -157,13 +196,13 @@ def simulate(scenario: Scenario) -> Tally:
     try:
         while tally.events < scenario.events and tally.runs < scenario.runs:
             if shell is None:
-                shell = SimulatedShell(stage.plan, source.random, manner, heaviest, chances, None)
+                bad = poison(stage, source) if poisoning else None
+                stage.forgive(bad if source.randrange(2) else None)
+                shell = SimulatedShell(stage.plan_now, source.random, manner, heaviest, chances, bad)
             given = stage.input()
             if given is None:
                 # Too much for this pipeline: an empty input tells something as well.
-                given = [], list(stage.pipeline.stream([]))
-            if poisoning and shell.runs == 0:
-                shell.poison = poison(stage, given[0], source)
+                given = [], stage.results([])
             before = shell.count
             run(shell, given, stage.ordered, source)
             tally = tally.plus(Tally(shell.count - before, 1, shell.failure is not None, shell.rejected))
@@ -176,12 +215,15 @@ def simulate(scenario: Scenario) -> Tally:
     return tally
 
 
-def poison(stage: Stage, items: list[int], source: random.Random) -> tuple[int, Any, type[Exception]] | None:
-    """An item of the first step, or of another that may see it, and what it does to a worker."""
-    if not items:
-        return None
+def poison(stage: Stage, source: random.Random) -> tuple[int, Any, type[Exception]]:
+    """An item that may come to a step, and what it does to a worker there."""
     steps = [node.index for node in stage.plan.nodes if isinstance(node, StepNode)]
-    return source.choice(steps), source.choice(items), source.choice([Dies, Raises])
+    return source.choice(steps), source.randrange(50), source.choice([Dies, Raises])
+
+
+def without(job: Callable[[Any], Any], item: Any, given: Any) -> Any:
+    """Call a job, unless it is for the one item."""
+    return None if given == item else job(given)
 
 
 def run(shell: SimulatedShell, given: tuple[list[int], list[Any]], ordered: bool | None, source: random.Random) -> None:

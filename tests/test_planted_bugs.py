@@ -14,6 +14,7 @@ import unittest
 from typing import Any, NamedTuple
 from unittest import mock
 
+from conveyor.core.attempts import Attempts
 from conveyor.core.forks import Replicate
 from conveyor.core.groups import Groups
 from conveyor.core.machine import Machine
@@ -51,8 +52,9 @@ BUGS = (
         "items are acknowledged when they are begun, before their outputs are there",
         Step,
         "_lose",
-        "self._take_back(lease, lease.items).deaths = lease.deaths + at_work",
-        "self._acknowledged += lease.items; self._add_outstanding(lease.worker, -lease.items); lease.items = 0",
+        "rest = self._take_back(lease, last - first + 1)",
+        "self._acknowledged += lease.items; self._add_outstanding(lease.worker, -lease.items); lease.items = 0\n"
+        "    return None",
         "is in no place, or in two",
     ),
     Bug(
@@ -69,7 +71,7 @@ BUGS = (
         "_close_lease",
         "self.promised -= lease.credit",
         "pass",
-        "more is promised|check:",
+        "more is promised|check:|nothing can happen any more",
     ),
     Bug(
         "a step lets outputs out in the order in which they arrive",
@@ -115,13 +117,13 @@ BUGS = (
         "what a lost worker had is handed out twice",
         Step,
         "_lose",
-        "self._take_back(lease, lease.items).deaths = lease.deaths + at_work",
-        "rest = self._take_back(lease, lease.items)\n"
+        "rest = self._take_back(lease, last - first + 1)",
+        "rest = self._take_back(lease, last - first + 1)\n"
         "    twin = Rest(rest.number, rest.first, tuple(rest.pieces._pieces), rest.pieces.items)\n"
         "    self._rests.append(twin)\n"
         "    if self.ordered:\n"
         "        self._order.insert(self._order.index(rest), twin)",
-        "acknowledged twice|has two owners|that was acknowledged|in no place, or in two|out of order",
+        "acknowledged twice|two owners|that was acknowledged|in no place, or in two|out of order|nothing can happen",
     ),
     Bug(
         "what is taken back from a worker is left to it as well",
@@ -196,15 +198,15 @@ BUGS = (
         "if worker is None or event.lease < self._first_lease:",
         "if worker is None:",
         "disagree on a lease|had been taken back|has two owners|in no place, or in two",
-        first=29,
+        first=92,
     ),
     Bug(
         "whoever is first in line is blamed, alone or not",
         Step,
         "_lose",
-        "if at_work and begun == 1:",
-        "if at_work:",
-        "given up was",
+        "exact = at_work and (begun == 1 or node.timeout is not None)",
+        "exact, begun = at_work, 1",
+        "given up was|not to blame",
         first=69,
         poison=100,
     ),
@@ -214,16 +216,16 @@ BUGS = (
         "lost",
         "noted = -1 if event.begun is None else event.begun[0]",
         "noted = -1",
-        "given up was|was passed over|more attempts",
-        first=16,
+        "given up was|was passed over|more attempts|not to blame",
+        first=37,
         poison=100,
     ),
     Bug(
         "an item may end any number of workers",
-        Step,
-        "_lose",
-        ">= ITEM_ATTEMPTS + event.killed",
-        ">= 1000",
+        Attempts,
+        "died",
+        "if deaths < ITEM_ATTEMPTS + event.killed:",
+        "if deaths < 1000:",
         "was passed over|more attempts",
         first=3,
         poison=100,
@@ -235,6 +237,25 @@ BUGS = (
         "return spare - self._reserve if waits else spare",
         "return spare",
         "nothing can happen any more|more is promised",
+        first=84,
+    ),
+    Bug(
+        "the item behind the one that was judged is given up",
+        Step,
+        "_lose",
+        "rest.verdict = verdict",
+        "rest.verdict = verdict and verdict._replace(first=verdict.first + 1)",
+        "which is not to blame",
+        poison=100,
+    ),
+    Bug(
+        "what was given up is told of another item",
+        Step,
+        "replied",
+        "*lease.unit_at(index, self.unit)",
+        "*lease.unit_at(index + 1, self.unit)",
+        "that nobody had judged|is not to blame",
+        poison=100,
     ),
     Bug(
         "the last branch of a fork is left out",
