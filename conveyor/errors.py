@@ -41,12 +41,12 @@ class StateError(ConveyorError, RuntimeError):
 
 
 class JobPicklingError(ConveyorError, TypeError):
-    """A job has to be sent to its worker and cannot be pickled.
+    """A job, or the `redact` of the pipeline, has to be sent to a worker and cannot be pickled.
 
-    Fields: `processor`, the name of the Processor.
+    Fields: `processor`, the name of the Processor; None for the `redact`.
     """
 
-    def __init__(self, message: str, processor: str) -> None:
+    def __init__(self, message: str, processor: str | None) -> None:
         super().__init__(message)
         self.processor = processor
 
@@ -79,7 +79,7 @@ class SourceError(ConveyorError):
     """The input of a run raised an exception, or gave an item that cannot be pickled.
 
     The exception is the `__cause__`.  Fields: `number`, of the input item, counted from 0; `item`, its
-    shortened repr, None where the source raised instead of giving one.
+    shortened repr, or what `redact` says instead, None where the source raised instead of giving one.
     """
 
     def __init__(self, message: str, number: int, item: str | None = None) -> None:
@@ -122,7 +122,7 @@ class ProcessorError(ConveyorError):
             failure is not one item's.
         last: the same, or more where it is not known which of the items from `number` to `last` is to blame; of a
             batch, its last item.
-        item: the shortened repr of the item (or batch), None where there is none.
+        item: the shortened repr of the item (or batch), or what `redact` says instead; None where there is none.
         kind: the name of the exception's type.
         traceback: the traceback in the worker, as text.
         attempts: how many times the job was called with the item.

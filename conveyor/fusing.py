@@ -19,12 +19,15 @@ from conveyor.stages import Processor
 
 
 class StageError(Exception):
-    """One of several fused jobs raised, at `item`; what it raised is the `__cause__`."""
+    """One of several fused jobs raised; what it raised is the `__cause__`.
 
-    def __init__(self, processor: str, item: Any) -> None:
+    `items` has the item at which it did, where that is not one for which a generator was made some time before.
+    """
+
+    def __init__(self, processor: str, *items: Any) -> None:
         super().__init__()
         self.processor = processor
-        self.item = item
+        self.items = items
 
 
 class Fused:
@@ -71,7 +74,7 @@ class Fused:
             except StopIteration:
                 return
             except BaseException as error:
-                raise StageError(name, _UNKNOWN) from error
+                raise StageError(name) from error
             if not jobs:
                 yield value
                 continue
@@ -80,14 +83,6 @@ class Fused:
                 yield from value
             elif value is not None or self._keep_none[-1]:
                 yield value
-
-
-class _Unknown:
-    def __repr__(self) -> str:
-        return "one that its generator was made for"
-
-
-_UNKNOWN = _Unknown()
 
 
 def _nothing() -> Iterator[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import types
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 
@@ -21,7 +21,7 @@ from conveyor.errors import StateError
 from conveyor.failed import FailedItem
 from conveyor.fusing import fused
 from conveyor.memory import usable_memory
-from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork
+from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork, check_redact, code_of
 from conveyor.stats import Stats
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class Pipeline(Generic[In, Out]):
     - `max_failures`: a run ends that gives up more items than this, or (a float) than this share of what went in.
     - `fuse`: whether adjacent Processors that are plain functions run in one process, as many side by side as there are
       cores: for jobs so small that handing items on costs more than they do.  Nothing is copied between them then.
+    - `redact`: what shows an item (or a batch) in errors: a callable that takes one, and returns the str that stands
+      there instead of its repr.
 
     Raises TypeError or ValueError for an argument it cannot use.
 
@@ -85,6 +87,7 @@ class Pipeline(Generic[In, Out]):
         cores: int | None = None,
         max_failures: int | float | None = None,
         fuse: bool = False,
+        redact: Callable[[Any], str] | None = None,
     ) -> None:
         _check_choice("engine", engine, ENGINES)
         _check_choice("start_method", start_method, START_METHODS)
@@ -110,6 +113,7 @@ class Pipeline(Generic[In, Out]):
                 raise ValueError(
                     f"Pipeline: max_failures must be 0 or more, and a share at most 1.0, not {max_failures!r}"
                 )
+        check_redact(redact)
         self._engine = engine or "process"
         self._start_method = start_method
         self._channel = channel
@@ -117,6 +121,7 @@ class Pipeline(Generic[In, Out]):
         self._cores = cores
         self._max_failures = max_failures
         self._fuse = fuse
+        self._redact = redact
         self._description = Description()
         self._session: Any = None
         # The last session, for what it can tell when it is over.
@@ -187,7 +192,10 @@ class Pipeline(Generic[In, Out]):
             "max_failures": self._max_failures,
             "fuse": self._fuse or None,
         }
-        given = ", ".join(f"{name}={value!r}" for name, value in settings.items() if value is not None)
+        arguments = [f"{name}={value!r}" for name, value in settings.items() if value is not None]
+        if self._redact is not None:
+            arguments.append(f"redact={code_of(self._redact)}")
+        given = ", ".join(arguments)
         return self._description.code(f"Pipeline({given})")
 
     def __str__(self) -> str:
@@ -316,13 +324,13 @@ class Pipeline(Generic[In, Out]):
         if self._engine == "inline":
             from conveyor.engines import inline
 
-            session: Any = inline.Session(plan)
+            session: Any = inline.Session(plan, self._redact)
         else:
             from conveyor.engines import process
 
             if self._fuse:
                 plan = fused(plan)
-            session = process.Session(plan, self._start_method, self._channel)
+            session = process.Session(plan, self._start_method, self._channel, self._redact)
         self._session = self._last = session
         try:
             session.open()

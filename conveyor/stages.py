@@ -615,3 +615,21 @@ class Join(Element, Generic[How_co]):
         if self.how != "merge":
             arguments.append(f"how={self.how!r}")
         return f"Join({', '.join(arguments)})"
+
+
+def check_redact(redact: object) -> None:
+    """Raise unless it is None, or can be called with an item."""
+    if redact is None:
+        return
+    if not callable(redact):
+        raise TypeError(f"Pipeline: redact must be a callable of one argument, or None, not {redact!r}")
+    _check_call(f"Pipeline: redact={_job_code(redact)}", redact, "a function such as `def redact(item)`")
+
+
+def code_of(call: object) -> str:
+    """A callable as it would stand in code, as far as that can be known.
+
+    >>> code_of(len)
+    'len'
+    """
+    return _job_code(call)

@@ -239,6 +239,19 @@ class WorkerNumber(Processor):
         return os.getpid()
 
 
+def number_alone(item):
+    """A `redact`: what a user may have in a file of errors."""
+    return f"number {item['number']}"
+
+
+def fail_on_secret(item):
+    raise ValueError("refused")
+
+
+def unpicklable_secret(item):
+    return {"secret": "hush", "number": 5, "lock": threading.Lock()}
+
+
 class WritesForever(Processor):
     """Is killed while it writes a large message."""
 
@@ -401,6 +414,29 @@ class Failures:
         with self.fails(ProcessorError, number=0) as caught:
             self.make(Processor(fail_always)).run([BadRepr()])
         assert "BadRepr" in caught[0].item
+
+    # What is shown
+
+    def test_items_are_shown_as_redact_says(self):
+        secret = {"secret": "hush", "number": 3}
+        settings = {**self.settings, "redact": number_alone}
+        with self.fails(ProcessorError, number=0, item="number 3") as caught:
+            Pipeline(**settings).add(Processor(fail_on_secret)).run([secret])
+        assert "[item 0: number 3]" in str(caught[0]) and "hush" not in str(caught[0]) + caught[0].traceback
+        with self.fails(ProcessorError, phase="pickle", item="number 3") as caught:
+            Pipeline(**settings).add(Processor(unpicklable_secret)).run([secret])
+        assert "(the output was number 5)" in str(caught[0]) and "hush" not in str(caught[0])
+        with self.fails(SourceError, item="number 5") as caught:
+            Pipeline(**settings).add(Processor(same)).run([unpicklable_secret(None)])
+        assert "number 5" in str(caught[0]) and "hush" not in str(caught[0])
+
+    def test_a_redact_that_raises_shows_nothing(self):
+        settings = {**self.settings, "redact": number_alone}
+        with self.fails(ProcessorError, item="<item not shown: redact raised KeyError>"):
+            Pipeline(**settings).add(Processor(fail_on_secret)).run([{"secret": "hush"}])
+        # A batch is one thing.
+        with self.fails(ProcessorError, item="<item not shown: redact raised TypeError>"):
+            Pipeline(**settings).add(Processor(fail_on_secret, batch=2)).run([{"secret": "hush"}] * 2)
 
     # Pickling
 

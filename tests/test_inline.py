@@ -446,6 +446,29 @@ class Failing(TestCase):
         assert (caught.exception.number, caught.exception.item) == (1, None)
         assert isinstance(caught.exception.__cause__, OSError)
 
+    def test_redact_shows_items(self) -> None:
+        shown: list[Any] = []
+
+        def redact(item: Any) -> str:
+            shown.append(item)
+            return "<secret>"
+
+        pipeline = inline(Processor(lambda item: 1 // item, name="divide"), redact=redact)
+        assert pipeline.run([1, -1]) == [1, -1] and not shown, "nothing is shown of what does well"
+        error = self.error(pipeline, [1, 0])
+        assert error.item == "<secret>" and str(error).endswith("[item 1: <secret>]") and shown == [0]
+        with self.assertRaises(SourceError) as caught:
+            pipeline.run([lambda: 2])
+        assert caught.exception.item == "<secret>" and "): <secret>. Give plain data" in str(caught.exception)
+
+    def test_redact_that_fails_shows_nothing(self) -> None:
+        for redact, text in [
+            (lambda item: item["name"], "<item not shown: redact raised TypeError>"),
+            (lambda item: 5, "<item not shown: redact returned int, not str>"),
+            (lambda item: "x" * 1000, "x" * 197 + "..."),
+        ]:
+            assert self.error(inline(Processor(lambda item: 1 // item), redact=redact), [0]).item == text
+
     def test_an_input_item_that_cannot_be_pickled(self) -> None:
         with self.assertRaises(SourceError) as caught:
             inline(Processor(same)).run([1, lambda: 2])

@@ -9,6 +9,7 @@ from dataclasses import FrozenInstanceError, dataclass
 from typing import Any
 
 from conveyor.errors import ConveyorError, ImplicitJoinWarning, ImplicitPipeWarning, RuleError
+from conveyor.pipeline import Pipeline
 from conveyor.stages import (
     DEFAULT_MAXSIZE,
     BalancingFork,
@@ -295,6 +296,19 @@ def test_jobs_are_refused_by_name():
         assert all(word in message for word in words), message
     for job in (load, add, len, int, str, print, Scale(), Scale().method, functools.partial(two, 1), lambda *items: 1):
         Processor(job)
+
+
+def test_redact():
+    for redact, words in [
+        ("repr", ["redact", "callable of one argument, or None", "'repr'"]),
+        (nothing, ["redact=nothing", "takes ()", "one item"]),
+        (coroutine, ["coroutine", "async"]),
+    ]:
+        message = raised(TypeError, lambda redact=redact: Pipeline(redact=redact))
+        assert all(word in message for word in words), message
+    assert repr(Pipeline(redact=len)) == "Pipeline(redact=len)"
+    assert repr(Pipeline(redact=functools.partial(add, 1))) == "Pipeline(redact=partial(add, 1))"
+    assert repr(Pipeline(redact=None)) == "Pipeline()"
 
 
 def test_a_subclass_is_looked_at_again():

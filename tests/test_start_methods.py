@@ -186,6 +186,17 @@ class StartMethodsTest(TestCase):
                     )
                     assert "chosen because" not in errors
 
+    def test_a_redact_that_cannot_be_pickled(self):
+        for method in ("spawn", "forkserver"):
+            with self.subTest(method=method):
+                self.bad(
+                    f"import jobs\npipeline = Pipeline(start_method={method!r}, redact=lambda item: '')\n"
+                    'if __name__ == "__main__":\n    pipeline.add(Processor(jobs.double)).open()',
+                    "JobPicklingError",
+                    "`redact` of the pipeline",
+                    "Remedy",
+                )
+
     def test_in_a_daemonic_process(self):
         body = """
             import multiprocessing, jobs

@@ -36,6 +36,9 @@ LEAST_INTERVAL = 8
 # How many objects of a giver are watched for one that comes again.
 WATCHED = 4
 
+# How many characters stand for an item in an error, at most.
+SHOWN = 200
+
 Spec = tuple[tuple[Any, int, int], ...]
 
 
@@ -285,4 +288,4 @@ def short(value: Any) -> str:
         text = _Shortener().repr(value)
     except BaseException as error:
         return f"<{type(value).__name__} object whose repr raised {type(error).__name__}>"
-    return text if len(text) <= 200 else text[:197] + "..."
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

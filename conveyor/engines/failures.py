@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from conveyor.engines.codec import short
 from conveyor.errors import (
     ItemTimeoutError,
     ProcessorError,
@@ -41,7 +40,7 @@ class Failure(NamedTuple):
 def failure_of(error: BaseException, phase: str, item: str | None = None, attempts: int = 1) -> Failure:
     """Describe an exception so that another process can raise it again."""
     if isinstance(error, StageError) and error.__cause__ is not None:
-        failure = failure_of(error.__cause__, phase, short(error.item), attempts)
+        failure = failure_of(error.__cause__, phase, item, attempts)
         return failure._replace(processor=error.processor)
     pickled: bytes | None = None
     with contextlib.suppress(BaseException):

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 
 from conveyor.core.attempts import too_many
 from conveyor.core.staff import Durations
-from conveyor.engines.codec import copied, short
+from conveyor.engines.codec import copied
 from conveyor.engines.failures import failure_of, processor_error, too_many_failures
+from conveyor.engines.redaction import Redact, shown_by
 from conveyor.errors import ProcessorError, SourceError, StateError
 from conveyor.failed import FailedItem
 from conveyor.jobs import outputs_of
@@ -99,9 +100,11 @@ class _Step:
         jobs: list[Processor[Any, Any]],
         tally: _Tally,
         output: _Output,
+        shown: Callable[[Any], str],
         give_up: Callable[[FailedItem], None],
     ) -> None:
         self._node = node
+        self._shown = shown
         self._policy = policy_of(node.processor)
         self._report = give_up
         self._jobs = jobs
@@ -175,7 +178,7 @@ class _Step:
                 time.sleep(policy.delay(attempts))
                 continue
             if not policy.gives_up:
-                raise self._error(failed, "process", number, short(unit), attempts) from failed
+                raise self._error(failed, "process", number, self._shown(unit), attempts) from failed
             replacement = self._give_up(job, failed, "process", unit, number, items, attempts)
             if replacement is not None:
                 yield replacement
@@ -193,7 +196,7 @@ class _Step:
     ) -> Any:
         """Report a unit, or an output of it; return what goes on in its place."""
         policy = policy_of(job)
-        failed = self._error(error, phase, number, short(unit), attempts)
+        failed = self._error(error, phase, number, self._shown(unit), attempts)
         self._report(
             FailedItem(self._node.name, number, number + items - 1, failed.item, failed, attempts, time.time())
         )
@@ -203,7 +206,7 @@ class _Step:
         try:
             return policy.on_error(copied(unit), error)  # type: ignore[arg-type]
         except (Exception, SystemExit) as second:
-            raise self._error(second, "on_error", number, short(unit)) from second
+            raise self._error(second, "on_error", number, self._shown(unit)) from second
 
     def _pass_on(self, output: Any, unit: Any, source: tuple[Processor[Any, Any], int, int] | None) -> Iterator[Any]:
         """Pass on an output, as it is behind a hop; one that cannot be pickled is given up, or ends the run."""
@@ -212,7 +215,7 @@ class _Step:
             copy = copied(output)
         except Exception as error:
             number = None if source is None else source[1]
-            item = None if source is None else short(unit)
+            item = None if source is None else self._shown(unit)
             if source is None or not self._policy.gives_up:
                 raise self._error(error, "pickle", number, item) from error
             replacement = self._give_up(source[0], error, "pickle", unit, *source[1:])
@@ -323,8 +326,9 @@ class _Sink:
 class Session:
     """Jobs that are set up, from the start to `close`."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, redact: Redact | None) -> None:
         self._plan = plan
+        self.shown = shown_by(redact)
         self._jobs: dict[int, list[Processor[Any, Any]]] = {}
         self._ready: list[tuple[str, Processor[Any, Any]]] = []
         self._run: InlineRun | None = None
@@ -401,7 +405,8 @@ class Session:
     def _part(self, node: Node, output: Any, parts: dict[int, Any]) -> _Part:
         match node:
             case StepNode():
-                return _Step(node, self._jobs[node.index], self._tallies[node.index], output(node.to), self.give_up)
+                jobs, tally = self._jobs[node.index], self._tallies[node.index]
+                return _Step(node, jobs, tally, output(node.to), self.shown, self.give_up)
             case ReplicateNode():
                 zips = [
                     (each.last_branch, parts[each.index])
@@ -498,7 +503,7 @@ class InlineRun:
                 try:
                     item = copied(item)
                 except Exception as error:
-                    raise SourceError.unpicklable(number, short(item), error) from error
+                    raise SourceError.unpicklable(number, self._session.shown(item), error) from error
                 yield item
                 number += 1
         except SourceError:

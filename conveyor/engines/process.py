@@ -26,6 +26,7 @@ from conveyor.engines.children import Child
 from conveyor.engines.codec import decode, items_of
 from conveyor.engines.failures import Failure, death, failed_item, overdue, processor_error, too_many_failures
 from conveyor.engines.interrupts import interrupts_held
+from conveyor.engines.redaction import Redact, shown_by
 from conveyor.engines.source import Source
 from conveyor.engines.starting import (
     FORK,
@@ -35,6 +36,7 @@ from conveyor.engines.starting import (
     check_importing,
     choose_start_method,
     jobs_for,
+    redact_for,
     signals_held,
 )
 from conveyor.engines.worker import Assignment
@@ -69,13 +71,15 @@ class Session:
     Raises, from any method, what ended the session; nothing of it is left then.
     """
 
-    def __init__(self, plan: Plan, start_method: str | None, kind: str | None) -> None:
+    def __init__(self, plan: Plan, start_method: str | None, kind: str | None, redact: Redact | None) -> None:
         check_importing()
         method = choose_start_method(start_method)
         self._plan = plan
         self._method = method
         self._channel = kind or (PIPE if os.name == "posix" else QUEUE)
         jobs = jobs_for(plan, method, start_method is None)
+        sent = redact_for(redact, method, start_method is None)
+        self.shown = shown_by(redact)
         grouped = plan.grouped()
         assignments = {
             step.index: Assignment(
@@ -86,6 +90,7 @@ class Session:
                 grouped=step.index in grouped,
                 timed=step.timeout is not None,
                 most_bytes=plan.bytes_at(step.to),
+                redact=sent,
             )
             for step, job in zip(plan.steps, jobs, strict=True)
         }
@@ -367,7 +372,7 @@ class Run:
         self._untold = 0
         self._untold_bytes = 0
         self._over = False
-        self.source = Source(number, items, session.feed, session.first_pull, session.first_bytes)
+        self.source = Source(number, items, session.feed, session.first_pull, session.first_bytes, session.shown)
 
     def chunks(self) -> Iterator[list[Any]]:
         """Yield the results in lists, as they come; closing the iterator cancels the run."""

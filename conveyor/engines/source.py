@@ -12,7 +12,7 @@ import contextvars
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from operator import itemgetter
 from typing import Any
@@ -27,7 +27,6 @@ from conveyor.engines.codec import (
     encode,
     frozen,
     interval,
-    short,
     unpicklable,
     weight,
 )
@@ -47,7 +46,15 @@ _PROMPT = frozenset({list, tuple, range, dict, set, frozenset, str, bytes})
 class Source:
     """The thread that feeds one run, of which the first pipe holds `most_bytes`."""
 
-    def __init__(self, run: int, items: Iterable[Any], end: FarEnd, credit: int, most_bytes: int) -> None:
+    def __init__(
+        self,
+        run: int,
+        items: Iterable[Any],
+        end: FarEnd,
+        credit: int,
+        most_bytes: int,
+        shown: Callable[[Any], str],
+    ) -> None:
         self._run = run
         self._credit = credit
         self._items = items
@@ -70,6 +77,7 @@ class Source:
         self._pulling = threading.Event()
         self._error: BaseException | None = None
         self._bad_item: str | None = None
+        self._shown = shown
         self._over = threading.Event()
         self._look_out: threading.Thread | None = None
         context = contextvars.copy_context()
@@ -264,7 +272,7 @@ class Source:
             if self._stopped or self._error is not None:
                 return
             if bad_item:
-                self._bad_item = short(*bad_item)
+                self._bad_item = self._shown(*bad_item)
             else:
                 self._sent += len(self._pulled)
             self._error = error

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from typing import Any
 
+from conveyor.engines.redaction import Redact
 from conveyor.errors import ConveyorError, JobPicklingError, MissingMainGuardError
 from conveyor.plan import Plan
 from conveyor.stages import Processor
@@ -78,16 +79,29 @@ def jobs_for(plan: Plan, method: str, chosen: bool) -> list[Processor[Any, Any] 
         if method == FORK:
             jobs.append(step.processor)
             continue
-        try:
-            pickled = pickle.dumps(step.processor, 5)
-        except Exception as error:
-            raise JobPicklingError(_refusal(step.name, method, chosen, error), step.name) from error
-        main = sys.modules.get("__main__")
-        if b"__main__" in pickled and main is not None and not _importable(main):
-            reason = "it is defined in an interactive session, which other processes cannot import"
-            raise JobPicklingError(_refusal(step.name, method, chosen, reason), step.name)
-        jobs.append(pickled)
+        what = f"The job of Processor {step.name!r}"
+        jobs.append(_pickled(what, "the job", step.processor, method, chosen, step.name))
     return jobs
+
+
+def redact_for(redact: Redact | None, method: str, chosen: bool) -> Redact | bytes | None:
+    """Return the `redact` of the pipeline as it reaches a worker."""
+    if redact is None or method == FORK:
+        return redact
+    return _pickled("The `redact` of the pipeline", "it", redact, method, chosen, None)
+
+
+def _pickled(what: str, short: str, value: Any, method: str, chosen: bool, processor: str | None) -> bytes:
+    """Return the pickle of what workers need; `what` and `short` say what that is."""
+    try:
+        pickled = pickle.dumps(value, 5)
+    except Exception as error:
+        raise JobPicklingError(_refusal(what, short, method, chosen, error), processor) from error
+    main = sys.modules.get("__main__")
+    if b"__main__" in pickled and main is not None and not _importable(main):
+        reason = "it is defined in an interactive session, which other processes cannot import"
+        raise JobPicklingError(_refusal(what, short, method, chosen, reason), processor)
+    return pickled
 
 
 def _importable(main: Any) -> bool:
@@ -100,18 +114,18 @@ def _findable(main: Any) -> bool:
     return getattr(main, "__spec__", None) is not None or path is None or os.path.exists(path)
 
 
-def _refusal(name: str, method: str, chosen: bool, reason: object) -> str:
+def _refusal(what: str, short: str, method: str, chosen: bool, reason: object) -> str:
     why = f'start_method="{method}"'
     if chosen and FORK in multiprocessing.get_all_start_methods():
         others = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
         if others:
             why += f" (chosen because this process has other threads: {', '.join(others[:5])})"
-    remedy = "define the job as a function or class at the top level of a module"
+    remedy = f"define {short} as a function or class at the top level of a module"
     if FORK in multiprocessing.get_all_start_methods():
         if chosen:
             remedy += "; or open the pipeline before any other thread is started"
         remedy += '; or use Pipeline(start_method="fork"), if no other thread can hold a lock at that moment'
-    return f"The job of Processor {name!r} has to be pickled for {why}, and cannot be: {reason}. Remedy: {remedy}."
+    return f"{what} has to be pickled for {why}, and cannot be: {reason}. Remedy: {remedy}."
 
 
 @contextlib.contextmanager

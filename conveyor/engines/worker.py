@@ -35,13 +35,14 @@ from conveyor.engines.codec import (
     interval,
     items_of,
     kinds_of,
-    short,
     unpicklable,
     weight,
 )
 from conveyor.engines.failures import Failure, death, failure_of, overdue
 from conveyor.engines.notes import Note
+from conveyor.engines.redaction import Redact, shown_by
 from conveyor.errors import ProcessorError
+from conveyor.fusing import StageError
 from conveyor.jobs import outputs_of
 from conveyor.policy import policy_of
 from conveyor.stages import Processor, work_of
@@ -65,7 +66,7 @@ class Assignment(NamedTuple):
 
     `job` is a Processor, or the pickle of one.  `grouped`: the number of outputs of each unit is to be told.  `timed`:
     the broker has to know since when the worker is at each unit.  `most_bytes` is what the pipe holds that its outputs
-    go to.
+    go to.  `redact`, or the pickle of it, shows items in errors.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Assignment(NamedTuple):
     grouped: bool
     timed: bool
     most_bytes: int
+    redact: Redact | bytes | None = None
 
 
 class _Stopped(Exception):
@@ -119,6 +121,7 @@ class Worker:
         self._timed = assignment.timed
         self._grouped = assignment.grouped
         self._end = end
+        self._shown = shown_by(assignment.redact)
         self._note = note
         # Where there is no note: beyond which position nothing may be begun, as a message said.
         self._limit: tuple[int, int] | None = None
@@ -524,11 +527,13 @@ class Worker:
 
     def _raised(self, error: BaseException, phase: str, units: int, attempts: int = 1) -> _Raised:
         index = self._acknowledged + units
-        return _Raised(units, failure_of(error, phase, self._shown(index), attempts))
+        return _Raised(units, failure_of(error, phase, self._text_of(index, error), attempts))
 
-    def _shown(self, index: int) -> str | None:
-        """Return what a message says of a unit of the lease."""
-        return short(self._lease_units[index]) if index < len(self._lease_units) else None
+    def _text_of(self, index: int, error: BaseException | None = None) -> str | None:
+        """Return what a message says of a unit of the lease; or of what a fused job had, where it was one that raised."""
+        if isinstance(error, StageError):
+            return self._shown(error.items[0]) if error.items else None
+        return self._shown(self._lease_units[index]) if index < len(self._lease_units) else None
 
     # What is done about a unit at which the job fails
 
@@ -553,7 +558,7 @@ class Worker:
                 failed = again
         if not policy.gives_up:
             raise self._raised(failed.error, "process", self._units, attempts) from None
-        failure = failure_of(failed.error, "process", self._shown(index), attempts)
+        failure = failure_of(failed.error, "process", self._text_of(index, failed.error), attempts)
         self._note_given_up(index, attempts, tuple(failure))
         self._put_in_place(self._replacement(index, failed.error), failed.unsent)
 
@@ -622,7 +627,7 @@ class Worker:
         replaces = self._policy.replaces and not blindly
         # It is not even unpickled where nobody wants to see it: that may be what ended the others.
         self._lease_units = self._units_in(spec, blobs, again, keep) if replaces else [None]
-        item = self._shown(0) if replaces else None
+        item = self._text_of(0) if replaces else None
         self._note_given_up(0, attempts, (kind, cause, item))
         error: ProcessorError = (
             overdue(self._name, cause, first, last, item)
@@ -677,7 +682,7 @@ class Worker:
     def _unpicklable(self, cause: BaseException, output: Any, units: int) -> _Raised:
         """Return the failure for an output that cannot be pickled, of a unit so far behind those that are done."""
         raised = self._raised(cause, "pickle", self._units + units)
-        message = f"{raised.failure.message} (the output was {short(output)})"
+        message = f"{raised.failure.message} (the output was {self._shown(output)})"
         return _Raised(raised.units, raised.failure._replace(message=message))
 
     def _replace_in(self, start: int, part: list[Any], error: BaseException) -> None:
