@@ -206,9 +206,9 @@ class Pipeline(Generic[In, Out]):
     def open(self) -> Pipeline[In, Out]:
         """Start the workers, and have them set up their jobs; they stay until `close`.
 
-        Raises StateError when the pipeline is open, JobPicklingError for a job that has to be sent to its worker and
-        cannot be pickled, MissingMainGuardError in a script that lacks the guard, ProcessorError where a `setup`
-        raised.  Nothing is left running then.
+        Raises StateError when the pipeline is open, JobPicklingError for a job (or `redact`) that has to be sent to a
+        worker and cannot be pickled, MissingMainGuardError in a script that lacks the guard, ProcessorError where a
+        `setup` raised.  Nothing is left running then.
         """
         if self._session is not None:
             raise StateError("the pipeline is open already: close it first")

@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 import unittest
+from unittest import mock
 
 from conveyor.engines.channels import PIPE, QUEUE, Gone, PipeBrokerEnd, PipeFarEnd, channel, pack
 from tests.support import TestCase, nothing_left
@@ -180,6 +181,30 @@ class PipeTest(TestCase):
         with self.assertRaises(Gone):
             far.receive()
         far.close()
+
+    def test_waiting_for_a_message_that_may_not_come(self):
+        assert self.far.receive_within(0.01) is None
+        data = b"".join(pack(*MESSAGES[1]))
+        self.near._socket.send(data[:20])
+        begun = time.monotonic()
+        assert self.far.receive_within(0.05) is None, "half of one does not hold anybody up"
+        assert time.monotonic() - begun < 5
+        self.near._socket.send(data[20:])
+        assert plain(self.far.receive_within(5)) == EXPECTED[1]
+        self.near.close()
+        with self.assertRaises(Gone):
+            self.far.receive_within(5)
+
+    def test_a_read_that_was_left_by_an_exception(self):
+        # Nobody knows what was lost then, so nothing that comes later is taken for a message.
+        self.near.send(("a",))
+        incoming = self.far._incoming
+        with mock.patch.object(incoming, "_take_apart", side_effect=KeyboardInterrupt):
+            with self.assertRaises(KeyboardInterrupt):
+                self.far.receive()
+        self.near.send(("b",))
+        with self.assertRaises(Gone):
+            self.far.receive_within(5)
 
     def test_last_words_of_one_who_has_gone(self):
         self.far.send(("one",), [bytes(100_000)])

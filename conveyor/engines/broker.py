@@ -13,7 +13,6 @@ import selectors
 import signal
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import connection
@@ -25,7 +24,8 @@ from conveyor.engines.channels import BrokerEnd, FarEnd, Header, channel
 from conveyor.engines.children import Child, descriptor_of
 from conveyor.engines.codec import Blob, spec_of
 from conveyor.engines.notes import Note, Notes
-from conveyor.engines.starting import FORK, PREFIX, SPAWN, UNGUARDED, signals_held
+from conveyor.engines.sayings import Sayings
+from conveyor.engines.starting import FORK, PREFIX, SPAWN, UNGUARDED, fork_warning_ignored, signals_held
 from conveyor.engines.worker import Assignment, settle
 from conveyor.plan import Plan
 from conveyor.stats import Stats
@@ -231,6 +231,7 @@ class Broker:
         self._feed = Peer(feed, self._waiter, self._from_feeder, self._caller_gone)
         self._results = Peer(results, self._waiter, self._from_caller, self._caller_gone)
         self._questions = Peer(questions, self._waiter, self._answer, self._caller_gone)
+        self._sayings = Sayings(results, self._results.send)
         # By its own word: one that died while this process was starting has left it to another parent already.
         self._parent = orders.caller
         self._parent_descriptor = descriptor_of(self._parent)
@@ -270,6 +271,7 @@ class Broker:
             self._fail_with(("broken", "".join(traceback.format_exception(error))))
         finally:
             self._end_workers()
+        self._sayings.tell()
         self._results.send(("closed",))
         self._flush_results()
 
@@ -287,6 +289,7 @@ class Broker:
 
     def _look_around(self) -> None:
         """Do what no event calls for."""
+        self._sayings.look()
         if self._parent_descriptor is None and hasattr(os, "getppid") and os.getppid() != self._parent:
             self._caller_gone()
         timer = self._timer
@@ -331,10 +334,9 @@ class Broker:
             target=worker.main, args=(assignment, far, note, foreign, os.getpid()), name=f"{PREFIX}{assignment.name}"
         )
         self._ends.append(near)
-        with signals_held(method), warnings.catch_warnings():
-            # This process has one thread, and where channels are queues those that write to them, which the child does
-            # not touch; threads of compiled libraries see to themselves.
-            warnings.simplefilter("ignore", DeprecationWarning)
+        # This process has one thread, and where channels are queues those that write to them, which the child does
+        # not touch; threads of compiled libraries see to themselves.
+        with signals_held(method), fork_warning_ignored():
             process.start()
         far.close()
         child = Child(process)
@@ -450,8 +452,9 @@ class Broker:
                 self._given_up = run
             case ("close",):
                 self._close_workers(None)
-            case ("abort",):
-                self._results.close()
+            case ("abort", listening):
+                if not listening:
+                    self._results.close()
                 self._close_workers(GRACE_SECONDS)
 
     def _cancel(self) -> None:
@@ -479,6 +482,8 @@ class Broker:
                 if not self._opened and all(every.ready for every in self._workers.values()):
                     self._opened = True
                     self._results.send(("opened",))
+            case "said":
+                self._sayings.pass_on(header, blobs)
             case "failed":
                 self._fail_with(("raised", each.assignment.name, header[1], None, None))
             case "closed":

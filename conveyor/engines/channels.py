@@ -19,6 +19,8 @@ import pickle
 import select
 import socket
 import struct
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -94,12 +96,22 @@ class FarEnd(ABC):
         """Wait for a message; raises Gone when the other side is."""
 
     @abstractmethod
+    def receive_within(self, seconds: float) -> Message | None:
+        """Return a message that is here within so many seconds, None where none is; raises Gone as `receive` does, also
+        where a `receive` was left by an exception amid a message, so that it is not known where the next begins."""
+
+    @abstractmethod
     def ready(self, seconds: float = 0) -> bool:
         """Whether `receive` has not to wait: something has arrived, or does within so many seconds, or never will."""
 
     @abstractmethod
     def close(self) -> None:
         """Give back what the system lent."""
+
+    @property
+    def sender(self) -> threading.Thread | None:
+        """A thread of its own by which messages leave: that must never send one itself, as a finalizer might there."""
+        return None
 
     def flush(self) -> None:
         """Wait until everything that was sent has left this process."""
@@ -112,7 +124,17 @@ class FarEnd(ABC):
 
 
 class BrokerEnd(ABC):
-    """The end of the broker: never waits."""
+    """The end of the broker: never waits.
+
+    `sent` grows with each message that is sent, and `left` up to that as they leave this process.
+    """
+
+    sent = 0
+
+    @property
+    @abstractmethod
+    def left(self) -> int:
+        """How much of what was sent has left."""
 
     @abstractmethod
     def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
@@ -167,9 +189,17 @@ class _Incoming:
         self._body: memoryview | None = None
         self._got = 0
         self._described = 0
+        # Whether a read was left by an exception, so that some of what came may be lost.
+        self.torn = False
 
     def read(self, connected: socket.socket) -> int:
         """Read once; return the number of bytes, 0 when the other side has gone."""
+        self.torn = True
+        count = self._read(connected)
+        self.torn = False
+        return count
+
+    def _read(self, connected: socket.socket) -> int:
         if self._body is None:
             if not self._scratch:
                 self._scratch = bytearray(_READ)
@@ -244,6 +274,19 @@ class PipeFarEnd(FarEnd):
                         raise Gone("the broker has gone")
         return messages.popleft()
 
+    def receive_within(self, seconds: float) -> Message | None:
+        messages = self._incoming.messages
+        deadline = time.monotonic() + seconds
+        with gone():
+            while not messages:
+                if self._incoming.torn:
+                    raise Gone("what comes cannot be told apart any more")
+                if not self.ready(max(0.0, deadline - time.monotonic())):
+                    return None
+                if not self._incoming.read(self._socket):
+                    raise Gone("the broker has gone")
+        return messages.popleft()
+
     def ready(self, seconds: float = 0) -> bool:
         descriptor = self._socket.fileno()
         if self._incoming.messages or descriptor < 0:
@@ -264,9 +307,15 @@ class PipeBrokerEnd(BrokerEnd):
         self._socket = connected
         self._incoming = _Incoming()
         self._unsent: deque[memoryview] = deque()
+        # In bytes.
+        self._left = 0
 
     def waitable(self) -> Any:
         return self._socket.fileno()
+
+    @property
+    def left(self) -> int:
+        return self._left
 
     @property
     def unsent(self) -> bool:
@@ -274,7 +323,9 @@ class PipeBrokerEnd(BrokerEnd):
 
     def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
         waiting = bool(self._unsent)
-        self._unsent.extend(memoryview(buffer) for buffer in pack(header, blobs))
+        buffers = pack(header, blobs)
+        self.sent += sum(map(len, buffers))
+        self._unsent.extend(map(memoryview, buffers))
         if not waiting:
             self.flush()
 
@@ -282,12 +333,15 @@ class PipeBrokerEnd(BrokerEnd):
         unsent = self._unsent
         try:
             while unsent:
-                _drop(unsent, self._socket.sendmsg(tuple(islice(unsent, _BUFFERS))))
+                count = self._socket.sendmsg(tuple(islice(unsent, _BUFFERS)))
+                self._left += count
+                _drop(unsent, count)
         except BlockingIOError:
             pass
         except OSError:
             # The other side has gone: its end of the stream, or its death, says so.
             unsent.clear()
+            self._left = self.sent
 
     def receive(self) -> tuple[list[Message], bool]:
         incoming = self._incoming
@@ -309,6 +363,7 @@ class PipeBrokerEnd(BrokerEnd):
 
     def close(self) -> None:
         self._unsent.clear()
+        self._left = self.sent
         self._socket.close()
 
 
@@ -320,6 +375,8 @@ class QueueFarEnd(FarEnd):
         self._outward = outward
         self._sentinels: list[Any] = []
         self._parent: int | None = None
+        # Whether taking a message was left by an exception.
+        self._torn = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -343,7 +400,21 @@ class QueueFarEnd(FarEnd):
         with gone():
             while not reader.poll(0):
                 self._wait(reader)
-            return _unpack_whole(self._inward.get())
+            return self._take()
+
+    def receive_within(self, seconds: float) -> Message | None:
+        if self._inward is None:
+            raise Gone("the channel is closed")
+        if self._torn:
+            raise Gone("what comes cannot be told apart any more")
+        with gone():
+            return self._take() if self._inward._reader.poll(seconds) else None
+
+    def _take(self) -> Message:
+        self._torn = True
+        data = self._inward.get()
+        self._torn = False
+        return _unpack_whole(data)
 
     def _wait(self, reader: Any) -> None:
         while True:
@@ -355,6 +426,11 @@ class QueueFarEnd(FarEnd):
 
     def ready(self, seconds: float = 0) -> bool:
         return self._inward is None or bool(self._inward._reader.poll(seconds))
+
+    @property
+    def sender(self) -> threading.Thread | None:
+        thread: threading.Thread | None = None if self._outward is None else self._outward._thread
+        return thread
 
     def flush(self) -> None:
         self._outward.close()
@@ -378,6 +454,11 @@ class QueueBrokerEnd(BrokerEnd):
         self._outward = outward
         self._said_last = False
 
+    @property
+    def left(self) -> int:
+        # In messages: those that its thread has not yet taken up are still here.
+        return self.sent - len(self._outward._buffer)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         _keep_own_ends(self._inward, self._outward)
@@ -397,6 +478,7 @@ class QueueBrokerEnd(BrokerEnd):
 
     def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
         _put(self._outward, header, blobs)
+        self.sent += 1
 
     def receive(self) -> tuple[list[Message], bool]:
         messages: list[Message] = []

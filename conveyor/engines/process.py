@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import threading
 import time
-import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -26,6 +26,7 @@ from conveyor.engines.children import Child
 from conveyor.engines.codec import decode, items_of
 from conveyor.engines.failures import Failure, death, failed_item, overdue, processor_error, too_many_failures
 from conveyor.engines.interrupts import interrupts_held
+from conveyor.engines.records import SAID, hear, levels
 from conveyor.engines.redaction import Redact, shown_by
 from conveyor.engines.source import Source
 from conveyor.engines.starting import (
@@ -35,6 +36,7 @@ from conveyor.engines.starting import (
     UNGUARDED,
     check_importing,
     choose_start_method,
+    fork_warning_ignored,
     jobs_for,
     redact_for,
     signals_held,
@@ -80,7 +82,7 @@ class Session:
         jobs = jobs_for(plan, method, start_method is None)
         sent = redact_for(redact, method, start_method is None)
         self.shown = shown_by(redact)
-        grouped = plan.grouped()
+        grouped, now = plan.grouped(), levels()
         assignments = {
             step.index: Assignment(
                 step.name,
@@ -90,6 +92,7 @@ class Session:
                 grouped=step.index in grouped,
                 timed=step.timeout is not None,
                 most_bytes=plan.bytes_at(step.to),
+                levels=now,
                 redact=sent,
             )
             for step, job in zip(plan.steps, jobs, strict=True)
@@ -110,6 +113,10 @@ class Session:
         self._stats: Stats | None = None
         self._question = 0
         self._asking = threading.Lock()
+        # Held by whoever reads the results.
+        self._hearing = threading.Lock()
+        # What workers have said, and the caller's handlers have not dealt with yet.
+        self._said: deque[tuple[Header, list[Any]]] = deque()
         self._orders = Orders(bare(plan), assignments, self._channel, method, os.getpid())
         self._fars: tuple[FarEnd, ...] = ()
         self._child: Child | None = None
@@ -143,10 +150,10 @@ class Session:
         _open_ends.update(self._fars)
         atexit.register(self.abort)
         try:
-            with signals_held(FORK if self._method == FORK else SPAWN), warnings.catch_warnings():
+            with signals_held(FORK if self._method == FORK else SPAWN), contextlib.ExitStack() as stack:
                 if threading.active_count() == 1:
                     # Threads of compiled libraries see to themselves; Python has none that could hold a lock.
-                    warnings.simplefilter("ignore", DeprecationWarning)
+                    stack.enter_context(fork_warning_ignored())
                 process.start()
                 self._child = Child(process)
         finally:
@@ -213,20 +220,26 @@ class Session:
     # Messages
 
     def receive(self) -> tuple[Header, list[Any]]:
-        """Wait for a message about results; raises the error that it brings, with the session ended."""
+        """Wait for a message about results; raises the error that it brings, with the session ended.
+
+        What workers say is dealt with here, and returned as well: whoever waits may have something to do meanwhile.
+        """
         if not self.mine:
             raise StateError("a pipeline belongs to the process that opened it: this one was forked from there since")
         if self._ended:
             raise StateError("the pipeline was closed while a run was going on")
         try:
-            header, blobs = self.results.receive()
-            while header[0] == "gave up":
-                self._take_in_failure(header)
+            with self._hearing:
                 header, blobs = self.results.receive()
+                while header[0] == "gave up":
+                    self._take_in_failure(header)
+                    header, blobs = self.results.receive()
         except Gone:
             if self._ended:
                 raise StateError("the pipeline was closed while a run was going on") from None
             raise self._broker_died() from None
+        if header[0] == SAID:
+            hear(header, blobs)
         if header[0] == "failed":
             self._stats = header[2]
             self._raise(header[1])
@@ -313,10 +326,15 @@ class Session:
             self.abort()
             return
         try:
+            deadline = time.monotonic() + LEAVING_SECONDS
             with contextlib.suppress(ConveyorError):
                 # Nobody wants to know any more what became of the rest of a run that was given up.
-                while self._left is not None and self.results.ready(LEAVING_SECONDS):
-                    self._note(self.receive()[0])
+                while self._left is not None and self.results.ready(max(0.0, deadline - time.monotonic())):
+                    header, _ = self.receive()
+                    self._note(header)
+                    if time.monotonic() > deadline and header[0] == SAID:
+                        # One that says something again and again is at its item still.
+                        break
             if self._active is not None or self._left is not None:
                 self.abort()
                 return
@@ -329,8 +347,13 @@ class Session:
 
     def abort(self) -> None:
         """End everything now: workers get a moment to tear down their jobs, and are killed then."""
-        with interrupts_held():
-            self._abort()
+        try:
+            with interrupts_held():
+                self._abort()
+        finally:
+            # These are the caller's own handlers, which may take long.
+            while self._said:
+                hear(*self._said.popleft())
 
     def _abort(self) -> None:
         if self._ended:
@@ -350,14 +373,32 @@ class Session:
         for run in runs:
             run.source.stop()
         if self._child is not None:
-            self.send("abort")
-            self._child.wait(GRACE_SECONDS + PATIENCE_SECONDS)
+            deadline = time.monotonic() + GRACE_SECONDS + PATIENCE_SECONDS
+            # Another thread may be at it, or this one, where a signal handler has come here.
+            listening = self._hearing.acquire(blocking=False)
+            self.send("abort", listening)
+            if listening:
+                try:
+                    self._hear_out(deadline)
+                finally:
+                    self._hearing.release()
+            self._child.wait(deadline - time.monotonic())
             self._child.end()
         for run in runs:
             run.source.join()
         for end in self._fars:
             end.close()
             _open_ends.discard(end)
+
+    def _hear_out(self, deadline: float) -> None:
+        """Take in what workers say at their end; results are nobody's any more."""
+        # A broker that has gone says nothing more.
+        with contextlib.suppress(Gone):
+            while (message := self.results.receive_within(max(0.0, deadline - time.monotonic()))) is not None:
+                if message[0][0] == SAID:
+                    self._said.append(message)
+                if message[0][0] == "closed" or time.monotonic() > deadline:
+                    return
 
 
 class Run:

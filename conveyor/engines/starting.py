@@ -12,6 +12,7 @@ import pickle
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from typing import Any
@@ -126,6 +127,14 @@ def _refusal(what: str, short: str, method: str, chosen: bool, reason: object) -
             remedy += "; or open the pipeline before any other thread is started"
         remedy += '; or use Pipeline(start_method="fork"), if no other thread can hold a lock at that moment'
     return f"{what} has to be pickled for {why}, and cannot be: {reason}. Remedy: {remedy}."
+
+
+@contextlib.contextmanager
+def fork_warning_ignored() -> Iterator[None]:
+    """Have Python say nothing of a fork beside other threads; all else it says, as the child keeps these filters."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"This process \(pid=\d+\) is multi-threaded, use of", DeprecationWarning)
+        yield
 
 
 @contextlib.contextmanager

@@ -40,7 +40,10 @@ from conveyor.engines.codec import (
 )
 from conveyor.engines.failures import Failure, death, failure_of, overdue
 from conveyor.engines.notes import Note
+from conveyor.engines.records import Levels
 from conveyor.engines.redaction import Redact, shown_by
+from conveyor.engines.streams import settle_streams
+from conveyor.engines.telling import SharedEnd, Voice
 from conveyor.errors import ProcessorError
 from conveyor.fusing import StageError
 from conveyor.jobs import outputs_of
@@ -66,7 +69,7 @@ class Assignment(NamedTuple):
 
     `job` is a Processor, or the pickle of one.  `grouped`: the number of outputs of each unit is to be told.  `timed`:
     the broker has to know since when the worker is at each unit.  `most_bytes` is what the pipe holds that its outputs
-    go to.  `redact`, or the pickle of it, shows items in errors.
+    go to.  `levels`: what log records it makes.  `redact`, or the pickle of it, shows items in errors.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Assignment(NamedTuple):
     grouped: bool
     timed: bool
     most_bytes: int
+    levels: Levels | None = None
     redact: Redact | bytes | None = None
 
 
@@ -530,7 +534,7 @@ class Worker:
         return _Raised(units, failure_of(error, phase, self._text_of(index, error), attempts))
 
     def _text_of(self, index: int, error: BaseException | None = None) -> str | None:
-        """Return what a message says of a unit of the lease; or of what a fused job had, where it was one that raised."""
+        """Return what a message says of a unit of the lease, or of what a fused job had that raised."""
         if isinstance(error, StageError):
             return self._shown(error.items[0]) if error.items else None
         return self._shown(self._lease_units[index]) if index < len(self._lease_units) else None
@@ -764,7 +768,7 @@ def ignore(number: int, frame: FrameType | None) -> None:
 
 
 def settle(foreign: list[Any]) -> None:
-    """Make a new process one of ours: its own signals, and no end of a channel that is not its own."""
+    """Make a new process one of ours: its own signals and streams, and no end of a channel that is not its own."""
     signal.signal(signal.SIGINT, ignore)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGCHLD"):
@@ -775,6 +779,7 @@ def settle(foreign: list[Any]) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     for end in foreign:
         end.close()
+    settle_streams()
 
 
 def prepare() -> None:
@@ -799,11 +804,15 @@ def main(assignment: Assignment, end: FarEnd, note: Note | None, foreign: list[A
     settle(foreign)
     die_with_parent(parent)
     end.watch_parent()
+    end = shared = SharedEnd(end)
+    voice = Voice(shared, assignment.levels)
+    voice.take_over()
     try:
         phase = "load"
         try:
             job = assignment.job
             processor: Processor[Any, Any] = pickle.loads(job) if isinstance(job, bytes) else job
+            voice.take_over()
             phase = "setup"
             processor.setup()
         except BaseException as error:

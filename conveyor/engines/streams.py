@@ -1,0 +1,43 @@
+"""The standard output and error streams of a process of ours.
+
+Law: a line that a job has printed is out, whatever becomes of its worker.  What the parent had not written yet when it
+forked this process is the parent's to write, and is dropped here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import sys
+
+
+def settle_streams() -> None:
+    """Make the streams of a new process its own."""
+    forked = multiprocessing.get_start_method(allow_none=True) == "fork"
+    streams = {id(stream): stream for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)}
+    for stream in streams.values():
+        # Whatever else stands there is somebody's own, and is left alone.
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                if forked:
+                    _drop(stream)
+                stream.reconfigure(line_buffering=True)
+
+
+def _drop(stream: io.TextIOWrapper) -> None:
+    """Empty the buffers of a stream, without writing what is in them."""
+    descriptor = stream.fileno()
+    inheritable = os.get_inheritable(descriptor)
+    kept = os.dup(descriptor)
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, descriptor, inheritable)
+        finally:
+            os.close(nowhere)
+        stream.flush()
+    finally:
+        os.dup2(kept, descriptor, inheritable)
+        os.close(kept)

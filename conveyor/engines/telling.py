@@ -1,0 +1,206 @@
+"""How a worker says something beside its results: its end of the channel, shared by all who say something.
+
+Law: one message is whole before the next begins, whoever sends it: the worker's loop, another thread of the job, a
+signal handler, a finalizer.  Nobody waits for himself, and none but the loop waits long.  What is said is sent at once;
+what comes amid another message, right behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from conveyor.engines.channels import FarEnd, Gone, Header, Message
+from conveyor.engines.records import RECORD, SAID, WARNING, Levels, packed_record, packed_warning
+
+# How long one who says something waits for another thread that is amid a message; then his own goes with the next.
+TURN_SECONDS = 1.0
+# The signals that programs set handlers for.  To keep back all that there are would cost twenty times as much.
+_NAMES = "HUP INT QUIT USR1 USR2 ALRM TERM CHLD XCPU VTALRM PROF WINCH IO"
+_HANDLED = frozenset(int(getattr(signal, f"SIG{name}")) for name in _NAMES.split() if hasattr(signal, f"SIG{name}"))
+
+
+class SharedEnd(FarEnd):
+    """The end of a worker's channel; `say` may be called by anyone, at any time."""
+
+    def __init__(self, end: FarEnd) -> None:
+        self._end = end
+        # A signal handler may run in the thread that holds it, and must not wait then: so it can be taken again, and
+        # `_sending` says whether a message is under way.
+        self._lock = threading.RLock()
+        self._sending = False
+        self._waiting: deque[tuple[Header, Sequence[Any]]] = deque()
+
+    def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
+        with self._lock:
+            self._send(header, blobs)
+            self._send_waiting()
+
+    def say(self, header: Header, blobs: Sequence[Any]) -> None:
+        """Send a message as soon as no other is under way; raises Gone when the other side is."""
+        if self._end.sender is threading.current_thread():
+            self._waiting.append((header, blobs))
+            return
+        # A handler that raises amid a message, to end what took too long, would leave half of it.
+        with _signals_kept_back():
+            if not self._lock.acquire(timeout=TURN_SECONDS):
+                self._waiting.append((header, blobs))
+                return
+            try:
+                self._waiting.append((header, blobs))
+                if not self._sending:
+                    self._send_waiting()
+            finally:
+                self._lock.release()
+
+    def _send(self, header: Header, blobs: Sequence[Any]) -> None:
+        self._sending = True
+        try:
+            self._end.send(header, blobs)
+        finally:
+            self._sending = False
+
+    def _send_waiting(self) -> None:
+        while self._waiting:
+            self._send(*self._waiting.popleft())
+
+    @property
+    def sender(self) -> threading.Thread | None:
+        return self._end.sender
+
+    def receive(self) -> Message:
+        return self._end.receive()
+
+    def receive_within(self, seconds: float) -> Message | None:
+        return self._end.receive_within(seconds)
+
+    def ready(self, seconds: float = 0) -> bool:
+        return self._end.ready(seconds)
+
+    def flush(self) -> None:
+        with self._lock:
+            self._send_waiting()
+            self._end.flush()
+
+    def close(self) -> None:
+        # Else another thread would write to what may be another file by then.
+        with self._lock:
+            self._end.close()
+
+    def watch(self, sentinel: Any) -> None:
+        self._end.watch(sentinel)
+
+    def watch_parent(self) -> None:
+        self._end.watch_parent()
+
+
+@contextlib.contextmanager
+def _signals_kept_back() -> Iterator[None]:
+    """Have no signal handler of the job's run in the block; those of the main thread are all there are."""
+    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    try:
+        # One that is due runs here, and may raise.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Forwarder(logging.Handler):
+    """Sends records to the caller, whose own handlers deal with them."""
+
+    def __init__(self, end: SharedEnd) -> None:
+        super().__init__()
+        self._end = end
+        self._within = threading.local()
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        # Without the lock of a handler: a signal handler could not have it amid a record of another thread.
+        self.emit(record)
+        return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        depth = getattr(self._within, "depth", 0)
+        self._within.depth = depth + 1
+        try:
+            # What an object says while it is pickled for a record must not have it pickled again.
+            self._end.say((SAID, RECORD), [packed_record(record, pickles=not depth)])
+        except Gone:
+            pass
+        except Exception:
+            self.handleError(record)
+        finally:
+            self._within.depth = depth
+
+
+class Voice:
+    """What jobs say by way of `logging` and `warnings`, in this process: to be sent to the caller."""
+
+    def __init__(self, end: SharedEnd, levels: Levels | None) -> None:
+        self._end = end
+        self._levels = levels
+        self._forwarder = Forwarder(end)
+        # Kept, for a process that the job forks, and lest what they have not written yet be written at their end.
+        self._replaced: list[tuple[logging.Logger, list[logging.Handler], bool]] = []
+        self._show_before: Any = warnings.showwarning
+        self._lent = False
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._give_back)
+
+    def take_over(self) -> None:
+        """Have all records and warnings sent; again, after code has run that may have set up handlers of its own."""
+        self._lent = True
+        root = logging.getLogger()
+        for logger in (root, *root.manager.loggerDict.values()):
+            if not isinstance(logger, logging.Logger):
+                continue
+            handlers = [handler for handler in logger.handlers if handler is not self._forwarder]
+            if handlers or not logger.propagate:
+                self._replaced.append((logger, handlers, logger.propagate))
+            # Which of them are heard is for the caller's loggers to say.
+            logger.handlers[:] = [self._forwarder] if logger is root else []
+            logger.propagate = True
+        if self._levels is not None:
+            self._levels.apply()
+        if warnings.showwarning != self._show:
+            self._show_before = warnings.showwarning
+            warnings.showwarning = self._show
+
+    def _give_back(self) -> None:
+        """In a process that the job has forked, have everything as it was: the channel is not its own."""
+        if not self._lent:
+            return
+        self._lent = False
+        logging.getLogger().removeHandler(self._forwarder)
+        for logger, handlers, propagate in self._replaced:
+            logger.handlers[:0] = handlers
+            logger.propagate = propagate
+        self._replaced.clear()
+        if warnings.showwarning == self._show:
+            warnings.showwarning = self._show_before
+
+    def _show(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: Any = None,
+        line: str | None = None,
+    ) -> None:
+        """Stand in the place of `warnings.showwarning`."""
+        if file is not None:
+            file.write(warnings.formatwarning(message, category, filename, lineno, line))
+            return
+        with contextlib.suppress(Gone):
+            self._end.say((SAID, WARNING), [packed_warning(message, category, filename, lineno, line)])
