@@ -19,14 +19,14 @@ from multiprocessing import connection
 from typing import Any, NamedTuple
 
 from conveyor.core import Machine, commands, events
-from conveyor.engines import worker
+from conveyor.engines import life
 from conveyor.engines.channels import BrokerEnd, FarEnd, Header, channel
 from conveyor.engines.children import Child, descriptor_of
 from conveyor.engines.codec import Blob, spec_of
+from conveyor.engines.life import Assignment, settle
 from conveyor.engines.notes import Note, Notes
 from conveyor.engines.sayings import Sayings
 from conveyor.engines.starting import FORK, PREFIX, SPAWN, UNGUARDED, fork_warning_ignored, signals_held
-from conveyor.engines.worker import Assignment, settle
 from conveyor.plan import Plan
 from conveyor.stats import Stats
 
@@ -318,7 +318,7 @@ class Broker:
     # Workers
 
     def _start_workers(self) -> None:
-        worker.prepare()
+        life.prepare()
         for index, team in self._machine.staff.teams.items():
             for number in team.numbers:
                 self._start_worker(index, number)
@@ -331,7 +331,7 @@ class Broker:
         note = self._notes.new()
         foreign = list(self._ends) if self._fork else []
         process = context.Process(
-            target=worker.main, args=(assignment, far, note, foreign, os.getpid()), name=f"{PREFIX}{assignment.name}"
+            target=life.main, args=(assignment, far, note, foreign, os.getpid()), name=f"{PREFIX}{assignment.name}"
         )
         self._ends.append(near)
         # This process has one thread, and where channels are queues those that write to them, which the child does

@@ -19,13 +19,14 @@ from dataclasses import replace
 from typing import Any, cast
 
 from conveyor.core.machine import first_pull
-from conveyor.engines import broker, worker
+from conveyor.engines import broker, life
 from conveyor.engines.broker import GRACE_SECONDS, Orders
 from conveyor.engines.channels import PIPE, QUEUE, FarEnd, Gone, Header, channel
 from conveyor.engines.children import Child
 from conveyor.engines.codec import decode, items_of
 from conveyor.engines.failures import Failure, death, failed_item, overdue, processor_error, too_many_failures
 from conveyor.engines.interrupts import interrupts_held
+from conveyor.engines.life import Assignment
 from conveyor.engines.records import SAID, hear, levels
 from conveyor.engines.redaction import Redact, shown_by
 from conveyor.engines.source import Source
@@ -41,7 +42,6 @@ from conveyor.engines.starting import (
     redact_for,
     signals_held,
 )
-from conveyor.engines.worker import Assignment
 from conveyor.errors import (
     ConveyorError,
     MissingMainGuardError,
@@ -139,7 +139,7 @@ class Session:
         context: Any = multiprocessing.get_context(FORK if self._method == FORK else SPAWN)
         if self._method == FORK:
             # Here, where it is done once for all sessions.
-            worker.prepare()
+            life.prepare()
         near_feed, self.feed = channel(self._channel, context)
         near_results, self.results = channel(self._channel, context)
         near_questions, self.questions = channel(self._channel, context)

@@ -8,21 +8,16 @@ single item takes longer.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pickle
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from inspect import isgeneratorfunction
 from itertools import islice
-from types import FrameType, GeneratorType
-from typing import Any, NamedTuple
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any
 
 from conveyor.core.groups import Runs, append_run, total, with_one_less
-from conveyor.engines.channels import FarEnd, Gone, Message
+from conveyor.engines.channels import FarEnd, Message
 from conveyor.engines.codec import (
     BLOB_BYTES,
     LIGHT,
@@ -40,15 +35,16 @@ from conveyor.engines.codec import (
 )
 from conveyor.engines.failures import Failure, death, failure_of, overdue
 from conveyor.engines.notes import Note
-from conveyor.engines.records import Levels
-from conveyor.engines.redaction import Redact, shown_by
-from conveyor.engines.streams import settle_streams
-from conveyor.engines.telling import SharedEnd, Voice
+from conveyor.engines.redaction import shown_by
+from conveyor.engines.spent import Spent
 from conveyor.errors import ProcessorError
 from conveyor.fusing import StageError
 from conveyor.jobs import outputs_of
 from conveyor.policy import policy_of
 from conveyor.stages import Processor, work_of
+
+if TYPE_CHECKING:
+    from conveyor.engines.life import Assignment
 
 FLUSH_SECONDS = 0.005
 # A value that a generator took so long to yield is sent at once: who knows when the next one comes.
@@ -57,30 +53,9 @@ SLOW_SECONDS = 0.002
 # begin more, after so many units: one of them may take a thousand times as long as those before it.
 STRIDE_SECONDS = 0.0005
 LOOK_UNITS = 128
-# A worker whose broker has gone leaves with this code; nobody is there to see it.
-ORPHANED = 3
 
 NONE_TYPE = type(None)
 _USED = object()
-
-
-class Assignment(NamedTuple):
-    """What a worker is told at its start.
-
-    `job` is a Processor, or the pickle of one.  `grouped`: the number of outputs of each unit is to be told.  `timed`:
-    the broker has to know since when the worker is at each unit.  `most_bytes` is what the pipe holds that its outputs
-    go to.  `levels`: what log records it makes.  `redact`, or the pickle of it, shows items in errors.
-    """
-
-    name: str
-    job: Processor[Any, Any] | bytes
-    batch: int | None
-    keep_none: bool
-    grouped: bool
-    timed: bool
-    most_bytes: int
-    levels: Levels | None = None
-    redact: Redact | bytes | None = None
 
 
 class _Stopped(Exception):
@@ -712,124 +687,9 @@ class Worker:
             self._left_out += 1
 
 
-class Spent:
-    """What time was spent with: using a core, waiting for one, or waiting for something else.
-
-    A job that waits for a disk, a network or a clock gives its core up by itself; one that only waits for its turn on a
-    core does not.  Where the system does not count that, whatever is not work is taken to be the first.
-    """
-
-    def __init__(self) -> None:
-        self._cpu = 0.0
-        self._given_up = 0
-        self._usage = _usage_reader()
-
-    def begin(self) -> None:
-        """From here on."""
-        if self._usage is None:
-            self._cpu = time.process_time()
-            self._given_up += 1
-        else:
-            usage = self._usage()
-            self._cpu = usage.ru_utime + usage.ru_stime
-            self._given_up = usage.ru_nvcsw
-
-    def since(self, seconds: float) -> tuple[float, float]:
-        """Return how long, of the `seconds` since `begin`, a core was used, and something else was waited for; begin
-        again."""
-        cpu, given_up = self._cpu, self._given_up
-        self.begin()
-        used = self._cpu - cpu
-        return used, max(0.0, seconds - used) if self._given_up != given_up else 0.0
-
-
-def _usage_reader() -> Callable[[], Any] | None:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return None
-    return partial(resource.getrusage, resource.RUSAGE_SELF)
-
-
 def up_to_generator(values: Iterable[Any]) -> Iterator[Any]:
     """Yield the values up to the first generator, which is the last."""
     for value in values:
         yield value
         if type(value) is GeneratorType:
             return
-
-
-def ignore(number: int, frame: FrameType | None) -> None:
-    """Handle a signal by doing nothing.
-
-    Ctrl-C reaches every process of the terminal; the caller alone acts on it.  A handler, unlike SIG_IGN, is
-    not inherited by programs that a job starts, so those still end on Ctrl-C.
-    """
-
-
-def settle(foreign: list[Any]) -> None:
-    """Make a new process one of ours: its own signals and streams, and no end of a channel that is not its own."""
-    signal.signal(signal.SIGINT, ignore)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, "SIGCHLD"):
-        # One that ignores it, and every program that it starts does so too, hears nothing of how its children end.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.set_wakeup_fd(-1)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    for end in foreign:
-        end.close()
-    settle_streams()
-
-
-def prepare() -> None:
-    """Import what every worker needs and nobody else: better once, before they are forked."""
-    if os.name == "posix":
-        with contextlib.suppress(ImportError):
-            import ctypes  # noqa: F401
-
-
-def die_with_parent(parent: int) -> None:
-    """Ask the kernel, where it can be asked, to end this process when its parent dies, busy or not."""
-    with contextlib.suppress(ImportError, OSError, AttributeError):
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
-    if hasattr(os, "getppid") and os.name == "posix" and os.getppid() != parent:
-        os._exit(ORPHANED)
-
-
-def main(assignment: Assignment, end: FarEnd, note: Note | None, foreign: list[Any], parent: int) -> None:
-    """The whole life of a worker process."""
-    settle(foreign)
-    die_with_parent(parent)
-    end.watch_parent()
-    end = shared = SharedEnd(end)
-    voice = Voice(shared, assignment.levels)
-    voice.take_over()
-    try:
-        phase = "load"
-        try:
-            job = assignment.job
-            processor: Processor[Any, Any] = pickle.loads(job) if isinstance(job, bytes) else job
-            voice.take_over()
-            phase = "setup"
-            processor.setup()
-        except BaseException as error:
-            end.send(("failed", tuple(failure_of(error, phase))))
-        else:
-            end.send(("ready",))
-            phase = "wait"
-            try:
-                Worker(assignment, processor, end, note).run()
-                phase = "teardown"
-                processor.teardown()
-            except Gone:
-                raise
-            except BaseException as error:
-                end.send(("failed", tuple(failure_of(error, phase))))
-        end.send(("closed",))
-        end.flush()
-        end.close()
-    except Gone:
-        os._exit(ORPHANED)

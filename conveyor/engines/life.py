@@ -1,0 +1,122 @@
+"""The life of a worker process, from its start to its end; what it does in between is in `worker.py`.
+
+Law: whatever the caller's program was set up to do with signals, streams and log records is undone before a job runs;
+and a worker does not outlive its broker, whatever it is at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+from types import FrameType
+from typing import Any, NamedTuple
+
+from conveyor.engines.channels import FarEnd, Gone
+from conveyor.engines.failures import failure_of
+from conveyor.engines.notes import Note
+from conveyor.engines.records import Levels
+from conveyor.engines.redaction import Redact
+from conveyor.engines.streams import settle_streams
+from conveyor.engines.telling import SharedEnd, Voice
+from conveyor.engines.worker import Worker
+from conveyor.stages import Processor
+
+# A worker whose broker has gone leaves with this code; nobody is there to see it.
+ORPHANED = 3
+
+
+class Assignment(NamedTuple):
+    """What a worker is told at its start.
+
+    `job` is a Processor, or the pickle of one.  `grouped`: the number of outputs of each unit is to be told.  `timed`:
+    the broker has to know since when the worker is at each unit.  `most_bytes` is what the pipe holds that its outputs
+    go to.  `levels`: what log records it makes.  `redact`, or the pickle of it, shows items in errors.
+    """
+
+    name: str
+    job: Processor[Any, Any] | bytes
+    batch: int | None
+    keep_none: bool
+    grouped: bool
+    timed: bool
+    most_bytes: int
+    levels: Levels | None = None
+    redact: Redact | bytes | None = None
+
+
+def ignore(number: int, frame: FrameType | None) -> None:
+    """Handle a signal by doing nothing.
+
+    Ctrl-C reaches every process of the terminal; the caller alone acts on it.  A handler, unlike SIG_IGN, is
+    not inherited by programs that a job starts, so those still end on Ctrl-C.
+    """
+
+
+def settle(foreign: list[Any]) -> None:
+    """Make a new process one of ours: its own signals and streams, and no end of a channel that is not its own."""
+    signal.signal(signal.SIGINT, ignore)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "SIGCHLD"):
+        # One that ignores it, and every program that it starts does so too, hears nothing of how its children end.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.set_wakeup_fd(-1)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    for end in foreign:
+        end.close()
+    settle_streams()
+
+
+def prepare() -> None:
+    """Import what every worker needs and nobody else: better once, before they are forked."""
+    if os.name == "posix":
+        with contextlib.suppress(ImportError):
+            import ctypes  # noqa: F401
+
+
+def die_with_parent(parent: int) -> None:
+    """Ask the kernel, where it can be asked, to end this process when its parent dies, busy or not."""
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
+    if hasattr(os, "getppid") and os.name == "posix" and os.getppid() != parent:
+        os._exit(ORPHANED)
+
+
+def main(assignment: Assignment, end: FarEnd, note: Note | None, foreign: list[Any], parent: int) -> None:
+    """The whole life of a worker process."""
+    settle(foreign)
+    die_with_parent(parent)
+    end.watch_parent()
+    end = shared = SharedEnd(end)
+    voice = Voice(shared, assignment.levels)
+    voice.take_over()
+    try:
+        phase = "load"
+        try:
+            job = assignment.job
+            processor: Processor[Any, Any] = pickle.loads(job) if isinstance(job, bytes) else job
+            voice.take_over()
+            phase = "setup"
+            processor.setup()
+        except BaseException as error:
+            end.send(("failed", tuple(failure_of(error, phase))))
+        else:
+            end.send(("ready",))
+            phase = "wait"
+            try:
+                Worker(assignment, processor, end, note).run()
+                phase = "teardown"
+                processor.teardown()
+            except Gone:
+                raise
+            except BaseException as error:
+                end.send(("failed", tuple(failure_of(error, phase))))
+        end.send(("closed",))
+        end.flush()
+        end.close()
+    except Gone:
+        os._exit(ORPHANED)
