@@ -162,7 +162,7 @@ class Stage:
         nodes: list[Any] = list(self.plan.nodes)
         job = partial(without, nodes[index].processor.job, item)
         nodes[index] = replace(nodes[index], processor=Processor(job))
-        session = inline.Session(replace(self.plan, nodes=tuple(nodes)))
+        session = inline.Session(replace(self.plan, nodes=tuple(nodes)), redact=None)
         session.open()
         results = list(islice(chain.from_iterable(session.run(items).chunks()), MOST_RESULTS + 1))
         session.close()
@@ -193,6 +193,7 @@ def simulate(scenario: Scenario) -> Tally:
     poisoning = source.randrange(100) < scenario.poison
     tally = Tally()
     shell: SimulatedShell | None = None
+    before = 0
     try:
         while tally.events < scenario.events and tally.runs < scenario.runs:
             if shell is None:

@@ -279,9 +279,9 @@ def _shared_memory() -> dict[str, str]:
         for entry in entries:
             with contextlib.suppress(OSError):
                 status = entry.stat(follow_symlinks=False)
-                # The semaphores of other programs come and go as they like.
-                foreign = entry.name.startswith("sem.mp-") and not entry.name.startswith(f"sem.{_SEMAPHORES[1:]}-")
-                if status.st_uid == os.getuid() and not foreign:
+                # What other programs have there comes and goes as they like: this is what the standard library makes.
+                ours = entry.name.startswith((f"sem.{_SEMAPHORES[1:]}-", "psm_"))
+                if status.st_uid == os.getuid() and ours:
                     found[entry.name] = f"/dev/shm/{entry.name}, {status.st_size:,} bytes"
     return found
 

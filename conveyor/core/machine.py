@@ -230,7 +230,8 @@ class Machine:
             self.now = now
         team, index = step.team, step.index
         failure: Fail | None = None
-        leaving = any(worker.leaving for worker in step.workers if worker.number == event.worker)
+        worker = step.worker(event.worker)
+        leaving, replaced = worker is not None and worker.leaving, worker is not None and worker.replaced
         if not event.ready and team.hopeless(now):
             failure = Fail(index, event.worker, None, None, event.cause, "setup")
         elif event.ready and not team.node.restartable:
@@ -241,7 +242,7 @@ class Machine:
         if failure is not None:
             self._commands.append(failure)
             self._over = True
-        elif not leaving or (running and step.resting):
+        elif not leaving or (running and step.resting and not replaced):
             # Even one that was to leave: all others may be waiting for the outputs of what it had.
             self.start_worker(team)
 
