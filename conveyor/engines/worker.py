@@ -36,10 +36,11 @@ from conveyor.engines.codec import (
 from conveyor.engines.failures import Failure, death, failure_of, overdue
 from conveyor.engines.notes import Note
 from conveyor.engines.redaction import shown_by
+from conveyor.engines.sparing import items_anyhow, items_sparing, what_broke
 from conveyor.engines.spent import Spent
 from conveyor.errors import ProcessorError
 from conveyor.fusing import StageError
-from conveyor.jobs import outputs_of
+from conveyor.jobs import outputs_of, up_to_generator
 from conveyor.policy import policy_of
 from conveyor.stages import Processor, work_of
 
@@ -133,8 +134,8 @@ class Worker:
         # How many outputs of the unit that the job is amid were left out of what is to be sent.
         self._left_out = 0
         self._since = 0.0
-        # The items of a blob of which the next lease may have more, and the blob.
-        self._kept: list[Any] = []
+        # The items of a blob of which the next lease may have more, as the only item of a list, and the blob.
+        self._kept: list[list[Any]] = []
         self._kept_blob: Any = None
         self._giver = Giver()
         # A `process` that keeps state must not be called again before a generator that it returned has run; nor must
@@ -224,21 +225,32 @@ class Worker:
 
     def _units_in(self, spec: Any, blobs: list[Any], again: bool, keep: bool) -> list[Any]:
         # Of a blob that was sent with an earlier lease, only what is left of it is used, so its items are fresh.
-        kept, kept_blob = self._kept, self._kept_blob
-        all_blobs = [kept_blob, *blobs] if again else blobs
+        all_blobs, known = ([self._kept_blob, *blobs], self._kept) if again else (blobs, [])
         if not self._policy.strict:
             self._source, self._afresh = (spec, all_blobs), []
         if self._note is not None:
             self._note.unpickling = True
         try:
-            decoded = [kept, *map(decode, blobs)] if again else list(map(decode, blobs))
-            self._kept, self._kept_blob = (decoded[-1], all_blobs[-1]) if keep else ([], None)
-            items = items_of(spec, decoded)
+            decoded = [*known, *map(decode, all_blobs[len(known) :])]
+            self._kept = decoded[-1:] if keep else []
         except BaseException as error:
-            raise _Raised(None, failure_of(error, "unpickle")) from None
+            decoded, self._kept = self._decoded_sparingly(spec, all_blobs, error), []
+        self._kept_blob = all_blobs[-1] if keep else None
         if self._note is not None:
             self._note.unpickling = False
-        return self._cut(items)
+        return self._cut(items_of(spec, decoded))
+
+    def _decoded_sparingly(self, spec: Any, blobs: list[Any], error: BaseException) -> list[Any]:
+        """Return the items of blobs of which some cannot be unpickled; raises _Raised where one is in this lease."""
+        try:
+            decoded = list(map(items_sparing, blobs))
+            broken = list(map(what_broke, items_of(spec, decoded)))
+        except BaseException:
+            raise _Raised(None, failure_of(error, "unpickle")) from None
+        for index, cause in enumerate(broken):
+            if cause is not None:
+                raise _Raised(index // (self._batch or 1), failure_of(cause, "unpickle"))
+        return decoded
 
     def _cut(self, items: list[Any]) -> list[Any]:
         size = self._batch
@@ -250,7 +262,7 @@ class Worker:
         """Return a unit of the lease at hand as it came: the job that failed at it may have changed it."""
         if not self._afresh or self._afresh[index] is _USED:
             spec, blobs = self._source
-            self._afresh = list(self._cut(items_of(spec, list(map(decode, blobs)))))
+            self._afresh = list(self._cut(items_of(spec, list(map(items_anyhow, blobs)))))
         unit, self._afresh[index] = self._afresh[index], _USED
         return unit
 
@@ -685,11 +697,3 @@ class Worker:
             self._runs = with_one_less(self._runs, unit)
         else:
             self._left_out += 1
-
-
-def up_to_generator(values: Iterable[Any]) -> Iterator[Any]:
-    """Yield the values up to the first generator, which is the last."""
-    for value in values:
-        yield value
-        if type(value) is GeneratorType:
-            return
