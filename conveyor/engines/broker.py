@@ -27,6 +27,7 @@ from conveyor.engines.life import Assignment, settle
 from conveyor.engines.notes import Note, Notes
 from conveyor.engines.sayings import Sayings
 from conveyor.engines.starting import FORK, PREFIX, SPAWN, UNGUARDED, fork_warning_ignored, signals_held
+from conveyor.errors import ProcessError
 from conveyor.plan import Plan
 from conveyor.stats import Stats
 
@@ -268,7 +269,8 @@ class Broker:
                     callback()
                 self._look_around()
         except BaseException as error:
-            self._fail_with(("broken", "".join(traceback.format_exception(error))))
+            what = str(error) if isinstance(error, ProcessError) else ""
+            self._fail_with(("broken", what, "".join(traceback.format_exception(error))))
         finally:
             self._end_workers()
         self._sayings.tell()
@@ -324,7 +326,15 @@ class Broker:
                 self._start_worker(index, number)
 
     def _start_worker(self, step: int, number: int) -> None:
-        assignment, started = self._orders.assignments[step], time.monotonic()
+        assignment = self._orders.assignments[step]
+        try:
+            self._launch(assignment, number)
+        except OSError as error:
+            # No descriptor, process or room for a semaphore is left.  To wait for better times may be to wait for ever.
+            raise ProcessError(f"A worker of Processor {assignment.name!r} could not be started: {error}.") from error
+
+    def _launch(self, assignment: Assignment, number: int) -> None:
+        started = time.monotonic()
         method = FORK if self._fork else SPAWN
         context: Any = multiprocessing.get_context(method)
         near, far = channel(self._orders.channel, context)
@@ -337,8 +347,13 @@ class Broker:
         # This process has one thread, and where channels are queues those that write to them, which the child does
         # not touch; threads of compiled libraries see to themselves.
         with signals_held(method), fork_warning_ignored():
-            process.start()
-        far.close()
+            try:
+                process.start()
+            except OSError:
+                near.close()
+                raise
+            finally:
+                far.close()
         child = Child(process)
         each = WorkerProcess(number, assignment, child, note, started)
         self._workers[number] = each

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import multiprocessing
 import os
 import threading
@@ -21,7 +22,7 @@ from typing import Any, cast
 from conveyor.core.machine import first_pull
 from conveyor.engines import broker, life
 from conveyor.engines.broker import GRACE_SECONDS, Orders
-from conveyor.engines.channels import PIPE, QUEUE, FarEnd, Gone, Header, channel
+from conveyor.engines.channels import PIPE, QUEUE, BrokerEnd, FarEnd, Gone, Header, channel
 from conveyor.engines.children import Child
 from conveyor.engines.codec import decode, items_of
 from conveyor.engines.failures import Failure, death, failed_item, overdue, processor_error, too_many_failures
@@ -59,6 +60,10 @@ from conveyor.stats import Stats
 PATIENCE_SECONDS = 0.5
 # How long `close` waits for workers that are still at an item of a run that was given up.
 LEAVING_SECONDS = 0.3
+
+# How the system says that it has nothing left to start a process with.  Any other error stays what it is: a signal
+# handler of the caller may raise what it likes meanwhile.
+SCARCITY = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 # A consumer that has waited so long for results tells which it has taken, however few.
 TELL_SECONDS = 0.005
@@ -125,7 +130,12 @@ class Session:
         """Start the workers, and wait until they have set up their jobs."""
         try:
             with interrupts_held():
-                self._start()
+                try:
+                    self._start()
+                except OSError as error:
+                    if error.errno not in SCARCITY:
+                        raise
+                    raise ProcessError(f"The broker process of the pipeline could not be started: {error}.") from error
             if self._channel == QUEUE:
                 # Has the queue's thread started now: at the end of the interpreter it could not be.
                 self.send("hello")
@@ -140,16 +150,18 @@ class Session:
         if self._method == FORK:
             # Here, where it is done once for all sessions.
             life.prepare()
-        near_feed, self.feed = channel(self._channel, context)
-        near_results, self.results = channel(self._channel, context)
-        near_questions, self.questions = channel(self._channel, context)
-        nears = (near_feed, near_results, near_questions)
-        self._fars = (self.feed, self.results, self.questions)
-        foreign = [*_open_ends, *self._fars] if self._method == FORK else []
-        process = context.Process(target=broker.main, args=(self._orders, *nears, foreign), name=f"{PREFIX}broker")
-        _open_ends.update(self._fars)
-        atexit.register(self.abort)
+        nears: list[BrokerEnd] = []
         try:
+            for _ in range(3):
+                near, far = channel(self._channel, context)
+                nears.append(near)
+                # Known one by one, so that those there are get closed where the next cannot be made.
+                self._fars += (far,)
+            self.feed, self.results, self.questions = self._fars
+            foreign = [*_open_ends, *self._fars] if self._method == FORK else []
+            process = context.Process(target=broker.main, args=(self._orders, *nears, foreign), name=f"{PREFIX}broker")
+            _open_ends.update(self._fars)
+            atexit.register(self.abort)
             with signals_held(FORK if self._method == FORK else SPAWN), contextlib.ExitStack() as stack:
                 if threading.active_count() == 1:
                     # Threads of compiled libraries see to themselves; Python has none that could hold a lock.
@@ -310,8 +322,8 @@ class Session:
                 raise overdue(name, seconds, first, last)
             case ("failures", count):
                 raise too_many_failures(count, self._plan.max_failures, self.failures)
-            case ("broken", text):
-                raise ProcessError("The broker process of the pipeline failed.") from RemoteTraceback(text)
+            case ("broken", what, text):
+                raise ProcessError(what or "The broker process of the pipeline failed.") from RemoteTraceback(text)
 
     # The end
 
