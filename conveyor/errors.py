@@ -117,7 +117,8 @@ class ProcessorError(ConveyorError):
         processor: the name of the Processor.
         phase: what the job was at: "process", "setup", "finish", "teardown"; or what failed around it: "load" (the
             job could not be unpickled in its worker), "unpickle" (an item could not), "pickle" (an output cannot be),
-            "wait" (something that the job left behind raised between two items).
+            "receive" (an item ended the worker before that had begun it), "wait" (something that the job left behind
+            raised between two items, or there was not enough memory for the next one).
         number: of the item, in the order in which items came to that Processor, counted from 0; None where the
             failure is not one item's.
         last: the same, or more where it is not known which of the items from `number` to `last` is to blame; of a

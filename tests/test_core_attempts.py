@@ -203,6 +203,25 @@ class Deaths(TestCase):
             ]
         assert core.lose(0.3, 2, 3, begun=(number + 2, 1), unpickling=True) == [Fail(0, 2, 3, 6, 3, "unpickle")]
 
+    def test_what_no_worker_lives_to_begin(self) -> None:
+        # Many deaths at the same items do, but not those of a burst of kills from outside; nor do many at others.
+        for killed, attempts, last in ((False, 5, 0.3), (True, 50, 5.3)):
+            core = Driven(Processor(job, on_error="skip"), Pipe(64))
+            number = chunk(core, 4).number
+            for attempt in range(attempts - 1):
+                begun = (number + attempt - 1, 4)
+                assert core.lose(0.1, attempt, 3, begun=begun, killed=killed) == [StartWorker(0, attempt + 1)]
+                core.ready(0.2, attempt + 1)
+            commands = core.lose(last, attempts - 1, 3, begun=(number, 1), killed=killed)
+            assert commands == [Fail(0, attempts - 1, 3, 6, 3, "receive")]
+        core = Driven(Processor(job), Pipe(64))
+        for item in range(10):
+            core.feed(0.1, "A", 1)
+            assert core.lose(0.2, item, -9, begun=(0, 0), killed=True) == [StartWorker(0, item + 1)]
+            core.ready(0.3, item + 1)
+            core.reply(0.4, item + 1, 2 * item + 1, 1, ("a", 1))
+            core.consume(0.5, 1)
+
 
 class Counting(TestCase):
     """How much may be given up."""

@@ -108,8 +108,8 @@ class Properties(TestCase):
         plan, items, expected, choose = case(source, seed, ordered, indifferent if not ordered else lambda plan: True)
         shell = FakeShell(plan, items, manner(choose))
         shell.kills = 1 + choose(30)
-        # An item that is unlucky often enough would be given up.
-        with mock.patch("conveyor.core.attempts.ITEM_ATTEMPTS", 1000):
+        # An item that is unlucky often enough would be given up, or end the run.
+        with mock.patch.multiple("conveyor.core.attempts", ITEM_ATTEMPTS=1000, ARRIVALS=1000):
             results = shell.run()
         assert not shell.failure
         assert results == expected if ordered else Counter(map(repr, results)) == Counter(map(repr, expected))

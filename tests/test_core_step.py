@@ -444,7 +444,7 @@ class Losses(TestCase):
         core = Driven(Processor(job), Pipe(64))
         core.feed(0.0, "A", 1)
         for worker in range(5):
-            assert core.lose(0.1, worker, "killed", begun=(worker, 0)) == [StartWorker(0, worker + 1)]
+            assert core.lose(0.1, worker, "killed", begun=(worker, 0), killed=True) == [StartWorker(0, worker + 1)]
             assert core.ready(0.2, worker + 1) == [Lease(worker + 1, worker + 1, (("A", 0, 1),), 1, 1)]
 
     def test_one_that_was_done_is_not_to_blame_though_nobody_heard_of_it(self) -> None:

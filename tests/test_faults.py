@@ -23,11 +23,15 @@ from conveyor import (
     Pipeline,
     ProcessError,
     Processor,
+    ProcessorError,
+    WorkerDiedError,
 )
+from conveyor.engines import channels
 from tests.support import TestCase, _everyone, nothing_left, slow
 
 LIMIT_SECONDS = 5.0
 """What an error may take from the start of the run, on a busy machine; a fifth of that is usual, most of it for spawning."""
+MIB = 1024 * 1024
 
 
 def same(item):
@@ -36,6 +40,59 @@ def same(item):
 
 def process_number(item):
     return os.getpid()
+
+
+class Files(Processor):
+    """Has a folder in which it leaves word."""
+
+    restartable = True
+
+    def __init__(self, folder, **settings):
+        self.folder = folder
+        super().__init__(**settings)
+
+    def append(self, name, line):
+        descriptor = os.open(os.path.join(self.folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.write(descriptor, f"{line}\n".encode())
+        os.close(descriptor)
+
+    def process(self, item):
+        return item
+
+
+class DiesOfMessages(Files):
+    """Is up, and ends with the first message that comes, as one does for which that is too heavy."""
+
+    def setup(self):
+        self.append("starts", os.getpid())
+        channels.unpack = lambda *_: os._exit(5)
+
+
+class Bounded(Processor):
+    """Has little memory, and gives so many bytes."""
+
+    restartable = True
+
+    def setup(self):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + 40 * MIB
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        # One that was forked has what its parent had and does not use; so all is used up, and some of it given back.
+        self.used_up = []
+        with contextlib.suppress(MemoryError):
+            while True:
+                self.used_up.append(bytearray(MIB))
+        del self.used_up[-32:]
+
+    def process(self, item):
+        return len(bytearray(item))
+
+
+class BoundedSize(Bounded):
+    """Gives only the size of what it is given."""
+
+    def process(self, item):
+        return len(item)
 
 
 @contextlib.contextmanager
@@ -98,9 +155,30 @@ class Base:
             assert getattr(caught.exception, name) == value, (name, getattr(caught.exception, name), value)
         assert seconds < LIMIT_SECONDS, f"{seconds:.2f} s"
 
+    def lines(self, name):
+        return Path(self.folder, name).read_text().split()
+
 
 class Faults(Base):
     """The rows, for one start method and channel."""
+
+    # Items and jobs that end workers, or try to
+
+    def test_too_little_memory(self):
+        huge = 1 << 40
+        with self.fails(ProcessorError, "MemoryError", processor="Bounded", number=1, item=str(huge)):
+            self.make(Bounded()).run([5, huge, 7])
+
+    def test_too_little_memory_for_what_comes(self):
+        fields = {"processor": "BoundedSize", "phase": "wait", "kind": "MemoryError", "number": 1, "last": 1}
+        with self.fails(ProcessorError, "not enough memory to receive what it was sent", **fields):
+            self.make(BoundedSize()).run(iter([b"", bytes(48 * MIB)]))
+
+    def test_an_item_that_kills_when_it_is_received(self):
+        fields = {"processor": "DiesOfMessages", "phase": "receive", "exitcode": 5, "number": 0, "last": 0}
+        with self.fails(WorkerDiedError, "while it had item 0 to take in", **fields):
+            self.make(DiesOfMessages(self.folder)).run([1])
+        assert len(self.lines("starts")) == 5, "no storm"
 
     # What the system has no more of
 

@@ -16,6 +16,11 @@ ITEM_ATTEMPTS = 2
 # Of how many items a share may be taken for that of a whole run.
 ENOUGH = 100
 
+# A worker that has begun nothing of what it was handed was most often killed from outside, and nobody is to blame.  But
+# where so many had the same items to take in, those are too heavy, say, and the next one would die of them too.  Kills
+# from outside come in bursts, in which nothing can be begun: where it may be that, it has to go on for so many seconds.
+ARRIVALS, ARRIVAL_SECONDS = 5, 5.0
+
 DIED, OVERDUE = "died", "overdue"
 
 
@@ -27,6 +32,7 @@ class Attempts:
         self._deaths: dict[int, int] = {}
         self._timeouts: dict[int, int] = {}
         self._unpicklings: dict[int, int] = {}
+        self._arrivals: dict[int, tuple[int, float]] = {}
 
     def died(self, first: int, last: int, event: WorkerLost) -> Verdict | None:
         """Take in that a worker died at a unit; return the verdict where that was once too often."""
@@ -43,6 +49,13 @@ class Attempts:
         """Take in that a worker died while it unpickled items from `first` on; return whether that is enough."""
         deaths = self._unpicklings[first] = self._unpicklings.get(first, 0) + 1
         return deaths > ITEM_ATTEMPTS
+
+    def arrived(self, first: int, killed: bool, now: float) -> bool:
+        """Take in that a worker died before it began anything, with items from `first` on to take in; return whether
+        that is enough."""
+        deaths, since = self._arrivals.get(first, (0, now))
+        self._arrivals[first] = deaths + 1, since
+        return deaths + 1 >= ARRIVALS and (not killed or now - since >= ARRIVAL_SECONDS)
 
     def was_overdue(self, first: int, last: int) -> Verdict | None:
         """Take in that a worker was killed because a unit took too long; return the verdict where that was once too

@@ -128,9 +128,9 @@ class Fail(NamedTuple):
     `step` is the index of the step's node; `first` and `last` are the numbers (from 0, in the order in which
     they came to that step) of the items that may be to blame, both None where there is none.  `loss` says why the
     loss of a worker cannot be made up for: "item" (that item has ended more than one), "unpickle" (so have items that
-    were unpickled together), "overdue" (it was too long at an item), "state" (its job had state), "setup" (none can be
-    set up), "finish" (it was at the job's `finish`).  A `loss` of "failures" is no worker's: more items were given up
-    than the run may.
+    were unpickled together), "receive" (so have items that it had been handed and not begun), "overdue" (it was
+    too long at an item), "state" (its job had state), "setup" (none can be set up), "finish" (it was at the job's
+    `finish`).  A `loss` of "failures" is no worker's: more items were given up than the run may.
     """
 
     step: int

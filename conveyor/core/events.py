@@ -63,11 +63,11 @@ class Replied(NamedTuple):
 class Raised(NamedTuple):
     """The job failed on the unit that comes `units` units after the last acknowledged one of `lease`.
 
-    None: on one of those not acknowledged, nobody knows which.
+    None: on one of those not acknowledged, nobody knows which; without a lease, on one of all that it has.
     """
 
     worker: int
-    lease: int
+    lease: int | None
     units: int | None
     error: Any
 

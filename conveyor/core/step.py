@@ -507,7 +507,7 @@ class Step(Node):
         worker = self.worker(event.worker)
         if worker is None:
             return None
-        failure: Fail | None = None
+        failure = None if self._cancelled else self._not_begun(worker, event)
         # Not one before that of its note: that was done, though the word of it is lost.
         noted = -1 if event.begun is None else event.begun[0]
         at_work = next((lease for lease in worker.leases if lease.items and lease.number >= noted), None)
@@ -567,6 +567,15 @@ class Step(Node):
             return Fail(self.index, event.worker, first, last, event.cause, "unpickle")
         self._take_back(lease, lease.items)
         return None
+
+    def _not_begun(self, worker: Worker, event: WorkerLost) -> Fail | None:
+        """Of a worker that has begun nothing of what it was handed: it may have died of taking that in."""
+        lease = next((lease for lease in worker.leases if lease.items), None)
+        if lease is None or not event.ready or event.begun is None or event.begun >= (lease.number, 1):
+            return None
+        if not self._attempts.arrived(lease.first, event.killed, self.surroundings.now):
+            return None
+        return Fail(self.index, event.worker, lease.first, lease.first + lease.items - 1, event.cause, "receive")
 
     def _replace(self, worker: Worker) -> None:
         """Have another take the place of a worker that has had its last items."""

@@ -500,6 +500,9 @@ class Broker:
             case "said":
                 self._sayings.pass_on(header, blobs)
             case "failed":
+                if header[1][:2] == ("wait", "MemoryError"):
+                    # What it was being sent did not fit: that is what it has.
+                    self._handle(events.Raised(each.number, None, None, header[1]))
                 self._fail_with(("raised", each.assignment.name, header[1], None, None))
             case "closed":
                 each.closed = True
@@ -550,7 +553,7 @@ class Broker:
                     elif loss == "overdue":
                         self._fail_with(("overdue", name, cause, first, last))
                     elif loss is not None:
-                        phase = loss if loss in ("setup", "finish", "unpickle") else "process"
+                        phase = loss if loss in ("setup", "finish", "unpickle", "receive") else "process"
                         self._fail_with(("died", name, phase, cause, first, last, loss))
                     else:
                         self._fail_with(("raised", name, cause, first, last))

@@ -80,6 +80,7 @@ _WHAT_HAPPENED = {
     "teardown": "teardown() of Processor {name!r} raised {kind}",
     "load": "The job of Processor {name!r} could not be loaded in its worker: {kind}",
 }
+_NO_MEMORY = "The worker process of Processor {name!r} had not enough memory to receive what it was sent: {kind}"
 
 
 def processor_error(
@@ -97,7 +98,8 @@ def processor_error(
     if failure.processor is not None:
         # Of several that are fused, the one that it was.
         name = failure.processor
-    message = _WHAT_HAPPENED[failure.phase].format(name=name, kind=failure.kind)
+    happened = _NO_MEMORY if (failure.phase, failure.kind) == ("wait", "MemoryError") else _WHAT_HAPPENED[failure.phase]
+    message = happened.format(name=name, kind=failure.kind)
     if failure.message:
         message += f": {failure.message}"
     if number is not None:
@@ -187,6 +189,9 @@ _WHY_IT_ENDS_THE_RUN = {
     "unpickle": (
         " and unpickled them, as did those before that had them: one of them ends whatever process unpickles it, and "
         "as items are pickled together nobody can tell which"
+    ),
+    "receive": (
+        " to take in and had begun nothing, like those before it: what it was sent may be too heavy for its memory"
     ),
     "setup": ", as did those before it",
     "finish": ", while it was at `finish`, which cannot be called again for what others have seen",
