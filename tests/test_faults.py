@@ -3,18 +3,23 @@ which Processor and, where there is one, which item; or the item given up and li
 
 Law: each row holds for forked and for spawned workers, over both channels, and leaves nothing: no process, thread,
 descriptor, shared memory or semaphore.  Nobody waits for a time to pass: each fault comes when the processes are seen
-to be where it is to hit them.
+to be where it is to hit them.  The table of all faults, also of those that other files inject, is in docs/faults.md.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import itertools
 import os
 import resource
 import signal
 import tempfile
+import textwrap
+import threading
 import time
 import unittest
+import warnings
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -24,13 +29,19 @@ from conveyor import (
     ProcessError,
     Processor,
     ProcessorError,
+    SourceError,
     WorkerDiedError,
 )
 from conveyor.engines import channels
 from tests.support import TestCase, _everyone, nothing_left, slow
+from tests.test_bounds import settled
+from tests.test_failures import read_number, wait_until
+from tests.test_shutdown import Script, tracebacks
+from tests.test_survival import kill, workers_of_the_pipeline
 
 LIMIT_SECONDS = 5.0
 """What an error may take from the start of the run, on a busy machine; a fifth of that is usual, most of it for spawning."""
+LARGE = 8_000_000
 MIB = 1024 * 1024
 
 
@@ -40,6 +51,30 @@ def same(item):
 
 def process_number(item):
     return os.getpid()
+
+
+def size_and_process(item):
+    return len(item), os.getpid()
+
+
+def exit_at_100(item):
+    if item == 100:
+        os._exit(5)
+    return item
+
+
+def hang_at_three_and_five(item):
+    while item == 3:
+        pass
+    if item == 5:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return item
+
+
+def stuck(item):
+    """Say so, and wait in compiled code that keeps the interpreter's lock, so that no other thread of it can act."""
+    os.write(1, b"busy\n")
+    ctypes.PyDLL(None).pause()
 
 
 class Files(Processor):
@@ -60,12 +95,62 @@ class Files(Processor):
         return item
 
 
+class Gate(Files):
+    """Stops at item 1, the first time, until it is let on; makes large outputs where it is told so."""
+
+    def __init__(self, folder, large=False):
+        super().__init__(folder)
+        self.large = large
+
+    def process(self, item):
+        self.append("calls", item)
+        if item == 1 and not os.path.exists(os.path.join(self.folder, "at")):
+            Path(self.folder, "at").write_text(str(os.getpid()))
+            while not os.path.exists(os.path.join(self.folder, "go")):
+                time.sleep(0.001)
+        return bytes([item]) * LARGE if self.large else item
+
+
+class DiesInSetup(Files):
+    """Counts its starts."""
+
+    def setup(self):
+        self.append("starts", os.getpid())
+        os._exit(5)
+
+
 class DiesOfMessages(Files):
     """Is up, and ends with the first message that comes, as one does for which that is too heavy."""
 
     def setup(self):
         self.append("starts", os.getpid())
         channels.unpack = lambda *_: os._exit(5)
+
+
+class DiesInTeardown(Files):
+    """Is killed when it has been told to leave, before it has."""
+
+    def teardown(self):
+        self.append("left", os.getpid())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class LeavesGrandchild(Files):
+    """Forks a process that stays, and has all that its worker had; then the worker dies."""
+
+    def process(self, item):
+        path = Path(self.folder, "grandchild")
+        if item == 3 and not path.exists():
+            with warnings.catch_warnings():
+                # A worker whose channel is a queue has a thread for it, which later versions of Python warn of.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                grandchild = os.fork()
+            if not grandchild:
+                while True:
+                    signal.pause()
+            path.write_text(str(grandchild))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
 
 
 class Bounded(Processor):
@@ -93,6 +178,127 @@ class BoundedSize(Bounded):
 
     def process(self, item):
         return len(item)
+
+
+class TwoArguments(Exception):
+    """Cannot be unpickled: its arguments are not those of its `__init__`."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+class HoldsLock(Exception):
+    """Cannot be pickled."""
+
+    def __init__(self):
+        super().__init__("holds a lock")
+        self.lock = threading.Lock()
+
+
+class ExitsWhenPickled(Exception):
+    """Wants to end the process that pickles it."""
+
+    def __reduce__(self):
+        raise SystemExit(3)
+
+
+class ExitsWhenUnpickled(Exception):
+    """Wants to end the process that unpickles it."""
+
+    def __reduce__(self):
+        return exit_now, ()
+
+
+class DiesWhenPickled(Exception):
+    """Ends the process that pickles it."""
+
+    def __reduce__(self):
+        os._exit(5)
+
+
+def exit_now():
+    raise SystemExit(3)
+
+
+EXCEPTIONS = (lambda: TwoArguments(1, 2), HoldsLock, ExitsWhenPickled, ExitsWhenUnpickled, DiesWhenPickled)
+
+
+def raise_by_number(item):
+    if item < len(EXCEPTIONS):
+        raise EXCEPTIONS[item]()
+    return item
+
+
+class Exits:
+    """Exits, in the method that is named, from the process that pickles or unpickles it; with `die` the process cannot
+    help it."""
+
+    def __init__(self, where, die=False):
+        self.where, self.die = where, die
+
+    def end(self, where):
+        if self.where == where:
+            if self.die:
+                os._exit(5)
+            raise SystemExit(3)
+
+    def __reduce_ex__(self, protocol):
+        self.end("__reduce__")
+        return super().__reduce_ex__(protocol)
+
+    def __getstate__(self):
+        self.end("__getstate__")
+        return dict(self.__dict__)
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self.end("__setstate__")
+
+
+EXITS = {3: ("__reduce__", False), 7: ("__getstate__", False), 11: ("__reduce__", True), 15: ("__getstate__", True)}
+
+
+def exit_by_number(item):
+    return Exits(*EXITS[item]) if item in EXITS else item
+
+
+def exits_when_unpickled(item):
+    return Exits("__setstate__")
+
+
+LOCK = threading.Lock()
+
+
+def under_the_lock(item):
+    with LOCK:
+        return item
+
+
+def wait_for_rest(pid):
+    """Wait until each thread of a process is asleep, look after look: it has done what it can do."""
+    looks = 0
+
+    def at_rest():
+        nonlocal looks
+        states = [
+            Path(f"/proc/{pid}/task/{task}/stat").read_text().rpartition(")")[2].split()[0]
+            for task in os.listdir(f"/proc/{pid}/task")
+        ]
+        looks = looks + 1 if set(states) <= {"S", "T"} else 0
+        return looks == 8
+
+    wait_until(at_rest, f"process {pid} comes to rest")
+
+
+@contextlib.contextmanager
+def stopped(pid):
+    """Have a process stand still."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: _everyone()[pid].state == "T", "the process stands still")
+        yield
+    finally:
+        kill(pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager
@@ -162,7 +368,70 @@ class Base:
 class Faults(Base):
     """The rows, for one start method and channel."""
 
+    # Workers that are killed, at moments that are made to last
+
+    def at_the_gate(self):
+        """Wait until a worker is at item 1; return it, and its broker."""
+        path = os.path.join(self.folder, "at")
+        wait_until(lambda: read_number(path), "a worker is at the gate")
+        worker = read_number(path)
+        return worker, _everyone()[worker].parent
+
+    def test_killed_in_the_middle_of_a_large_reply(self):
+        with self.make(Gate(self.folder, large=True)).stream(range(3)) as stream:
+            worker, broker = self.at_the_gate()
+            with stopped(broker):
+                # Nobody reads, so the reply fills the channel, and the rest of it waits.
+                Path(self.folder, "go").touch()
+                wait_for_rest(worker)
+                os.kill(worker, signal.SIGKILL)
+            assert [(len(result), result[0]) for result in stream] == [(LARGE, 0), (LARGE, 1), (LARGE, 2)]
+        assert self.lines("calls").count("1") == 2, "it ran again, as its output was lost"
+
+    def test_killed_between_its_reply_and_the_reading_of_it(self):
+        with self.make(Gate(self.folder)).stream(range(3)) as stream:
+            worker, broker = self.at_the_gate()
+            with stopped(broker):
+                Path(self.folder, "go").touch()
+                wait_for_rest(worker)
+                os.kill(worker, signal.SIGKILL)
+            assert list(stream) == [0, 1, 2]
+        assert sorted(self.lines("calls")) == ["0", "1", "2"], "what was done is not done again"
+
+    def test_killed_while_it_receives(self):
+        with self.make(Gate(self.folder, large=True), Processor(size_and_process)) as pipeline:
+            reader = pipeline.run([0])[0][1]
+            with stopped(reader):
+                stream = pipeline.stream([1])
+                writer, broker = self.at_the_gate()
+                Path(self.folder, "go").touch()
+                # The broker has all of the item then, and the reader as much of it as the channel holds.
+                wait_for_rest(writer)
+                wait_for_rest(broker)
+                os.kill(reader, signal.SIGKILL)
+            ((size, another),) = stream
+            assert size == LARGE and another != reader
+
+    def test_killed_while_it_leaves(self):
+        # A worker that is not needed any more, here because it has had its share, is asked to leave, and is hit then.
+        pipeline = self.make(DiesInTeardown(self.folder, max_items=8), Processor(same))
+        assert pipeline.run(range(20)) == list(range(20))
+        assert len(set(self.lines("left"))) == 3
+
     # Items and jobs that end workers, or try to
+
+    def test_an_item_that_always_kills_amid_a_chunk_is_given_up(self):
+        # The chunks double, so that it is one of those from 63 to 126, or of a smaller part of them.
+        pipeline = self.make(Processor(exit_at_100, on_error="skip"))
+        assert pipeline.run(range(256)) == [item for item in range(256) if item != 100]
+        (failed,) = pipeline.failures
+        assert (failed.number, failed.last, failed.attempts, failed.error.exitcode) == (100, 100, 2, 5)
+        assert type(failed.error) is WorkerDiedError and failed.processor == "exit_at_100"
+
+    def test_death_in_setup_again_and_again(self):
+        with self.fails(WorkerDiedError, "'DiesInSetup' exited with code 5", phase="setup", exitcode=5):
+            self.make(DiesInSetup(self.folder)).run([1])
+        assert 2 <= len(self.lines("starts")) <= 5, "no storm"
 
     def test_too_little_memory(self):
         huge = 1 << 40
@@ -179,6 +448,81 @@ class Faults(Base):
         with self.fails(WorkerDiedError, "while it had item 0 to take in", **fields):
             self.make(DiesOfMessages(self.folder)).run([1])
         assert len(self.lines("starts")) == 5, "no storm"
+
+    def test_exceptions_that_cannot_be_rebuilt(self):
+        pipeline = self.make(Processor(raise_by_number, on_error="skip"))
+        assert pipeline.run(range(20)) == list(range(len(EXCEPTIONS), 20))
+        assert [(failed.number, failed.error.kind) for failed in pipeline.failures] == [
+            (0, "TwoArguments"),
+            (1, "HoldsLock"),
+            (2, "ExitsWhenPickled"),
+            (3, "ExitsWhenUnpickled"),
+            (4, "WorkerDiedError"),
+        ]
+        assert "1 and 2" in str(pipeline.failures[0].error) and pipeline.failures[4].error.exitcode == 5
+
+    def test_outputs_that_exit_when_they_are_pickled(self):
+        pipeline = self.make(Processor(exit_by_number, on_error="skip"), Processor(same))
+        assert pipeline.run(range(20)) == [item for item in range(20) if item not in EXITS]
+        assert [(failed.number, failed.last, failed.error.kind) for failed in pipeline.failures] == [
+            (3, 3, "SystemExit"),
+            (7, 7, "SystemExit"),
+            (11, 11, "WorkerDiedError"),
+            (15, 15, "WorkerDiedError"),
+        ]
+
+    def test_inputs_that_exit(self):
+        with self.make(Processor(same)) as pipeline:
+            for where in ("__reduce__", "__getstate__"):
+                with self.subTest(where=where), self.fails(SourceError, "SystemExit", number=1):
+                    pipeline.run([0, Exits(where), 2])
+            fields = {"processor": "same", "phase": "unpickle", "kind": "SystemExit"}
+            with self.subTest(where="__setstate__"), self.fails(ProcessorError, "SystemExit", **fields):
+                pipeline.run([Exits("__setstate__")])
+
+    def test_results_that_exit_when_they_are_unpickled(self):
+        # A handler of signals may exit in that moment too, so the caller's own exit it is; but with everything ended.
+        with self.assertRaises(SystemExit):
+            self.make(Processor(exits_when_unpickled)).run([1])
+        assert not workers_of_the_pipeline()
+
+    def test_a_grandchild_that_stays(self):
+        pipeline = self.make(LeavesGrandchild(self.folder), Processor(same))
+        try:
+            assert pipeline.run(range(10)) == list(range(10))
+            assert read_number(os.path.join(self.folder, "grandchild")) in _everyone(), "nobody waits for it"
+        finally:
+            kill(read_number(os.path.join(self.folder, "grandchild")) or 0x7FFFFFFF)
+
+    # The ends of the pipeline
+
+    def test_a_source_that_raises_midway(self):
+        def midway():
+            yield from range(5)
+            raise KeyError("midway")
+
+        with self.fails(SourceError, "KeyError", number=5, item=None):
+            self.make(Processor(same)).run(midway())
+
+    def test_a_slow_consumer_that_leaves_an_endless_source(self):
+        pulled = 0
+
+        def endless():
+            nonlocal pulled
+            while True:
+                yield pulled
+                pulled += 1
+
+        pipeline = Pipeline(**self.settings).add(Processor(same)).add(Pipe(maxsize=10)).add(Processor(same))
+        with pipeline.stream(endless()) as stream:
+            assert next(stream) == 0
+            ahead = settled(lambda: pulled)
+            # The pipe between, those in front and behind, which are like it, and what is in hands.
+            assert 10 <= ahead <= 40, ahead
+            assert list(itertools.islice(stream, 100)) == list(range(1, 101))
+            begun = time.monotonic()
+        assert time.monotonic() - begun < LIMIT_SECONDS
+        assert not workers_of_the_pipeline()
 
     # What the system has no more of
 
@@ -232,6 +576,83 @@ class Faults(Base):
                 return int(number)
         self.skipTest("the system has no descriptors of processes")
 
+    # What is not in this process, but in a script of its own
+
+    def script(self, body):
+        # The import has its semaphores named by its number.
+        script = Script(self, f"from tests.test_faults import stuck\n{textwrap.dedent(body)}", **self.settings)
+        self.addCleanup(self.sweep, script)
+        return script
+
+    def sweep(self, script):
+        """Where a test fails, end what is left: a worker that is stuck would stay for ever."""
+        everyone = _everyone()
+        for pid, started in script.known.items():
+            if pid in everyone and everyone[pid].started == started:
+                kill(pid)
+
+    def end(self, script):
+        """Wait for the end of a script and of all that it started, semaphores too; return its exit code and errors."""
+        code = script.end(within=LIMIT_SECONDS)
+        names = f"sem.mp-{script.process.pid}-"
+
+        def left():
+            everyone = _everyone().values()
+            group = [each for each in everyone if each.group == script.process.pid and each.state != "Z"]
+            return group or [name for name in os.listdir("/dev/shm") if name.startswith(names)]
+
+        wait_until(lambda: not left(), "nothing is left of the script")
+        errors = script.stderr()
+        if self.queues and self.settings["start_method"] == "spawn":
+            # The tracker of resources says that it has removed the semaphores of those that could not do it any more.
+            errors = "".join(line for line in errors.splitlines(True) if "resource_tracker" not in line)
+            errors = "" if errors.strip() == "warnings.warn('resource_tracker" else errors
+        return code, errors
+
+    def test_ctrl_c_twice(self):
+        script = self.script("make(Processor(same), Processor(spins)).run(itertools.count())")
+        script.wait_for("busy")
+        script.note().send(signal.SIGINT)
+        time.sleep(0.05)  # not to wait for something: any moment will do
+        script.send(signal.SIGINT)
+        code, errors = self.end(script)
+        # The second may come when the first is being told of.
+        assert code in (-signal.SIGINT, 1), (code, errors)
+        assert 1 <= tracebacks(errors) <= 2 and "KeyboardInterrupt" in errors, errors
+        assert "Error" not in errors.replace("KeyboardInterrupt", ""), errors
+
+    def test_the_caller_is_terminated(self):
+        script = self.script("make(Processor(same), Processor(spins)).run(itertools.count())")
+        script.wait_for("busy")
+        script.note().process.terminate()
+        code, errors = self.end(script)
+        assert code == -signal.SIGTERM and "Traceback" not in errors, (code, errors)
+
+    def test_the_caller_is_killed_while_a_worker_is_stuck(self):
+        script = self.script("make(Processor(same), Processor(stuck)).run(itertools.count())")
+        script.wait_for("busy")
+        script.note().process.kill()
+        code, errors = self.end(script)
+        assert code == -signal.SIGKILL and "Traceback" not in errors, (code, errors)
+
+    def test_the_broker_is_killed_while_a_worker_is_stuck(self):
+        body = """
+            try:
+                make(Processor(stuck)).run([1])
+            except ProcessError as error:
+                assert error.exitcode == -signal.SIGKILL, error
+                say("good")
+        """
+        script = self.script(body)
+        script.wait_for("busy")
+        script.note()
+        everyone = _everyone()
+        (broker,) = {everyone[pid].parent for pid in script.known} & set(script.known)
+        os.kill(broker, signal.SIGKILL)
+        script.wait_for("good")
+        code, errors = self.end(script)
+        assert code == 0 and "Traceback" not in errors, (code, errors)
+
 
 class ForkPipeTest(Faults, TestCase):
     """Forked workers, over socket pairs."""
@@ -253,9 +674,48 @@ class SpawnPipeTest(Faults, TestCase):
 
 @slow
 class SpawnQueueTest(Faults, TestCase):
-    """Workers that are fresh interpreters, over queues."""
+    """Workers that are fresh interpreters, over queues; with what other files do for the other three."""
 
     settings = {"start_method": "spawn", "channel": "queue"}
+
+    def test_a_job_that_hangs(self):
+        pipeline = self.make(Processor(hang_at_three_and_five, timeout=0.2, on_error="skip"))
+        assert pipeline.run(range(20)) == [item for item in range(20) if item not in (3, 5)]
+        assert [(failed.number, failed.error.kind) for failed in pipeline.failures] == [
+            (3, "ItemTimeoutError"),
+            (5, "ItemTimeoutError"),
+        ]
+
+    def test_an_input_that_kills_when_it_is_unpickled(self):
+        fields = {"processor": "same", "phase": "unpickle", "exitcode": 5, "number": 0, "last": 0}
+        with self.fails(WorkerDiedError, "ends whatever process unpickles it", **fields):
+            self.make(Processor(same)).run([Exits("__setstate__", die=True)])
+
+
+class DefaultStartTest(Base, TestCase):
+    """Without a start method."""
+
+    def test_a_lock_that_another_thread_holds(self):
+        # In a forked worker it would be held for ever.
+        for channel in ("pipe", "queue"):
+            self.settings = {"channel": channel}
+            with self.subTest(channel=channel):
+                resource_tracker.ensure_running()
+                over, held = threading.Event(), threading.Event()
+
+                def hold(over=over, held=held):
+                    with LOCK:
+                        held.set()
+                        over.wait()
+
+                thread = threading.Thread(target=hold)
+                thread.start()
+                try:
+                    held.wait()
+                    assert self.make(Processor(under_the_lock)).run([1, 2, 3]) == [1, 2, 3]
+                finally:
+                    over.set()
+                    thread.join()
 
 
 if __name__ == "__main__":
