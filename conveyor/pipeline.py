@@ -59,7 +59,8 @@ class Pipeline(Generic[In, Out]):
     - `ordered`: whether results come in the order of the input (then of the branch, then as yielded), or as they
       come.
     - `cores`: how many cores to use, instead of those that this process may use.
-    - `max_failures`: a run ends that gives up more items than this, or (a float) than this share of what went in.
+    - `max_failures`: a run ends that gives up more items than this, or (a float) than this share of what comes to one
+      Processor.
     - `fuse`: whether adjacent Processors that are plain functions run in one process, as many side by side as there are
       cores: for jobs so small that handing items on costs more than they do.  Nothing is copied between them then.
     - `redact`: what shows an item (or a batch) in errors: a callable that takes one, and returns the str that stands

@@ -153,7 +153,7 @@ Node = StepNode | ReplicateNode | BalanceNode | MergeNode | ZipNode | LeaveNode 
 @dataclass(frozen=True)
 class Plan:
     """All nodes, in topological order; `cores` is what workers that follow the load may use together; a run ends where
-    more than `max_failures` items are given up (a float: of a share of those that went in; None: however many)."""
+    more than `max_failures` items are given up (a float: than that share of those of one step; None: however many)."""
 
     nodes: tuple[Node, ...]
     ordered: bool

@@ -53,7 +53,7 @@ BUGS = (
         Step,
         "_lose",
         "rest = self._take_back(lease, last - first + 1)",
-        "self._acknowledged += lease.items; self._add_outstanding(lease.worker, -lease.items); lease.items = 0\n"
+        "self.acknowledged += lease.items; self._add_outstanding(lease.worker, -lease.items); lease.items = 0\n"
         "    return None",
         "is in no place, or in two",
     ),

@@ -13,7 +13,7 @@ from conveyor.plan import StepNode
 # An item is given up that was for certain the one at which so many workers died; one more, where they may have been
 # killed from outside, which hits the same item twice now and then.
 ITEM_ATTEMPTS = 2
-# Of how many items a share may be taken for that of a whole run.
+# Of how many items a share may be taken for that of all.
 ENOUGH = 100
 
 # A worker that has begun nothing of what it was handed was most often killed from outside, and nobody is to blame.  But
@@ -67,9 +67,9 @@ class Attempts:
 
 
 def too_many(given_up: int, items: int, ended: bool, most: int | float | None) -> bool:
-    """Whether more was given up than a run may: `most` in number, or as a share of its items.
+    """Whether more was given up than may be: `most` in number, or as a share of the items that a step is done with.
 
-    So far there were `items`; `ended`: there will be no more.
+    So far these are `items`; `ended`: there will be no more.
 
     >>> too_many(3, items=50, ended=False, most=2), too_many(3, items=50, ended=False, most=0.01)
     (True, False)

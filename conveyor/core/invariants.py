@@ -27,7 +27,7 @@ def check_step(step: Step) -> None:
         end = lease.first + lease.items
     if step._cancelled:
         return
-    handed_out = outstanding + step.resting + step._acknowledged
+    handed_out = outstanding + step.resting + step.acknowledged
     assert step._taken == handed_out, "an item was acknowledged twice, or never handed out"
     step._queue.check()
     assert step.entered == step._queue.items + step._taken, "an item is in no place, or in two"

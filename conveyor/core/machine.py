@@ -83,7 +83,9 @@ class Machine:
         self._source_ended = False
         self._pulled = first_pull(plan)
         self.fed = 0
+        # How many units were given up, and how many items of each step.
         self._given_up = 0
+        self._given_up_at: dict[int, int] = {}
         self.nodes = [self._build(plan, index) for index in range(len(plan.nodes))]
         self._connect(plan)
         first, sink = self.nodes[0], self.nodes[-1]
@@ -183,7 +185,6 @@ class Machine:
                 if not self._cancelled:
                     self._source_ended = True
                     self.first.end(0)
-                    self._judge(self.first.index)
             case Raised():
                 step = self.step_of(event.worker)
                 self._commands.append(step.blame(event.worker, event.lease, event.units, event.error))
@@ -298,23 +299,34 @@ class Machine:
 
     def command(self, command: Command) -> None:
         """Have something done outside the core."""
+        if isinstance(command, Finish) and not self._cancelled:
+            # Of few items a share says something only now.
+            failures = [self._too_many_at(index, ended=True) for index in self._given_up_at]
+            command = next(filter(None, failures), command)
         self._commands.append(command)
-        if isinstance(command, Finish):
+        if isinstance(command, Finish | Fail):
             self._over = True
 
     def give_up(self, command: GaveUp) -> None:
-        """Take in that a unit was given up."""
-        if not self._cancelled:
-            self.command(command)
-            self._given_up += 1
-            self._judge(command.step)
+        """Take in that a unit was given up, and end the run where that is one too many."""
+        if self._cancelled:
+            return
+        self.command(command)
+        self._given_up += 1
+        items = self._given_up_at.get(command.step, 0) + command.last - command.first + 1
+        self._given_up_at[command.step] = items
+        failure = self._too_many_at(command.step, ended=False)
+        if failure is not None and not self._over:
+            self.command(failure)
 
-    def _judge(self, step: int) -> None:
-        """End the run where more was given up than it may."""
-        most = self._plan.max_failures
-        if not self._over and too_many(self._given_up, self.fed, self._source_ended, most):
-            self.command(Fail(step, None, None, None, self._given_up, "failures"))
-            self._over = True
+    def _too_many_at(self, index: int, ended: bool) -> Fail | None:
+        """Return the failure where more was given up than the run may, or than the share of a step's items that may."""
+        step, most = self.nodes[index], self._plan.max_failures
+        assert isinstance(step, Step)
+        given_up = self._given_up if isinstance(most, int) else self._given_up_at[index]
+        if too_many(given_up, step.acknowledged, ended, most):
+            return Fail(index, None, None, None, self._given_up, "failures")
+        return None
 
     def start_worker(self, team: Team) -> None:
         """Have one more worker started."""

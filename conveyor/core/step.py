@@ -70,7 +70,7 @@ class Step(Node):
         # How many items came in, were taken out of the queue, and were acknowledged, in all.
         self.entered = 0
         self._taken = 0
-        self._acknowledged = 0
+        self.acknowledged = 0
         self._ended = False
         self._done = False
         self._cancelled = False
@@ -338,7 +338,7 @@ class Step(Node):
         acknowledged = lease.items if self._cancelled and event.final else min(acknowledged, lease.items)
         lease.items -= acknowledged
         lease.first += acknowledged
-        self._acknowledged += acknowledged
+        self.acknowledged += acknowledged
         lease.credit -= outputs
         lease.partial = event.partial if event.units else lease.partial + event.partial
         self._add_outstanding(worker, -acknowledged)

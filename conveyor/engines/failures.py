@@ -169,7 +169,7 @@ def failed_item(name: str, first: int, last: int, attempts: int, when: float, wh
 def too_many_failures(count: int, most: int | float | None, failures: Sequence[FailedItem]) -> TooManyFailuresError:
     """Return the error for a run that gives up more items than it may."""
     items = "1 item was" if count == 1 else f"{count} items were"
-    share = f"{most:g}" if isinstance(most, int) else f"a share of {most:g} of those that went in"
+    share = f"{most:g}" if isinstance(most, int) else f"a share of {most:g} of what comes to a Processor"
     error = TooManyFailuresError(
         f"{items} given up, and max_failures allows {share}: the run was stopped. They are in "
         "`failures` of the pipeline.",

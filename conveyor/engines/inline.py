@@ -101,12 +101,13 @@ class _Step:
         tally: _Tally,
         output: _Output,
         shown: Callable[[Any], str],
-        give_up: Callable[[FailedItem], None],
+        session: Session,
     ) -> None:
         self._node = node
         self._shown = shown
         self._policy = policy_of(node.processor)
-        self._report = give_up
+        self._session = session
+        self._given_up = 0
         self._jobs = jobs
         self._tally = tally
         self._output = output
@@ -130,6 +131,7 @@ class _Step:
         if self._node.finishes:
             for job in self._jobs:
                 yield from self._finish(job)
+        self._session.judge(self._given_up, self._begun, ended=True)
         yield from self._output.end()
 
     def _finish(self, job: Processor[Any, Any]) -> Iterator[Any]:
@@ -197,9 +199,11 @@ class _Step:
         """Report a unit, or an output of it; return what goes on in its place."""
         policy = policy_of(job)
         failed = self._error(error, phase, number, self._shown(unit), attempts)
-        self._report(
+        self._given_up += items
+        self._session.failures.append(
             FailedItem(self._node.name, number, number + items - 1, failed.item, failed, attempts, time.time())
         )
+        self._session.judge(self._given_up, self._begun, ended=False)
         if not policy.replaces:
             return None
         assert callable(policy.on_error)
@@ -333,9 +337,8 @@ class Session:
         self._ready: list[tuple[str, Processor[Any, Any]]] = []
         self._run: InlineRun | None = None
         self.ended = False
-        # What was given up in the run that goes on, or was the last; and how many items went into it.
+        # What was given up in the run that goes on, or was the last.
         self.failures: list[FailedItem] = []
-        self.pulled = 0
         self._opened = time.monotonic()
         self._tallies = {step.index: _Tally() for step in plan.steps}
 
@@ -364,15 +367,10 @@ class Session:
         """The names of the Processors, in their order."""
         return [step.name for step in self._plan.steps]
 
-    def give_up(self, failed: FailedItem) -> None:
-        """Take in that an item was given up; raises TooManyFailuresError where that is one too many."""
-        self.failures.append(failed)
-        self.judge()
-
-    def judge(self, ended: bool = False) -> None:
-        """Raise TooManyFailuresError where more was given up than the run may."""
+    def judge(self, given_up: int, items: int, ended: bool) -> None:
+        """Raise TooManyFailuresError where more was given up than may be, by a Processor of so many items or in all."""
         most = self._plan.max_failures
-        if too_many(len(self.failures), self.pulled, ended, most):
+        if too_many(len(self.failures) if isinstance(most, int) else given_up, items, ended, most):
             raise too_many_failures(len(self.failures), most, self.failures)
 
     @property
@@ -383,7 +381,6 @@ class Session:
     def run(self, items: Iterable[Any]) -> InlineRun:
         """Start a run."""
         self.failures = []
-        self.pulled = 0
         self._run = InlineRun(self, self._build(), items)
         return self._run
 
@@ -406,7 +403,7 @@ class Session:
         match node:
             case StepNode():
                 jobs, tally = self._jobs[node.index], self._tallies[node.index]
-                return _Step(node, jobs, tally, output(node.to), self.shown, self.give_up)
+                return _Step(node, jobs, tally, output(node.to), self.shown, self)
             case ReplicateNode():
                 zips = [
                     (each.last_branch, parts[each.index])
@@ -477,9 +474,7 @@ class InlineRun:
 
     def _results(self) -> Iterator[Any]:
         for item in self._source():
-            self._session.pulled += 1
             yield from self._first.accept(item)
-        self._session.judge(ended=True)
         yield from self._first.end()
 
     @property
