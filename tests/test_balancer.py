@@ -308,6 +308,8 @@ class SpawnPipeTest(Balancer, TestCase):
     """Workers that are fresh interpreters, over socket pairs."""
 
     settings = {"start_method": "spawn", "channel": "pipe"}
+    # Who is dear to start is kept for longer.
+    test_workers_that_are_not_needed_leave_and_lose_nothing = None
 
 
 if __name__ == "__main__":

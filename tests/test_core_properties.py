@@ -87,7 +87,7 @@ class Properties(TestCase):
 
     time_limit = 120.0
 
-    @bounded(200)
+    @bounded(120)
     @given(SOURCES, SEEDS, MANNERS, WEIGHTS)
     def test_results_equal_those_of_the_inline_engine(
         self, source: random.Random, seed: int, manner: Manner, heaviest: int
@@ -100,7 +100,7 @@ class Properties(TestCase):
         # Nothing that comes late changes anything.
         shell.assert_over()
 
-    @bounded(120)
+    @bounded(80)
     @given(SOURCES, SEEDS, MANNERS, st.booleans())
     def test_workers_that_die_change_nothing(
         self, source: random.Random, seed: int, manner: Manner, ordered: bool
@@ -115,7 +115,7 @@ class Properties(TestCase):
         assert results == expected if ordered else Counter(map(repr, results)) == Counter(map(repr, expected))
         shell.assert_over()
 
-    @bounded(80)
+    @bounded(40)
     @given(SOURCES, SEEDS, MANNERS, WEIGHTS)
     def test_without_order_the_results_are_the_same_ones(
         self, source: random.Random, seed: int, manner: Manner, heaviest: int

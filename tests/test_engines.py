@@ -656,13 +656,10 @@ class ForkQueueTest(Behaviour, TestCase):
 
 
 @slow
-class ForkserverPipeTest(Behaviour, TestCase):
+class ForkserverPipeTest(Basics, TestCase):
     """Workers forked by a fresh broker, over socket pairs."""
 
     settings = {"start_method": "forkserver", "channel": "pipe"}
-    lambdas = False
-    test_every_kind_of_input = None
-    test_numbers_of_items = None
 
 
 @slow

@@ -626,12 +626,17 @@ class ForkQueueTest(Failures, TestCase):
     """Forked workers, over queues."""
 
     settings = {"start_method": "fork", "channel": "queue"}
+    # In test_faults.py, with a worker that nothing but a signal can end.
+    test_the_broker_is_killed_while_a_worker_is_busy = None
 
 
 class _Few(Failures):
     """Where each start is dear, what depends on the start."""
 
     test_every_kind_of_exception = None
+    # In test_faults.py and test_policy.py, with items that are given up.
+    test_a_job_ends_its_worker = None
+    test_the_broker_is_killed_while_a_worker_is_busy = None
     test_first_middle_or_last_job_raises = None
     test_a_source_that_raises = None
     test_a_source_that_raises_while_what_it_gave_is_being_sent = None

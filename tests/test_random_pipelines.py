@@ -89,7 +89,7 @@ class FusedTest(RandomPipelines, TestCase):
 class ForkQueueTest(RandomPipelines, TestCase):
     """Forked workers, over queues."""
 
-    count = 25
+    count = 15
     settings = {"start_method": "fork", "channel": "queue"}
 
 
@@ -104,14 +104,14 @@ class ForkserverPipeTest(RandomPipelines, TestCase):
 class ForkserverQueueTest(RandomPipelines, TestCase):
     """Workers forked by a fresh broker, over queues."""
 
-    count = 8
+    count = 6
     settings = {"start_method": "forkserver", "channel": "queue"}
 
 
 class SpawnPipeTest(RandomPipelines, TestCase):
     """Workers that are fresh interpreters, over socket pairs."""
 
-    count = 6
+    count = 4
     settings = {"start_method": "spawn", "channel": "pipe"}
 
 
@@ -119,7 +119,7 @@ class SpawnPipeTest(RandomPipelines, TestCase):
 class SpawnQueueTest(RandomPipelines, TestCase):
     """Workers that are fresh interpreters, over queues."""
 
-    count = 6
+    count = 4
     settings = {"start_method": "spawn", "channel": "queue"}
 
 

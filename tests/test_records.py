@@ -7,6 +7,7 @@ deadlock and a bound, is tested on each part, everywhere.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import multiprocessing
@@ -298,6 +299,8 @@ class Records:
         self.addCleanup(leaves.__exit__, None, None, None)
         stack = contextlib.ExitStack()
         self.addCleanup(stack.close)
+        # What a test before this one dropped may have something to say yet.
+        gc.collect()
         self.heard = stack.enter_context(handled_by(Collector()))
 
     def pipeline(self, job):
@@ -353,7 +356,7 @@ class Records:
             self.skipTest("a queue has a thread of its own, which dies with what it has not sent")
         with self.assertRaises(WorkerDiedError):
             self.pipeline(last_words).run([1])
-        assert self.heard.messages == ["about to die"] * 2
+        assert self.heard.messages == ["about to die"] * 2, self.heard.messages
 
     def test_from_threads_and_amid_large_messages(self):
         results = self.pipeline(from_threads).run([1])
@@ -437,7 +440,7 @@ class Records:
             self.pipeline(warn_with_detail).run([7])
         finally:
             logging.captureWarnings(False)
-        assert [record.name for record in self.heard.records] == ["py.warnings"]
+        assert [record.name for record in self.heard.records] == ["py.warnings"], self.heard.records
         assert "DetailedWarning: detailed" in self.heard.messages[0]
 
         # One that is shown somewhere else is nobody else's.
@@ -473,7 +476,8 @@ class ForkPipeTest(Records, TestCase):
                 finally:
                     own.handlers.pop().close()
                     own.propagate = True
-            assert Path(path).read_text().split("\n") == ["setup", "process 1", "finish", "teardown", ""]
+            text = Path(path).read_text()
+            assert text.split("\n") == ["setup", "process 1", "finish", "teardown", ""], text
 
     def test_a_process_that_the_job_forks(self):
         # It has no channel, so it does what it would have done without one: it uses the handlers itself.
