@@ -359,8 +359,6 @@ class Basics:
 class Behaviour(Basics):
     """What runs wherever starting a process costs little."""
 
-    lambdas = True
-
     # Jobs
 
     def test_every_kind_of_job(self):
@@ -375,8 +373,6 @@ class Behaviour(Basics):
                 self.check([Processor(job)], items, expected)
 
     def test_lambdas_and_closures(self):
-        if not self.lambdas:
-            self.skipTest("lambdas cannot be sent to where the workers are started")
         offset = 5
         self.check([Processor(lambda item: item + offset)], range(3), [5, 6, 7])
 
