@@ -389,8 +389,13 @@ class QueueBoundsTest(Bounds, TestCase):
     """Over queues."""
 
     settings = {"start_method": "fork", "channel": "queue"}
-    # What is weighed is the same for both channels.
+    # What is weighed, and how the core counts, is the same for both channels.
     test_items_that_become_heavy_fill_the_pipes_all_the_same = None
+    test_items_that_become_heavy_are_bounded_in_bytes = None
+    test_jobs_whose_outputs_are_heavy_are_bounded_in_bytes = None
+    test_everything_goes_through_a_pipe_that_holds_less_than_an_item = None
+    test_forks_are_bounded_too = None
+    test_generators_are_bounded_by_their_outputs = None
 
 
 class SpawnQueueBytesTest(TestCase):

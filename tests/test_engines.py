@@ -658,13 +658,6 @@ class ForkserverPipeTest(Basics, TestCase):
     settings = {"start_method": "forkserver", "channel": "pipe"}
 
 
-@slow
-class ForkserverQueueTest(Basics, TestCase):
-    """Workers forked by a fresh broker, over queues."""
-
-    settings = {"start_method": "forkserver", "channel": "queue"}
-
-
 class SpawnPipeTest(Basics, TestCase):
     """Workers that are fresh interpreters, over socket pairs."""
 

@@ -659,18 +659,5 @@ class SpawnPipeTest(_Few, TestCase):
     settings = {"start_method": "spawn", "channel": "pipe"}
 
 
-@slow
-class SpawnQueueTest(_Few, TestCase):
-    """Workers that are fresh interpreters, over queues."""
-
-    settings = {"start_method": "spawn", "channel": "queue"}
-    test_a_batch_fails = None
-    test_finish_raises = None
-    # The names of its semaphores are left to the resource tracker, which removes them when the caller ends.
-    test_the_broker_is_killed = None
-    test_the_broker_is_killed_while_a_worker_is_busy = None
-    test_a_worker_that_stands_still_does_not_hold_up_the_end = None
-
-
 if __name__ == "__main__":
     unittest.main()

@@ -511,6 +511,7 @@ class ForkPipeTest(Records, TestCase):
         self.slow_consumer()
 
 
+@slow
 class ForkQueueTest(Records, TestCase):
     settings = {"start_method": "fork", "channel": "queue"}
 
@@ -535,14 +536,6 @@ class ForkserverPipeTest(_Few, TestCase):
 
 
 @slow
-class ForkserverQueueTest(_Few, TestCase):
-    settings = {"start_method": "forkserver", "channel": "queue"}
-    test_from_a_signal_handler = None
-    test_from_the_teardown_of_a_run_that_fails_or_is_given_up = None
-    test_while_nothing_is_received = None
-
-
-@slow
 class SpawnPipeTest(_Few, TestCase):
     settings = {"start_method": "spawn", "channel": "pipe"}
 
@@ -551,6 +544,9 @@ class SpawnPipeTest(_Few, TestCase):
 class SpawnQueueTest(_Few, TestCase):
     settings = {"start_method": "spawn", "channel": "queue"}
     test_a_pipeline_in_a_job = None
+    test_from_a_signal_handler = None
+    test_from_the_teardown_of_a_run_that_fails_or_is_given_up = None
+    test_while_nothing_is_received = None
 
 
 class InlineTest(TestCase):

@@ -22,7 +22,7 @@ class Simulation(TestCase):
 
     def test_seeds(self) -> None:
         said: list[str] = []
-        seeds = 10 if SHORT else 50
+        seeds = 5 if SHORT else 20
         result = main(["--seeds", str(seeds), "--events", "3000", "--first-seed", "500"], said.append)
         assert result == 0 and len(said) == 1, "\n".join(said)
 

@@ -333,19 +333,18 @@ class SpawnPipeTest(Survival, TestCase):
 
     settings = {"start_method": "spawn", "channel": "pipe"}
     kills, items = most_kills, most_items = 10, 5000
-
-
-@slow
-class SpawnQueueTest(Survival, TestCase):
-    """Workers that are fresh interpreters, over queues."""
-
-    settings = {"start_method": "spawn", "channel": "queue"}
-    kills, items = most_kills, most_items = 10, 5000
     # What does not depend on how processes start, nor on how messages travel.
     test_a_storm_over_generators = None
     test_a_storm_over_forks = None
     test_a_storm_without_order = None
     test_a_generator_at_which_a_worker_died_once = None
+
+
+@slow
+class SpawnQueueTest(SpawnPipeTest):
+    """Workers that are fresh interpreters, over queues."""
+
+    settings = {"start_method": "spawn", "channel": "queue"}
 
 
 if __name__ == "__main__":
