@@ -21,7 +21,7 @@ import warnings
 from pathlib import Path
 
 from conveyor import Pipe, Pipeline, Processor, StateError
-from tests.support import ROOT, TestCase, _everyone, nothing_left
+from tests.support import ROOT, SHORT, TestCase, _everyone, nothing_left
 
 LIMIT_SECONDS = 2.0
 """What the end may take, on a busy machine; 0.1 s is usual, and 0.4 s where a worker has to be killed."""
@@ -190,6 +190,8 @@ BODIES = {
 }
 
 WAYS = [("fork", "pipe"), ("fork", "queue"), ("forkserver", "pipe"), ("spawn", "pipe")]
+if SHORT:
+    WAYS = [WAYS[0], WAYS[-1]]
 
 
 class ShutdownTest(TestCase):
@@ -250,7 +252,8 @@ class ShutdownTest(TestCase):
             say("begin")
             make(Processor(same), Processor(same)).run(itertools.count())
         """
-        for method, channel in itertools.product(("fork", "forkserver", "spawn"), ("pipe", "queue")):
+        ways = itertools.product(("fork", "forkserver", "spawn"), ("pipe", "queue"))
+        for method, channel in WAYS if SHORT else ways:
             # Where processes are forked they are there sooner.
             for moment in (0.0, 0.01, 0.03) if method == "fork" else (0.0, 0.03, 0.06, 0.1, 0.15, 0.25):
                 with self.subTest(method=method, channel=channel, moment=moment):
@@ -394,7 +397,7 @@ class ShutdownTest(TestCase):
                     time.sleep(random_.uniform(0.03, 0.06))
                     os.kill(pid, signal.SIGINT)
                 os._exit(0)
-            left = 40
+            left = {times}
             while left:
                 try:
                     while True:
@@ -419,7 +422,7 @@ class ShutdownTest(TestCase):
             "next(make(Processor(same)).stream(itertools.count()))",
         ):
             with self.subTest(run=run):
-                script = Script(self, body.format(run=run), start_method="fork")
+                script = Script(self, body.format(run=run, times=10 if SHORT else 30), start_method="fork")
                 script.wait_for("good")
                 # One that comes while Python drops an object of its own is printed, and not raised.
                 assert script.end() == 0, script.stderr()
