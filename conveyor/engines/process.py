@@ -138,8 +138,9 @@ class Session:
                     raise ProcessError(f"The broker process of the pipeline could not be started: {error}.") from error
             if self._channel == QUEUE:
                 # Has the queue's thread started now: at the end of the interpreter it could not be.
-                self.send("hello")
-                self.questions.send(("hello",))
+                with interrupts_held():
+                    self.send("hello")
+                    self.questions.send(("hello",))
             self._expect("opened")
         except BaseException:
             self.abort()

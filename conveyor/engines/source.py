@@ -30,6 +30,7 @@ from conveyor.engines.codec import (
     unpicklable,
     weight,
 )
+from conveyor.engines.interrupts import interrupts_held
 from conveyor.errors import SourceError
 
 # A chunk that was pulled faster than the first makes the next one larger; one slower than the second, smaller.
@@ -101,7 +102,9 @@ class Source:
             if self._over.is_set():
                 return
             self._failures, self._may_wait = failures, True
-        self._thread.start()
+        # A start that is interrupted would leave a thread that is neither there nor gone.
+        with interrupts_held():
+            self._thread.start()
 
     def stop(self) -> None:
         """Pull no more; an item being pulled just now is dropped."""
