@@ -412,6 +412,10 @@ class ShutdownTest(TestCase):
                     break
                 except KeyboardInterrupt:
                     pass
+            for thread in threading.enumerate():
+                # One that was to interrupt a moment later ends by itself.
+                if thread.name == "conveyor-interrupt":
+                    thread.join(5)
             assert threading.active_count() == 1, threading.enumerate()
             assert not multiprocessing.active_children(), multiprocessing.active_children()
             say("good")
