@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import gc
 import multiprocessing.forkserver
@@ -54,6 +55,15 @@ class TestCase(unittest.TestCase):
     """A test in which warnings are errors, hidden exceptions are failures, and a hang ends with all stacks."""
 
     time_limit = 60.0
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        """Give memory back: what was large in one class would make each fork in the others slow."""
+        super().tearDownClass()
+        gc.collect()
+        # Only one C library knows how.
+        with contextlib.suppress(OSError, AttributeError, TypeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
     def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
         """Run the test under this module's rules, whatever filters the runner has set."""
