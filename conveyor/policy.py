@@ -14,7 +14,7 @@ from conveyor.stages import Processor
 
 MOST_BACKOFF_SECONDS = 30.0
 
-RAISE, SKIP = "raise", "skip"
+RAISE = "raise"
 
 
 def _uniform(least: float, most: float) -> float:

@@ -38,8 +38,8 @@ class _Found(Exception):
         self.error = error
 
 
-# The pickler written in Python, which is all that can be told what to do about a failure.  It is private.
-_Base: Any = getattr(pickle, "_Unpickler", None)
+# The unpickler written in Python, which alone can be told what to do about a failure.  It is private, but always there.
+_Base: Any = pickle._Unpickler
 
 
 def items_sparing(blob: Any) -> list[Any]:
@@ -47,8 +47,6 @@ def items_sparing(blob: Any) -> list[Any]:
 
     Raises what unpickling raises where that cannot be done.
     """
-    if _Base is None:
-        raise NotImplementedError("this Python has no unpickler that can be told what to do about a failure")
     items = _Sparing(io.BytesIO(blob)).load()
     if type(items) is tuple:
         # Each was pickled by itself.
@@ -97,16 +95,14 @@ def _spared(opcode: bytes, consumed: int) -> Callable[[Any], None]:
     return load
 
 
-if _Base is not None:
+class _Sparing(_Base):  # type: ignore[misc]
+    """Puts a Broken where the user's own code raises."""
 
-    class _Sparing(_Base):  # type: ignore[misc]
-        """Puts a Broken where the user's own code raises."""
-
-        dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
-            **_Base.dispatch,
-            pickle.REDUCE[0]: _spared(pickle.REDUCE, 2),
-            pickle.NEWOBJ[0]: _spared(pickle.NEWOBJ, 2),
-            pickle.NEWOBJ_EX[0]: _spared(pickle.NEWOBJ_EX, 3),
-            pickle.BUILD[0]: _spared(pickle.BUILD, 2),
-            pickle.STACK_GLOBAL[0]: _spared(pickle.STACK_GLOBAL, 2),
-        }
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **_Base.dispatch,
+        pickle.REDUCE[0]: _spared(pickle.REDUCE, 2),
+        pickle.NEWOBJ[0]: _spared(pickle.NEWOBJ, 2),
+        pickle.NEWOBJ_EX[0]: _spared(pickle.NEWOBJ_EX, 3),
+        pickle.BUILD[0]: _spared(pickle.BUILD, 2),
+        pickle.STACK_GLOBAL[0]: _spared(pickle.STACK_GLOBAL, 2),
+    }
