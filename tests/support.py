@@ -22,6 +22,7 @@ import os
 import signal
 import stat
 import sys
+import tempfile
 import threading
 import time
 import unittest
@@ -64,6 +65,18 @@ class TestCase(unittest.TestCase):
         # Only one C library knows how.
         with contextlib.suppress(OSError, AttributeError, TypeError):
             ctypes.CDLL(None).malloc_trim(0)
+
+    def leave_nothing(self) -> None:
+        """Fail when this test, its clean-ups so far included, leaves something behind."""
+        leaves = nothing_left()
+        leaves.__enter__()
+        self.addCleanup(leaves.__exit__, None, None, None)
+
+    def new_folder(self) -> str:
+        """A folder for this test alone."""
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        return folder.name
 
     def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
         """Run the test under this module's rules, whatever filters the runner has set."""
@@ -146,6 +159,19 @@ def _catches_alarm(process: int) -> bool:
 def _error_file() -> Any:
     # Runners may put an object without a descriptor in the place of sys.stderr.
     return sys.__stderr__ if sys.__stderr__ is not None else 2
+
+
+@contextlib.contextmanager
+def control_groups(membership: str, files: dict[str, str]) -> Iterator[tuple[Path, Path]]:
+    """The root of a hierarchy of control groups with these files in it, and a file that says which groups are ours."""
+    with tempfile.TemporaryDirectory() as name:
+        own, root = Path(name, "self"), Path(name, "cgroup")
+        own.write_text(membership)
+        root.mkdir()
+        for path, text in files.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(text)
+        yield root, own
 
 
 class Resources(NamedTuple):

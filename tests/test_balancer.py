@@ -10,7 +10,6 @@ import itertools
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import unittest
@@ -100,12 +99,8 @@ class Balancer:
     settings = {"start_method": "fork", "channel": "pipe"}
 
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = folder.name
-        leaves = nothing_left()
-        leaves.__enter__()
-        self.addCleanup(leaves.__exit__, None, None, None)
+        self.folder = self.new_folder()
+        self.leave_nothing()
 
     def test_a_step_that_stalls_gets_workers_within_its_bounds(self):
         pipeline = (

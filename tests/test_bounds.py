@@ -109,9 +109,7 @@ class Bounds:
     settings = {"start_method": "fork", "channel": "pipe"}
 
     def setUp(self):
-        leaves = nothing_left()
-        leaves.__enter__()
-        self.addCleanup(leaves.__exit__, None, None, None)
+        self.leave_nothing()
 
     def make(self, *elements):
         pipeline = Pipeline(**self.settings)

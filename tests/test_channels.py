@@ -52,9 +52,7 @@ class PipeTest(TestCase):
     """Socket pairs."""
 
     def setUp(self):
-        leaves = nothing_left()
-        leaves.__enter__()
-        self.addCleanup(leaves.__exit__, None, None, None)
+        self.leave_nothing()
         self.near, self.far = channel(PIPE, None)
         self.addCleanup(self.near.close)
         self.addCleanup(self.far.close)

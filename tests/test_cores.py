@@ -7,13 +7,12 @@ cannot be read says nothing.
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from unittest import mock
 
 from conveyor import cores
 from conveyor.cores import _quotas, usable_cores
-from tests.support import TestCase
+from tests.support import TestCase, control_groups
 
 
 class Quotas(TestCase):
@@ -21,15 +20,8 @@ class Quotas(TestCase):
 
     def quotas(self, membership: str, files: dict[str, str]) -> list[float]:
         """The quotas on a system with these files in /sys/fs/cgroup."""
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            (folder / "self").write_text(membership)
-            root = folder / "cgroup"
-            root.mkdir()
-            for path, text in files.items():
-                (root / path).parent.mkdir(parents=True, exist_ok=True)
-                (root / path).write_text(text)
-            return sorted(_quotas(root, folder / "self"))
+        with control_groups(membership, files) as (root, own):
+            return sorted(_quotas(root, own))
 
     def test_version_2(self) -> None:
         assert self.quotas("0::/\n", {"cpu.max": "150000 100000\n"}) == [1.5]

@@ -31,7 +31,7 @@ from conveyor import (
     WorkerDiedError,
 )
 from conveyor.errors import RemoteTraceback
-from tests.support import TestCase, _descendants, _everyone, nothing_left, slow
+from tests.support import TestCase, _descendants, _everyone, slow
 
 LIMIT_SECONDS = 3.0
 """What an error may take from the start of the run, workers started and all; a tenth of that is usual."""
@@ -308,9 +308,7 @@ class Failures:
     def setUp(self):
         # The fork server and the tracker of resources are no part of what is timed or counted.
         Pipeline(**self.settings).add(Processor(same)).run([])
-        leaves = nothing_left()
-        leaves.__enter__()
-        self.addCleanup(leaves.__exit__, None, None, None)
+        self.leave_nothing()
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.path = os.path.join(folder.name, "file")

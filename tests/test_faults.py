@@ -14,7 +14,6 @@ import itertools
 import os
 import resource
 import signal
-import tempfile
 import textwrap
 import threading
 import time
@@ -33,7 +32,7 @@ from conveyor import (
     WorkerDiedError,
 )
 from conveyor.engines import channels
-from tests.support import TestCase, _everyone, nothing_left, slow
+from tests.support import TestCase, _everyone, slow
 from tests.test_bounds import settled
 from tests.test_failures import read_number, wait_until
 from tests.test_shutdown import Script, tracebacks
@@ -324,15 +323,11 @@ class Base:
     settings = {"start_method": "fork", "channel": "pipe"}
 
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = folder.name
+        self.folder = self.new_folder()
         if self.settings.get("start_method") != "fork":
             # The standard library's own, of which a process has one and keeps it.
             resource_tracker.ensure_running()
-        leaves = nothing_left()
-        leaves.__enter__()
-        self.addCleanup(leaves.__exit__, None, None, None)
+        self.leave_nothing()
         if os.environ.get("CONVEYOR_TEST_TIMES"):
             begun = time.monotonic()
             self.addCleanup(lambda: print(f"{time.monotonic() - begun:6.3f} s  {self.id()}"))

@@ -7,13 +7,12 @@ says nothing.
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from unittest import mock
 
 from conveyor import memory
 from conveyor.memory import _limits, _physical, usable_memory
-from tests.support import TestCase
+from tests.support import TestCase, control_groups
 
 # What version 1 says where there is no limit.
 BOUNDLESS = 9223372036854771712
@@ -24,15 +23,8 @@ class Limits(TestCase):
 
     def limits(self, membership: str, files: dict[str, str]) -> list[int]:
         """The limits on a system with these files in /sys/fs/cgroup."""
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            (folder / "self").write_text(membership)
-            root = folder / "cgroup"
-            root.mkdir()
-            for path, text in files.items():
-                (root / path).parent.mkdir(parents=True, exist_ok=True)
-                (root / path).write_text(text)
-            return sorted(_limits(root, folder / "self"))
+        with control_groups(membership, files) as (root, own):
+            return sorted(_limits(root, own))
 
     def test_version_2(self) -> None:
         assert self.limits("0::/\n", {"memory.max": "536870912\n"}) == [536870912]

@@ -29,7 +29,7 @@ from conveyor import (
 )
 from conveyor.engines import notes
 from conveyor.policy import policy_of
-from tests.support import TestCase, nothing_left, slow
+from tests.support import TestCase, slow
 
 
 def same(item):
@@ -228,12 +228,8 @@ class Base:
     settings = {"engine": "inline"}
 
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = folder.name
-        leaves = nothing_left()
-        leaves.__enter__()
-        self.addCleanup(leaves.__exit__, None, None, None)
+        self.folder = self.new_folder()
+        self.leave_nothing()
 
     def make(self, *elements, **more):
         pipeline = Pipeline(**self.settings, **more)

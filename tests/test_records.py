@@ -31,7 +31,7 @@ from conveyor.engines import records, sayings
 from conveyor.engines.channels import PIPE, Gone, channel
 from conveyor.engines.sayings import Sayings
 from conveyor.engines.telling import Forwarder, SharedEnd
-from tests.support import ROOT, SHORT, TestCase, nothing_left, slow
+from tests.support import ROOT, SHORT, TestCase, slow
 
 log = logging.getLogger("talk.jobs")
 
@@ -294,9 +294,7 @@ class Records:
     def setUp(self):
         # The fork server and the tracker of resources are no part of what is counted.
         Pipeline(**self.settings).add(Processor(same)).run([])
-        leaves = nothing_left()
-        leaves.__enter__()
-        self.addCleanup(leaves.__exit__, None, None, None)
+        self.leave_nothing()
         stack = contextlib.ExitStack()
         self.addCleanup(stack.close)
         # What a test before this one dropped may have something to say yet.

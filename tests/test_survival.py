@@ -11,13 +11,12 @@ import itertools
 import os
 import random
 import signal
-import tempfile
 import time
 import unittest
 from pathlib import Path
 
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ReplicatingFork, WorkerDiedError
-from tests.support import SHORT, TestCase, _descendants, _everyone, nothing_left, slow
+from tests.support import SHORT, TestCase, _descendants, _everyone, slow
 
 
 def same(item):
@@ -151,12 +150,8 @@ class Survival:
     most_kills, most_items = 40, 10_000
 
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = folder.name
-        leaves = nothing_left()
-        leaves.__enter__()
-        self.addCleanup(leaves.__exit__, None, None, None)
+        self.folder = self.new_folder()
+        self.leave_nothing()
 
     def make(self, *elements, **more):
         pipeline = Pipeline(**self.settings, **more)
