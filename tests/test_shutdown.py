@@ -32,6 +32,9 @@ from conveyor import *
 
 SETTINGS = {settings!r}
 
+# Where the tests run in the background, it is ignored, and Python leaves that so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def say(word):
     os.write(1, (word + "\\n").encode())
 
