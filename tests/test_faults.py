@@ -584,7 +584,10 @@ class Faults(Base):
         everyone = _everyone()
         for pid, started in script.known.items():
             if pid in everyone and everyone[pid].started == started:
-                kill(pid)
+                with contextlib.suppress(OSError):
+                    # The tracker of resources ends by itself behind the others, and has their semaphores to remove.
+                    if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        kill(pid)
 
     def end(self, script):
         """Wait for the end of a script and of all that it started, semaphores too; return its exit code and errors."""
