@@ -26,11 +26,14 @@ import tempfile
 import threading
 import time
 import unittest
+import unittest.mock
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
+
+from conveyor.engines.arena import Arena
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,6 +74,12 @@ class TestCase(unittest.TestCase):
         leaves = nothing_left()
         leaves.__enter__()
         self.addCleanup(leaves.__exit__, None, None, None)
+
+    def use_no_shared_memory(self) -> None:
+        """Have this test's pipelines send what is heavy in messages, as where the system has nothing better."""
+        patch = unittest.mock.patch.object(Arena, "create", return_value=None)
+        patch.start()
+        self.addCleanup(patch.stop)
 
     def new_folder(self) -> str:
         """A folder for this test alone."""

@@ -488,6 +488,8 @@ class Failures:
                 assert type(caught[0].__cause__) is cause
 
     def test_a_source_that_raises_while_what_it_gave_is_being_sent(self):
+        self.use_no_shared_memory()
+
         def source():
             yield from range(7)
             yield bytes(30_000_000)
@@ -551,6 +553,7 @@ class Failures:
         assert len(pipeline.run([1])) == 1, "and the next run starts anew"
 
     def test_a_worker_is_killed_amid_a_large_message(self):
+        self.use_no_shared_memory()
         pipeline = self.make(WritesForever(), Pipe(maxsize=1), Processor(len)).open()
         known = set(_descendants(_everyone()))
         stream = pipeline.stream(itertools.count())

@@ -373,6 +373,7 @@ class Faults(Base):
         return worker, _everyone()[worker].parent
 
     def test_killed_in_the_middle_of_a_large_reply(self):
+        self.use_no_shared_memory()
         with self.make(Gate(self.folder, large=True)).stream(range(3)) as stream:
             worker, broker = self.at_the_gate()
             with stopped(broker):
@@ -394,6 +395,7 @@ class Faults(Base):
         assert sorted(self.lines("calls")) == ["0", "1", "2"], "what was done is not done again"
 
     def test_killed_while_it_receives(self):
+        self.use_no_shared_memory()
         with self.make(Gate(self.folder, large=True), Processor(size_and_process)) as pipeline:
             reader = pipeline.run([0])[0][1]
             with stopped(reader):
@@ -434,8 +436,14 @@ class Faults(Base):
             self.make(Bounded()).run([5, huge, 7])
 
     def test_too_little_memory_for_what_comes(self):
+        self.use_no_shared_memory()
         fields = {"processor": "BoundedSize", "phase": "wait", "kind": "MemoryError", "number": 1, "last": 1}
         with self.fails(ProcessorError, "not enough memory to receive what it was sent", **fields):
+            self.make(BoundedSize()).run(iter([b"", bytes(48 * MIB)]))
+
+    def test_too_little_memory_to_unpickle_what_comes(self):
+        fields = {"processor": "BoundedSize", "phase": "unpickle", "kind": "MemoryError", "number": 1}
+        with self.fails(ProcessorError, "MemoryError", **fields):
             self.make(BoundedSize()).run(iter([b"", bytes(48 * MIB)]))
 
     def test_an_item_that_kills_when_it_is_received(self):

@@ -273,6 +273,7 @@ class Survival:
                     kill(pid)
 
     def test_amid_large_messages(self):
+        self.use_no_shared_memory()
         pipeline = self.make(Processor(large), Pipe(maxsize=4), Processor(size, workers=2))
         chooser = random.Random(3)
         with pipeline, pipeline.stream(range(60)) as stream:

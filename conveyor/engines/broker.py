@@ -13,16 +13,18 @@ import selectors
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from multiprocessing import connection
 from typing import Any, NamedTuple
 
 from conveyor.core import Machine, commands, events
 from conveyor.engines import life
+from conveyor.engines.arena import Arena
 from conveyor.engines.channels import BrokerEnd, FarEnd, Header, channel
 from conveyor.engines.children import Child, descriptor_of
 from conveyor.engines.codec import Blob, spec_of
+from conveyor.engines.holdings import CALLER, Holdings
 from conveyor.engines.life import Assignment, settle
 from conveyor.engines.notes import Note, Notes
 from conveyor.engines.sayings import Sayings
@@ -37,6 +39,8 @@ GRACE_SECONDS = 0.3
 EXIT_SECONDS = 5.0
 # The exit codes of workers that may have been ended from outside.
 FROM_OUTSIDE = {-getattr(signal, name) for name in ("SIGKILL", "SIGTERM") if hasattr(signal, name)}
+# When nothing has run for so long, workers give back the memory that they have ready for what is heavy.
+REST_SECONDS = 1.0
 # Where the death of the caller cannot be waited for, it is looked for so often.
 LOOK_SECONDS = 0.25
 
@@ -97,9 +101,15 @@ class Peer:
     """The other side of a channel, as the broker keeps it."""
 
     def __init__(
-        self, end: BrokerEnd, waiter: Waiter, receive: Callable[[Header, list[Any]], None], gone: Callable[[], None]
+        self,
+        end: BrokerEnd,
+        waiter: Waiter,
+        receive: Callable[[Header, list[Any]], None],
+        gone: Callable[[], None],
+        sent: Callable[[Iterable[Any]], None],
     ) -> None:
         self._end = end
+        self._sent = sent
         self._waiter = waiter
         self._receive = receive
         self._gone = gone
@@ -111,6 +121,8 @@ class Peer:
     def send(self, header: Header, blobs: Any = ()) -> None:
         """Send a message; to one who has gone, nothing."""
         if self.open:
+            if blobs:
+                self._sent(blobs)
             self._end.send(header, blobs)
             self._watch_room()
 
@@ -224,14 +236,22 @@ class WorkerProcess:
 class Broker:
     """The loop, and what it keeps."""
 
-    def __init__(self, orders: Orders, feed: BrokerEnd, results: BrokerEnd, questions: BrokerEnd) -> None:
+    def __init__(
+        self, orders: Orders, feed: BrokerEnd, results: BrokerEnd, questions: BrokerEnd, arena: Arena | None
+    ) -> None:
         self._orders = orders
         self._waiter = Waiter()
+        self._arena = arena
+        self._holdings = Holdings()
+        # When workers are told to rest: some time after a run.
+        self._rest_at: float | None = None
         # The ends of the caller's channels, and those of the workers', for a process that is forked to close.
         self._ends: list[BrokerEnd] = [feed, results, questions]
-        self._feed = Peer(feed, self._waiter, self._from_feeder, self._caller_gone)
-        self._results = Peer(results, self._waiter, self._from_caller, self._caller_gone)
-        self._questions = Peer(questions, self._waiter, self._answer, self._caller_gone)
+        sent = partial(self._holdings.sent, CALLER)
+        feed.keep(self._holdings)
+        self._feed = Peer(feed, self._waiter, self._from_feeder, self._caller_gone, sent)
+        self._results = Peer(results, self._waiter, self._from_caller, self._caller_gone, sent)
+        self._questions = Peer(questions, self._waiter, self._answer, self._caller_gone, sent)
         self._sayings = Sayings(results, self._results.send)
         # By its own word: one that died while this process was starting has left it to another parent already.
         self._parent = orders.caller
@@ -280,7 +300,7 @@ class Broker:
     def _patience(self) -> float | None:
         waits = [LOOK_SECONDS] if self._parent_descriptor is None else []
         timer = self._timer
-        for due in (self._deadline, timer):
+        for due in (self._deadline, timer, self._rest_at):
             if due is not None:
                 waits.append(max(0.0, due - time.monotonic()))
         return min(waits, default=None)
@@ -292,6 +312,12 @@ class Broker:
     def _look_around(self) -> None:
         """Do what no event calls for."""
         self._sayings.look()
+        if self._holdings.changed:
+            self._free_memory()
+        if self._rest_at is not None and time.monotonic() >= self._rest_at:
+            self._rest_at = None
+            for each in self._workers.values():
+                each.peer.send(("rest",))
         if self._parent_descriptor is None and hasattr(os, "getppid") and os.getppid() != self._parent:
             self._caller_gone()
         timer = self._timer
@@ -317,6 +343,18 @@ class Broker:
         self._waiter.close()
         self._notes.close()
 
+    def _free_memory(self) -> None:
+        """Have shared memory that nobody sees any more written anew by those who wrote it."""
+        for owner, slots in self._holdings.free().items():
+            places = [place for place, _ in slots]
+            if owner == CALLER:
+                self._feed.send(("freed", places))
+            elif owner in self._workers and not self._workers[owner].dead:
+                self._workers[owner].peer.send(("freed", places))
+            elif self._arena is not None:
+                for slot in slots:
+                    self._arena.remove(*slot)
+
     # Workers
 
     def _start_workers(self) -> None:
@@ -341,7 +379,9 @@ class Broker:
         note = self._notes.new()
         foreign = list(self._ends) if self._fork else []
         process = context.Process(
-            target=life.main, args=(assignment, far, note, foreign, os.getpid()), name=f"{PREFIX}{assignment.name}"
+            target=life.main,
+            args=(number, assignment, far, note, self._arena, foreign, os.getpid()),
+            name=f"{PREFIX}{assignment.name}",
         )
         self._ends.append(near)
         # This process has one thread, and where channels are queues those that write to them, which the child does
@@ -358,7 +398,9 @@ class Broker:
         each = WorkerProcess(number, assignment, child, note, started)
         self._workers[number] = each
         # A worker whose channel has ended is dead or about to be, and its death is what counts.
-        each.peer = Peer(near, self._waiter, partial(self._from_worker, each), lambda: None)
+        near.keep(self._holdings)
+        sent = partial(self._holdings.sent, number)
+        each.peer = Peer(near, self._waiter, partial(self._from_worker, each), lambda: None, sent)
         each.end = near
         self._waiter.add(child.waitable, partial(self._worker_died, each))
 
@@ -371,6 +413,9 @@ class Broker:
         each.child.reap()
         each.dead = True
         self._ends.remove(each.end)
+        self._holdings.lost(each.number)
+        if self._arena is not None and self._holdings.ever and not self._closing:
+            self._arena.reclaim(each.number, self._holdings.used())
         begun, unpickling = each.begun(), False
         if each.note is not None:
             unpickling = each.note.unpickling
@@ -437,6 +482,7 @@ class Broker:
         kind, run = header[0], header[1]
         if kind == "start":
             self._run = run
+            self._rest_at = None
             self._handle(events.RunStarted())
             if self._cancelled:
                 self._cancelled = False
@@ -461,6 +507,8 @@ class Broker:
             case ("consumed", run, items, seconds) if run == self._run:
                 self._caller_seconds = max(seconds, self._caller_seconds)
                 self._handle(events.Consumed(items))
+            case ("gone", places):
+                self._holdings.gone(CALLER, places)
             case ("cancel", run) if run == self._run:
                 self._cancel()
             case ("cancel", run):
@@ -487,6 +535,8 @@ class Broker:
             case "raised":
                 _, lease, units, failure = header
                 self._handle(events.Raised(each.number, lease, units, failure))
+            case "gone":
+                self._holdings.gone(each.number, header[1])
             case "at":
                 each.is_at(*header[1:])
             case "begun":
@@ -544,6 +594,8 @@ class Broker:
                     self._workers[number].leaving = True
                     self._workers[number].peer.send(("close",))
                 case commands.Finish():
+                    if self._holdings.ever:
+                        self._rest_at = time.monotonic() + REST_SECONDS
                     self._feed.send(("stop", self._run))
                     self._results.send(("finished", self._run, self._stats()))
                 case commands.Fail(step, _, first, last, cause, loss):
@@ -570,7 +622,14 @@ class Broker:
             self._close_workers(GRACE_SECONDS)
 
 
-def main(orders: Orders, feed: BrokerEnd, results: BrokerEnd, questions: BrokerEnd, foreign: list[FarEnd]) -> None:
+def main(
+    orders: Orders,
+    feed: BrokerEnd,
+    results: BrokerEnd,
+    questions: BrokerEnd,
+    arena: Arena | None,
+    foreign: list[FarEnd | Arena],
+) -> None:
     """The whole life of a broker process."""
     settle(foreign)
-    Broker(orders, feed, results, questions).serve()
+    Broker(orders, feed, results, questions, arena).serve()

@@ -1,9 +1,9 @@
 """Channels: how messages get from one process to another.
 
 Law: a channel joins exactly two processes, and no lock is shared by more.  A message is a header (a tuple of
-plain values) and blobs (bytes that nobody in between looks into).  The broker's end never blocks: it takes
-what has arrived, half a message included, and keeps what cannot be sent yet.  The far end, a worker's or the
-caller's, simply waits.
+plain values) and blobs (bytes that nobody in between looks into; of a heavy one, what is not in shared memory).
+The broker's end never blocks: it takes what has arrived, half a message included, and keeps what cannot be sent
+yet.  The far end, a worker's or the caller's, simply waits.
 
 There are two kinds.  "pipe" is a socket pair, for systems that have them as files.  "queue" is a pair of
 `multiprocessing.Queue`, and works everywhere; its broker's end can be held up by a far end that stops in the
@@ -28,6 +28,8 @@ from itertools import islice
 from multiprocessing import connection
 from typing import Any
 
+from conveyor.engines.heavy import Heavy, Keeper
+
 Header = tuple[Any, ...]
 Message = tuple[Header, list[Any]]
 
@@ -48,18 +50,28 @@ _LOOK_INTERVAL = 0.25
 
 def pack(header: Header, blobs: Sequence[Any]) -> list[Any]:
     """Return the buffers that make up one message."""
-    description = pickle.dumps((header, [len(blob) for blob in blobs]), 5)
-    size = len(description) + sum(len(blob) for blob in blobs)
-    return [_PREFIX.pack(size, len(description)) + description, *blobs]
+    lengths = [len(blob) if type(blob) is not Heavy else blob.description for blob in blobs]
+    bodies = [blob if type(blob) is not Heavy else blob.data for blob in blobs]
+    description = pickle.dumps((header, lengths), 5)
+    size = len(description) + sum(map(len, bodies))
+    return [_PREFIX.pack(size, len(description)) + description, *bodies]
 
 
-def unpack(body: memoryview, described: int) -> Message:
-    """Return the message in `body`, the first `described` bytes of which are its description."""
+def unpack(body: memoryview, described: int, keeper: Keeper | None = None) -> Message:
+    """Return the message in `body`, the first `described` bytes of which are its description.
+
+    `keeper` is told of blobs that are in shared memory.
+    """
     header, lengths = pickle.loads(body[:described])
-    blobs = []
+    blobs: list[Any] = []
     start = described
     for length in lengths:
-        blobs.append(body[start : start + length])
+        if type(length) is int:
+            blobs.append(body[start : start + length])
+        else:
+            length, ranges, slots = length
+            # A copy of what is little beside the rest: else all that came with it would be kept as well.
+            blobs.append(Heavy(bytes(body[start : start + length]), ranges, slots, keeper))
         start += length
     return header, blobs
 
@@ -86,6 +98,12 @@ def gone() -> Iterator[None]:
 
 class FarEnd(ABC):
     """The end of a worker or of the caller: waits until a message is there, or until it is sent."""
+
+    def keep(self, keeper: Keeper) -> None:
+        """From now on, tell `keeper` of blobs that come in shared memory."""
+        self._keeper = keeper
+
+    _keeper: Keeper | None = None
 
     @abstractmethod
     def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
@@ -130,6 +148,11 @@ class BrokerEnd(ABC):
     """
 
     sent = 0
+    _keeper: Keeper | None = None
+
+    def keep(self, keeper: Keeper) -> None:
+        """From now on, tell `keeper` of blobs that come in shared memory."""
+        self._keeper = keeper
 
     @property
     @abstractmethod
@@ -182,6 +205,7 @@ class _Incoming:
 
     def __init__(self) -> None:
         self.messages: deque[Message] = deque()
+        self.keeper: Keeper | None = None
         # Read into again and again: fresh memory costs more than the copy of what came.  Made late, because this
         # object is sent to a process that is started, and what is sent there has to fit into a pipe.
         self._scratch = bytearray()
@@ -210,7 +234,7 @@ class _Incoming:
         count = connected.recv_into(self._body[self._got :])
         self._got += count
         if self._got == len(self._body):
-            self.messages.append(unpack(self._body, self._described))
+            self.messages.append(unpack(self._body, self._described, self.keeper))
             self._body = None
         return count
 
@@ -228,7 +252,7 @@ class _Incoming:
                 self._described = described
                 start = end
                 break
-            self.messages.append(unpack(view[start : start + size], described))
+            self.messages.append(unpack(view[start : start + size], described, self.keeper))
             start += size
         self._arrived = bytes(view[start:])
 
@@ -251,6 +275,9 @@ class PipeFarEnd(FarEnd):
         self._socket = connected
         self._incoming = _Incoming()
         self._watching = False
+
+    def keep(self, keeper: Keeper) -> None:
+        self._incoming.keeper = keeper
 
     def watch(self, sentinel: Any) -> None:
         # The end of the stream says that the other side is gone.  But a signal that comes just before a wait begins
@@ -309,6 +336,9 @@ class PipeBrokerEnd(BrokerEnd):
         self._unsent: deque[memoryview] = deque()
         # In bytes.
         self._left = 0
+
+    def keep(self, keeper: Keeper) -> None:
+        self._incoming.keeper = keeper
 
     def waitable(self) -> Any:
         return self._socket.fileno()
@@ -414,7 +444,7 @@ class QueueFarEnd(FarEnd):
         self._torn = True
         data = self._inward.get()
         self._torn = False
-        return _unpack_whole(data)
+        return _unpack_whole(data, self._keeper)
 
     def _wait(self, reader: Any) -> None:
         while True:
@@ -484,7 +514,7 @@ class QueueBrokerEnd(BrokerEnd):
         messages: list[Message] = []
         try:
             while self._inward._reader.poll(0):
-                messages.append(_unpack_whole(self._inward.get()))
+                messages.append(_unpack_whole(self._inward.get(), self._keeper))
         except (EOFError, OSError):
             return messages, False
         return messages, True
@@ -502,9 +532,9 @@ def _put(queue: Any, header: Header, blobs: Sequence[Any]) -> None:
         raise Gone(str(error)) from None
 
 
-def _unpack_whole(data: bytes) -> Message:
+def _unpack_whole(data: bytes, keeper: Keeper | None) -> Message:
     _, described = _PREFIX.unpack_from(data)
-    return unpack(memoryview(data)[_PREFIX.size :], described)
+    return unpack(memoryview(data)[_PREFIX.size :], described, keeper)
 
 
 def _keep_own_ends(inward: Any, outward: Any) -> None:

@@ -13,11 +13,15 @@ import pickle
 import reprlib
 from collections.abc import Sequence, Set
 from types import GeneratorType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conveyor.core.joins import woven
 from conveyor.core.payloads import Piece, Weave
+from conveyor.engines.heavy import Heavy
 from conveyor.plan import PIPE_BYTES
+
+if TYPE_CHECKING:
+    from conveyor.engines.arena import Arena
 
 # Types whose values cannot be changed, so that sharing one shows nowhere.
 ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None)})
@@ -26,6 +30,9 @@ LIGHT = ATOMS - {str, bytes}
 
 # How many bytes a blob has, about, where its giver may decide.
 BLOB_BYTES = 256 * 1024
+# Buffers of fewer bytes are pickled with the rest; and the rest goes through the channel where it has fewer.
+LEAST_BYTES = 32 * 1024
+LEAST_STREAM_BYTES = 128 * 1024
 # An allowance while nothing is known of the items, and one of which a handful would be more than is expected; as large
 # a share of a pipe that holds less.
 FIRST_ALLOWANCE = PIPE_BYTES // 4
@@ -42,13 +49,69 @@ SHOWN = 200
 Spec = tuple[tuple[Any, int, int], ...]
 
 
-def encode(items: list[Any], kinds: Set[type] | None = None) -> bytes:
-    """Return one blob; raises whatever pickling raises.  `kinds`: the types of the items, where they are known."""
+def encode(items: list[Any], kinds: Set[type] | None = None, arena: Arena | None = None) -> Any:
+    """Return one blob; raises whatever pickling raises.  `kinds`: the types of the items, where they are known.
+
+    Where there is an arena, what is heavy goes there, and the blob is a Heavy one then.
+    """
     kinds = kinds or kinds_of(items)
     # The types are told apart faster than the items: most often, that is the end of it.
-    if ATOMS.issuperset(kinds) or (Frozen not in kinds and len(set(map(id, items))) == len(items)):
+    if LIGHT.issuperset(kinds):
         return pickle.dumps(items, 5)
+    if ATOMS.issuperset(kinds) or (Frozen not in kinds and len(set(map(id, items))) == len(items)):
+        return pickle.dumps(items, 5) if arena is None else _encode_into(arena, items)
     return pickle.dumps(tuple([item.data if type(item) is Frozen else pickle.dumps(item, 5) for item in items]), 5)
+
+
+class _Parts(list[Any]):
+    """A file, to the pickler; what is large it writes without a copy, so there must not be made one here."""
+
+    def write(self, data: Any) -> None:
+        """Keep what is written, until it is written where it is to be."""
+        # What a view is of may be gone by then.
+        self.append(bytes(data) if type(data) is memoryview else data)
+
+
+def _encode_into(arena: Arena, items: list[Any]) -> Any:
+    """Return a blob of which large buffers, and what is large of the rest, are in the arena, if that has room."""
+    buffers: list[memoryview] = []
+    held: list[pickle.PickleBuffer] = []
+
+    def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < LEAST_BYTES:
+            return True
+        buffers.append(view)
+        held.append(buffer)
+        return False
+
+    try:
+        parts = _Parts()
+        if arena.streams:
+            # Bytes in the items are what is large, as was so the last time.
+            pickle.Pickler(parts, 5, buffer_callback=keep_in_band).dump(items)
+            data, size = b"", sum(map(len, parts))
+        else:
+            data = pickle.dumps(items, 5, buffer_callback=keep_in_band)
+            size = len(data)
+            parts.append(data)
+        arena.streams = size >= max(LEAST_STREAM_BYTES, LEAST_BYTES * len(items))
+        if arena.streams:
+            stored = arena.store([list(parts), *buffers])
+            data = b""
+        else:
+            data = data or b"".join(parts)
+            if not buffers:
+                return data
+            stored = arena.store(buffers)
+    finally:
+        # Where an exception leaves this frame in a cycle, the interpreter would crash on views of what is gone already:
+        # the collector of CPython clears a memoryview although it is exported.
+        for view in buffers:
+            view.release()
+        for buffer in held:
+            buffer.release()
+    return pickle.dumps(items, 5) if stored is None else Heavy(data, *stored)
 
 
 def kinds_of(items: Sequence[Any]) -> Set[type]:
@@ -61,7 +124,11 @@ def kinds_of(items: Sequence[Any]) -> Set[type]:
 
 def decode(blob: Any) -> list[Any]:
     """Return the items of a blob."""
-    items = pickle.loads(blob)
+    if type(blob) is Heavy:
+        data, buffers = blob.opened()
+        items = pickle.loads(data, buffers=buffers)
+    else:
+        items = pickle.loads(blob)
     if type(items) is tuple:
         return [pickle.loads(item) for item in items]
     return items  # type: ignore[no-any-return]
@@ -79,9 +146,14 @@ def weight(item: Any) -> int:
     if kind is bytes or kind is str:
         return len(item)
     try:
-        return len(item.data) if kind is Frozen else len(pickle.dumps(item, 5))
+        if kind is Frozen:
+            return len(item.data)
+        sizes: list[int] = []
+        # A large buffer is not copied for that.
+        data = pickle.dumps(item, 5, buffer_callback=lambda buffer: sizes.append(buffer.raw().nbytes))
     except BaseException:
         return 0
+    return len(data) + sum(sizes)
 
 
 def interval(usual: int, most: int) -> int:
@@ -215,37 +287,52 @@ class Blob:
 
 def spec_of(pieces: tuple[Piece, ...]) -> tuple[Spec, list[Any]]:
     """Return what describes the pieces in a message, and the blobs that it refers to by number, each once."""
-    blobs: list[Any] = []
-    # What stands twice in the pieces is sent twice, so that it becomes two objects: each number is used forwards only.
-    numbers: dict[int, list[int]] = {}
-    stops: list[int] = []
-    weaves: dict[int, list[list[Any]]] = {}
+    if len(pieces) == 1 and type(pieces[0][0]) is not Weave:
+        source, start, stop = pieces[0]
+        return ((0, start, stop),), [source]
+    described = _Described()
+    return described.all(pieces), described.blobs
 
-    def describe(pieces: tuple[Piece, ...]) -> Spec:
+
+class _Described:
+    """The state of `spec_of`.  No closure: that would be a cycle, and keep the blobs until the collector comes by."""
+
+    def __init__(self) -> None:
+        self.blobs: list[Any] = []
+        # What stands twice in the pieces is sent twice, to become two objects: each number is used forwards only.
+        self._numbers: dict[int, list[int]] = {}
+        self._stops: list[int] = []
+        self._weaves: dict[int, list[list[Any]]] = {}
+
+    def all(self, pieces: tuple[Piece, ...]) -> Spec:
+        """Describe pieces."""
         described = []
         for source, start, stop in pieces:
-            if type(source) is Weave:
-                for known in weaves.setdefault(id(source), []):
-                    if known[1] <= start:
-                        break
-                else:
-                    lanes, runs, zipped = source
-                    known = [(tuple(describe(lane) for lane in lanes), runs, zipped), 0]
-                    weaves[id(source)].append(known)
-                known[1] = stop
-                described.append((known[0], start, stop))
-            else:
-                mine = numbers.setdefault(id(source), [])
-                number = next((each for each in mine if stops[each] <= start), len(blobs))
-                if number == len(blobs):
-                    mine.append(number)
-                    blobs.append(source)
-                    stops.append(0)
-                stops[number] = stop
-                described.append((number, start, stop))
+            number = self._woven(source, start, stop) if type(source) is Weave else self._blob(source, start, stop)
+            described.append((number, start, stop))
         return tuple(described)
 
-    return describe(pieces), blobs
+    def _woven(self, source: Weave, start: int, stop: int) -> Any:
+        known: list[Any]
+        for known in self._weaves.setdefault(id(source), []):
+            if known[1] <= start:
+                break
+        else:
+            lanes, runs, zipped = source
+            known = [(tuple(map(self.all, lanes)), runs, zipped), 0]
+            self._weaves[id(source)].append(known)
+        known[1] = stop
+        return known[0]
+
+    def _blob(self, source: Any, start: int, stop: int) -> int:
+        mine = self._numbers.setdefault(id(source), [])
+        number = next((each for each in mine if self._stops[each] <= start), len(self.blobs))
+        if number == len(self.blobs):
+            mine.append(number)
+            self.blobs.append(source)
+            self._stops.append(0)
+        self._stops[number] = stop
+        return number
 
 
 def items_of(spec: Spec, blobs: Sequence[list[Any]]) -> list[Any]:

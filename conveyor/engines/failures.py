@@ -37,6 +37,18 @@ class Failure(NamedTuple):
     processor: str | None = None
 
 
+class FailedUnit(Exception):
+    """The job, or pickling for it, failed on the unit that comes `units` after the last one acknowledged.
+
+    None: on one of the lease, nobody knows which.
+    """
+
+    def __init__(self, units: int | None, failure: Failure) -> None:
+        super().__init__(units)
+        self.units = units
+        self.failure = failure
+
+
 def failure_of(error: BaseException, phase: str, item: str | None = None, attempts: int = 1) -> Failure:
     """Describe an exception so that another process can raise it again."""
     if isinstance(error, StageError) and error.__cause__ is not None:

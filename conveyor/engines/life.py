@@ -13,6 +13,7 @@ import signal
 from types import FrameType
 from typing import Any, NamedTuple
 
+from conveyor.engines.arena import Arena
 from conveyor.engines.channels import FarEnd, Gone
 from conveyor.engines.failures import failure_of
 from conveyor.engines.notes import Note
@@ -86,11 +87,23 @@ def die_with_parent(parent: int) -> None:
         os._exit(ORPHANED)
 
 
-def main(assignment: Assignment, end: FarEnd, note: Note | None, foreign: list[Any], parent: int) -> None:
+def main(
+    number: int,
+    assignment: Assignment,
+    end: FarEnd,
+    note: Note | None,
+    arena: Arena | None,
+    foreign: list[Any],
+    parent: int,
+) -> None:
     """The whole life of a worker process."""
     settle(foreign)
     die_with_parent(parent)
     end.watch_parent()
+    if arena is not None:
+        arena = arena.of_worker(number, assignment.most_bytes)
+    if arena is not None:
+        end.keep(arena)
     end = shared = SharedEnd(end)
     voice = Voice(shared, assignment.levels)
     voice.take_over()
@@ -108,7 +121,7 @@ def main(assignment: Assignment, end: FarEnd, note: Note | None, foreign: list[A
             end.send(("ready",))
             phase = "wait"
             try:
-                Worker(assignment, processor, end, note).run()
+                Worker(assignment, processor, end, note, arena).run()
                 phase = "teardown"
                 processor.teardown()
             except Gone:

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 from conveyor.core.machine import first_pull
 from conveyor.engines import broker, life
+from conveyor.engines.arena import KEPT_BYTES, Arena
 from conveyor.engines.broker import GRACE_SECONDS, Orders
 from conveyor.engines.channels import PIPE, QUEUE, BrokerEnd, FarEnd, Gone, Header, channel
 from conveyor.engines.children import Child
@@ -69,7 +70,7 @@ SCARCITY = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC
 TELL_SECONDS = 0.005
 
 # The ends of all sessions in this process, for the broker of the next one to close its copies.
-_open_ends: set[FarEnd] = set()
+_open_ends: set[FarEnd | Arena] = set()
 
 
 class Session:
@@ -124,6 +125,7 @@ class Session:
         self._said: deque[tuple[Header, list[Any]]] = deque()
         self._orders = Orders(bare(plan), assignments, self._channel, method, os.getpid())
         self._fars: tuple[FarEnd, ...] = ()
+        self.arena: Arena | None = None
         self._child: Child | None = None
 
     def open(self) -> None:
@@ -152,6 +154,9 @@ class Session:
             # Here, where it is done once for all sessions.
             life.prepare()
         nears: list[BrokerEnd] = []
+        self.arena = Arena.create(self.first_bytes)
+        if self.arena is not None:
+            _open_ends.add(self.arena)
         try:
             for _ in range(3):
                 near, far = channel(self._channel, context)
@@ -159,8 +164,11 @@ class Session:
                 # Known one by one, so that those there are get closed where the next cannot be made.
                 self._fars += (far,)
             self.feed, self.results, self.questions = self._fars
-            foreign = [*_open_ends, *self._fars] if self._method == FORK else []
-            process = context.Process(target=broker.main, args=(self._orders, *nears, foreign), name=f"{PREFIX}broker")
+            if self.arena is not None:
+                self.results.keep(self.arena)
+            foreign = [*(_open_ends - {self.arena}), *self._fars] if self._method == FORK else []
+            arguments = (self._orders, *nears, self.arena, foreign)
+            process = context.Process(target=broker.main, args=arguments, name=f"{PREFIX}broker")
             _open_ends.update(self._fars)
             atexit.register(self.abort)
             with signals_held(FORK if self._method == FORK else SPAWN), contextlib.ExitStack() as stack:
@@ -197,6 +205,7 @@ class Session:
         """Take in that a run is over, and its workers free for the next."""
         if self._active is run:
             self._active = None
+        self._rest()
 
     def leave(self, run: Run) -> None:
         """Give up a run; its workers finish the item at hand, and are free then."""
@@ -209,6 +218,17 @@ class Session:
         if self._left is not None and header[:2] == ("finished", self._left.number):
             self._left.source.join()
             self._left = None
+            self._rest()
+
+    def _rest(self) -> None:
+        """Give back memory that the run was given; some is kept for the next."""
+        if self.arena is not None:
+            with contextlib.suppress(Gone):
+                while self.feed.ready():
+                    header, _ = self.feed.receive()
+                    if header[0] == "freed":
+                        self.arena.freed(header[1])
+            self.arena.trim(KEPT_BYTES)
 
     @property
     def names(self) -> list[str]:
@@ -241,6 +261,8 @@ class Session:
             raise StateError("a pipeline belongs to the process that opened it: this one was forked from there since")
         if self._ended:
             raise StateError("the pipeline was closed while a run was going on")
+        if self.arena is not None and (gone := self.arena.gone()):
+            self.send("gone", gone)
         try:
             with self._hearing:
                 header, blobs = self.results.receive()
@@ -374,6 +396,8 @@ class Session:
         self._ended = True
         atexit.unregister(self.abort)
         if not self.mine:
+            if self.arena is not None:
+                self.arena.close()
             # A copy in a process forked from the caller has nothing to end, and no child to wait for at its own end.
             if self._child is not None:
                 self._child.disown()
@@ -402,6 +426,9 @@ class Session:
         for end in self._fars:
             end.close()
             _open_ends.discard(end)
+        if self.arena is not None:
+            self.arena.close()
+            _open_ends.discard(self.arena)
 
     def _hear_out(self, deadline: float) -> None:
         """Take in what workers say at their end; results are nobody's any more."""
@@ -426,7 +453,9 @@ class Run:
         self._untold = 0
         self._untold_bytes = 0
         self._over = False
-        self.source = Source(number, items, session.feed, session.first_pull, session.first_bytes, session.shown)
+        self.source = Source(
+            number, items, session.feed, session.first_pull, session.first_bytes, session.shown, session.arena
+        )
 
     def chunks(self) -> Iterator[list[Any]]:
         """Yield the results in lists, as they come; closing the iterator cancels the run."""
@@ -444,6 +473,8 @@ class Run:
                         stride = self._worth
                         if size > self._worth_bytes:
                             stride = max(1, min(stride, self._worth_bytes * len(results) // size))
+                        # What is in shared memory lives as long as something here refers to it.
+                        del blobs
                         for start in range(0, len(results), stride):
                             part = results[start : start + stride] if len(results) > stride else results
                             self._untold += len(part)
@@ -451,6 +482,7 @@ class Run:
                             if self._untold >= self._worth or self._untold_bytes >= self._worth_bytes:
                                 self._tell()
                             yield part
+                        results = part = []
                     case ("finished", run, _) if run == self.number:
                         self._over = True
                         break

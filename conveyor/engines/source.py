@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conveyor.engines.channels import FarEnd, Gone
 from conveyor.engines.codec import (
@@ -30,8 +30,12 @@ from conveyor.engines.codec import (
     unpicklable,
     weight,
 )
+from conveyor.engines.heavy import Heavy
 from conveyor.engines.interrupts import interrupts_held
 from conveyor.errors import SourceError
+
+if TYPE_CHECKING:
+    from conveyor.engines.arena import Arena
 
 # A chunk that was pulled faster than the first makes the next one larger; one slower than the second, smaller.
 FAST_SECONDS = 0.0002
@@ -55,8 +59,12 @@ class Source:
         credit: int,
         most_bytes: int,
         shown: Callable[[Any], str],
+        arena: Arena | None,
     ) -> None:
         self._run = run
+        self._arena = arena
+        # Whether what was sent last is in the arena: then it counts what of that may be written again.
+        self._heavy = False
         self._credit = credit
         self._items = items
         self._iterator: Iterator[Any] | None = None
@@ -148,13 +156,18 @@ class Source:
             return True
         prompt, giver = type(self._items) in _PROMPT, self._giver
         while True:
-            while not self._stopped and (not self._credit or (self._credit < 2 * self._growing and self._end.ready())):
+            while not self._stopped and (
+                not self._credit or ((self._heavy or self._credit < 2 * self._growing) and self._end.ready())
+            ):
                 if not self._may_wait and not self._end.ready():
                     return False
                 header, _ = self._end.receive()
                 if header[0] == "pull" and header[1] == self._run:
                     self._credit += header[2]
                     self._allowance.renew(self._credit)
+                elif header[0] == "freed":
+                    with self._lock:
+                        self._arena.freed(header[1])  # type: ignore[union-attr]
                 elif header[0] == "stop" and header[1] == self._run:
                     return True
             if self._stopped:
@@ -257,7 +270,7 @@ class Source:
             if not items:
                 return True
             try:
-                blob = encode(items)
+                blob = encode(items, arena=self._arena)
             except self._failures as error:
                 index, cause = unpicklable(items) or (0, error)
                 self._sent += index
@@ -265,6 +278,7 @@ class Source:
                 return False
             self._blob_items = max(1, BLOB_BYTES * len(items) // len(blob))
             self._allowance.take(len(items), len(blob))
+            self._heavy = type(blob) is Heavy
             self._end.send(("items", self._run, len(items), time.process_time()), [blob])
             self._sent += len(items)
             return True

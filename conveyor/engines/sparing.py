@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from conveyor.engines.codec import decode
+from conveyor.engines.heavy import Heavy
 
 
 class Broken:
@@ -47,7 +48,8 @@ def items_sparing(blob: Any) -> list[Any]:
 
     Raises what unpickling raises where that cannot be done.
     """
-    items = _Sparing(io.BytesIO(blob)).load()
+    data, buffers = blob.opened() if type(blob) is Heavy else (blob, [])
+    items = _Sparing(io.BytesIO(data), buffers=buffers).load()
     if type(items) is tuple:
         # Each was pickled by itself.
         return [_Sparing(io.BytesIO(item)).load() for item in items]

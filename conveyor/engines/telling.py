@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from conveyor.engines.channels import FarEnd, Gone, Header, Message
+from conveyor.engines.heavy import Keeper
 from conveyor.engines.records import RECORD, SAID, WARNING, Levels, packed_record, packed_warning
 
 # How long one who says something waits for another thread that is amid a message; then his own goes with the next.
@@ -74,6 +75,9 @@ class SharedEnd(FarEnd):
     @property
     def sender(self) -> threading.Thread | None:
         return self._end.sender
+
+    def keep(self, keeper: Keeper) -> None:
+        self._end.keep(keeper)
 
     def receive(self) -> Message:
         return self._end.receive()

@@ -24,20 +24,18 @@ from conveyor.engines.codec import (
     Allowance,
     Giver,
     Unpicklable,
-    decode,
     encode,
     frozen,
     interval,
-    items_of,
     kinds_of,
     unpicklable,
     weight,
 )
-from conveyor.engines.failures import Failure, death, failure_of, overdue
+from conveyor.engines.failures import FailedUnit, death, failure_of, overdue
 from conveyor.engines.notes import Note
 from conveyor.engines.redaction import shown_by
-from conveyor.engines.sparing import items_anyhow, items_sparing, what_broke
 from conveyor.engines.spent import Spent
+from conveyor.engines.units import Units
 from conveyor.errors import ProcessorError
 from conveyor.fusing import StageError
 from conveyor.jobs import outputs_of, up_to_generator
@@ -45,6 +43,7 @@ from conveyor.policy import policy_of
 from conveyor.stages import Processor, work_of
 
 if TYPE_CHECKING:
+    from conveyor.engines.arena import Arena
     from conveyor.engines.life import Assignment
 
 FLUSH_SECONDS = 0.005
@@ -56,7 +55,6 @@ STRIDE_SECONDS = 0.0005
 LOOK_UNITS = 128
 
 NONE_TYPE = type(None)
-_USED = object()
 
 
 class _Stopped(Exception):
@@ -76,25 +74,19 @@ class _Failed(Exception):
         self.unsent = unsent
 
 
-class _Raised(Exception):
-    """The job, or pickling for it, failed on the unit that comes `units` after the last one acknowledged.
-
-    None: on one of the lease, nobody knows which.
-    """
-
-    def __init__(self, units: int | None, failure: Failure) -> None:
-        super().__init__(units)
-        self.units = units
-        self.failure = failure
-
-
 class Worker:
     """The loop, from the first lease to the last."""
 
-    def __init__(self, assignment: Assignment, processor: Processor[Any, Any], end: FarEnd, note: Note | None) -> None:
+    def __init__(
+        self,
+        assignment: Assignment,
+        processor: Processor[Any, Any],
+        end: FarEnd,
+        note: Note | None,
+        arena: Arena | None,
+    ) -> None:
         self._processor = processor
         self._call: Callable[[Any], Any] = work_of(processor)
-        self._batch = assignment.batch
         self._keep_none = assignment.keep_none
         self._name = assignment.name
         self._policy = policy_of(processor)
@@ -103,6 +95,7 @@ class Worker:
         self._end = end
         self._shown = shown_by(assignment.redact)
         self._note = note
+        self._arena = arena
         # Where there is no note: beyond which position nothing may be begun, as a message said.
         self._limit: tuple[int, int] | None = None
         self._spent = Spent()
@@ -116,10 +109,7 @@ class Worker:
         self._look_units = interval(LOOK_UNITS, assignment.most_bytes)
         # Begins units of it: from where, up to where; and says up to where that is allowed.
         self._begin: Callable[[int, int], int] = self._may_begin
-        self._lease_units: list[Any] = []
-        # What they were unpickled from, where a job may be called again that has changed its item; and those once more.
-        self._source: tuple[Any, list[Any]] = ((), [])
-        self._afresh: list[Any] = []
+        self._lease_units = Units(assignment.batch, note, not self._policy.strict)
         self._acknowledged = 0
         # How many outputs of the first unit are not to be given, and whether the job is amid a unit.
         self._skip = 0
@@ -134,9 +124,6 @@ class Worker:
         # How many outputs of the unit that the job is amid were left out of what is to be sent.
         self._left_out = 0
         self._since = 0.0
-        # The items of a blob of which the next lease may have more, as the only item of a list, and the blob.
-        self._kept: list[list[Any]] = []
-        self._kept_blob: Any = None
         self._giver = Giver()
         # A `process` that keeps state must not be called again before a generator that it returned has run; nor must
         # the time of a generator count as that of the next unit.
@@ -157,8 +144,9 @@ class Worker:
             if self._closing:
                 return
             begun = time.perf_counter()
-            header, blobs = self._waiting.popleft()
-            self._serve(header, blobs)
+            self._serve(*self._waiting.popleft())
+            # By now nothing here refers to it any more.
+            self._say_what_is_gone()
 
     def _receive(self) -> None:
         """Wait for a message, and take it in."""
@@ -176,6 +164,12 @@ class Worker:
                 _, lease, units = message[0]
                 self._limit = max((self._lease, self._acknowledged + self._units), (lease, units))
                 self._end.send(("begun", *self._limit))
+            case "freed":
+                assert self._arena is not None
+                self._arena.freed(message[0][1])
+            case "rest":
+                assert self._arena is not None
+                self._arena.trim()
             case "cancel":
                 self._cancelled = True
             case "run":
@@ -195,24 +189,28 @@ class Worker:
         try:
             self._stop_if_told()
             if finish:
-                self._lease_units = []
                 self._finish()
             elif not self._begin(0, 1):
                 pass
             elif verdict is not None:
                 self._carry_out(verdict, spec, blobs, again, keep)
             else:
-                self._lease_units = self._units_in(spec, blobs, again, keep)
-                self._work(self._lease_units)
+                self._work(self._lease_units.take(spec, blobs, again, keep))
             self._flush(final=True)
         except _Stopped:
             self._forget()
             self._flush(final=True)
-        except _Raised as raised:
+        except FailedUnit as raised:
             self._end.send(("raised", self._lease, raised.units, tuple(raised.failure)))
             # The run is over: what still comes is refused until the broker closes this process.
             self._cancelled = True
+        self._lease_units.leave()
         self._at_work(False)
+
+    def _say_what_is_gone(self) -> None:
+        """Say what of the memory of others is seen here no more, so that they can write there again."""
+        if self._arena is not None and (gone := self._arena.gone()):
+            self._end.send(("gone", gone))
 
     def _stop_if_told(self) -> None:
         if self._cancelled or self._closing:
@@ -222,49 +220,6 @@ class Worker:
         while self._end.ready():
             self._receive()
         self._stop_if_told()
-
-    def _units_in(self, spec: Any, blobs: list[Any], again: bool, keep: bool) -> list[Any]:
-        # Of a blob that was sent with an earlier lease, only what is left of it is used, so its items are fresh.
-        all_blobs, known = ([self._kept_blob, *blobs], self._kept) if again else (blobs, [])
-        if not self._policy.strict:
-            self._source, self._afresh = (spec, all_blobs), []
-        if self._note is not None:
-            self._note.unpickling = True
-        try:
-            decoded = [*known, *map(decode, all_blobs[len(known) :])]
-            self._kept = decoded[-1:] if keep else []
-        except BaseException as error:
-            decoded, self._kept = self._decoded_sparingly(spec, all_blobs, error), []
-        self._kept_blob = all_blobs[-1] if keep else None
-        if self._note is not None:
-            self._note.unpickling = False
-        return self._cut(items_of(spec, decoded))
-
-    def _decoded_sparingly(self, spec: Any, blobs: list[Any], error: BaseException) -> list[Any]:
-        """Return the items of blobs of which some cannot be unpickled; raises _Raised where one is in this lease."""
-        try:
-            decoded = list(map(items_sparing, blobs))
-            broken = list(map(what_broke, items_of(spec, decoded)))
-        except BaseException:
-            raise _Raised(None, failure_of(error, "unpickle")) from None
-        for index, cause in enumerate(broken):
-            if cause is not None:
-                raise _Raised(index // (self._batch or 1), failure_of(cause, "unpickle"))
-        return decoded
-
-    def _cut(self, items: list[Any]) -> list[Any]:
-        size = self._batch
-        if size is None:
-            return items
-        return [items[start : start + size] for start in range(0, len(items), size)]
-
-    def _fresh(self, index: int) -> Any:
-        """Return a unit of the lease at hand as it came: the job that failed at it may have changed it."""
-        if not self._afresh or self._afresh[index] is _USED:
-            spec, blobs = self._source
-            self._afresh = list(self._cut(items_of(spec, list(map(items_anyhow, blobs)))))
-        unit, self._afresh[index] = self._afresh[index], _USED
-        return unit
 
     def _may_begin(self, start: int, stop: int) -> int:
         """Return how far the units from `start` to `stop` of the lease at hand may be begun, as a message said."""
@@ -516,20 +471,20 @@ class Worker:
         self._kinds = set()
         self._within = False
 
-    def _raised(self, error: BaseException, phase: str, units: int, attempts: int = 1) -> _Raised:
+    def _raised(self, error: BaseException, phase: str, units: int, attempts: int = 1) -> FailedUnit:
         index = self._acknowledged + units
-        return _Raised(units, failure_of(error, phase, self._text_of(index, error), attempts))
+        return FailedUnit(units, failure_of(error, phase, self._text_of(index, error), attempts))
 
     def _text_of(self, index: int, error: BaseException | None = None) -> str | None:
         """Return what a message says of a unit of the lease, or of what a fused job had that raised."""
         if isinstance(error, StageError):
             return self._shown(error.items[0]) if error.items else None
-        return self._shown(self._lease_units[index]) if index < len(self._lease_units) else None
+        return self._lease_units.text_of(index, self._shown)
 
     # What is done about a unit at which the job fails
 
     def _recover(self, failed: BaseException) -> None:
-        """Try the unit at hand again, or give it up, as the policy says; raises _Raised where that ends the run."""
+        """Try the unit at hand again, or give it up, as the policy says; raises FailedUnit where that ends the run."""
         policy, attempts = self._policy, 1
         if isinstance(failed, Unpicklable):
             # A second attempt would give the same.
@@ -543,7 +498,7 @@ class Worker:
             self._pause(policy.delay(attempts), failed)
             attempts += 1
             try:
-                self._call_again(self._fresh(index), failed.given, failed.unsent)
+                self._call_again(self._lease_units.fresh(index), failed.given, failed.unsent)
                 return
             except _Failed as again:
                 failed = again
@@ -553,7 +508,7 @@ class Worker:
         self._note_given_up(index, attempts, tuple(failure))
         self._put_in_place(self._replacement(index, failed.error), failed.unsent)
 
-    def _failure(self, error: BaseException, units: int) -> _Raised:
+    def _failure(self, error: BaseException, units: int) -> FailedUnit:
         """Return what ends the run, of a unit so far behind those that are done."""
         if isinstance(error, Unpicklable):
             return self._unpicklable(error.__cause__ or error, error.item, units)
@@ -592,7 +547,7 @@ class Worker:
         units = index - self._acknowledged
         try:
             # The type says Exception, for what users are to write; SystemExit is treated like one.
-            value = self._policy.on_error(self._fresh(index), error)  # type: ignore[arg-type]
+            value = self._policy.on_error(self._lease_units.fresh(index), error)  # type: ignore[arg-type]
         except BaseException as second:
             raise self._raised(second, "on_error", units) from None
         try:
@@ -617,7 +572,8 @@ class Worker:
         kind, cause, attempts, first, last, blindly = verdict
         replaces = self._policy.replaces and not blindly
         # It is not even unpickled where nobody wants to see it: that may be what ended the others.
-        self._lease_units = self._units_in(spec, blobs, again, keep) if replaces else [None]
+        if replaces:
+            self._lease_units.take(spec, blobs, again, keep)
         item = self._text_of(0) if replaces else None
         self._note_given_up(0, attempts, (kind, cause, item))
         error: ProcessorError = (
@@ -630,14 +586,14 @@ class Worker:
     def _flush(self, final: bool = False, starving: bool = False) -> None:
         """Send what there is, and acknowledge the units that are done."""
         outputs = self._outputs
-        blobs: list[bytes] = []
+        blobs: list[Any] = []
         counts: list[int] = []
         start = 0
         while start < len(outputs):
             limit = self._blob_items
             part = outputs if not start and len(outputs) <= limit else outputs[start : start + limit]
             try:
-                blob = encode(part, self._kinds)
+                blob = encode(part, self._kinds, self._arena)
             except BaseException as error:
                 self._replace_in(start, part, error)
                 continue
@@ -670,11 +626,11 @@ class Worker:
         self._forget()
         self._within = within
 
-    def _unpicklable(self, cause: BaseException, output: Any, units: int) -> _Raised:
+    def _unpicklable(self, cause: BaseException, output: Any, units: int) -> FailedUnit:
         """Return the failure for an output that cannot be pickled, of a unit so far behind those that are done."""
         raised = self._raised(cause, "pickle", self._units + units)
         message = f"{raised.failure.message} (the output was {self._shown(output)})"
-        return _Raised(raised.units, raised.failure._replace(message=message))
+        return FailedUnit(raised.units, raised.failure._replace(message=message))
 
     def _replace_in(self, start: int, part: list[Any], error: BaseException) -> None:
         """Find the output that cannot be pickled, and the unit that gave it, and put something else in its place."""

@@ -1,0 +1,93 @@
+"""The units of the lease at hand, as they came.
+
+Law: what was unpickled for one lease and belongs to the next is kept, so that nothing is unpickled twice; and a unit
+can be had once more as it came, where a job may have changed it before it failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from conveyor.engines.codec import decode, items_of
+from conveyor.engines.failures import FailedUnit, failure_of
+from conveyor.engines.notes import Note
+from conveyor.engines.sparing import items_anyhow, items_sparing, what_broke
+
+_USED = object()
+
+
+class Units:
+    """Turns messages into units: items, or lists of `batch` items.
+
+    `note` is where it is written that the worker is unpickling.  `again`: whether a unit may be wanted once more.
+    """
+
+    def __init__(self, batch: int | None, note: Note | None, again: bool) -> None:
+        self._batch = batch
+        self._note = note
+        self._again = again
+        self.all: list[Any] = []
+        # What they were unpickled from, where a job may be called again that has changed its item; and those once more.
+        self._source: tuple[Any, list[Any]] = ((), [])
+        self._afresh: list[Any] = []
+        # The items of a blob of which the next lease may have more, as the only item of a list, and the blob.
+        self._kept: list[list[Any]] = []
+        self._kept_blob: Any = None
+
+    def take(self, spec: Any, blobs: list[Any], again: bool, keep: bool) -> list[Any]:
+        """Return the units of a lease; raises FailedUnit where one cannot be unpickled.
+
+        `again`: it begins with what is left of the blob that was kept; `keep`: the next one does.
+        """
+        # Of a blob that was sent with an earlier lease, only what is left of it is used, so its items are fresh.
+        all_blobs, known = ([self._kept_blob, *blobs], self._kept) if again else (blobs, [])
+        if self._again:
+            self._source, self._afresh = (spec, all_blobs), []
+        if self._note is not None:
+            self._note.unpickling = True
+        try:
+            decoded = [*known, *map(decode, all_blobs[len(known) :])]
+            self._kept = decoded[-1:] if keep else []
+        except BaseException as error:
+            decoded, self._kept = self._decoded_sparingly(spec, all_blobs, error), []
+        self._kept_blob = all_blobs[-1] if keep else None
+        if self._note is not None:
+            self._note.unpickling = False
+        self.all = self._cut(items_of(spec, decoded))
+        return self.all
+
+    def leave(self) -> None:
+        """Have no units any more, so that what is in none of the outputs is nobody's."""
+        self.all = []
+        self._source, self._afresh = ((), []), []
+
+    def _decoded_sparingly(self, spec: Any, blobs: list[Any], error: BaseException) -> list[Any]:
+        """Return the items of blobs of which some cannot be unpickled; raises FailedUnit where one is in this lease."""
+        try:
+            decoded = list(map(items_sparing, blobs))
+            broken = list(map(what_broke, items_of(spec, decoded)))
+        except BaseException:
+            raise FailedUnit(None, failure_of(error, "unpickle")) from None
+        for index, cause in enumerate(broken):
+            if cause is not None:
+                raise FailedUnit(index // (self._batch or 1), failure_of(cause, "unpickle"))
+        return decoded
+
+    def _cut(self, items: list[Any]) -> list[Any]:
+        size = self._batch
+        if size is None:
+            return items
+        return [items[start : start + size] for start in range(0, len(items), size)]
+
+    def fresh(self, index: int) -> Any:
+        """Return a unit as it came: the job that failed at it may have changed it."""
+        if not self._afresh or self._afresh[index] is _USED:
+            spec, blobs = self._source
+            self._afresh = list(self._cut(items_of(spec, list(map(items_anyhow, blobs)))))
+        unit, self._afresh[index] = self._afresh[index], _USED
+        return unit
+
+    def text_of(self, index: int, shown: Callable[[Any], str]) -> str | None:
+        """Return what a message says of a unit, None where there is none."""
+        return shown(self.all[index]) if index < len(self.all) else None

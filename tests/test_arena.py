@@ -1,0 +1,297 @@
+"""The arena and the broker's accounts of it, without a pipeline: what is written where, and when it is written again.
+
+Law: two arenas of one file play the processes; what a slot holds is read back from the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import os
+import pickle
+import unittest
+from unittest import mock
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conveyor.engines import arena as arenas
+from conveyor.engines.arena import REGION_BYTES, Arena
+from conveyor.engines.codec import decode, encode
+from conveyor.engines.heavy import Heavy
+from conveyor.engines.holdings import CALLER, Holdings
+from tests.support import TestCase
+from tests.test_heavy import HAS_ARENA, Buffer, buffer
+
+MIB = 1 << 20
+
+
+@unittest.skipUnless(HAS_ARENA, "needs memory without a name")
+class ArenaTest(TestCase):
+    """One who writes, and one who reads."""
+
+    def setUp(self):
+        self.leave_nothing()
+        self.writer = Arena.create(64 * MIB)
+        self.descriptor = self.writer._descriptor
+        self.reader = self.writer.of_worker(0, 64 * MIB)
+        # The reader has no descriptor of its own.
+        self.addCleanup(self.writer.close)
+
+    def blocks(self):
+        return os.fstat(self.descriptor).st_blocks * 512
+
+    def received(self, sent, to=None):
+        return Heavy(sent.data, sent.ranges, sent.slots, to or self.reader)
+
+    def test_there_and_back(self):
+        items = [buffer(number, 100_000) for number in range(5)]
+        sent = encode(items, arena=self.writer)
+        assert type(sent) is Heavy and len(sent) > 500_000 and len(sent.data) < 1000
+        assert decode(self.received(sent)) == items
+
+    def test_small_items_go_through_the_channel(self):
+        for items in ([1, 2, 3], ["text", b"bytes"], [buffer(1, 100)], [[1], {}], [b"x" * 1000] * 200):
+            blob = encode(items, arena=self.writer)
+            assert type(blob) is bytes and decode(blob) == items
+        assert self.blocks() == 0
+
+    def test_large_bytes_are_recognized_after_the_first(self):
+        items = [os.urandom(MIB), "text", bytearray(MIB)]
+        for _ in range(3):
+            sent = encode(items, arena=self.writer)
+            assert type(sent) is Heavy and not sent.data
+            assert decode(self.received(sent)) == items
+        assert self.writer.streams
+        assert decode(encode(["small"] * 10, arena=self.writer)) == ["small"] * 10
+        assert not self.writer.streams
+
+    def test_bytes_and_buffers_in_one_item(self):
+        items = [{"name": os.urandom(MIB), "data": buffer(3, MIB)}, buffer(4)]
+        for _ in range(2):
+            assert decode(self.received(encode(items, arena=self.writer))) == items
+
+    def test_an_item_that_cannot_be_pickled_behind_one_that_can(self):
+        shared = decode(self.received(encode([buffer(1)], arena=self.writer)))
+        for _ in range(10):
+            cycle: list = []
+            try:
+                encode([*shared, cycle, lambda: None], arena=self.reader)
+            except Exception as error:
+                cycle += [cycle, error]
+            assert len(cycle) == 2
+            del cycle
+            # It crashed the interpreter when views of the first were in that cycle.
+            gc.collect()
+
+    def test_each_gets_its_own(self):
+        sent = encode([buffer(1)], arena=self.writer)
+        first, second = decode(self.received(sent)), decode(self.received(sent))
+        first[0].view()[:] = bytes(len(first[0].view()))
+        assert second == [buffer(1)] and decode(self.received(sent)) == [buffer(1)]
+
+    def test_a_slot_is_written_again_only_when_that_was_said(self):
+        first = encode([buffer(1)], arena=self.writer)
+        second = encode([buffer(2)], arena=self.writer)
+        assert first.slots != second.slots
+        self.writer.freed([first.slots[0][0]])
+        third = encode([buffer(3)], arena=self.writer)
+        assert third.slots == first.slots
+        assert decode(self.received(third)) == [buffer(3)] and decode(self.received(second)) == [buffer(2)]
+
+    def test_it_is_said_when_nobody_sees_it(self):
+        blob = self.received(encode([buffer(1)], arena=self.writer))
+        items = decode(blob)
+        place = blob.slots[0][0]
+        del blob
+        assert self.reader.gone() == []
+        items[0] = items[0].view()[5:10]
+        assert self.reader.gone() == [], "a part is as good as all of it"
+        items.clear()
+        assert self.reader.gone() == [place]
+        assert self.reader.gone() == []
+
+    def test_what_is_passed_on(self):
+        arrived = decode(self.received(encode([buffer(1), buffer(2)], arena=self.writer)))
+        sent = encode([arrived[1]], arena=self.reader)
+        assert [slot // REGION_BYTES for slot, _, _ in sent.ranges] == [arenas.CALLER]
+        arrived[0].view()[0] ^= 1
+        assert encode([arrived[1]], arena=self.reader).ranges == sent.ranges, "only its neighbour was changed"
+        assert encode([arrived[0]], arena=self.reader).ranges[0][0] // REGION_BYTES == 1
+        assert decode(self.received(sent, self.writer)) == [buffer(2)]
+
+    def test_who_changes_in_place_gets_copies_for_a_while(self):
+        kinds = []
+        for number in range(3 * arenas.COPIED_AFTER_CHANGE):
+            item = decode(self.received(encode([buffer(number)], arena=self.writer)))[0]
+            kinds.append(item.mapping is not None)
+            item.view()[0] ^= 1
+            sent = encode([item], arena=self.reader)
+            assert decode(self.received(sent, self.writer))[0].view() == item.view()
+        assert kinds.count(True) == 3 and kinds[0]
+
+    def test_where_the_system_does_not_say_what_was_changed(self):
+        item = decode(self.received(encode([buffer(1)], arena=self.writer)))[0]
+        with mock.patch.object(os, "open", side_effect=OSError("no")):
+            sent = encode([item], arena=self.reader)
+        assert sent.ranges[0][0] // REGION_BYTES == 1
+        assert decode(self.received(sent, self.writer)) == [buffer(1)]
+
+    def test_where_nothing_can_be_mapped(self):
+        blob = self.received(encode([buffer(1), buffer(2)], arena=self.writer))
+        with mock.patch.object(arenas, "_Mapping", side_effect=OSError("no descriptor")):
+            items = decode(blob)
+        assert items == [buffer(1), buffer(2)] and items[0].mapping is None
+
+    def test_there_is_a_limit(self):
+        writer = Arena(self.descriptor, 7, expected=MIB)
+        sent = []
+        while type(blob := encode([buffer(1, MIB)], arena=writer)) is Heavy:
+            sent.append(blob)
+        assert len(sent) == arenas.LEAST_LIMIT // MIB
+        assert decode(blob) == [buffer(1, MIB)]
+        writer.freed([sent[0].slots[0][0]])
+        assert type(encode([buffer(1, 2 * MIB)], arena=writer)) is Heavy, "one may be larger than what is left"
+
+    def test_memory_is_given_back(self):
+        slots = [encode([buffer(1, MIB)], arena=self.writer).slots[0] for _ in range(8)]
+        assert self.blocks() >= 8 * MIB
+        self.writer.freed([place for place, _ in slots[:6]])
+        self.writer.trim(kept=3 * MIB)
+        assert 5 * MIB <= self.blocks() <= 6 * MIB
+        self.writer.trim()
+        assert self.blocks() <= 2 * MIB + 8192
+        again = [encode([buffer(1, MIB)], arena=self.writer).slots[0] for _ in range(6)]
+        assert sorted(again) == sorted(slots[:6]), "their places are used again"
+
+    def test_what_a_dead_worker_left(self):
+        dead = self.reader
+        kept = encode([buffer(1, MIB)], arena=dead)
+        for _ in range(3):
+            encode([buffer(2, MIB)], arena=dead)
+        mine = encode([buffer(3, MIB)], arena=self.writer)
+        self.writer.reclaim(0, [*kept.slots, *mine.slots])
+        assert 2 * MIB <= self.blocks() <= 2 * MIB + 16384
+        assert decode(self.received(kept, self.writer)) == [buffer(1, MIB)]
+        self.writer.reclaim(0, mine.slots)
+        assert self.blocks() <= MIB + 8192
+
+    def test_the_end(self):
+        blobs = [encode([buffer(number, MIB)], arena=self.reader) for number in range(4)]
+        held = [decode(self.received(blob, self.writer))[0] for blob in blobs[:2]]
+        watched = os.dup(self.descriptor)
+        self.addCleanup(os.close, watched)
+        self.writer.close()
+        assert 2 * MIB <= os.fstat(watched).st_blocks * 512 <= 2 * MIB + 16384
+        assert held == [buffer(0, MIB), buffer(1, MIB)]
+        held.pop()
+        assert MIB <= os.fstat(watched).st_blocks * 512 <= MIB + 8192
+        assert os.fstat(self.descriptor)
+        held.pop()
+        with contextlib.suppress(OSError):
+            os.fstat(self.descriptor)
+            raise AssertionError("it is still open")
+        assert os.fstat(watched).st_blocks == 0
+
+    def test_more_workers_than_there_are_regions(self):
+        assert self.writer.of_worker(1 << 27, MIB) is None
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.lists(st.tuples(st.integers(1, 3 * MIB), st.booleans()), max_size=40))
+    def test_no_two_slots_overlap(self, wanted):
+        arena = Arena(self.descriptor, 3, 64 * MIB)
+        used = {}
+        for size, free in wanted:
+            slot = arena._take(size)
+            if slot is not None:
+                assert slot[1] >= size
+                used[slot[0]] = slot[1]
+            if free and used:
+                place = next(iter(used))
+                del used[place]
+                arena.freed([place])
+            places = sorted(used.items())
+            assert all(place + size <= after for (place, size), (after, _) in itertools.pairwise(places))
+            assert sum(used.values()) <= 128 * MIB + 4 * MIB
+
+
+class HoldingsTest(TestCase):
+    """Who sees what, by the messages alone."""
+
+    def heavy(self, *places):
+        return Heavy(b"", (), tuple((place, 4096) for place in places), self.holdings)
+
+    def setUp(self):
+        self.holdings = Holdings()
+
+    def test_what_nobody_got(self):
+        blob = self.heavy(0, REGION_BYTES, 3 * REGION_BYTES + 8192)
+        assert not self.holdings.free() and len(self.holdings.used()) == 3
+        del blob
+        assert self.holdings.changed
+        free = self.holdings.free()
+        assert free == {CALLER: [(0, 4096)], 0: [(REGION_BYTES, 4096)], 2: [(3 * REGION_BYTES + 8192, 4096)]}
+        assert not self.holdings.free() and not self.holdings.used() and not self.holdings.changed
+
+    def test_who_got_it_twice_says_so_twice(self):
+        blob = self.heavy(0)
+        self.holdings.sent(1, [blob, b"plain", blob])
+        del blob
+        assert not self.holdings.free()
+        self.holdings.gone(1, [0])
+        assert not self.holdings.free()
+        self.holdings.gone(1, [0])
+        assert self.holdings.free() == {CALLER: [(0, 4096)]}
+
+    def test_who_passes_it_on(self):
+        blob = self.heavy(0)
+        self.holdings.sent(1, [blob])
+        passed = self.heavy(0)
+        del blob
+        self.holdings.gone(1, [0])
+        assert not self.holdings.free()
+        self.holdings.sent(CALLER, [passed])
+        del passed
+        assert not self.holdings.free()
+        self.holdings.gone(CALLER, [0])
+        assert self.holdings.free() == {CALLER: [(0, 4096)]}
+
+    def test_who_died(self):
+        blob, other = self.heavy(0), self.heavy(4096)
+        self.holdings.sent(1, [blob, blob, other])
+        self.holdings.sent(2, [other])
+        self.holdings.gone(1, [0])
+        del blob, other
+        self.holdings.lost(1)
+        assert self.holdings.free() == {CALLER: [(0, 4096)]}
+        self.holdings.lost(2)
+        assert self.holdings.free() == {CALLER: [(4096, 4096)]}
+        self.holdings.lost(3)
+
+    def test_the_broker_looks_into_nothing(self):
+        with self.assertRaises(TypeError):
+            decode(self.heavy(0))
+
+
+class HeavyTest(TestCase):
+    """The blob itself."""
+
+    def test_it_says_once_that_it_is_gone(self):
+        keeper = mock.Mock()
+        blob = Heavy(b"abc", ((0, 0, 10),), ((0, 4096),), keeper)
+        assert keeper.adopt.call_count == 1 and not keeper.let_go.call_count
+        assert len(blob) == 13 and blob.description == (3, ((0, 0, 10),), ((0, 4096),))
+        keeper.reset_mock()
+        del blob
+        gc.collect()
+        assert keeper.let_go.call_count == 1
+
+    def test_what_was_not_sent_is_nobodys(self):
+        assert pickle.loads(encode([Buffer(bytearray(5))])) == [Buffer(bytearray(5))]
+        with self.assertRaises(AssertionError):
+            decode(Heavy(b"", (), ()))
+
+
+if __name__ == "__main__":
+    unittest.main()
