@@ -340,11 +340,12 @@ class FakeShell:
     def kill(self, number: int) -> None:
         """A worker dies; what it had not replied is lost."""
         worker = self.workers.pop(number)
-        del self.unacknowledged[number]
+        # One that has nothing to do was ended from outside.
+        idle = not self.unacknowledged.pop(number)
         self.kills -= 1
         # Where there is no note of how far it had begun, the machine has to do without.
         begun = worker.begun if self.choose(4) else None
-        self.handle(events.WorkerLost(number, "killed", begun))
+        self.handle(events.WorkerLost(number, "killed", begun, killed=idle))
 
     def fail_to_start(self, number: int) -> None:
         """A worker dies before it is ready."""

@@ -393,11 +393,13 @@ class SimulatedShell(FakeShell):
         elif not node.restartable:
             self.expected_failure = ("state", node.index, None)
         page.lose(number)
-        del self.workers[number], self.unacknowledged[number]
+        idle = not self.unacknowledged.pop(number)
+        del self.workers[number]
         for event in (self.last_words.pop(number, None), *[message for message, _ in self.wires.pop(number)]):
             if event is not None and len(self.stale) < 8:
                 self.stale.append(event)
-        self.handle(events.WorkerLost(number, "killed", begun, True, killed))
+        # One that has nothing to do was ended from outside.
+        self.handle(events.WorkerLost(number, "killed", begun, True, killed or idle))
         if culprit is not None and not self.failure and not node.gives_up:
             assert self.deaths[node.index, culprit] < attempts, "an item has more attempts than it may have"
 

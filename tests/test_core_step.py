@@ -482,6 +482,32 @@ class Losses(TestCase):
         assert core.lose(1.9, 1, "killed", ready=False) == [StartWorker(0, 2)]
         assert core.lose(3.0, 2, "killed", ready=False) == [Fail(0, 2, None, None, "killed", "setup")]
 
+    def test_those_that_die_with_nothing_in_hand_are_counted(self) -> None:
+        core = Driven(Processor(job), Pipe(64))
+        for worker in range(4):
+            assert core.lose(worker / 10, worker, "exit") == [StartWorker(0, worker + 1)]
+            core.ready(worker / 10 + 0.05, worker + 1)
+        assert core.lose(0.5, 4, "exit") == [Fail(0, 4, None, None, "exit", "wait")]
+        # What was done in between was worth it.
+        core = Driven(Processor(job), Pipe(64))
+        for worker in range(12):
+            if worker % 4 == 3:
+                core.feed(worker / 10, "A", 1)
+                core.reply(worker / 10 + 0.01, worker, worker // 4, 1, ("a", 1))
+            assert core.lose(worker / 10 + 0.02, worker, "exit") == [StartWorker(0, worker + 1)]
+            core.ready(worker / 10 + 0.05, worker + 1)
+        # So is a while without any.
+        core = Driven(Processor(job), Pipe(64))
+        for worker in range(20):
+            assert core.lose(worker * 6.0, worker, "exit") == [StartWorker(0, worker + 1)]
+            core.ready(worker * 6.0 + 0.1, worker + 1)
+        # Where they may have been ended from outside, that has to go on for longer.
+        core = Driven(Processor(job), Pipe(64))
+        for worker in range(50):
+            assert core.lose(worker / 10, worker, "kill", killed=True) == [StartWorker(0, worker + 1)]
+            core.ready(worker / 10 + 0.05, worker + 1)
+        assert core.lose(5.0, 50, "kill", killed=True) == [Fail(0, 50, None, None, "kill", "wait")]
+
     def test_one_that_dies_between_two_runs_is_replaced(self) -> None:
         core = Driven(Processor(job), Pipe(64))
         core.end(0.0)

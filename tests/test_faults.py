@@ -118,6 +118,18 @@ class DiesInSetup(Files):
         os._exit(5)
 
 
+class DiesIdle(Files):
+    """Is up, and has a thread that ends it soon, whatever comes."""
+
+    def setup(self):
+        self.append("starts", os.getpid())
+        threading.Thread(target=self.end, daemon=True).start()
+
+    def end(self):
+        time.sleep(0.02)
+        os._exit(5)
+
+
 class DiesOfMessages(Files):
     """Is up, and ends with the first message that comes, as one does for which that is too heavy."""
 
@@ -429,6 +441,15 @@ class Faults(Base):
         with self.fails(WorkerDiedError, "'DiesInSetup' exited with code 5", phase="setup", exitcode=5):
             self.make(DiesInSetup(self.folder)).run([1])
         assert 2 <= len(self.lines("starts")) <= 5, "no storm"
+
+    def test_death_with_nothing_to_do_again_and_again(self):
+        item = threading.Event()
+        self.addCleanup(item.set)
+        message = "exited with code 5 while it had nothing to do, as did those before it"
+        with self.fails(WorkerDiedError, message, phase="wait", exitcode=5):
+            # The source gives nothing until the end.
+            self.make(DiesIdle(self.folder)).run(iter(item.wait, True))
+        assert len(self.lines("starts")) == 5, "no storm"
 
     def test_too_little_memory(self):
         huge = 1 << 40

@@ -129,8 +129,9 @@ class Fail(NamedTuple):
     they came to that step) of the items that may be to blame, both None where there is none.  `loss` says why the
     loss of a worker cannot be made up for: "item" (that item has ended more than one), "unpickle" (so have items that
     were unpickled together), "receive" (so have items that it had been handed and not begun), "overdue" (it was
-    too long at an item), "state" (its job had state), "setup" (none can be set up), "finish" (it was at the job's
-    `finish`).  A `loss` of "failures" is no worker's: more items were given up than the run may.
+    too long at an item), "state" (its job had state), "setup" (none can be set up), "wait" (they die with nothing in
+    hand), "finish" (it was at the job's `finish`).  A `loss` of "failures" is no worker's: more items were given up
+    than the run may.
     """
 
     step: int

@@ -237,6 +237,8 @@ class Machine:
             failure = Fail(index, event.worker, None, None, event.cause, "setup")
         elif event.ready and not team.node.restartable:
             failure = self._loss_of_state(step, event)
+        elif event.ready and not leaving and not (worker and worker.leases) and team.died_idle(event.killed, now):
+            failure = Fail(index, event.worker, None, None, event.cause, "wait")
         elif running:
             failure = step.lost(event)
         team.lost(event.worker, event.ready, now)

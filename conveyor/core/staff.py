@@ -18,6 +18,9 @@ START_SECONDS = 0.05
 # So many workers in a row that die before they are ready are not replaced; nor are two where that has taken so long.
 START_ATTEMPTS = 5
 START_PATIENCE = 2.0
+# Nor is one that dies with nothing in hand, where that many in a row have done so and nothing was done in between: with
+# no more than so many seconds from one to the next, and, where they may have been ended from outside, for so long.
+IDLE_SECONDS = 5.0
 # The weight of a new start in the running mean.
 WEIGHT = 0.3
 # The history holds the newest decisions; a pipeline that runs for months must not grow.
@@ -76,6 +79,8 @@ class Team:
         self._starts = 0
         self.failed_starts = 0
         self._failing_since = 0.0
+        self._idle_deaths = 0
+        self._idle_since = self._idle_last = 0.0
         # Totals of all runs.
         self.items_in = 0
         self.items_out = 0
@@ -107,6 +112,14 @@ class Team:
         """Whether one more that dies before it is ready is one too many."""
         failed = self.failed_starts + 1
         return failed >= START_ATTEMPTS or (failed >= 2 and now - self._failing_since >= START_PATIENCE)
+
+    def died_idle(self, killed: bool, now: float) -> bool:
+        """Take in that a worker has died that had nothing to do; return whether that is one too many."""
+        if not self._idle_deaths or now - self._idle_last > IDLE_SECONDS:
+            self._idle_deaths, self._idle_since = 0, now
+        self._idle_deaths += 1
+        self._idle_last = now
+        return self._idle_deaths >= START_ATTEMPTS and (not killed or now - self._idle_since >= IDLE_SECONDS)
 
     def lost(self, number: int, ready: bool, now: float) -> None:
         """Take in that a worker is dead."""
@@ -141,6 +154,7 @@ class Team:
 
     def done(self, units: int, seconds: float) -> None:
         """Take in that `units` units took `seconds` seconds of wall time."""
+        self._idle_deaths = 0
         self.units += units
         self.seconds += seconds
         self.durations.add(seconds / units, units)

@@ -605,7 +605,7 @@ class Broker:
                     elif loss == "overdue":
                         self._fail_with(("overdue", name, cause, first, last))
                     elif loss is not None:
-                        phase = loss if loss in ("setup", "finish", "unpickle", "receive") else "process"
+                        phase = loss if loss in ("setup", "wait", "finish", "unpickle", "receive") else "process"
                         self._fail_with(("died", name, phase, cause, first, last, loss))
                     else:
                         self._fail_with(("raised", name, cause, first, last))

@@ -206,6 +206,10 @@ _WHY_IT_ENDS_THE_RUN = {
         " to take in and had begun nothing, like those before it: what it was sent may be too heavy for its memory"
     ),
     "setup": ", as did those before it",
+    "wait": (
+        " while it had nothing to do, as did those before it: what ends them is no item, but may be a thread that the "
+        "job has started"
+    ),
     "finish": ", while it was at `finish`, which cannot be called again for what others have seen",
 }
 
