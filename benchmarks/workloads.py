@@ -159,7 +159,7 @@ class Arrays:
         import numpy
 
         self.count = count
-        self.templates = [
+        self.templates: list[Any] = [
             (numpy.arange(ARRAY_LENGTH) % 1000 + number).astype(numpy.float32) for number in range(TEMPLATES)
         ]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import itertools
 import os
 import pickle
@@ -387,6 +388,31 @@ class ForkPipeTest(Heavy, TestCase):
                 assert pipeline.run(buffers(10)) == [False] * 10
             pipeline = self.make(Processor(touch_first), Pipe(), Processor(same))
             assert pipeline.run(buffers(10)) == list(map(touch_first, buffers(10)))
+
+    @unittest.skipUnless(importlib.util.find_spec("numpy"), "needs numpy")
+    def test_arrays_of_numpy(self):
+        import numpy
+
+        def source():
+            for number in range(40):
+                array = numpy.arange(number, number + 100_000, dtype=numpy.float32).reshape(100, 1000)
+                # In the order of Fortran, with gaps, read-only, and as it is.
+                yield (array.T, array[:, ::2], numpy.broadcast_to(array, (1, 100, 1000)), array)[number % 4]
+
+        def change(array):
+            if array.flags.writeable:
+                array *= 2
+                array += 1
+            return array
+
+        def where(array):
+            return array.flags.writeable, bool(array.flags.aligned), array
+
+        pipeline = self.make(Processor(change), Pipe(), Processor(where), Pipe(), Processor(same))
+        for array, (writable, aligned, result) in zip(source(), pipeline.run(source()), strict=True):
+            assert aligned and writable == array.flags.writeable
+            expected = change(array.copy()) if writable else array
+            assert numpy.array_equal(expected, result) and array.dtype == result.dtype
 
     def test_an_abandoned_stream(self):
         with self.make(Processor(same), Pipe(), Processor(touch_last)) as pipeline:
