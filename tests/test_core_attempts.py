@@ -205,7 +205,7 @@ class Deaths(TestCase):
 
     def test_what_no_worker_lives_to_begin(self) -> None:
         # Many deaths at the same items do, but not those of a burst of kills from outside; nor do many at others.
-        for killed, attempts, last in ((False, 5, 0.3), (True, 50, 5.3)):
+        for killed, attempts, last in ((False, 5, 0.3), (True, 50, 10.3)):
             core = Driven(Processor(job, on_error="skip"), Pipe(64))
             number = chunk(core, 4).number
             for attempt in range(attempts - 1):

@@ -499,14 +499,14 @@ class Losses(TestCase):
         # So is a while without any.
         core = Driven(Processor(job), Pipe(64))
         for worker in range(20):
-            assert core.lose(worker * 6.0, worker, "exit") == [StartWorker(0, worker + 1)]
-            core.ready(worker * 6.0 + 0.1, worker + 1)
+            assert core.lose(worker * 11.0, worker, "exit") == [StartWorker(0, worker + 1)]
+            core.ready(worker * 11.0 + 0.1, worker + 1)
         # Where they may have been ended from outside, that has to go on for longer.
         core = Driven(Processor(job), Pipe(64))
-        for worker in range(50):
+        for worker in range(100):
             assert core.lose(worker / 10, worker, "kill", killed=True) == [StartWorker(0, worker + 1)]
             core.ready(worker / 10 + 0.05, worker + 1)
-        assert core.lose(5.0, 50, "kill", killed=True) == [Fail(0, 50, None, None, "kill", "wait")]
+        assert core.lose(10.0, 100, "kill", killed=True) == [Fail(0, 100, None, None, "kill", "wait")]
 
     def test_one_that_dies_between_two_runs_is_replaced(self) -> None:
         core = Driven(Processor(job), Pipe(64))

@@ -19,7 +19,7 @@ ENOUGH = 100
 # A worker that has begun nothing of what it was handed was most often killed from outside, and nobody is to blame.  But
 # where so many had the same items to take in, those are too heavy, say, and the next one would die of them too.  Kills
 # from outside come in bursts, in which nothing can be begun: where it may be that, it has to go on for so many seconds.
-ARRIVALS, ARRIVAL_SECONDS = 5, 5.0
+ARRIVALS, ARRIVAL_SECONDS = 5, 10.0
 
 DIED, OVERDUE = "died", "overdue"
 

@@ -20,7 +20,7 @@ START_ATTEMPTS = 5
 START_PATIENCE = 2.0
 # Nor is one that dies with nothing in hand, where that many in a row have done so and nothing was done in between: with
 # no more than so many seconds from one to the next, and, where they may have been ended from outside, for so long.
-IDLE_SECONDS = 5.0
+IDLE_SECONDS = 10.0
 # The weight of a new start in the running mean.
 WEIGHT = 0.3
 # The history holds the newest decisions; a pipeline that runs for months must not grow.
