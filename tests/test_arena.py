@@ -38,6 +38,7 @@ class ArenaTest(TestCase):
         self.reader = self.writer.of_worker(0, 64 * MIB)
         # The reader has no descriptor of its own.
         self.addCleanup(self.writer.close)
+        self.addCleanup(self.reader.rest)
 
     def blocks(self):
         return os.fstat(self.descriptor).st_blocks * 512
@@ -46,7 +47,7 @@ class ArenaTest(TestCase):
         return Heavy(sent.data, sent.ranges, sent.slots, to or self.reader)
 
     def test_there_and_back(self):
-        items = [buffer(number, 100_000) for number in range(5)]
+        items = [buffer(number, 300_000) for number in range(5)]
         sent = encode(items, arena=self.writer)
         assert type(sent) is Heavy and len(sent) > 500_000 and len(sent.data) < 1000
         assert decode(self.received(sent)) == items
@@ -133,14 +134,14 @@ class ArenaTest(TestCase):
 
     def test_where_the_system_does_not_say_what_was_changed(self):
         item = decode(self.received(encode([buffer(1)], arena=self.writer)))[0]
-        with mock.patch.object(os, "open", side_effect=OSError("no")):
+        with mock.patch.object(os, "open", side_effect=OSError):
             sent = encode([item], arena=self.reader)
         assert sent.ranges[0][0] // REGION_BYTES == 1
         assert decode(self.received(sent, self.writer)) == [buffer(1)]
 
     def test_where_nothing_can_be_mapped(self):
         blob = self.received(encode([buffer(1), buffer(2)], arena=self.writer))
-        with mock.patch.object(arenas, "_Mapping", side_effect=OSError("no descriptor")):
+        with mock.patch.object(arenas, "_Mapping", side_effect=OSError):
             items = decode(blob)
         assert items == [buffer(1), buffer(2)] and items[0].mapping is None
 
@@ -203,8 +204,9 @@ class ArenaTest(TestCase):
         arena = Arena(self.descriptor, 3, 64 * MIB)
         used = {}
         for size, free in wanted:
-            slot = arena._take(size)
-            if slot is not None:
+            taken = arena._take(size)
+            if taken is not None:
+                slot, _ = taken
                 assert slot[1] >= size
                 used[slot[0]] = slot[1]
             if free and used:

@@ -5,9 +5,10 @@ broker has said that nobody can see it any more.  Who reads maps it privately: w
 and another that gets the same, or gets it again after a crash, gets it as it was written.  Nothing here has to succeed:
 what finds no room goes through the channel.
 
-It is written with `pwrite`: unlike a write to mapped memory that says so when there is no room, instead of ending the
-process, needs no mapping to be kept, and takes a page that is new for half the price.  Pages are given back with
-`MADV_REMOVE`.
+A slot is written with `pwrite` the first time: unlike a write to mapped memory, that says so when there is no room,
+instead of ending the process.  From then on it has its memory.  What is large is then copied from one mapping to
+another without the kernel, which would take three times as long; mappings are kept for the next time, as a page that is
+touched for the first time costs as much as it takes to copy it.  Memory is given back with `MADV_REMOVE`.
 """
 
 from __future__ import annotations
@@ -33,8 +34,14 @@ CALLER = 0
 LEAST_LIMIT = 64 * 1024 * 1024
 # What one process keeps when it rests, for the next time.
 KEPT_BYTES = 16 * 1024 * 1024
-# Each mapping takes a descriptor, of which a process has a thousand or so.  Beyond that, what comes is copied.
-MOST_MAPPED = 128
+# What is smaller is read into memory of its own: that is done as soon as it would be mapped.
+LEAST_MAPPED = 256 * 1024
+# Each mapping takes a descriptor, of which a process has a thousand or so.  So many slots of others may be seen here at
+# a time, beyond that they are copied; so many mappings are kept of slots that are not, of others and of its own.
+MOST_SEEN = 128
+MOST_KEPT = 64
+# So many buffers are kept for what is copied, with as many bytes as may be seen.
+MOST_BUFFERS = 8
 # After a job has changed in place what was mapped, so many times it gets a copy: that costs less than to copy page by
 # page, as it is touched.  Then it is looked at again.
 COPIED_AFTER_CHANGE = 15
@@ -46,17 +53,35 @@ _PAGE = mmap.PAGESIZE
 # yet, or is one of the file (bit 61), and is not swapped out (bit 62).  See Documentation/admin-guide/mm/pagemap.rst.
 _UNCHANGED = bytes(byte for byte in range(256) if not byte & 0x40 and (not byte & 0x80 or byte & 0x20))
 
-# All that this process has mapped, so that a fork does not take along what may be written anew.
-_mappings: weakref.WeakSet[_Mapping] = weakref.WeakSet()
+# What this process sees of mapped memory, so that a fork does not take along what may be written anew.
+_seen: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
+
+
+class _Memory:
+    """Something that is mapped, and may be in use: by nobody but this object, as long as `free` says so.
+
+    `address` is where it is, None where that cannot be told.
+    """
+
+    __slots__ = ("__weakref__", "address", "blob", "mapping")
+
+    def __init__(self, mapping: mmap.mmap) -> None:
+        self.mapping = mapping
+        self.address = _address(mapping)
+        # What came there, as long as it is seen.
+        self.blob: Heavy | None = None
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing lives in it: every view of it counts as a reference."""
+        return sys.getrefcount(self.mapping) <= _REFERENCES
 
 
 class _Mapping(mmap.mmap):
-    """A part of the file, as one job sees it; `begin` is where in its slot it begins."""
+    """A slot of the file, mapped privately; where the arena has been closed, it keeps what came there."""
 
-    blob: Heavy
-    slot: int
-    begin: int
-    address: int | None = None
+    place: int
+    blob: Heavy | None = None
 
 
 class Arena:
@@ -69,7 +94,7 @@ class Arena:
         # may be begun, however large.
         self._expected = expected
         self._limit = max(2 * expected, LEAST_LIMIT)
-        self._most_mapped = self._limit // 4
+        self._most_seen = self._limit // 4
         self._process = os.getpid()
         self._ended = False
         self._last = threading.Lock()
@@ -83,8 +108,12 @@ class Arena:
         # What came and is still seen here, and the slots of what no longer is, to be said.
         self._seen: dict[int, tuple[Slot, ...]] = {}
         self._gone: deque[tuple[Slot, ...]] = deque()
-        # What is mapped, and its bytes.
-        self._live: dict[int, tuple[weakref.ref[_Mapping], int]] = {}
+        # What is mapped, by its place: slots of others, of which some are seen, and its own, to be written; and memory
+        # of nobody else's, for what is copied.
+        self._mapped: dict[int, _Memory] = {}
+        self._in_sight: dict[int, _Memory] = {}
+        self._own: dict[int, mmap.mmap] = {}
+        self._buffers: list[_Memory] = []
         self._copies = 0
         # Whether what was written last was large beside its buffers.
         self.streams = False
@@ -140,14 +169,16 @@ class Arena:
                 found.append(None)
                 wanted += _rounded(_size(buffer), _GRAIN)
         if wanted:
-            slot = self._take(wanted)
-            if slot is None:
+            taken = self._take(wanted)
+            if taken is None:
                 return None
+            slot, warm = taken
             start = 0
             try:
+                self._prepare(slot, warm)
                 for index, buffer in enumerate(buffers):
                     if found[index] is None:
-                        self._write(buffer, slot[0] + start)
+                        self._write(buffer, slot, start)
                         size = _size(buffer)
                         found[index] = (slot[0], start, size)
                         start += _rounded(size, _GRAIN)
@@ -159,8 +190,9 @@ class Arena:
             slots[slot[0]] = slot[1]
         return tuple(place for place in found if place is not None), tuple(slots.items())
 
-    def _take(self, wanted: int) -> Slot | None:
-        """Return a slot of at least so many bytes, which is in use from now on; None where there is none."""
+    def _take(self, wanted: int) -> tuple[Slot, bool] | None:
+        """Return a slot of at least so many bytes, which is in use from now on, and whether it has its memory; None
+        where there is none."""
         if self._used_bytes >= self._limit:
             return None
         capacity = _capacity(wanted)
@@ -169,7 +201,9 @@ class Arena:
             capacity = min(fitting)
             place = self._warm[capacity].pop()
             self._warm_bytes -= capacity
+            warm = True
         else:
+            warm = False
             if self._used_bytes + self._warm_bytes + capacity > self._limit:
                 self.trim()
             if self._cold.get(capacity):
@@ -181,15 +215,32 @@ class Arena:
                 return None
         self._used[place] = capacity
         self._used_bytes += capacity
-        return place, capacity
+        return (place, capacity), warm
 
-    def _write(self, buffer: Any, place: int) -> None:
+    def _write(self, buffer: Any, slot: Slot, start: int) -> None:
+        own = self._own.get(slot[0])
         for part in buffer if type(buffer) is list else [buffer]:
             with memoryview(part) as view, view.cast("B") as rest:
-                done = 0
-                while done < len(rest):
-                    done += os.pwrite(self._descriptor, rest[done:], place + done)
-                place += done
+                if own is not None:
+                    with memoryview(own) as memory:
+                        memory[start : start + len(rest)] = rest
+                else:
+                    _write_all(self._descriptor, rest, slot[0] + start)
+                start += len(rest)
+
+    def _prepare(self, slot: Slot, warm: bool) -> None:
+        """Have a slot of its own ready to be written."""
+        place, capacity = slot
+        if not warm:
+            # Now the file is long enough for all of it to be mapped.
+            _write_all(self._descriptor, memoryview(b"\0"), place + capacity - 1)
+        elif capacity >= LEAST_MAPPED and place not in self._own:
+            # Where it cannot be mapped, it can still be written.
+            with contextlib.suppress(OSError, ValueError):
+                flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+                self._own[place] = mmap.mmap(self._descriptor, capacity, flags, offset=place)
+                if len(self._own) > MOST_KEPT:
+                    self._own.pop(next(iter(self._own))).close()
 
     def freed(self, places: Iterable[int]) -> None:
         """Take in that nobody can see those slots any more."""
@@ -199,12 +250,22 @@ class Arena:
             self._warm.setdefault(capacity, []).append(place)
             self._warm_bytes += capacity
 
+    def rest(self) -> None:
+        """Give back all that is only there for the next time."""
+        self._look()
+        self.trim()
+        self._mapped = dict(self._in_sight)
+        self._own.clear()
+        self._buffers.clear()
+
     def trim(self, kept: int = 0) -> None:
         """Give back the memory of slots that are not in use, but for so many bytes."""
         for capacity, places in self._warm.items():
             while places and self._warm_bytes > kept:
                 place = places.pop()
                 self._warm_bytes -= capacity
+                if place in self._own:
+                    self._own.pop(place).close()
                 self.remove(place, capacity)
                 self._cold.setdefault(capacity, []).append(place)
 
@@ -237,81 +298,124 @@ class Arena:
 
     def gone(self) -> list[int]:
         """Return the slots that came and are seen here no more: each once for each time that it came, and only now."""
+        self._look()
         places: list[int] = []
         while self._gone:
             places += [place for place, _ in self._gone.popleft()]
         return places
 
+    def _look(self) -> None:
+        for place, memory in list(self._in_sight.items()):
+            if memory.free:
+                self._lose_sight(place, memory)
+
+    def _lose_sight(self, place: int, memory: _Memory) -> None:
+        """Have a mapping ready for the next time."""
+        _seen.discard(memory.mapping)
+        if memory.address is None or not _unchanged(memory.address, len(memory.mapping)):
+            # What was changed here is nobody's.
+            memory.mapping.madvise(mmap.MADV_DONTNEED)
+            self._copies = COPIED_AFTER_CHANGE
+        del self._in_sight[place]
+        memory.blob = None
+
     def opened(self, blob: Heavy) -> tuple[Any, list[Any]]:
-        places: dict[int, tuple[int, int]] = {}
+        extents: dict[int, tuple[int, int]] = {}
         for slot, start, size in blob.ranges:
-            first, last = places.get(slot, (start, start + size))
-            # A mapping begins with a page, what is passed on of an array may not.
-            places[slot] = min(first, start // _GRAIN * _GRAIN), max(last, start + size)
-        memory: dict[int, Any] = {}
-        for slot, (first, last) in places.items():
-            memory[slot] = memoryview(self._memory(blob, slot, first, last - first))
+            first, last = extents.get(slot, (start, start + size))
+            extents[slot] = min(first, start), max(last, start + size)
+        capacities = dict(blob.slots)
+        views = {
+            slot: self._view(blob, (slot, capacities[slot]), first, last - first)
+            for slot, (first, last) in extents.items()
+        }
         buffers = [
-            memory[slot][start - places[slot][0] : start - places[slot][0] + size] for slot, start, size in blob.ranges
+            views[slot][start - extents[slot][0] : start - extents[slot][0] + size] for slot, start, size in blob.ranges
         ]
         return (blob.data, buffers) if len(blob.data) else (buffers[0], buffers[1:])
 
-    def _memory(self, blob: Heavy, slot: int, begin: int, size: int) -> Any:
-        """Return what is in a slot from `begin` on, which may be changed here without a change there."""
-        if self._copies:
-            self._copies -= 1
-        elif len(self._live) < MOST_MAPPED and sum(size for _, size in list(self._live.values())) < self._most_mapped:
-            # Where there are no descriptors left, or no room for a mapping, what follows does without.
-            with contextlib.suppress(OSError, ValueError):
-                return self._mapped(blob, slot, begin, size)
-        copy = bytearray(size)
-        with memoryview(copy) as rest:
-            done = 0
-            while done < size:
-                count = os.preadv(self._descriptor, [rest[done:]], slot + begin + done)
-                if not count:
-                    raise EOFError("shared memory of the pipeline has ended before its time")
-                done += count
-        return copy
+    def _view(self, blob: Heavy, slot: Slot, start: int, size: int) -> memoryview:
+        """Return what is in a slot from `start` on, which may be changed here without a change there."""
+        memory = self._map(slot) if size >= LEAST_MAPPED else None
+        if memory is None:
+            copy = bytearray(size)
+            _read_all(self._descriptor, memoryview(copy), slot[0] + start)
+            return memoryview(copy)
+        if self._copies or self._sees_enough():
+            self._copies = max(0, self._copies - 1)
+            view = self._buffer(size)
+            with memoryview(memory.mapping) as source:
+                view[:] = source[start : start + size]
+            return view
+        memory.blob = blob
+        self._in_sight[slot[0]] = memory
+        _protect_from_fork(memory.mapping)
+        return memoryview(memory.mapping)[start : start + size]
 
-    def _mapped(self, blob: Heavy, slot: int, begin: int, size: int) -> _Mapping:
-        mapping = _Mapping(
-            self._descriptor, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE, offset=slot + begin
+    def _sees_enough(self) -> bool:
+        return (
+            len(self._in_sight) >= MOST_SEEN
+            or sum(len(memory.mapping) for memory in self._in_sight.values()) >= self._most_seen
         )
-        # Alive as long as anything that lives in it.
-        mapping.blob = blob
-        mapping.slot = slot
-        mapping.begin = begin
-        mapping.address = _address(mapping)
-        live, key = self._live, id(mapping)
-        live[key] = weakref.ref(mapping, lambda _: live.pop(key, None)), size
-        _protect_from_fork(mapping)
-        return mapping
+
+    def _map(self, slot: Slot) -> _Memory | None:
+        """Return a mapping of a slot of which nothing is seen yet; None where it cannot be had."""
+        place, capacity = slot
+        if place in self._in_sight:
+            # It came twice, or is opened again: one of them may have changed what is seen.
+            return None
+        # The newest are at the end.
+        memory = self._mapped.pop(place, None)
+        if memory is None or len(memory.mapping) < capacity:
+            # Without a descriptor, or room in memory, it is copied.
+            with contextlib.suppress(OSError, ValueError):
+                protection = mmap.PROT_READ | mmap.PROT_WRITE
+                mapping = _Mapping(self._descriptor, capacity, mmap.MAP_PRIVATE, protection, offset=place)
+                mapping.place = place
+                memory = _Memory(mapping)
+                del mapping
+        if memory is None:
+            return None
+        self._mapped[place] = memory
+        if len(self._mapped) > MOST_KEPT + len(self._in_sight):
+            del self._mapped[next(each for each in self._mapped if each not in self._in_sight and each != place)]
+        return memory
+
+    def _buffer(self, size: int) -> memoryview:
+        """Return memory of nobody else's, if possible such as was touched before."""
+        for memory in self._buffers:
+            if size <= len(memory.mapping) <= 2 * size and memory.free:
+                return memoryview(memory.mapping)[:size]
+        if len(self._buffers) < MOST_BUFFERS and sum(len(each.mapping) for each in self._buffers) < self._most_seen:
+            self._buffers.append(_Memory(mmap.mmap(-1, _capacity(size))))
+            return memoryview(self._buffers[-1].mapping)[:size]
+        for index, memory in enumerate(self._buffers):
+            if memory.free:
+                # It has another size.
+                del self._buffers[index]
+                return self._buffer(size)
+        return memoryview(bytearray(size))
 
     def _known(self, buffer: Any, found: Sequence[Range | None]) -> tuple[Range, int] | None:
         """Return where a buffer is that came here and is passed on unchanged, and how long that slot is.
 
         Two in one message must not become one memory, so each is found only once in it.
         """
-        if not self._live or self._number == CALLER or type(buffer) is list:
+        if not self._in_sight or self._number == CALLER or type(buffer) is list:
             return None
         address, size = _address(buffer), _size(buffer)
         if address is None:
             return None
-        for reference, _ in list(self._live.values()):
-            mapping = reference()
-            if mapping is None or mapping.address is None:
-                continue
-            offset = address - mapping.address
-            if offset >= 0 and offset + size <= len(mapping):
-                start = mapping.begin + offset
-                for place in found:
-                    if place and place[0] == mapping.slot and place[1] < start + size and start < place[1] + place[2]:
+        for place, memory in self._in_sight.items():
+            start = address - memory.address if memory.address is not None else -1
+            if start >= 0 and start + size <= len(memory.mapping):
+                for other in found:
+                    if other and other[0] == place and other[1] < start + size and start < other[1] + other[2]:
                         return None
                 if not _unchanged(address, size):
                     self._copies = COPIED_AFTER_CHANGE
                     return None
-                return (mapping.slot, start, size), dict(mapping.blob.slots)[mapping.slot]
+                return (place, start, size), len(memory.mapping)
         return None
 
     # The end
@@ -319,6 +423,14 @@ class Arena:
     def close(self) -> None:
         """Give back all but what is still seen here, and that as soon as it no longer is."""
         self._ended = True
+        for memory in self._in_sight.values():
+            # From now on they are given back one by one, when the last that lives there is gone.
+            if isinstance(memory.mapping, _Mapping):
+                memory.mapping.blob = memory.blob
+        self._in_sight.clear()
+        self._mapped.clear()
+        self._own.clear()
+        self._buffers.clear()
         if os.getpid() == self._process and self._seen:
             with contextlib.suppress(OSError, ValueError):
                 used = [slot for seen in list(self._seen.values()) for slot in seen]
@@ -413,19 +525,40 @@ def _written(descriptor: int, begin: int, end: int) -> Iterator[tuple[int, int]]
         begin = stop
 
 
-def _protect_from_fork(mapping: _Mapping) -> None:
-    """Have a fork copy what is mapped: the child could see it, and nobody would know."""
-    if not _mappings_are_copied:
-        os.register_at_fork(before=_copy_mappings)
-        _mappings_are_copied.append(True)
-    _mappings.add(mapping)
+def _write_all(descriptor: int, rest: memoryview, place: int) -> None:
+    done = 0
+    while done < len(rest):
+        done += os.pwrite(descriptor, rest[done:], place + done)
 
 
-_mappings_are_copied: list[bool] = []
+def _read_all(descriptor: int, rest: memoryview, place: int) -> None:
+    done = 0
+    while done < len(rest):
+        count = os.preadv(descriptor, [rest[done:]], place + done)
+        if not count:
+            raise EOFError("the shared memory of the pipeline has ended before its time")
+        done += count
 
 
-def _copy_mappings() -> None:
-    for mapping in list(_mappings):
+def _protect_from_fork(mapping: mmap.mmap) -> None:
+    """Have a fork copy what is seen: the child would see it too, and nobody would know."""
+    if not _forks_copy:
+        os.register_at_fork(before=_copy_what_is_seen)
+        _forks_copy.append(True)
+    _seen.add(mapping)
+
+
+_forks_copy: list[bool] = []
+
+
+def _copy_what_is_seen() -> None:
+    for mapping in list(_seen):
         with memoryview(mapping) as view:
             for start in range(0, len(view), _STRIDE):
                 view[start : start + _STRIDE] = bytes(view[start : start + _STRIDE])
+
+
+# What `_Memory.free` counts where there is no view: how many that are differs from one Python to the next.
+_REFERENCES = 1 << 30
+_alone = _Memory(mmap.mmap(-1, _PAGE))
+_REFERENCES = next(count for count in range(1, 100) if sys.getrefcount(_alone.mapping) <= count)

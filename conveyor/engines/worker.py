@@ -169,7 +169,7 @@ class Worker:
                 self._arena.freed(message[0][1])
             case "rest":
                 assert self._arena is not None
-                self._arena.trim()
+                self._arena.rest()
             case "cancel":
                 self._cancelled = True
             case "run":
