@@ -231,10 +231,12 @@ class Arena:
     def _prepare(self, slot: Slot, warm: bool) -> None:
         """Have a slot of its own ready to be written."""
         place, capacity = slot
+        if capacity < LEAST_MAPPED:
+            return
         if not warm:
             # Now the file is long enough for all of it to be mapped.
             _write_all(self._descriptor, memoryview(b"\0"), place + capacity - 1)
-        elif capacity >= LEAST_MAPPED and place not in self._own:
+        elif place not in self._own:
             # Where it cannot be mapped, it can still be written.
             with contextlib.suppress(OSError, ValueError):
                 flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
@@ -556,6 +558,8 @@ def _copy_what_is_seen() -> None:
         with memoryview(mapping) as view:
             for start in range(0, len(view), _STRIDE):
                 view[start : start + _STRIDE] = bytes(view[start : start + _STRIDE])
+        # Until it is seen anew, that need not be done again.
+        _seen.discard(mapping)
 
 
 # What `_Memory.free` counts where there is no view: how many that are differs from one Python to the next.
