@@ -167,8 +167,8 @@ def memory_of(pipeline):
     return os.fstat(pipeline._session.arena._descriptor).st_blocks * 512
 
 
-class Heavy:
-    """For one start method and channel."""
+class Basics:
+    """What is held by every start method and channel."""
 
     time_limit = 120.0
     settings = {"start_method": "fork", "channel": "pipe"}
@@ -205,11 +205,6 @@ class Heavy:
         assert results == list(map(touch_last, buffers(10)))
         assert 0 not in map(region, results)
 
-    def test_a_part_of_it(self):
-        pipeline = self.make(Processor(part), Pipe(), Processor(checksum))
-        assert pipeline.run(buffers(3)) == [checksum(part(item)) for item in buffers(3)]
-        assert self.make(Processor(part)).run(buffers(3)) == list(map(part, buffers(3)))
-
     def test_a_branch_sees_its_own_changes_only(self):
         pipeline = self.make(
             Processor(same),
@@ -222,6 +217,34 @@ class Heavy:
         for number, row in enumerate(pipeline.run(buffers(20))):
             item = buffer(number)
             assert row == (touch_first(buffer(number)), item, touch_last(buffer(number)))
+
+    def test_a_storm_of_kills(self):
+        count, kills = (100, 5) if SHORT or self.settings["start_method"] == "spawn" else (600, 30)
+        chooser = random.Random(5)
+        pipeline = self.make(
+            Processor(same), Pipe(), Processor(touch_first, workers=2), Pipe(maxbytes=5_000_000), Processor(slowly)
+        )
+        results = 0
+        with pipeline:
+            for number, result in enumerate(pipeline.stream(buffers(count))):
+                assert result == touch_first(buffer(number)), number
+                results += 1
+                if number % (count // kills) == 3:
+                    while self.settings["start_method"] == "spawn" and any(
+                        step.starting for step in pipeline.stats().steps
+                    ):
+                        time.sleep(0.002)
+                    kill(chooser.choice(workers_of_the_pipeline() or [0x7FFFFFFF]))
+            assert results == count
+
+
+class Heavy(Basics):
+    """The rest of it."""
+
+    def test_a_part_of_it(self):
+        pipeline = self.make(Processor(part), Pipe(), Processor(checksum))
+        assert pipeline.run(buffers(3)) == [checksum(part(item)) for item in buffers(3)]
+        assert self.make(Processor(part)).run(buffers(3)) == list(map(part, buffers(3)))
 
     def test_two_views_of_one_memory_become_two(self):
         results = self.make(Processor(twice), Pipe(), Processor(change_the_first)).run(buffers(5))
@@ -254,25 +277,6 @@ class Heavy:
     def test_a_job_may_keep_what_it_gets(self):
         results = self.make(Processor(same), Pipe(), Keeping()).run(buffers(200))
         assert results == [buffer(max(0, number - 9)) for number in range(200)]
-
-    def test_a_storm_of_kills(self):
-        count, kills = (100, 5) if SHORT or self.settings["start_method"] == "spawn" else (600, 30)
-        chooser = random.Random(5)
-        pipeline = self.make(
-            Processor(same), Pipe(), Processor(touch_first, workers=2), Pipe(maxbytes=5_000_000), Processor(slowly)
-        )
-        results = 0
-        with pipeline:
-            for number, result in enumerate(pipeline.stream(buffers(count))):
-                assert result == touch_first(buffer(number)), number
-                results += 1
-                if number % (count // kills) == 3:
-                    while self.settings["start_method"] == "spawn" and any(
-                        step.starting for step in pipeline.stats().steps
-                    ):
-                        time.sleep(0.002)
-                    kill(chooser.choice(workers_of_the_pipeline() or [0x7FFFFFFF]))
-            assert results == count
 
     def test_large_text_and_bytes(self):
         items = [bytes([65 + number % 26]) * 300_000 for number in range(20)]
@@ -434,12 +438,13 @@ class ForkPipeTest(Heavy, TestCase):
 
 @slow
 @unittest.skipUnless(HAS_ARENA, "needs memory without a name")
-class ForkQueueTest(Heavy, TestCase):
+class ForkQueueTest(Basics, TestCase):
     """Forked workers, over queues."""
 
     settings = {"start_method": "fork", "channel": "queue"}
 
 
+@slow
 @unittest.skipUnless(HAS_ARENA, "needs memory without a name")
 class SpawnPipeTest(Heavy, TestCase):
     """Workers that are fresh interpreters, over socket pairs."""
@@ -449,7 +454,7 @@ class SpawnPipeTest(Heavy, TestCase):
 
 @slow
 @unittest.skipUnless(HAS_ARENA, "needs memory without a name")
-class SpawnQueueTest(Heavy, TestCase):
+class SpawnQueueTest(Basics, TestCase):
     """Workers that are fresh interpreters, over queues."""
 
     settings = {"start_method": "spawn", "channel": "queue"}
