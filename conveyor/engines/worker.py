@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from inspect import isgeneratorfunction
 from itertools import islice
 from types import GeneratorType
@@ -37,7 +37,7 @@ from conveyor.engines.redaction import shown_by
 from conveyor.engines.spent import Spent
 from conveyor.engines.units import Units
 from conveyor.errors import ProcessorError
-from conveyor.fusing import StageError
+from conveyor.fusing import Fused, StageError
 from conveyor.jobs import outputs_of, up_to_generator
 from conveyor.policy import policy_of
 from conveyor.stages import Processor, work_of
@@ -306,7 +306,8 @@ class Worker:
             end = begin(start, end)
             if end == start:
                 return False
-            values: Iterator[Any] = map(call, units[start:end])
+            part = units[start:end]
+            values: Iterable[Any] = call.over(part) if type(call) is Fused else map(call, part)
             if repeats:
                 values = map(frozen, values)
             if in_turn:
