@@ -482,6 +482,20 @@ class Losses(TestCase):
         assert core.lose(1.9, 1, "killed", ready=False) == [StartWorker(0, 2)]
         assert core.lose(3.0, 2, "killed", ready=False) == [Fail(0, 2, None, None, "killed", "setup")]
 
+    def test_how_many_items_are_under_way(self) -> None:
+        core = Driven(Processor(job), Pipe(64), Processor(job))
+        assert core.machine.under_way == 0
+        core.feed(0.0, "A", 1)
+        assert core.machine.under_way == 1
+        core.reply(0.1, 0, 0, 1, ("a", 1))
+        assert core.machine.under_way == 1, "the other step has it"
+        core.feed(0.2, "B", 1)
+        assert core.machine.under_way == 2
+        core.feed(0.3, "C", 50)
+        assert core.machine.under_way == 2, "or more"
+        core.reply(0.4, 1, 0, 1, ("b", 1))
+        assert core.machine.under_way == 2
+
     def test_those_that_die_with_nothing_in_hand_are_counted(self) -> None:
         core = Driven(Processor(job), Pipe(64))
         for worker in range(4):

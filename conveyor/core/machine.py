@@ -205,6 +205,16 @@ class Machine:
         if self._cancelled and not any(step.outstanding for step in self.steps):
             self.command(Finish())
 
+    @property
+    def under_way(self) -> int:
+        """How many items the steps have: none, one, or 2 for more."""
+        items = 0
+        for step in self.steps:
+            items += step.outstanding + step.held
+            if items > 1:
+                return 2
+        return items
+
     def _run_agenda(self) -> None:
         agenda, scheduled = self._agenda, self._scheduled
         while agenda:

@@ -39,6 +39,8 @@ GRACE_SECONDS = 0.3
 EXIT_SECONDS = 5.0
 # The exit codes of workers that may have been ended from outside.
 FROM_OUTSIDE = {-getattr(signal, name) for name in ("SIGKILL", "SIGTERM") if hasattr(signal, name)}
+# Longer than a cheap job and the way to its worker and back take together.
+SPIN_SECONDS = 0.0002
 # When nothing has run for so long, workers give back the memory that they have ready for what is heavy.
 REST_SECONDS = 1.0
 # Where the death of the caller cannot be waited for, it is looked for so often.
@@ -243,6 +245,10 @@ class Broker:
         self._waiter = Waiter()
         self._arena = arena
         self._holdings = Holdings()
+        # How many items were under way when it was waited last, and how long to look before: on one core, whoever is
+        # waited for could not go on meanwhile.
+        self._under_way = 2
+        self._spin_seconds = SPIN_SECONDS if orders.plan.cores >= 2 else 0.0
         # When workers are told to rest: some time after a run.
         self._rest_at: float | None = None
         # The ends of the caller's channels, and those of the workers', for a process that is forked to close.
@@ -285,7 +291,7 @@ class Broker:
             else:
                 self._start_workers()
             while not (self._closing and all(each.dead for each in self._workers.values())):
-                for callback in self._waiter.wait(self._patience()):
+                for callback in self._ready():
                     callback()
                 self._look_around()
         except BaseException as error:
@@ -296,6 +302,20 @@ class Broker:
         self._sayings.tell()
         self._results.send(("closed",))
         self._flush_results()
+
+    def _ready(self) -> list[Callable[[], None]]:
+        """Wait for something to be ready.
+
+        To be woken takes longer than all that is done for an item.  So where there is one alone, which cannot keep all
+        cores busy, it is looked for a while.
+        """
+        before, self._under_way = self._under_way, self._machine.under_way if self._run else 2
+        if self._under_way == 1 or (before == 1 and not self._under_way):
+            until = time.monotonic() + self._spin_seconds
+            while time.monotonic() < until:
+                if ready := self._waiter.wait(0):
+                    return ready
+        return self._waiter.wait(self._patience())
 
     def _patience(self) -> float | None:
         waits = [LOOK_SECONDS] if self._parent_descriptor is None else []
