@@ -12,7 +12,6 @@ the Joins of both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 
 from conveyor.plan import (
     PIPE_BYTES,
@@ -30,6 +29,7 @@ from conveyor.plan import (
 from conveyor.policy import policy_of
 from conveyor.rules import Bundle, Fork, Gather, Lane, Layout, Level, Operation, Step, one_pipe
 from conveyor.stages import BalancingFork, Pipe, ReplicatingFork, has_finish, is_restartable, label
+from conveyor.values import dataclass, field, replace
 
 _UNKNOWN = Target(-1)
 

@@ -10,12 +10,12 @@ and branches next to each other at any time keep their order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 from conveyor.description import Description
 from conveyor.rules import Piece, Row
 from conveyor.stages import Element, Pipe, Processor, label
+from conveyor.values import dataclass, field
 
 _STEP, _PIPE, _PASS, _SINGLE, _END = "●", "║", "│", "◇", "▼"
 

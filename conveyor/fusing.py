@@ -8,7 +8,6 @@ Dataflow engines call this operator chaining.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from operator import length_hint
 from types import GeneratorType
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from conveyor.plan import Node, Plan, StepNode, Target
 from conveyor.policy import policy_of
 from conveyor.stages import Processor
+from conveyor.values import replace
 
 # What a job gives that is not one output.
 _SPECIAL = frozenset({GeneratorType, type(None)})

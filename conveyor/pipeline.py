@@ -10,7 +10,6 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 
 from conveyor import drawing
@@ -23,6 +22,7 @@ from conveyor.fusing import fused
 from conveyor.memory import usable_memory
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork, check_redact, code_of
 from conveyor.stats import Stats
+from conveyor.values import replace
 
 if TYPE_CHECKING:
     # Type checkers bring this module with them.  Only its TypeVar has defaults before Python 3.13.

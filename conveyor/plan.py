@@ -7,8 +7,9 @@ walks it, the core of every other engine routes chunks along it.  Nodes stand in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from conveyor.values import dataclass
 
 if TYPE_CHECKING:
     from conveyor.stages import Processor

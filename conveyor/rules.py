@@ -11,11 +11,11 @@ other are neighbours in that tree.  A `BalancingFork()` opens one lane: how many
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from conveyor.errors import RuleError
 from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork, check_processor
+from conveyor.values import dataclass, replace
 
 KINDS: tuple[type[Element], ...] = (Processor, Pipe, ReplicatingFork, BalancingFork, Join)
 AnyFork = ReplicatingFork | BalancingFork

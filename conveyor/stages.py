@@ -8,11 +8,12 @@ by itself is said when it is made; what is wrong with its place is said by `rule
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
+
+from conveyor.values import dataclass
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence, Set
@@ -67,6 +68,10 @@ _SETTINGS = (
     "on_error",
     "max_items",
 )
+
+
+# Of a function whose call gives something to be awaited: CO_COROUTINE and CO_ASYNC_GENERATOR of `inspect`.
+_ASYNC = 0x80 | 0x200
 
 
 class Element:
@@ -463,9 +468,23 @@ def _check_job(kind: str, job: object) -> None:
     _check_call(f"{kind}({_job_code(job)})", job, "a function such as `def job(item)`")
 
 
+def _takes(function: FunctionType, arguments: int) -> bool:
+    """Whether a function takes so many positional arguments and is no coroutine; False where that is not plain."""
+    code = function.__code__
+    if hasattr(function, "__wrapped__") or hasattr(function, "__signature__") or code.co_flags & _ASYNC:
+        return False
+    least = code.co_argcount - len(function.__defaults__ or ())
+    return not code.co_kwonlyargcount and least <= arguments <= code.co_argcount
+
+
 def _check_call(what: str, call: Callable[..., Any], remedy: str, arguments: int = 1) -> None:
     """Raise unless `call` takes so many positional arguments and is no coroutine."""
     inner: Any = call
+    if type(inner) is FunctionType and _takes(inner, arguments):
+        return
+    # It takes as long to import as all of this package.
+    import inspect
+
     while isinstance(inner, functools.partial):
         inner = inner.func
     if not (inspect.isroutine(inner) or isinstance(inner, type)):
@@ -483,7 +502,7 @@ def _check_call(what: str, call: Callable[..., Any], remedy: str, arguments: int
         raise TypeError(f"{what} takes {signature}, but is called with {called}: pass {remedy}") from None
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, init=False)
 class Pipe(Element):
     """A producer-consumer buffer between two steps, in order; when it is full its producer waits.
 
@@ -496,13 +515,14 @@ class Pipe(Element):
     (Pipe(), Pipe(maxsize=10), Pipe(maxbytes=1000000), Pipe(maxsize=10, maxbytes=1000000))
     """
 
-    maxsize: int | None = None
-    maxbytes: int | None = None
+    maxsize: int | None
+    maxbytes: int | None
 
-    def __post_init__(self) -> None:
-        for name, value in (("maxsize", self.maxsize), ("maxbytes", self.maxbytes)):
+    def __init__(self, maxsize: int | None = None, maxbytes: int | None = None) -> None:
+        for name, value in (("maxsize", maxsize), ("maxbytes", maxbytes)):
             if value is not None:
                 _check_count("Pipe", name, value, or_else=", or None for the default")
+            object.__setattr__(self, name, value)
 
     @property
     def bound(self) -> int:
@@ -514,7 +534,7 @@ class Pipe(Element):
         return f"Pipe({', '.join(f'{name}={value}' for name, value in said if value is not None)})"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, init=False)
 class ReplicatingFork(Element):
     """Each item goes to all of `n` branches; what one branch does to its copy, no other branch sees.
 
@@ -526,14 +546,15 @@ class ReplicatingFork(Element):
 
     n: int
 
-    def __post_init__(self) -> None:
-        _check_count("ReplicatingFork", "the number of branches", self.n)
+    def __init__(self, n: int) -> None:
+        _check_count("ReplicatingFork", "the number of branches", n)
+        object.__setattr__(self, "n", n)
 
     def __repr__(self) -> str:
         return f"ReplicatingFork({self.n})"
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, init=False)
 class BalancingFork(Element):
     """Each item goes to one of `n` branches, in turn, passing over a branch whose pipe is stalled.
 
@@ -545,11 +566,13 @@ class BalancingFork(Element):
     (BalancingFork(3), BalancingFork(), BalancingFork(min=1, max=4))
     """
 
-    n: int | None = None
-    min: int | None = field(default=None, kw_only=True)
-    max: int | None = field(default=None, kw_only=True)
+    n: int | None
+    min: int | None
+    max: int | None
 
-    def __post_init__(self) -> None:
+    def __init__(self, n: int | None = None, *, min: int | None = None, max: int | None = None) -> None:
+        for name, value in (("n", n), ("min", min), ("max", max)):
+            object.__setattr__(self, name, value)
         if self.n is not None:
             _check_count(
                 "BalancingFork",

@@ -5,7 +5,7 @@ Law: frozen data and how it reads; nothing here measures anything.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from conveyor.values import dataclass
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Any, cast
 
 from conveyor.core.machine import first_pull
@@ -56,6 +55,7 @@ from conveyor.errors import (
 from conveyor.failed import FailedItem
 from conveyor.plan import Plan, SinkNode, StepNode
 from conveyor.stats import Stats
+from conveyor.values import replace
 
 # What a broker gets, beyond the grace that it gives its workers, before it is killed itself.
 PATIENCE_SECONDS = 0.5

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from inspect import isgeneratorfunction
 from itertools import islice
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
@@ -38,7 +37,7 @@ from conveyor.engines.spent import Spent
 from conveyor.engines.units import Units
 from conveyor.errors import ProcessorError
 from conveyor.fusing import Fused, StageError
-from conveyor.jobs import outputs_of, up_to_generator
+from conveyor.jobs import is_generator_function, outputs_of, up_to_generator
 from conveyor.policy import policy_of
 from conveyor.stages import Processor, work_of
 
@@ -127,7 +126,7 @@ class Worker:
         self._giver = Giver()
         # A `process` that keeps state must not be called again before a generator that it returned has run; nor must
         # the time of a generator count as that of the next unit.
-        keeps_state = self._call == processor.process and not isgeneratorfunction(self._call)
+        keeps_state = self._call == processor.process and not is_generator_function(self._call)
         self._in_turn = keeps_state or self._timed
         # Running estimates.
         self._stride_seconds = 1.0

@@ -1,0 +1,157 @@
+"""Values: to whoever uses one, it is a frozen data class of the standard library.
+
+Law: each property is compared with that of a class that `dataclasses` has made of the same source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import unittest
+from typing import Any
+
+from conveyor import values
+from conveyor.stages import BalancingFork, Join, Pipe, ReplicatingFork
+from conveyor.stats import Decision
+from tests.support import ROOT, TestCase
+
+
+def classes(module: Any) -> tuple[Any, Any, Any, Any]:
+    """The same classes, made by that module."""
+
+    @module.dataclass(frozen=True)
+    class Point:
+        x: int
+        y: int = 5
+        names: list[str] = module.field(default_factory=list)
+        scale: float = module.field(default=1.0, kw_only=True)
+
+        def __post_init__(self) -> None:
+            if self.x < 0:
+                raise ValueError(self.x)
+
+    @module.dataclass(frozen=True)
+    class Named(Point):
+        name: str = "none"
+
+    @module.dataclass
+    class Open:
+        x: int
+
+    @module.dataclass(frozen=True, eq=False, repr=False)
+    class Bare:
+        x: int = 1
+
+    return Point, Named, Open, Bare
+
+
+OURS, THEIRS = classes(values), classes(dataclasses)
+
+
+class ValuesTest(TestCase):
+    """Both ways give the same."""
+
+    def same(self, what: Any) -> None:
+        def tried(made: tuple[Any, Any, Any, Any]) -> Any:
+            try:
+                return what(*made)
+            except Exception as error:
+                return type(error)
+
+        assert tried(OURS) == tried(THEIRS)
+
+    def test_making_one(self) -> None:
+        for arguments, named in [
+            ((1,), {}),
+            ((1, 2, ["a"]), {"scale": 2.0}),
+            ((), {"x": 3}),
+            ((), {}),
+            ((1,), {"x": 1}),
+            ((1, 2, [], 3.0), {}),
+            ((1,), {"z": 1}),
+            ((-1,), {}),
+        ]:
+            self.same(lambda point, *_, a=arguments, n=named: vars(point(*a, **n)))
+            self.same(lambda _, named, *__, a=arguments, n=named: vars(named(*a, **n)))
+
+    def test_defaults_are_nobodys(self) -> None:
+        first, second = OURS[0](1), OURS[0](1)
+        first.names.append("a")
+        assert second.names == []
+
+    def test_comparing(self) -> None:
+        self.same(lambda point, named, *_: (point(1) == point(1, 5), point(1) == point(2), point(1) == named(1)))
+        self.same(lambda point, *_: hash(point(1, 2, ())) == hash(point(1, 2, ())))
+        self.same(lambda _, __, opened, ___: hash(opened(1)))
+        self.same(lambda *made: made[3]() == made[3]())
+        self.same(lambda point, *_: len({point(1, 2, ()), point(1, 2, ()), point(2, 2, ())}))
+
+    def test_reading(self) -> None:
+        self.same(lambda point, named, *_: (repr(point(1)), repr(named(1, name="a"))))
+        self.same(lambda _, __, opened, ___: repr(opened("a")))
+
+    def test_changing(self) -> None:
+        self.same(lambda point, *_: setattr(point(1), "x", 2))
+        self.same(lambda point, *_: delattr(point(1), "x"))
+        with self.assertRaises(dataclasses.FrozenInstanceError):
+            Pipe(3).maxsize = 4  # type: ignore[misc]
+        opened = OURS[2](1)
+        opened.x = 2
+        assert opened == OURS[2](2)
+
+    def test_replacing(self) -> None:
+        for changes in ({"y": 7}, {"scale": 3.0}, {"x": -1}, {"z": 1}):
+            replaced = [vars_or_error(module.replace, made[1](1, name="a"), changes) for module, made in PAIRS]
+            assert replaced[0] == replaced[1]
+
+    def test_matching(self) -> None:
+        self.same(lambda point, named, *_: (point.__match_args__, named.__match_args__))
+
+    def test_the_functions_of_the_standard_library(self) -> None:
+        decision = Decision(0.5, "parse", 1, 2, "why")
+        assert dataclasses.is_dataclass(decision)
+        assert dataclasses.asdict(decision) == vars(decision)
+        assert [each.name for each in dataclasses.fields(decision)] == list(vars(decision))
+        assert dataclasses.replace(decision, after=3).after == 3
+
+    def test_pickling(self) -> None:
+        for value in (
+            Pipe(3),
+            ReplicatingFork(2),
+            BalancingFork(min=1, max=2),
+            Join(2, how="zip"),
+            Decision(1, "a", 1, 2, "b"),
+        ):
+            assert pickle.loads(pickle.dumps(value)) == value
+
+
+PAIRS = ((values, OURS), (dataclasses, THEIRS))
+
+
+def vars_or_error(replace: Any, value: Any, changes: dict[str, Any]) -> Any:
+    """What comes of it."""
+    try:
+        return vars(replace(value, **changes))
+    except Exception as error:
+        return type(error)
+
+
+class ImportsTest(TestCase):
+    """What importing the package brings along, and does not."""
+
+    def test_what_is_dear_is_not_imported(self) -> None:
+        import subprocess
+        import sys
+
+        code = (
+            "import sys; sys.path[:0] = sys.argv[1:]; import conveyor, conveyor.engines.process; "
+            "print(*{'dataclasses', 'inspect', 'numpy', 'asyncio', 'concurrent.futures', 'unittest'} & set(sys.modules))"
+        )
+        # Without what an installation imports by itself.
+        command = [sys.executable, "-S", "-c", code, ".", *sys.path[:1]]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        assert said.stdout.split() == [], said.stdout
+
+
+if __name__ == "__main__":
+    unittest.main()
