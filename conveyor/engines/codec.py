@@ -347,7 +347,7 @@ def items_of(spec: Spec, blobs: Sequence[list[Any]]) -> list[Any]:
             gathered += blobs[source][start:stop]
         else:
             lanes, runs, zipped = source
-            rows = list(woven([items_of(lane, blobs) for lane in lanes], runs, zipped))
+            rows = woven([items_of(lane, blobs) for lane in lanes], runs, zipped)
             gathered += rows[start:stop]
     return gathered
 
