@@ -27,7 +27,10 @@ from conveyor import (
     TooManyFailuresError,
     WorkerDiedError,
 )
+from conveyor.core.commands import Lease
 from conveyor.engines import notes
+from conveyor.engines.broker import WorkerProcess
+from conveyor.engines.codec import Blob
 from conveyor.policy import policy_of
 from tests.support import TestCase, slow
 
@@ -419,9 +422,19 @@ class Deaths(Base):
             pipeline = self.make(Processor(number_of, on_error="skip"))
             with self.assertRaisesRegex(WorkerDiedError, "one of them ends whatever process unpickles it") as caught:
                 pipeline.run([LeavesWhenUnpickled(number) for number in range(20)])
-            assert caught.exception.number <= 7 <= caught.exception.last
+            assert caught.exception.number <= 7 <= caught.exception.last < 20
             assert (caught.exception.phase, caught.exception.exitcode) == ("unpickle", 5)
             assert pipeline.failures == ()
+
+    def test_those_that_are_unpickled_together_are_those_of_the_same_blobs(self):
+        each = WorkerProcess(0, mock.Mock(), mock.Mock(), None, 0.0)
+        each.peer = mock.Mock()
+        blob, other = Blob(b"blob", 8), Blob(b"other", 5)
+        each.lease(Lease(0, 0, ((blob, 2, 4),), 2, 2))
+        assert each.beside == (2, 4)
+        # The worker has them already.
+        each.lease(Lease(0, 1, ((blob, 4, 8), (other, 0, 3)), 7, 7))
+        assert each.beside == (0, 2)
 
     def test_timeouts(self):
         for job in (spin_at_seven, stand_still_at_seven, sleep_at_seven):

@@ -182,6 +182,8 @@ class WorkerProcess:
         # The blob of which the worker has kept what was not its yet, and where that begins.
         self._kept: Blob | None = None
         self._kept_from = 0
+        # How many items are unpickled with those of its lease, as they are in the same blobs: before them, and behind.
+        self.beside = 0, 0
 
     def lease(self, command: commands.Lease) -> None:
         """Hand over items.  A blob that is cut into many leases is sent, and unpickled there, only once."""
@@ -203,6 +205,10 @@ class WorkerProcess:
                 kept = source
                 self._kept_from = stop
         self._kept = kept
+        if pieces:
+            (first, start, _), (last, _, stop) = pieces[0], pieces[-1]
+            before = start if type(first) is Blob and not again else 0
+            self.beside = before, last.items - stop if type(last) is Blob else 0
         data = [blob.data for blob in (blobs[1:] if again else blobs)]
         judged = None if verdict is None else tuple(verdict)
         self.peer.send(("lease", number, spec, credit, finish, again, kept is not None, skip, judged), data)
@@ -618,8 +624,12 @@ class Broker:
                         self._rest_at = time.monotonic() + REST_SECONDS
                     self._feed.send(("stop", self._run))
                     self._results.send(("finished", self._run, self._stats()))
-                case commands.Fail(step, _, first, last, cause, loss):
+                case commands.Fail(step, number, first, last, cause, loss):
                     name = self._orders.assignments[step].name
+                    if loss == "unpickle":
+                        # It may have been any of those that are unpickled together.
+                        before, behind = self._workers[number].beside
+                        first, last = max(0, first - before), last + behind
                     if loss == "failures":
                         self._fail_with(("failures", cause))
                     elif loss == "overdue":
