@@ -626,7 +626,7 @@ class Broker:
                     self._results.send(("finished", self._run, self._stats()))
                 case commands.Fail(step, number, first, last, cause, loss):
                     name = self._orders.assignments[step].name
-                    if loss == "unpickle":
+                    if loss == "unpickle" and number is not None and first is not None and last is not None:
                         # It may have been any of those that are unpickled together.
                         before, behind = self._workers[number].beside
                         first, last = max(0, first - before), last + behind
