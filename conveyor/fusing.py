@@ -53,7 +53,8 @@ class Fused:
     def over(self, items: list[Any]) -> Iterable[Any]:
         """Return what the jobs make of each item, where each job may be called on all of them before the next is.
 
-        That costs half as much as one item after the other.  Up to the first at which a job raises, as ever.
+        That costs less than one item after the other, as nothing is looked at for each.  Up to the first at which a job
+        raises, as ever.
 
         >>> list(Fused([("strip", str.strip, False), ("int", int, False)]).over([" 7 ", "8"]))
         [7, 8]

@@ -482,7 +482,7 @@ def _check_call(what: str, call: Callable[..., Any], remedy: str, arguments: int
     inner: Any = call
     if type(inner) is FunctionType and _takes(inner, arguments):
         return
-    # It takes as long to import as all of this package.
+    # It takes long to import, and is needed for few.
     import inspect
 
     while isinstance(inner, functools.partial):

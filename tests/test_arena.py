@@ -20,7 +20,7 @@ from conveyor.engines import arena as arenas
 from conveyor.engines.arena import REGION_BYTES, Arena
 from conveyor.engines.codec import decode, encode
 from conveyor.engines.heavy import Heavy
-from conveyor.engines.holdings import CALLER, Holdings
+from conveyor.engines.holdings import Holdings
 from tests.support import TestCase
 from tests.test_heavy import HAS_ARENA, Buffer, buffer
 
@@ -233,7 +233,7 @@ class HoldingsTest(TestCase):
         del blob
         assert self.holdings.changed
         free = self.holdings.free()
-        assert free == {CALLER: [(0, 4096)], 0: [(REGION_BYTES, 4096)], 2: [(3 * REGION_BYTES + 8192, 4096)]}
+        assert free == {None: [(0, 4096)], 0: [(REGION_BYTES, 4096)], 2: [(3 * REGION_BYTES + 8192, 4096)]}
         assert not self.holdings.free() and not self.holdings.used() and not self.holdings.changed
 
     def test_who_got_it_twice_says_so_twice(self):
@@ -244,7 +244,7 @@ class HoldingsTest(TestCase):
         self.holdings.gone(1, [0])
         assert not self.holdings.free()
         self.holdings.gone(1, [0])
-        assert self.holdings.free() == {CALLER: [(0, 4096)]}
+        assert self.holdings.free() == {None: [(0, 4096)]}
 
     def test_who_passes_it_on(self):
         blob = self.heavy(0)
@@ -253,11 +253,11 @@ class HoldingsTest(TestCase):
         del blob
         self.holdings.gone(1, [0])
         assert not self.holdings.free()
-        self.holdings.sent(CALLER, [passed])
+        self.holdings.sent(None, [passed])
         del passed
         assert not self.holdings.free()
-        self.holdings.gone(CALLER, [0])
-        assert self.holdings.free() == {CALLER: [(0, 4096)]}
+        self.holdings.gone(None, [0])
+        assert self.holdings.free() == {None: [(0, 4096)]}
 
     def test_who_died(self):
         blob, other = self.heavy(0), self.heavy(4096)
@@ -266,9 +266,9 @@ class HoldingsTest(TestCase):
         self.holdings.gone(1, [0])
         del blob, other
         self.holdings.lost(1)
-        assert self.holdings.free() == {CALLER: [(0, 4096)]}
+        assert self.holdings.free() == {None: [(0, 4096)]}
         self.holdings.lost(2)
-        assert self.holdings.free() == {CALLER: [(4096, 4096)]}
+        assert self.holdings.free() == {None: [(4096, 4096)]}
         self.holdings.lost(3)
 
     def test_the_broker_looks_into_nothing(self):

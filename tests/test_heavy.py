@@ -24,7 +24,7 @@ from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, Replicating
 from conveyor.engines import arena as arenas
 from conveyor.engines.codec import LEAST_BYTES, LEAST_STREAM_BYTES
 from tests.support import SHORT, TestCase, nothing_left, slow
-from tests.test_survival import kill, workers_of_the_pipeline
+from tests.test_survival import Survival, kill, same, slowly, workers_of_the_pipeline
 
 HAS_ARENA = hasattr(os, "memfd_create")
 
@@ -66,15 +66,6 @@ def buffer(number, size=300_000):
 def buffers(count, size=300_000):
     for number in range(count):
         yield buffer(number, size)
-
-
-def same(item):
-    return item
-
-
-def slowly(item):
-    time.sleep(0.001)
-    return item
 
 
 def add_one(item):
@@ -230,10 +221,7 @@ class Basics:
                 assert result == touch_first(buffer(number)), number
                 results += 1
                 if number % (count // kills) == 3:
-                    while self.settings["start_method"] == "spawn" and any(
-                        step.starting for step in pipeline.stats().steps
-                    ):
-                        time.sleep(0.002)
+                    Survival.settle(self, pipeline)
                     kill(chooser.choice(workers_of_the_pipeline() or [0x7FFFFFFF]))
             assert results == count
 

@@ -447,6 +447,16 @@ class Arena:
             os.close(self._descriptor)
 
 
+def owner_of(place: int) -> int | None:
+    """Return the number of the worker whose region a slot is in, None for the caller's.
+
+    >>> owner_of(4096), owner_of(REGION_BYTES + 4096)
+    (None, 0)
+    """
+    region = place // REGION_BYTES
+    return None if region == CALLER else region - 1
+
+
 def _rounded(size: int, unit: int) -> int:
     return -(-size // unit) * unit
 

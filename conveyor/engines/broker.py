@@ -24,7 +24,7 @@ from conveyor.engines.arena import Arena
 from conveyor.engines.channels import BrokerEnd, FarEnd, Header, channel
 from conveyor.engines.children import Child, descriptor_of
 from conveyor.engines.codec import Blob, spec_of
-from conveyor.engines.holdings import CALLER, Holdings
+from conveyor.engines.holdings import Holdings
 from conveyor.engines.life import Assignment, settle
 from conveyor.engines.notes import Note, Notes
 from conveyor.engines.sayings import Sayings
@@ -259,7 +259,7 @@ class Broker:
         self._rest_at: float | None = None
         # The ends of the caller's channels, and those of the workers', for a process that is forked to close.
         self._ends: list[BrokerEnd] = [feed, results, questions]
-        sent = partial(self._holdings.sent, CALLER)
+        sent = partial(self._holdings.sent, None)
         feed.keep(self._holdings)
         self._feed = Peer(feed, self._waiter, self._from_feeder, self._caller_gone, sent)
         self._results = Peer(results, self._waiter, self._from_caller, self._caller_gone, sent)
@@ -373,7 +373,7 @@ class Broker:
         """Have shared memory that nobody sees any more written anew by those who wrote it."""
         for owner, slots in self._holdings.free().items():
             places = [place for place, _ in slots]
-            if owner == CALLER:
+            if owner is None:
                 self._feed.send(("freed", places))
             elif owner in self._workers and not self._workers[owner].dead:
                 self._workers[owner].peer.send(("freed", places))
@@ -534,7 +534,7 @@ class Broker:
                 self._caller_seconds = max(seconds, self._caller_seconds)
                 self._handle(events.Consumed(items))
             case ("gone", places):
-                self._holdings.gone(CALLER, places)
+                self._holdings.gone(None, places)
             case ("cancel", run) if run == self._run:
                 self._cancel()
             case ("cancel", run):

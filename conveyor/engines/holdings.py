@@ -10,11 +10,8 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any
 
-from conveyor.engines.arena import REGION_BYTES
+from conveyor.engines.arena import owner_of
 from conveyor.engines.heavy import Heavy, Slot
-
-# Who is not a worker; those have numbers.
-CALLER = -1
 
 
 class Holdings:
@@ -22,7 +19,8 @@ class Holdings:
 
     def __init__(self) -> None:
         self._uses: Counter[Slot] = Counter()
-        self._sent: dict[int, Counter[Slot]] = {}
+        # By the number of the worker; None is the caller.
+        self._sent: dict[int | None, Counter[Slot]] = {}
         # The slots by their places, as those who got them know them.
         self._slots: dict[int, Slot] = {}
         self._let_go: deque[tuple[Slot, ...]] = deque()
@@ -45,14 +43,14 @@ class Holdings:
         """Not here."""
         raise TypeError("the broker looks into no blob")
 
-    def sent(self, to: int, blobs: Iterable[Any]) -> None:
+    def sent(self, to: int | None, blobs: Iterable[Any]) -> None:
         """Take in that someone is sent those blobs."""
         for blob in blobs:
             if type(blob) is Heavy:
                 self._uses.update(blob.slots)
                 self._sent.setdefault(to, Counter()).update(blob.slots)
 
-    def gone(self, to: int, places: Iterable[int]) -> None:
+    def gone(self, to: int | None, places: Iterable[int]) -> None:
         """Take in the word of someone who was sent them that he sees those slots no more, each as often as it came."""
         self.changed = True
         sent = self._sent[to]
@@ -63,19 +61,19 @@ class Holdings:
             if not sent[slot]:
                 del sent[slot]
 
-    def lost(self, to: int) -> None:
+    def lost(self, to: int | None) -> None:
         """Take in that someone is dead."""
         self._uses.subtract(self._sent.pop(to, Counter()))
         self.changed = self.ever
 
-    def free(self) -> dict[int, list[Slot]]:
+    def free(self) -> dict[int | None, list[Slot]]:
         """Return the slots that nobody sees any more, by the numbers of those who wrote them; each is returned once."""
         self.changed = False
         while self._let_go:
             self._uses.subtract(self._let_go.popleft())
-        free: dict[int, list[Slot]] = {}
+        free: dict[int | None, list[Slot]] = {}
         for slot in [slot for slot, uses in self._uses.items() if not uses]:
-            free.setdefault(slot[0] // REGION_BYTES - 1, []).append(slot)
+            free.setdefault(owner_of(slot[0]), []).append(slot)
             del self._uses[slot]
             del self._slots[slot[0]]
         return free
