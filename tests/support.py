@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+import _multiprocessing
+import atexit
 import contextlib
 import ctypes
 import faulthandler
@@ -43,7 +45,8 @@ slow = unittest.skipIf(SHORT, "CONVEYOR_TEST_SHORT is set")
 
 # The names of the semaphores of this process and of all that it starts, so that they can be told from others.  Private to
 # the standard library; where it has changed, no semaphore is counted.
-_SEMAPHORES = f"/mp-{os.getpid()}"
+_OWNER = os.getpid()
+_SEMAPHORES = f"/mp-{_OWNER}"
 multiprocessing.process.current_process()._config["semprefix"] = _SEMAPHORES  # type: ignore[attr-defined]
 
 _HAS_ALARM = hasattr(signal, "setitimer")
@@ -334,6 +337,19 @@ def _shared_memory() -> dict[str, str]:
                 if status.st_uid == os.getuid() and ours:
                     found[entry.name] = f"/dev/shm/{entry.name}, {status.st_size:,} bytes"
     return found
+
+
+@atexit.register
+def _unlink_semaphores() -> None:
+    """Have no semaphore stay of brokers that tests have killed: those go with the caller, by its resource tracker.
+
+    But that gives up at the first one that is gone already, as one is whose process was killed while it took it away.
+    """
+    for name in _shared_memory() if os.getpid() == _OWNER else ():
+        if name.startswith("sem."):
+            with contextlib.suppress(OSError):
+                _multiprocessing.sem_unlink(f"/{name[4:]}")
+                multiprocessing.resource_tracker.unregister(f"/{name[4:]}", "semaphore")
 
 
 def _helper(module: Any, singleton: str, field: str) -> int:
