@@ -20,6 +20,7 @@ from conveyor.core.events import (
     Consumed,
     Event,
     Fed,
+    Loaded,
     Raised,
     Replied,
     Seen,
@@ -146,6 +147,10 @@ class Driven:
     def tick(self, now: float) -> list[Command]:
         """Let time pass."""
         return self.handle(Ticked(0.0), now)
+
+    def loaded(self, now: float, share: float) -> list[Command]:
+        """Say which share of a core the broker uses."""
+        return self.handle(Loaded(share), now)
 
     def begun(self, now: float, worker: int, lease: int, units: int) -> list[Command]:
         """Have a worker answer a Recall."""

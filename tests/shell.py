@@ -359,6 +359,8 @@ class FakeShell:
         assert self.machine.timer is not None
         self.now = max(self.now, self.machine.timer)
         self.handle(events.Ticked(0.0))
+        if not self.choose(3):
+            self.handle(events.Loaded(self.choose(11) / 10))
 
     def start(self, number: int) -> None:
         """A worker is up."""

@@ -7,6 +7,7 @@ should stands still, and the test fails by its time limit.
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import threading
 import time
 import unittest
 from pathlib import Path
+from unittest import mock
 
 from conveyor import (
     BalancingFork,
@@ -24,6 +26,8 @@ from conveyor import (
     ProcessorError,
     StateError,
 )
+from conveyor.core import sizing
+from conveyor.engines import broker
 from tests.support import ROOT, TestCase, nothing_left, slow
 
 
@@ -248,6 +252,35 @@ class ExampleTest(TestCase):
             )
         assert (done.returncode, done.stderr) == (0, ""), done
         assert "20 of 20 files" in done.stdout and "measure_repetition" in done.stdout
+
+
+def blink(item):
+    time.sleep(0.0005)
+    return item
+
+
+@unittest.skipUnless("fork" in multiprocessing.get_all_start_methods(), "the broker has to take over what is patched")
+class BusyBrokerTest(TestCase):
+    """A broker with much to do, or what is taken for one, has fewer messages."""
+
+    def messages(self, share):
+        """How many messages bring the results of 1,000 items where so large a share of a core is taken for much."""
+        with mock.patch.object(sizing, "LOADED", share), mock.patch.object(broker, "WEIGH_SECONDS", 0.02):
+            with Pipeline(start_method="fork").add(Processor(blink)) as pipeline:
+                pipeline.run([1])
+                receive, found = pipeline._session.receive, []
+
+                def counted():
+                    header, blobs = receive()
+                    found.append(header[0])
+                    return header, blobs
+
+                with mock.patch.object(pipeline._session, "receive", counted):
+                    assert pipeline.run(range(1000)) == list(range(1000))
+        return found.count("results")
+
+    def test_workers_keep_longer_what_they_have_done(self):
+        assert self.messages(share=-1.0) * 2 < self.messages(share=2.0)
 
 
 class BalancedSleeper(Sleeper):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from conveyor import Pipe, Processor
-from conveyor.core.commands import CancelLeases, Emit, Fail, Finish, Grant, Lease, Recall, StartWorker
+from conveyor.core.commands import CancelLeases, Emit, Fail, Finish, Grant, Lease, Linger, Recall, StartWorker
 from conveyor.core.events import RunStarted
 from tests.driving import Driven
 from tests.support import TestCase
@@ -72,6 +72,25 @@ class Sizes(TestCase):
         assert core.feed(0.3, "C", 1) == []
         assert core.feed(0.4, "D", 1) == [Lease(0, 2, (("C", 0, 1), ("D", 0, 1)), 2, 2)]
         assert core.feed(0.5, "E", 1) == []
+
+    def test_a_broker_with_much_to_do_hands_out_more_at_once(self) -> None:
+        core = Driven(Processor(job), Pipe(64))
+        core.feed(0.0, "A", 6)
+        assert core.reply(0.1, 0, 0, 1, ("a", 1), seconds=0.008) == [
+            Emit((("a", 0, 1),), 1),
+            Lease(0, 1, (("A", 1, 2),), 1, 1),
+            Lease(0, 2, (("A", 2, 3),), 1, 1),
+        ]
+        assert core.loaded(0.2, 0.4) == []
+        assert core.loaded(0.3, 0.9) == [Linger(0, 0.01)]
+        assert core.reply(0.4, 0, 1, 1, ("b", 1), seconds=0.008) == [
+            Emit((("b", 0, 1),), 1),
+            Lease(0, 3, (("A", 3, 5),), 2, 2),
+        ]
+        # Who comes later is told, too.
+        assert core.lose(0.5, 0, "killed") == [StartWorker(0, 1)]
+        assert core.ready(0.6, 1) == [Linger(1, 0.01), Lease(1, 4, (("A", 2, 3),), 1, 1)]
+        assert core.loaded(0.7, 0.1) == [Linger(1, 0.005)]
 
     def test_at_the_end_what_is_left_goes_ahead_at_once(self) -> None:
         core = Driven(Processor(job), Pipe(64))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conveyor.core.sizing import LARGEST, PIPE_BYTES, TARGET_BYTES, TARGET_SECONDS, UNWEIGHED, Scale, Sizer
+from conveyor.core.sizing import LARGEST, PIPE_BYTES, TARGET_BYTES, TARGET_SECONDS, UNWEIGHED, Aim, Scale, Sizer
 from tests.support import TestCase
 
 EXAMPLES = settings(max_examples=200, deadline=None, derandomize=True, database=None)
@@ -61,10 +61,38 @@ class Chunks(TestCase):
         assert sizer.size == int(TARGET_SECONDS / 1e-5)
         # A hiccup of 50 ms in a chunk of 4 ms.
         sizer.observe(sizer.size, 0.05)
-        assert 100 < sizer.size < 400
+        assert 400 < sizer.size < 700
         for _ in range(20):
             sizer.observe(sizer.size, sizer.size * 1e-5)
-        assert sizer.size > 390
+        assert sizer.size > 780
+
+    def test_a_dear_item_among_cheap_ones_changes_little(self) -> None:
+        sizer, found = Sizer(1000, Scale()), []
+        for number in range(200):
+            # One chunk in six has an item that costs 200 times the rest.
+            dear = number % 6 == 5
+            sizer.observe(sizer.size, sizer.size * 0.0005 + 0.1 * dear)
+            found.append(sizer.size)
+        assert min(found[20:]) >= 10, found
+
+    def test_two_dear_chunks_in_a_row_are_no_accident(self) -> None:
+        sizer = Sizer(1000, Scale())
+        for _ in range(20):
+            sizer.observe(sizer.size, sizer.size * 0.0005)
+        assert sizer.size == 16
+        sizer.observe(sizer.size, sizer.size * 0.1)
+        assert sizer.size == 11
+        sizer.observe(sizer.size, sizer.size * 0.1)
+        assert sizer.size == 1
+
+    def test_a_broker_with_much_to_do_has_larger_chunks(self) -> None:
+        aim = Aim()
+        sizer = Sizer(1000, Scale(), aim)
+        for share, size in ((0.4, 8), (0.6, 16), (0.6, 32), (0.3, 32), (0.9, 64), (0.9, 64), (0.1, 32), (0.0, 16)):
+            aim.loaded(share)
+            for _ in range(8):
+                sizer.observe(sizer.size, sizer.size * 0.001)
+            assert sizer.size == size, (share, sizer.size)
 
     def test_a_single_item_is_weaker_evidence_than_a_chunk(self) -> None:
         one, other = Sizer(1000, Scale()), Sizer(1000, Scale())

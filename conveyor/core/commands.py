@@ -91,6 +91,13 @@ class KillWorker(NamedTuple):
     worker: int
 
 
+class Linger(NamedTuple):
+    """Have a worker keep what it has done for so many seconds at most, from now on."""
+
+    worker: int
+    seconds: float
+
+
 class GaveUp(NamedTuple):
     """A unit, the items from `first` to `last`, was given up after so many attempts.
 
@@ -151,6 +158,7 @@ Command = (
     | EndWorker
     | Look
     | KillWorker
+    | Linger
     | GaveUp
     | Pull
     | Emit

@@ -120,6 +120,12 @@ class Ticked(NamedTuple):
     others: float
 
 
+class Loaded(NamedTuple):
+    """The broker itself has used this share of a core of late."""
+
+    share: float
+
+
 class RunStarted(NamedTuple):
     """The next run begins; the one before is over."""
 
@@ -145,6 +151,7 @@ Event = (
     | Begun
     | Seen
     | Ticked
+    | Loaded
     | RunStarted
     | Consumed
     | Cancelled

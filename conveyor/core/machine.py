@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from conveyor.core.attempts import OVERDUE, too_many
 from conveyor.core.balancing import Decision as Choice
 from conveyor.core.balancing import Memory, Sight, decide
-from conveyor.core.commands import Command, Fail, Finish, GaveUp, Pull, StartWorker
+from conveyor.core.commands import Command, Fail, Finish, GaveUp, Linger, Pull, StartWorker
 from conveyor.core.ends import Sink
 from conveyor.core.events import (
     Begun,
@@ -23,6 +23,7 @@ from conveyor.core.events import (
     Event,
     Fed,
     Forfeited,
+    Loaded,
     Raised,
     Replied,
     RunStarted,
@@ -36,7 +37,7 @@ from conveyor.core.forks import Balance, Fork, Replicate
 from conveyor.core.joins import BalanceMerge, FreeMerge, Join, ReplicateMerge, Zip
 from conveyor.core.leave import Leave
 from conveyor.core.node import Node, Output
-from conveyor.core.sizing import UNWEIGHED
+from conveyor.core.sizing import UNWEIGHED, Aim
 from conveyor.core.staff import Staff, Team
 from conveyor.core.step import Step
 from conveyor.core.watch import was_overdue
@@ -66,6 +67,7 @@ class Machine:
         self._opened = now
         self._plan = plan
         self.staff = Staff(plan)
+        self.aim = Aim()
         # The number of workers follows the load somewhere.
         self._balances = any(node.auto for node in plan.steps)
         self._step_of: dict[int, int] = {
@@ -198,6 +200,11 @@ class Machine:
                     step.wake()
                 if self._balances and self.now >= self.staff.memory.next:
                     self._balance(event.others)
+            case Loaded(share):
+                if self.aim.loaded(share):
+                    for step in self.steps:
+                        for worker in step.workers:
+                            self.command(Linger(worker.number, self.aim.linger))
             case Cancelled():
                 self._cancelled = True
                 for node in self.nodes:
@@ -234,6 +241,8 @@ class Machine:
         if step.team.ready(event.worker, event.seconds) and not self._over:
             self.now = now
             step.joined(event.worker)
+        if self.aim.stretched:
+            self._commands.append(Linger(event.worker, self.aim.linger))
 
     def _worker_lost(self, event: WorkerLost, now: float) -> None:
         step, running = self.step_of(event.worker), not self._over

@@ -14,7 +14,7 @@ from typing import Protocol
 from conveyor.core.commands import Command, GaveUp
 from conveyor.core.groups import Groups, Runs
 from conveyor.core.payloads import Piece, Pieces
-from conveyor.core.sizing import Scale
+from conveyor.core.sizing import Aim, Scale
 from conveyor.core.staff import Team
 from conveyor.plan import PIPE_BYTES
 
@@ -23,6 +23,7 @@ class Surroundings(Protocol):
     """What a node may ask of the machine it is part of."""
 
     now: float
+    aim: Aim
 
     def wake(self, node: Node) -> None:
         """Have `node.pump()` called before the event at hand is done with."""

@@ -3,7 +3,8 @@
 Law: a pure estimate from what workers report; knows no node and no clock.  A chunk is big enough that its hop
 costs little beside its work, and small enough that no other worker waits for it and no result dawdles: it is
 aimed at `TARGET_SECONDS` of work and at most `TARGET_BYTES`, or a quarter of what the pipe holds, starts at one item
-and at most doubles with each reply, so that a wrong guess about the next step costs one small chunk.
+and at most doubles with each reply, so that a wrong guess about the next step costs one small chunk.  One dear item
+among many cheap ones says little of the next ones: it takes two dear chunks in a row for much smaller chunks.
 """
 
 from __future__ import annotations
@@ -11,10 +12,19 @@ from __future__ import annotations
 from conveyor.plan import PIPE_BYTES
 
 TARGET_SECONDS = 0.008
+# A worker keeps what it has done for this share of that at most, and is handed its next lease before it is done with
+# the present one, to hide the hop, where a lease is expected to take no more than this share; a longer one would sit
+# behind a busy worker while another falls idle.
+LINGER, AHEAD = 0.625, 1.25
+# A broker that uses a core for more than the one share has more work in each chunk, up to so many times, and one that
+# uses it for less than the other has less again: a step of two between them would go back and forth.
+LOADED, EASY, MOST_STRETCHED = 0.5, 0.2, 8
 TARGET_BYTES = 256 * 1024
 LARGEST = 16384
 # The weight of a new observation in the running mean: about the last ten replies count.
 WEIGHT = 0.2
+# What one observation alone may say, in times of the mean: that items have become dearer, or that one of them is dear.
+SURPRISING = 3
 # Of one that says that items have become heavier: memory is dear, and time is not lost where it was a single one.
 HEAVIER = 0.5
 
@@ -55,6 +65,46 @@ class Scale:
         return max(1, int(self.most / self.bytes))
 
 
+class Aim:
+    """For how many seconds of work all chunks are aimed: for more while the broker has too little time for them.
+
+    >>> aim = Aim()
+    >>> aim.loaded(0.9), aim.seconds, aim.linger
+    (True, 0.016, 0.01)
+    >>> aim.loaded(0.4), aim.loaded(0.1), aim.seconds
+    (False, True, 0.008)
+    """
+
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        self.seconds = TARGET_SECONDS
+
+    @property
+    def linger(self) -> float:
+        """For how many seconds a worker keeps what it has done."""
+        return self.seconds * LINGER
+
+    @property
+    def ahead(self) -> float:
+        """How many seconds the next lease of a worker may take that is handed out before the present one is done."""
+        return self.seconds * AHEAD
+
+    @property
+    def stretched(self) -> bool:
+        """Whether it is for more than usual."""
+        return self.seconds > TARGET_SECONDS
+
+    def loaded(self, share: float) -> bool:
+        """Take in which share of a core the broker has used of late; return whether that has changed the aim."""
+        before = self.seconds
+        if share > LOADED:
+            self.seconds = min(before * 2, TARGET_SECONDS * MOST_STRETCHED)
+        elif share < EASY:
+            self.seconds = max(before / 2, TARGET_SECONDS)
+        return self.seconds != before
+
+
 class Sizer:
     """The running estimate for one step.
 
@@ -66,13 +116,15 @@ class Sizer:
     2
     """
 
-    __slots__ = ("_limit", "_most_bytes", "_scale", "seconds", "size")
+    __slots__ = ("_aim", "_limit", "_most_bytes", "_scale", "_surprised", "seconds", "size")
 
-    def __init__(self, limit: int, scale: Scale) -> None:
+    def __init__(self, limit: int, scale: Scale, aim: Aim | None = None) -> None:
+        self._aim = aim or Aim()
         self._limit = max(1, min(limit, LARGEST))
         self._scale = scale
         self._most_bytes = min(TARGET_BYTES, scale.most // 4)
         self.seconds: float | None = None
+        self._surprised = False
         self.size = 1
 
     def observe(self, units: int, seconds: float) -> None:
@@ -81,12 +133,16 @@ class Sizer:
         if self.seconds is None:
             self.seconds = sample
         else:
+            most = self.seconds * SURPRISING
+            before, self._surprised = self._surprised, sample > most
+            if not before:
+                sample = min(sample, most)
             # A large chunk is better evidence than a single item, whose time is mostly that of the hop.
             weight = WEIGHT if units >= self.size / 2 else WEIGHT / 4
             self.seconds += (sample - self.seconds) * weight if sample > self.seconds else (sample - self.seconds) / 2
-        best = self._limit
-        if self.seconds * best > TARGET_SECONDS:
-            best = max(1, int(TARGET_SECONDS / self.seconds))
+        best, target = self._limit, self._aim.seconds
+        if self.seconds * best > target:
+            best = max(1, int(target / self.seconds))
         if self._scale.bytes * best > self._most_bytes:
             best = max(1, int(self._most_bytes / self._scale.bytes))
         self.size = min(best, self.size * 2)

@@ -29,9 +29,6 @@ from conveyor.core.times import Times
 from conveyor.core.watch import Watch, was_overdue
 from conveyor.stats import StepStats
 
-# A worker is handed its next lease before it is done with the present one, to hide the hop, where a lease is
-# expected to take less than this; a longer one would sit behind a busy worker while another falls idle.
-PREFETCH_SECONDS = 0.01
 # While a worker has nothing to do, another must not have more than this ahead of it that it has not begun.
 SHARED_SECONDS = 0.002
 # A worker that has said nothing for so long is at an item that takes longer than was expected.
@@ -62,7 +59,7 @@ class Step(Node):
         self.watch = Watch(node.timeout, surroundings)
         self.times = Times(team, surroundings.now)
         self._dealt_to = False
-        self.sizer = Sizer(max(1, self.bound // (4 * self.unit)), self.scale)
+        self.sizer = Sizer(max(1, self.bound // (4 * self.unit)), self.scale, surroundings.aim)
         self._finishes = node.finishes
         self._queue = Pieces()
         self._rests: list[Rest] = []
@@ -231,7 +228,7 @@ class Step(Node):
         return True
 
     def _looks_ahead(self, size: int) -> bool:
-        return (self.sizer.seconds or 1.0) * size <= PREFETCH_SECONDS
+        return (self.sizer.seconds or 1.0) * size <= self.surroundings.aim.ahead
 
     def _free_worker(self, units: int, size: int, may_look_ahead: bool) -> Worker | None:
         """Return the worker that gets the next lease: an idle one, or one for which it is time to look ahead."""

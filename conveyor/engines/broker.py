@@ -43,6 +43,8 @@ FROM_OUTSIDE = {-getattr(signal, name) for name in ("SIGKILL", "SIGTERM") if has
 SPIN_SECONDS = 0.0002
 # When nothing has run for so long, workers give back the memory that they have ready for what is heavy.
 REST_SECONDS = 1.0
+# How often the core is told which share of a core is used here.
+WEIGH_SECONDS = 0.25
 # Where the death of the caller cannot be waited for, it is looked for so often.
 LOOK_SECONDS = 0.25
 
@@ -255,6 +257,9 @@ class Broker:
         # waited for could not go on meanwhile.
         self._under_way = 2
         self._spin_seconds = SPIN_SECONDS if orders.plan.cores >= 2 else 0.0
+        # Since when the share of a core that is used here is counted, how much it was until then, and how much of it
+        # went by in looking for one item.
+        self._weighed_at, self._used, self._looked = time.monotonic(), time.process_time(), 0.0
         # When workers are told to rest: some time after a run.
         self._rest_at: float | None = None
         # The ends of the caller's channels, and those of the workers', for a process that is forked to close.
@@ -317,10 +322,13 @@ class Broker:
         """
         before, self._under_way = self._under_way, self._machine.under_way if self._run else 2
         if self._under_way == 1 or (before == 1 and not self._under_way):
-            until = time.monotonic() + self._spin_seconds
-            while time.monotonic() < until:
-                if ready := self._waiter.wait(0):
-                    return ready
+            begun = time.monotonic()
+            ready: list[Callable[[], None]] = []
+            while not ready and time.monotonic() < begun + self._spin_seconds:
+                ready = self._waiter.wait(0)
+            self._looked += time.monotonic() - begun
+            if ready:
+                return ready
         return self._waiter.wait(self._patience())
 
     def _patience(self) -> float | None:
@@ -338,6 +346,8 @@ class Broker:
     def _look_around(self) -> None:
         """Do what no event calls for."""
         self._sayings.look()
+        if self._run and time.monotonic() >= self._weighed_at + WEIGH_SECONDS:
+            self._weigh()
         if self._holdings.changed:
             self._free_memory()
         if self._rest_at is not None and time.monotonic() >= self._rest_at:
@@ -354,6 +364,13 @@ class Broker:
             for each in self._workers.values():
                 if not each.dead:
                     each.child.kill()
+
+    def _weigh(self) -> None:
+        """Tell the core which share of a core is used here."""
+        now, used = time.monotonic(), time.process_time()
+        share = (used - self._used - self._looked) / (now - self._weighed_at)
+        self._weighed_at, self._used, self._looked = now, used, 0.0
+        self._handle(events.Loaded(share))
 
     def _flush_results(self) -> None:
         """Let the last messages to the caller out, as long as it is there and wants them."""
@@ -612,6 +629,8 @@ class Broker:
                     answers.append(self._workers[number].seen())
                 case commands.KillWorker(number):
                     self._workers[number].child.kill()
+                case commands.Linger(number, seconds):
+                    self._workers[number].peer.send(("linger", seconds))
                 case commands.GaveUp(step):
                     self._results.send(("gave up", self._run, self._orders.assignments[step].name, *command[1:]))
                 case commands.StartWorker(step, number):

@@ -2,8 +2,8 @@
 
 Law: a worker knows its job, its channel and the lease at hand, and nothing of the pipeline.  It acknowledges
 units in their order, never gives an output that it has no credit for, and leaves when the broker does.  What
-it computed goes out after `FLUSH_SECONDS`, or with the end of the lease where that is due in as much again, unless a
-single item takes longer.
+it computed goes out after `FLUSH_SECONDS`, later where the broker says so, or with the end of the lease where that is
+due in as much again, unless a single item takes longer.
 """
 
 from __future__ import annotations
@@ -123,6 +123,8 @@ class Worker:
         # How many outputs of the unit that the job is amid were left out of what is to be sent.
         self._left_out = 0
         self._since = 0.0
+        # For how long it may wait.
+        self._linger = FLUSH_SECONDS
         self._giver = Giver()
         # A `process` that keeps state must not be called again before a generator that it returned has run; nor must
         # the time of a generator count as that of the next unit.
@@ -163,6 +165,8 @@ class Worker:
                 _, lease, units = message[0]
                 self._limit = max((self._lease, self._acknowledged + self._units), (lease, units))
                 self._end.send(("begun", *self._limit))
+            case "linger":
+                self._linger = message[0][1]
             case "freed":
                 assert self._arena is not None
                 self._arena.freed(message[0][1])
@@ -264,7 +268,7 @@ class Worker:
                 self._stride_seconds = (now - begun) / len(returned)
             begun = now
             # What is left is sent with the rest where that will be done soon.
-            late = now - self._since > FLUSH_SECONDS and (count - start) * self._stride_seconds > FLUSH_SECONDS
+            late = now - self._since > self._linger and (count - start) * self._stride_seconds > self._linger
             if start < count and (careful or self._giver.wary or late or heavy):
                 self._flush()
                 self._stop_if_told_meanwhile()
@@ -297,7 +301,7 @@ class Worker:
         call, begin, repeats, in_turn = self._call, self._begin, self._giver.repeats, self._in_turn
         clock, extend, first = time.perf_counter, returned.extend, start
         look = 1 if self._timed else self._look_units
-        until = clock() + FLUSH_SECONDS
+        until = clock() + self._linger
         while start < stop:
             end = start + look
             if end > stop:
@@ -422,7 +426,7 @@ class Worker:
             if count >= look or careful:
                 step = min(16, step * 2)
                 look = count + step
-                late = careful or slow or time.perf_counter() - self._since > FLUSH_SECONDS
+                late = careful or slow or time.perf_counter() - self._since > self._linger
                 if late or (type(value) not in LIGHT and weight(value) * step > BLOB_BYTES):
                     self._flush()
                     self._stop_if_told_meanwhile()
