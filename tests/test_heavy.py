@@ -54,7 +54,7 @@ class Buffer:
     def mapping(self):
         """The shared memory that it lives in, None where it does not."""
         owner = memoryview(self.memory).obj
-        return owner if type(owner) is arenas._Mapping else None
+        return owner if type(owner) is arenas.Private else None
 
 
 def buffer(number, size=300_000):
@@ -122,6 +122,45 @@ class Keeping(Processor):
     def process(self, item):
         self.kept = [*self.kept[-9:], item]
         return self.kept[0]
+
+
+class ChangesLater(Processor):
+    """Changes each item in place, and the one before once more, when that is on its way."""
+
+    def setup(self):
+        self.last = None
+
+    def process(self, item):
+        if self.last is not None:
+            touch_last(self.last)
+        self.last = touch_first(item)
+        return item
+
+
+class Forks(Processor):
+    """Changes each item in place; some of them a child sees, which says at the end whether it saw that only."""
+
+    def setup(self):
+        self.children = []
+        self.told, self.telling = os.pipe()
+
+    def process(self, item):
+        touch_first(item)
+        if item.number % 40 == 30:
+            child = os.fork()
+            if not child:
+                code = 1
+                with contextlib.suppress(BaseException):
+                    os.close(self.telling)
+                    os.read(self.told, 1)
+                    code = 0 if item == touch_first(buffer(item.number)) else 2
+                os._exit(code)
+            self.children.append(child)
+        return item
+
+    def finish(self):
+        os.close(self.telling)
+        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in self.children]
 
 
 class ChangeAndDie(Processor):
@@ -265,6 +304,15 @@ class Heavy(Basics):
     def test_a_job_may_keep_what_it_gets(self):
         results = self.make(Processor(same), Pipe(), Keeping()).run(buffers(200))
         assert results == [buffer(max(0, number - 9)) for number in range(200)]
+
+    def test_a_job_may_change_what_it_has_passed_on(self):
+        results = self.make(Processor(same), Pipe(), ChangesLater()).run(buffers(200))
+        assert results == list(map(touch_first, buffers(200)))
+
+    def test_a_job_may_fork(self):
+        *results, codes = self.make(Processor(same), Pipe(), Forks()).run(buffers(200))
+        assert results == list(map(touch_first, buffers(200)))
+        assert codes == [0] * 5
 
     def test_large_text_and_bytes(self):
         items = [bytes([65 + number % 26]) * 300_000 for number in range(20)]

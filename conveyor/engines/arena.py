@@ -5,6 +5,9 @@ broker has said that nobody can see it any more.  Who reads maps it privately: w
 and another that gets the same, or gets it again after a crash, gets it as it was written.  Nothing here has to succeed:
 what finds no room goes through the channel.
 
+A worker whose job changes in place what it gets reads it into a slot of its own, as a draft.  When the job is done with
+that, nothing lives there any more, and it is passed on as it is; where something does, it goes on in other memory.
+
 A slot is written with `pwrite` the first time: unlike a write to mapped memory, that says so when there is no room,
 instead of ending the process.  From then on it has its memory.  What is large is then copied from one mapping to
 another without the kernel, which would take three times as long; mappings are kept for the next time, as a page that is
@@ -18,13 +21,22 @@ import mmap
 import os
 import sys
 import threading
-import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import reduction
 from typing import Any
 
 from conveyor.engines.heavy import Heavy, Range, Slot
+from conveyor.engines.mapped import (
+    CAN_DRAFT,
+    Draft,
+    Memory,
+    Private,
+    address_of,
+    protect_from_fork,
+    unchanged,
+    unprotect,
+)
 
 # The file is as long as the regions that are in use; what nothing was written to takes no memory.
 REGION_BYTES = 1 << 36
@@ -43,45 +55,13 @@ MOST_KEPT = 64
 # So many buffers are kept for what is copied, with as many bytes as may be seen.
 MOST_BUFFERS = 8
 # After a job has changed in place what was mapped, so many times it gets a copy: that costs less than to copy page by
-# page, as it is touched.  Then it is looked at again.
-COPIED_AFTER_CHANGE = 15
-# The bytes that a fork copies at once.
-_STRIDE = 1 << 20
+# page, as it is touched.  Then it is looked at again; and each time that it has changed again, about twice as many
+# times more, up to so many.
+COPIED_AFTER_CHANGE, MOST_COPIED = 15, 127
+# After it has held on to what it passed on, there is no draft for a while: each time that it has done so again, about
+# twice as many times more, up to so many.
+MOST_HELD = 63
 _GRAIN = mmap.ALLOCATIONGRANULARITY
-_PAGE = mmap.PAGESIZE
-# The highest bytes of those words of /proc/self/pagemap that say that a page is as it is in the file: it is not there
-# yet, or is one of the file (bit 61), and is not swapped out (bit 62).  See Documentation/admin-guide/mm/pagemap.rst.
-_UNCHANGED = bytes(byte for byte in range(256) if not byte & 0x40 and (not byte & 0x80 or byte & 0x20))
-
-# What this process sees of mapped memory, so that a fork does not take along what may be written anew.
-_seen: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
-
-
-class _Memory:
-    """Something that is mapped, and may be in use: by nobody but this object, as long as `free` says so.
-
-    `address` is where it is, None where that cannot be told.
-    """
-
-    __slots__ = ("__weakref__", "address", "blob", "mapping")
-
-    def __init__(self, mapping: mmap.mmap) -> None:
-        self.mapping = mapping
-        self.address = _address(mapping)
-        # What came there, as long as it is seen.
-        self.blob: Heavy | None = None
-
-    @property
-    def free(self) -> bool:
-        """Whether nothing lives in it: every view of it counts as a reference."""
-        return sys.getrefcount(self.mapping) <= _REFERENCES
-
-
-class _Mapping(mmap.mmap):
-    """A slot of the file, mapped privately; where the arena has been closed, it keeps what came there."""
-
-    place: int
-    blob: Heavy | None = None
 
 
 class Arena:
@@ -110,11 +90,15 @@ class Arena:
         self._gone: deque[tuple[Slot, ...]] = deque()
         # What is mapped, by its place: slots of others, of which some are seen, and its own, to be written; and memory
         # of nobody else's, for what is copied.
-        self._mapped: dict[int, _Memory] = {}
-        self._in_sight: dict[int, _Memory] = {}
+        self._mapped: dict[int, Memory] = {}
+        self._in_sight: dict[int, Memory] = {}
         self._own: dict[int, mmap.mmap] = {}
-        self._buffers: list[_Memory] = []
-        self._copies = 0
+        self._buffers: list[Memory] = []
+        self._copies, self._after_change = 0, COPIED_AFTER_CHANGE
+        # Its own slots in which there may be something that came and may be changed, by their places; and how many
+        # times there is none yet.
+        self._drafts: dict[int, Draft] = {}
+        self._no_draft = self._after_held = 0
         # Whether what was written last was large beside its buffers.
         self.streams = False
 
@@ -151,16 +135,17 @@ class Arena:
 
     # Who writes
 
-    def store(self, buffers: Sequence[Any]) -> tuple[tuple[Range, ...], tuple[Slot, ...]] | None:
+    def store(self, buffers: Sequence[Any], drafts: bool = False) -> tuple[tuple[Range, ...], tuple[Slot, ...]] | None:
         """Write buffers, or find that they are here already; return where they are, None where there is no room.
 
         A buffer is something with the buffer protocol, or a list of such that are written one behind the other.
+        `drafts`: they may be found in drafts, so `give` comes before anybody hears of them.
         """
         found: list[Range | None] = []
         slots: dict[int, int] = {}
         wanted = 0
         for buffer in buffers:
-            known = self._known(buffer, found)
+            known = self._known(buffer, found, drafts)
             if known is not None:
                 place, capacity = known
                 slots[place[0]] = capacity
@@ -240,9 +225,13 @@ class Arena:
             # Where it cannot be mapped, it can still be written.
             with contextlib.suppress(OSError, ValueError):
                 flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
-                self._own[place] = mmap.mmap(self._descriptor, capacity, flags, offset=place)
-                if len(self._own) > MOST_KEPT:
-                    self._own.pop(next(iter(self._own))).close()
+                self._keep_mapped(place, mmap.mmap(self._descriptor, capacity, flags, offset=place))
+
+    def _keep_mapped(self, place: int, mapping: mmap.mmap) -> None:
+        """Have a slot of its own mapped for the next time."""
+        self._own[place] = mapping
+        if len(self._own) > MOST_KEPT:
+            del self._own[next(iter(self._own))]
 
     def freed(self, places: Iterable[int]) -> None:
         """Take in that nobody can see those slots any more."""
@@ -259,6 +248,20 @@ class Arena:
         self._mapped = dict(self._in_sight)
         self._own.clear()
         self._buffers.clear()
+
+    def give(self, blobs: Iterable[Any]) -> None:
+        """Have what blobs refer to in drafts never change any more: what lives there goes on in other memory."""
+        if not self._drafts:
+            return
+        for place in {place for blob in blobs if type(blob) is Heavy for place, _ in blob.slots} & self._drafts.keys():
+            draft = self._drafts[place]
+            if draft.free:
+                self._keep_mapped(place, draft.given())
+                self._after_held = 0
+            else:
+                draft.detach()
+                self._no_draft = self._after_held = min(MOST_HELD, 2 * self._after_held + 1)
+            del self._drafts[place]
 
     def trim(self, kept: int = 0) -> None:
         """Give back the memory of slots that are not in use, but for so many bytes."""
@@ -310,16 +313,31 @@ class Arena:
         for place, memory in list(self._in_sight.items()):
             if memory.free:
                 self._lose_sight(place, memory)
+        for place, draft in list(self._drafts.items()):
+            if draft.free:
+                # It was not passed on, and nobody has heard of it.
+                del self._drafts[place]
+                if not draft.detached:
+                    self._keep_mapped(place, draft.given())
+                self.freed([place])
 
-    def _lose_sight(self, place: int, memory: _Memory) -> None:
+    def _lose_sight(self, place: int, memory: Memory) -> None:
         """Have a mapping ready for the next time."""
-        _seen.discard(memory.mapping)
-        if memory.address is None or not _unchanged(memory.address, len(memory.mapping)):
+        unprotect(memory.mapping)
+        if memory.address is None or not unchanged(memory.address, len(memory.mapping)):
             # What was changed here is nobody's.
             memory.mapping.madvise(mmap.MADV_DONTNEED)
-            self._copies = COPIED_AFTER_CHANGE
+            self._was_changed()
+        else:
+            self._after_change = COPIED_AFTER_CHANGE
         del self._in_sight[place]
         memory.blob = None
+
+    def _was_changed(self) -> None:
+        """What the job gets is to be copied for a while."""
+        if not self._copies:
+            self._copies = self._after_change
+            self._after_change = min(MOST_COPIED, 2 * self._after_change + 1)
 
     def opened(self, blob: Heavy) -> tuple[Any, list[Any]]:
         extents: dict[int, tuple[int, int]] = {}
@@ -345,13 +363,16 @@ class Arena:
             return memoryview(copy)
         if self._copies or self._sees_enough():
             self._copies = max(0, self._copies - 1)
-            view = self._buffer(size)
-            with memoryview(memory.mapping) as source:
-                view[:] = source[start : start + size]
+            with memoryview(memory.mapping) as whole, whole[start : start + size] as source:
+                draft = self._draft(source)
+                if draft is not None:
+                    return draft
+                view = self._buffer(size)
+                view[:] = source
             return view
         memory.blob = blob
         self._in_sight[slot[0]] = memory
-        _protect_from_fork(memory.mapping)
+        protect_from_fork(memory.mapping)
         return memoryview(memory.mapping)[start : start + size]
 
     def _sees_enough(self) -> bool:
@@ -360,7 +381,7 @@ class Arena:
             or sum(len(memory.mapping) for memory in self._in_sight.values()) >= self._most_seen
         )
 
-    def _map(self, slot: Slot) -> _Memory | None:
+    def _map(self, slot: Slot) -> Memory | None:
         """Return a mapping of a slot of which nothing is seen yet; None where it cannot be had."""
         place, capacity = slot
         if place in self._in_sight:
@@ -372,9 +393,9 @@ class Arena:
             # Without a descriptor, or room in memory, it is copied.
             with contextlib.suppress(OSError, ValueError):
                 protection = mmap.PROT_READ | mmap.PROT_WRITE
-                mapping = _Mapping(self._descriptor, capacity, mmap.MAP_PRIVATE, protection, offset=place)
+                mapping = Private(self._descriptor, capacity, mmap.MAP_PRIVATE, protection, offset=place)
                 mapping.place = place
-                memory = _Memory(mapping)
+                memory = Memory(mapping)
                 del mapping
         if memory is None:
             return None
@@ -383,13 +404,45 @@ class Arena:
             del self._mapped[next(each for each in self._mapped if each not in self._in_sight and each != place)]
         return memory
 
+    def _draft(self, source: memoryview) -> memoryview | None:
+        """Return a copy in a slot of its own, to be passed on as it will be; None where that cannot be."""
+        if self._no_draft or self._number == CALLER or not CAN_DRAFT or self._sees_enough():
+            self._no_draft = max(0, self._no_draft - 1)
+            return None
+        taken = self._take(len(source))
+        if taken is None:
+            return None
+        (place, capacity), warm = taken
+        try:
+            self._prepare((place, capacity), warm)
+            if not warm:
+                # Now it has its memory.
+                _write_all(self._descriptor, source, place)
+            mapping = self._own.pop(place, None) or mmap.mmap(self._descriptor, capacity, offset=place)
+        except (OSError, ValueError):
+            self.freed([place])
+            self.trim()
+            return None
+        draft = Draft(mapping, self._descriptor, place)
+        del mapping
+        if draft.address is None:
+            # Who lived there could not be given other memory.
+            self._keep_mapped(place, draft.given())
+            self.freed([place])
+            return None
+        self._drafts[place] = draft
+        view = memoryview(draft.mapping)[: len(source)]
+        if warm:
+            view[:] = source
+        return view
+
     def _buffer(self, size: int) -> memoryview:
         """Return memory of nobody else's, if possible such as was touched before."""
         for memory in self._buffers:
             if size <= len(memory.mapping) <= 2 * size and memory.free:
                 return memoryview(memory.mapping)[:size]
         if len(self._buffers) < MOST_BUFFERS and sum(len(each.mapping) for each in self._buffers) < self._most_seen:
-            self._buffers.append(_Memory(mmap.mmap(-1, _capacity(size))))
+            self._buffers.append(Memory(mmap.mmap(-1, _capacity(size))))
             return memoryview(self._buffers[-1].mapping)[:size]
         for index, memory in enumerate(self._buffers):
             if memory.free:
@@ -398,26 +451,31 @@ class Arena:
                 return self._buffer(size)
         return memoryview(bytearray(size))
 
-    def _known(self, buffer: Any, found: Sequence[Range | None]) -> tuple[Range, int] | None:
-        """Return where a buffer is that came here and is passed on unchanged, and how long that slot is.
+    def _known(self, buffer: Any, found: Sequence[Range | None], drafts: bool) -> tuple[Range, int] | None:
+        """Return where a buffer is that came here and is passed on, unchanged or as a draft, and how long that slot is.
 
         Two in one message must not become one memory, so each is found only once in it.
         """
-        if not self._in_sight or self._number == CALLER or type(buffer) is list:
+        among: list[dict[int, Any]] = [each for each in (self._in_sight, self._drafts if drafts else None) if each]
+        if not among or self._number == CALLER or type(buffer) is list:
             return None
-        address, size = _address(buffer), _size(buffer)
+        address, size = address_of(buffer), _size(buffer)
         if address is None:
             return None
-        for place, memory in self._in_sight.items():
-            start = address - memory.address if memory.address is not None else -1
-            if start >= 0 and start + size <= len(memory.mapping):
-                for other in found:
-                    if other and other[0] == place and other[1] < start + size and start < other[1] + other[2]:
-                        return None
-                if not _unchanged(address, size):
-                    self._copies = COPIED_AFTER_CHANGE
+        for place, memory in [item for each in among for item in each.items()]:
+            start = memory.start_of(address, size)
+            if start is None:
+                continue
+            for other in found:
+                if other and other[0] == place and other[1] < start + size and start < other[1] + other[2]:
                     return None
-                return (place, start, size), len(memory.mapping)
+            if type(memory) is Draft:
+                if memory.detached:
+                    return None
+            elif not unchanged(address, size):
+                self._was_changed()
+                return None
+            return (place, start, size), len(memory.mapping)
         return None
 
     # The end
@@ -427,11 +485,12 @@ class Arena:
         self._ended = True
         for memory in self._in_sight.values():
             # From now on they are given back one by one, when the last that lives there is gone.
-            if isinstance(memory.mapping, _Mapping):
+            if isinstance(memory.mapping, Private):
                 memory.mapping.blob = memory.blob
         self._in_sight.clear()
         self._mapped.clear()
         self._own.clear()
+        self._drafts.clear()
         self._buffers.clear()
         if os.getpid() == self._process and self._seen:
             with contextlib.suppress(OSError, ValueError):
@@ -475,34 +534,6 @@ def _size(buffer: Any) -> int:
         return sum(map(_size, buffer))
     with memoryview(buffer) as view:
         return view.nbytes
-
-
-def _address(buffer: Any) -> int | None:
-    """Return where a buffer is in memory; None where it may not be changed, or that cannot be told."""
-    try:
-        import ctypes
-
-        with memoryview(buffer) as view, view.cast("B") as flat:
-            return ctypes.addressof(ctypes.c_char.from_buffer(flat))
-    except (ImportError, TypeError, ValueError, BufferError):
-        return None
-
-
-def _unchanged(address: int, size: int) -> bool:
-    """Whether memory that is mapped privately is still as it is in the file, as the system says."""
-    first, last = address // _PAGE, -(-(address + size) // _PAGE)
-    try:
-        descriptor = os.open("/proc/self/pagemap", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        words = os.pread(descriptor, 8 * (last - first), 8 * first)
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-    tops = words[7::8] if sys.byteorder == "little" else words[::8]
-    return len(tops) == last - first and not tops.translate(None, _UNCHANGED)
 
 
 def _remove(descriptor: int, place: int, size: int) -> None:
@@ -550,29 +581,3 @@ def _read_all(descriptor: int, rest: memoryview, place: int) -> None:
         if not count:
             raise EOFError("the shared memory of the pipeline has ended before its time")
         done += count
-
-
-def _protect_from_fork(mapping: mmap.mmap) -> None:
-    """Have a fork copy what is seen: the child would see it too, and nobody would know."""
-    if not _forks_copy:
-        os.register_at_fork(before=_copy_what_is_seen)
-        _forks_copy.append(True)
-    _seen.add(mapping)
-
-
-_forks_copy: list[bool] = []
-
-
-def _copy_what_is_seen() -> None:
-    for mapping in list(_seen):
-        with memoryview(mapping) as view:
-            for start in range(0, len(view), _STRIDE):
-                view[start : start + _STRIDE] = bytes(view[start : start + _STRIDE])
-        # Until it is seen anew, that need not be done again.
-        _seen.discard(mapping)
-
-
-# What `_Memory.free` counts where there is no view: how many that are differs from one Python to the next.
-_REFERENCES = 1 << 30
-_alone = _Memory(mmap.mmap(-1, _PAGE))
-_REFERENCES = next(count for count in range(1, 100) if sys.getrefcount(_alone.mapping) <= count)

@@ -49,17 +49,18 @@ SHOWN = 200
 Spec = tuple[tuple[Any, int, int], ...]
 
 
-def encode(items: list[Any], kinds: Set[type] | None = None, arena: Arena | None = None) -> Any:
+def encode(items: list[Any], kinds: Set[type] | None = None, arena: Arena | None = None, drafts: bool = False) -> Any:
     """Return one blob; raises whatever pickling raises.  `kinds`: the types of the items, where they are known.
 
-    Where there is an arena, what is heavy goes there, and the blob is a Heavy one then.
+    Where there is an arena, what is heavy goes there, and the blob is a Heavy one then.  `drafts`: what is in drafts of
+    the arena is passed on as it is, and the blob is sent only when the arena has given them away.
     """
     kinds = kinds or kinds_of(items)
     # The types are told apart faster than the items: most often, that is the end of it.
     if LIGHT.issuperset(kinds):
         return pickle.dumps(items, 5)
     if ATOMS.issuperset(kinds) or (Frozen not in kinds and len(set(map(id, items))) == len(items)):
-        return pickle.dumps(items, 5) if arena is None else _encode_into(arena, items)
+        return pickle.dumps(items, 5) if arena is None else _encode_into(arena, items, drafts)
     return pickle.dumps(tuple([item.data if type(item) is Frozen else pickle.dumps(item, 5) for item in items]), 5)
 
 
@@ -72,7 +73,7 @@ class _Parts(list[Any]):
         self.append(bytes(data) if type(data) is memoryview else data)
 
 
-def _encode_into(arena: Arena, items: list[Any]) -> Any:
+def _encode_into(arena: Arena, items: list[Any], drafts: bool) -> Any:
     """Return a blob of which large buffers, and what is large of the rest, are in the arena, if that has room."""
     buffers: list[memoryview] = []
     held: list[pickle.PickleBuffer] = []
@@ -97,13 +98,13 @@ def _encode_into(arena: Arena, items: list[Any]) -> Any:
             parts.append(data)
         arena.streams = size >= max(LEAST_STREAM_BYTES, LEAST_BYTES * len(items))
         if arena.streams:
-            stored = arena.store([list(parts), *buffers])
+            stored = arena.store([list(parts), *buffers], drafts)
             data = b""
         else:
             data = data or b"".join(parts)
             if not buffers:
                 return data
-            stored = arena.store(buffers)
+            stored = arena.store(buffers, drafts)
     finally:
         # Where an exception leaves this frame in a cycle, the interpreter would crash on views of what is gone already:
         # the collector of CPython clears a memoryview although it is exported.

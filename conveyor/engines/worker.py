@@ -597,7 +597,8 @@ class Worker:
             limit = self._blob_items
             part = outputs if not start and len(outputs) <= limit else outputs[start : start + limit]
             try:
-                blob = encode(part, self._kinds, self._arena)
+                # What is amid a lease may be held by a job that has more to do with it.
+                blob = encode(part, self._kinds, self._arena, drafts=final)
             except BaseException as error:
                 self._replace_in(start, part, error)
                 continue
@@ -626,9 +627,14 @@ class Worker:
             *("reply", self._lease, self._units, runs, counts, final, starving, seconds, cpu, waited, partial),
             given_up,
         )
-        self._end.send(header, blobs)
         self._forget()
         self._within = within
+        if final and self._arena is not None and blobs:
+            # What nobody has any more is passed on without a copy.
+            outputs = part = []
+            self._lease_units.leave()
+            self._arena.give(blobs)
+        self._end.send(header, blobs)
 
     def _unpicklable(self, cause: BaseException, output: Any, units: int) -> FailedUnit:
         """Return the failure for an output that cannot be pickled, of a unit so far behind those that are done."""
