@@ -14,6 +14,7 @@ from typing import Any
 from tests.support import ROOT, TestCase, nothing_left
 
 SCRIPT = ROOT / "benchmarks" / "compare.py"
+GROWTH = ROOT / "benchmarks" / "growth.py"
 
 
 class TestCompare(TestCase):
@@ -60,6 +61,19 @@ class TestCompare(TestCase):
             self.assertEqual(workload["entries"][0]["ratio"], 1)
         self.assertEqual("mpipe" in data["missing"], importlib.util.find_spec("mpipe") is None)
         self.assertIn("Python", data["versions"])
+
+    def test_growth(self) -> None:
+        with tempfile.TemporaryDirectory() as folder, nothing_left():
+            page = Path(folder, "growth.md")
+            command = [sys.executable, str(GROWTH), "--rounds", "1", "--most", "2", "--markdown", str(page)]
+            finished = subprocess.run(
+                [*command, "branches", "waits"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50
+            )
+            self.assertEqual(finished.returncode, 0, finished.stderr)
+            text = page.read_text()
+        for row in ("| 1 | 20,000 |", "| 2 | 20,000 |", "| 1 | 100 |", "| 2 | 200 |"):
+            self.assertIn(row, text)
+        self.assertIn("Branches of a ReplicatingFork", finished.stdout)
 
     def test_who_hangs_is_ended(self) -> None:
         # Nobody has a result in no time, and so nothing is kept.
