@@ -87,7 +87,7 @@ class Properties(TestCase):
 
     time_limit = 120.0
 
-    @bounded(120)
+    @bounded(60)
     @given(SOURCES, SEEDS, MANNERS, WEIGHTS)
     def test_results_equal_those_of_the_inline_engine(
         self, source: random.Random, seed: int, manner: Manner, heaviest: int
@@ -100,7 +100,7 @@ class Properties(TestCase):
         # Nothing that comes late changes anything.
         shell.assert_over()
 
-    @bounded(80)
+    @bounded(50)
     @given(SOURCES, SEEDS, MANNERS, st.booleans())
     def test_workers_that_die_change_nothing(
         self, source: random.Random, seed: int, manner: Manner, ordered: bool
@@ -115,7 +115,7 @@ class Properties(TestCase):
         assert results == expected if ordered else Counter(map(repr, results)) == Counter(map(repr, expected))
         shell.assert_over()
 
-    @bounded(40)
+    @bounded(30)
     @given(SOURCES, SEEDS, MANNERS, WEIGHTS)
     def test_without_order_the_results_are_the_same_ones(
         self, source: random.Random, seed: int, manner: Manner, heaviest: int
@@ -125,7 +125,7 @@ class Properties(TestCase):
         assert Counter(map(repr, shell.run())) == Counter(map(repr, expected))
         shell.assert_over()
 
-    @bounded(80)
+    @bounded(50)
     @given(SOURCES, SEEDS, MANNERS, st.integers(0, 300), st.booleans())
     def test_a_cancelled_run_ends_in_bounded_steps(
         self, source: random.Random, seed: int, manner: Manner, events: int, ordered: bool
@@ -150,7 +150,7 @@ class Properties(TestCase):
         if ordered:
             assert shell.results == expected[:results]
 
-    @bounded(80)
+    @bounded(50)
     @given(SOURCES, SEEDS, MANNERS, st.integers(1, 6), st.booleans())
     def test_a_consumer_that_takes_nothing_stops_the_source(
         self, source: random.Random, seed: int, manner: Manner, most: int, ordered: bool
@@ -166,7 +166,7 @@ class Properties(TestCase):
         # And no less: what the results hold has been pulled.
         assert shell.unconsumed >= shell.machine.sink.bound
 
-    @bounded(80)
+    @bounded(50)
     @given(SOURCES, SEEDS, MANNERS, st.booleans())
     def test_pipes_hold_no_more_than_their_bytes(
         self, source: random.Random, seed: int, manner: Manner, ordered: bool

@@ -249,7 +249,7 @@ class Basics:
             assert row == (touch_first(buffer(number)), item, touch_last(buffer(number)))
 
     def test_a_storm_of_kills(self):
-        count, kills = (100, 5) if SHORT or self.settings["start_method"] == "spawn" else (600, 30)
+        count, kills = (100, 5) if SHORT or self.settings["start_method"] == "spawn" else (300, 15)
         chooser = random.Random(5)
         pipeline = self.make(
             Processor(same), Pipe(), Processor(touch_first, workers=2), Pipe(maxbytes=5_000_000), Processor(slowly)

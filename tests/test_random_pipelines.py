@@ -58,7 +58,7 @@ def check_unordered(seed, **settings):
 class RandomPipelines:
     """So many seeds, for one start method and channel."""
 
-    count = 60
+    count = 40
     settings = {"start_method": "fork", "channel": "pipe"}
 
     def test_as_inline(self):
@@ -74,7 +74,7 @@ class ForkPipeTest(RandomPipelines, TestCase):
     """Forked workers, over socket pairs."""
 
     def test_without_order(self):
-        for seed in range(15 if SHORT else 40):
+        for seed in range(10 if SHORT else 25):
             with self.subTest(seed=seed):
                 check_unordered(seed, **self.settings)
 
@@ -82,21 +82,21 @@ class ForkPipeTest(RandomPipelines, TestCase):
 class FusedTest(RandomPipelines, TestCase):
     """With adjacent Processors in one process."""
 
-    count = 40
+    count = 20
     settings = {"start_method": "fork", "channel": "pipe", "fuse": True}
 
 
 class ForkQueueTest(RandomPipelines, TestCase):
     """Forked workers, over queues."""
 
-    count = 15
+    count = 10
     settings = {"start_method": "fork", "channel": "queue"}
 
 
 class ForkserverPipeTest(RandomPipelines, TestCase):
     """Workers forked by a fresh broker, over socket pairs."""
 
-    count = 15
+    count = 10
     settings = {"start_method": "forkserver", "channel": "pipe"}
 
 

@@ -258,7 +258,7 @@ class ShutdownTest(TestCase):
         ways = itertools.product(("fork", "forkserver", "spawn"), ("pipe", "queue"))
         for method, channel in WAYS if SHORT else ways:
             # Where processes are forked they are there sooner.
-            for moment in (0.0, 0.01, 0.03) if method == "fork" else (0.0, 0.03, 0.06, 0.1, 0.15, 0.25):
+            for moment in (0.0, 0.01, 0.03) if method == "fork" else (0.0, 0.05, 0.1, 0.2):
                 with self.subTest(method=method, channel=channel, moment=moment):
                     script = Script(self, body, start_method=method, channel=channel)
                     script.wait_for("begin")
@@ -429,7 +429,7 @@ class ShutdownTest(TestCase):
             "next(make(Processor(same)).stream(itertools.count()))",
         ):
             with self.subTest(run=run):
-                script = Script(self, body.format(run=run, times=10 if SHORT else 30), start_method="fork")
+                script = Script(self, body.format(run=run, times=10 if SHORT else 20), start_method="fork")
                 script.wait_for("good")
                 # One that comes while Python drops an object of its own is printed, and not raised.
                 assert script.end() == 0, script.stderr()
