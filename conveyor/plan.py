@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from conveyor.stages import Processor
 
 
-PIPE_BYTES = 32 * 1024 * 1024
+PIPE_BYTES = 16 * 1024 * 1024
 """How many bytes of items a pipe holds at most where nothing else is said: more would hide no delay."""
 
 

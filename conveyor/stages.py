@@ -508,7 +508,7 @@ class Pipe(Element):
 
     It is full when it holds `maxsize` items, or items of about `maxbytes` bytes as they are pickled, whichever comes
     first; but what the step behind it needs to go on, one item or one batch, always finds room.  Without `maxsize` it
-    holds `DEFAULT_MAXSIZE` items; without `maxbytes` a share of the machine's memory, 32 MiB at most.  Raises TypeError
+    holds `DEFAULT_MAXSIZE` items; without `maxbytes` a share of the machine's memory, 16 MiB at most.  Raises TypeError
     or ValueError unless each is an int of 1 or more, or None.
 
     >>> Pipe(), Pipe(10), Pipe(maxbytes=1_000_000), Pipe(maxsize=10, maxbytes=1_000_000)

@@ -66,8 +66,8 @@ class Source(TestCase):
 
     def test_heavy_items_fill_the_pipe_sooner(self) -> None:
         core = Driven(Processor(job), Pipe(64))
-        # 8 MiB each, so that four fill the 32 MiB of the pipe.
-        assert core.feed(0.0, "A", 8, size=8 * 8 << 20) == [Lease(0, 0, (("A", 0, 1),), 1, 1)]
+        # 4 MiB each, so that four fill the 16 MiB of the pipe.
+        assert core.feed(0.0, "A", 8, size=8 * 4 << 20) == [Lease(0, 0, (("A", 0, 1),), 1, 1)]
         assert core.machine.first.room(0) == 4 - 7
         assert core.machine.first.room(0, weighed=False) == 64 - 7
         for lease in range(7):
@@ -76,8 +76,8 @@ class Source(TestCase):
 
     def test_items_that_have_become_heavy_are_asked_for_anew(self) -> None:
         core = Driven(Processor(job), Pipe(64))
-        # 64 were promised; with 4 MiB each, eight of them fill the pipe.
-        core.feed(0.0, "A", 10, size=10 * 4 << 20)
+        # 64 were promised; with 2 MiB each, eight of them fill the pipe.
+        core.feed(0.0, "A", 10, size=10 * 2 << 20)
         assert core.handle(Forfeited(54), 0.1) == [] and core.pulls == []
         pulled = []
         for lease in range(5):

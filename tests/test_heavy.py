@@ -347,8 +347,8 @@ class ForkPipeTest(Heavy, TestCase):
             for _ in range(3):
                 for _ in pipeline.stream(buffers(200, 1_000_000)):
                     pass
-            # The first pipe, which nobody has made shorter, holds 32 MiB, and 600 MB went through.
-            assert memory_of(pipeline) < 120_000_000
+            # The first pipe, which nobody has made shorter, holds 16 MiB, and 600 MB went through.
+            assert memory_of(pipeline) < 100_000_000
 
     def test_memory_is_given_back_when_nothing_runs(self):
         with self.make(Processor(same), Pipe(), Processor(touch_first)) as pipeline:

@@ -203,7 +203,7 @@ def test_pipes_share_the_memory():
         (None, PIPE_BYTES),
         (1 << 40, PIPE_BYTES),
         # An eighth for four pipes: in front of each step, and the results.
-        (1024 * mebibyte, 32 * mebibyte),
+        (512 * mebibyte, 16 * mebibyte),
         (64 * mebibyte, 2 * mebibyte),
         (10 * mebibyte, mebibyte),
     ]:
@@ -211,10 +211,10 @@ def test_pipes_share_the_memory():
         assert plan.pipes == 4
         assert [node.bound_bytes for node in plan.nodes] == [size, size, 5, 5], memory
         assert [node.bound for node in plan.nodes] == [DEFAULT_MAXSIZE] * 4
-    plan = plan_of(LOAD, Pipe(), ReplicatingFork(3), PARSE, Pipe(), Join(), memory=1024 * mebibyte)
+    plan = plan_of(LOAD, Pipe(), ReplicatingFork(3), PARSE, Pipe(), Join(), memory=512 * mebibyte)
     # In front of the first step and the fork, three in front of the Join, and the results; the branches have none.
     assert plan.pipes == 6
-    assert {plan.bytes_at(Target(node.index)) for node in plan.nodes} == {128 * mebibyte // 6}
+    assert {plan.bytes_at(Target(node.index)) for node in plan.nodes} == {64 * mebibyte // 6}
 
 
 def test_workers():

@@ -160,7 +160,7 @@ def weight(item: Any) -> int:
 def interval(usual: int, most: int) -> int:
     """Return how many items are given between two that are weighed, on their way to a pipe that holds `most` bytes.
 
-    >>> interval(64, most=32 * 1024 * 1024), interval(64, most=1_000_000)
+    >>> interval(64, most=16 * 1024 * 1024), interval(64, most=1_000_000)
     (64, 8)
     """
     return max(LEAST_INTERVAL, min(usual, usual * most // PIPE_BYTES))
@@ -172,7 +172,7 @@ class Allowance:
     Who may give thousands of items was told so when they were small: where they become much heavier, what it may give
     would be more than the pipe is to hold, which is `most` bytes.
 
-    >>> allowance = Allowance(most=32 * 1024 * 1024)
+    >>> allowance = Allowance(most=16 * 1024 * 1024)
     >>> allowance.take(items=100, size=1000)
     >>> allowance.renew(items=1000)
     >>> allowance.take(items=3, size=3_000_000)
