@@ -211,6 +211,17 @@ class ArenaTest(TestCase):
             self.reader.gone()
         assert self.blocks() <= before + 4 * MIB
 
+    def test_drafts_that_are_kept_do_not_use_up_what_may_be_written(self):
+        drafts, kept = self.drafts(), []
+        for number in range(1, 100):
+            kept.append(next(drafts))
+            blob = encode([buffer(number, MIB)], arena=self.reader)
+            assert type(blob) is Heavy
+            self.reader.gone()
+            self.reader.freed([place for place, _ in blob.slots])
+        assert self.reader._used_bytes < arenas.MOST_BUFFERS * MIB
+        assert kept == [self.changed(number) for number in range(1, 100)]
+
     def test_a_fork_takes_no_draft_along(self):
         drafts = self.drafts()
         item = next(drafts)

@@ -52,7 +52,7 @@ LEAST_MAPPED = 256 * 1024
 # a time, beyond that they are copied; so many mappings are kept of slots that are not, of others and of its own.
 MOST_SEEN = 128
 MOST_KEPT = 64
-# So many buffers are kept for what is copied, with as many bytes as may be seen.
+# So many buffers are kept for what is copied, and there are so many drafts, with as many bytes as may be seen.
 MOST_BUFFERS = 8
 # After a job has changed in place what was mapped, so many times it gets a copy: that costs less than to copy page by
 # page, as it is touched.  Then it is looked at again; and each time that it has changed again, about twice as many
@@ -406,7 +406,10 @@ class Arena:
 
     def _draft(self, source: memoryview) -> memoryview | None:
         """Return a copy in a slot of its own, to be passed on as it will be; None where that cannot be."""
-        if self._no_draft or self._number == CALLER or not CAN_DRAFT or self._sees_enough():
+        # Those that a job keeps must not use up what it may write.
+        held = sum(len(draft.mapping) for draft in self._drafts.values())
+        enough = self._sees_enough() or len(self._drafts) >= MOST_BUFFERS or held >= self._most_seen
+        if self._no_draft or self._number == CALLER or not CAN_DRAFT or enough:
             self._no_draft = max(0, self._no_draft - 1)
             return None
         taken = self._take(len(source))
