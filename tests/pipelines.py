@@ -96,14 +96,15 @@ class Sum(Processor[Any, Any]):
 FUNCTIONS: tuple[Callable[[Any], Any], ...] = (same, increment, triple, drop_some, drop_all, several, many, pairs)
 
 
-def processor(choose: Choose, single: bool) -> Processor[Any, Any]:
-    """One Processor; `single` says that what reaches it does not depend on timing."""
+def processor(choose: Choose, single: bool, counted: bool) -> Processor[Any, Any]:
+    """One Processor; `single` says that what reaches it does not depend on timing, `counted` that neither does the
+    number of its workers, each of which has its say at the end."""
     kind = choose(12)
-    if kind == 8:
+    if kind == 8 and counted:
         return Trailing()
     if kind == 9 and single:
         return Sum()
-    if kind == 10:
+    if kind == 10 and counted:
         return Silent()
     batch = 1 + choose(4) if choose(4) == 0 else None
     workers = 1 + choose(3) if choose(4) == 0 else None
@@ -120,26 +121,26 @@ def random_pipeline(choose: Choose, depth: int = 2, longest: int = 3, **settings
     pipeline: Pipeline[Any, Any] = Pipeline(**settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImplicitPipeWarning)
-        pipeline.add(processor(choose, True))
-        _extend(pipeline, choose, depth=depth, length=1 + choose(longest), single=True)
+        pipeline.add(processor(choose, True, True))
+        _extend(pipeline, choose, depth=depth, length=1 + choose(longest), single=True, counted=True)
     return pipeline
 
 
-def _extend(pipeline: Pipeline[Any, Any], choose: Choose, depth: int, length: int, single: bool) -> None:
-    """Add some elements; `single` says that no BalancingFork is open."""
+def _extend(pipeline: Pipeline[Any, Any], choose: Choose, depth: int, length: int, single: bool, counted: bool) -> None:
+    """Add some elements; `single` says that no BalancingFork is open, `counted` that none without a number is."""
     for _ in range(length):
         kind = choose(4) if depth else 0
         if choose(4):
             pipeline.add(pipe(choose))
         if kind <= 1:
-            pipeline.add(processor(choose, single))
+            pipeline.add(processor(choose, single, counted))
         elif kind == 2:
             count = 1 + choose(3)
             pipeline.add(ReplicatingFork(count))
             if choose(2) and single:
                 # On branches of a BalancingFork, different Processors would make results a matter of timing.
-                pipeline.add(*[processor(choose, single) for _ in range(count)])
-            _extend(pipeline, choose, depth - 1, choose(2), single)
+                pipeline.add(*[processor(choose, single, counted) for _ in range(count)])
+            _extend(pipeline, choose, depth - 1, choose(2), single, counted)
             if choose(3):
                 pipeline.add(pipe(choose))
             if count == 2 and choose(3) == 0:
@@ -151,10 +152,11 @@ def _extend(pipeline: Pipeline[Any, Any], choose: Choose, depth: int, length: in
                 pipeline.add(Join())
         else:
             count = 1 + choose(3)
-            pipeline.add(BalancingFork(count) if choose(3) else BalancingFork(max=2))
+            fixed = choose(3) > 0
+            pipeline.add(BalancingFork(count) if fixed else BalancingFork(max=2))
             if choose(2):
                 pipeline.add(pipe(choose))
-            _extend(pipeline, choose, depth - 1, 1 + choose(2), False)
+            _extend(pipeline, choose, depth - 1, 1 + choose(2), False, counted and fixed)
             pipeline.add(Join())
 
 

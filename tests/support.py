@@ -6,7 +6,8 @@
   that forks is itself something Python 3.12 and later warn of, and would change what is tested.
 - `nothing_left()`: a context manager that fails when its block leaves a process, thread, descriptor or shared-memory
   entry behind.
-- `SHORT` and `slow`: a shorter suite, with `CONVEYOR_TEST_SHORT=1` in the environment.
+- `SHORT` and `slow`: a shorter suite, with `CONVEYOR_TEST_SHORT=1` in the environment; with `CONVEYOR_TEST_SECONDS=n`
+  what is `slow` is left out once the run has taken so long.
 """
 
 from __future__ import annotations
@@ -41,7 +42,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SHORT = os.environ.get("CONVEYOR_TEST_SHORT", "0") not in ("", "0")
 
-slow = unittest.skipIf(SHORT, "CONVEYOR_TEST_SHORT is set")
+# On a machine that is disturbed the whole suite may take several times as long as it should.
+_SECONDS = float(os.environ.get("CONVEYOR_TEST_SECONDS") or "inf")
+_BEGUN = time.monotonic()
+
+
+def slow(what: Any) -> Any:
+    """Mark a class of tests, or a test, as one that is left out of a shorter suite."""
+    what.is_slow = True
+    return unittest.skipIf(SHORT, "CONVEYOR_TEST_SHORT is set")(what)
+
 
 # The names of the semaphores of this process and of all that it starts, so that they can be told from others.  Private to
 # the standard library; where it has changed, no semaphore is counted.
@@ -92,12 +102,18 @@ class TestCase(unittest.TestCase):
 
     def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
         """Run the test under this module's rules, whatever filters the runner has set."""
+        method = getattr(self, self._testMethodName)
+        if (hasattr(method, "is_slow") or hasattr(self, "is_slow")) and time.monotonic() - _BEGUN > _SECONDS:
+            setattr(self, self._testMethodName, self._out_of_time)
         hidden: list[str] = []
         # Registered before the test's own clean-ups, so it runs after all of them.
         self.addCleanup(self._check_hidden, hidden)
         with warnings.catch_warnings(), _hidden_exceptions(hidden), _watchdog(self.time_limit, self.id()):
             warnings.simplefilter("error")
             return super().run(result)
+
+    def _out_of_time(self) -> None:
+        self.skipTest("the run has taken more than CONVEYOR_TEST_SECONDS")
 
     def _check_hidden(self, hidden: list[str]) -> None:
         if hidden:

@@ -539,7 +539,7 @@ class Failures:
                 assert error.number == error.last == 7, str(error)
 
     def test_a_worker_dies_in_setup(self):
-        with self.fails(WorkerDiedError, processor="DiesInSetup", phase="setup", exitcode=-signal.SIGKILL):
+        with self.fails(WorkerDiedError, within=10.0, processor="DiesInSetup", phase="setup", exitcode=-signal.SIGKILL):
             self.make(Processor(same), DiesInSetup()).open()
 
     def test_an_idle_worker_with_state_is_killed_between_two_runs(self):

@@ -357,7 +357,7 @@ class Base:
         return pipeline
 
     @contextlib.contextmanager
-    def fails(self, expected, words, /, **fields):
+    def fails(self, expected, words, /, within=LIMIT_SECONDS, **fields):
         """The block raises `expected` soon, with these words and fields."""
         begun = time.monotonic()
         with self.assertRaisesRegex(expected, words) as caught:
@@ -366,7 +366,7 @@ class Base:
         assert type(caught.exception) is expected, caught.exception
         for name, value in fields.items():
             assert getattr(caught.exception, name) == value, (name, getattr(caught.exception, name), value)
-        assert seconds < LIMIT_SECONDS, f"{seconds:.2f} s"
+        assert seconds < within, f"{seconds:.2f} s"
 
     def lines(self, name):
         return Path(self.folder, name).read_text().split()
@@ -446,7 +446,7 @@ class Faults(Base):
         item = threading.Event()
         self.addCleanup(item.set)
         message = "exited with code 5 while it had nothing to do, as did those before it"
-        with self.fails(WorkerDiedError, message, phase="wait", exitcode=5):
+        with self.fails(WorkerDiedError, message, within=15.0, phase="wait", exitcode=5):
             # The source gives nothing until the end.
             self.make(DiesIdle(self.folder)).run(iter(item.wait, True))
         assert len(self.lines("starts")) == 5, "no storm"

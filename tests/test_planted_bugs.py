@@ -217,7 +217,7 @@ BUGS = (
         "noted = -1 if event.begun is None else event.begun[0]",
         "noted = -1",
         "given up was|was passed over|more attempts|not to blame",
-        first=37,
+        first=404,
         poison=100,
     ),
     Bug(
@@ -237,7 +237,7 @@ BUGS = (
         "return spare - self._reserve if waits else spare",
         "return spare",
         "nothing can happen any more|more is promised",
-        first=84,
+        first=151,
     ),
     Bug(
         "the item behind the one that was judged is given up",
