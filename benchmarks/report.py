@@ -13,7 +13,7 @@ from typing import Any
 
 from contest import PEERS, STANDARD, WORKLOADS, Entry, Settings, Workload, version
 from peers import CORES
-from thresholds import THRESHOLDS
+from thresholds import DISTURBED, THRESHOLDS
 
 # What differs by less than this is called equal.
 LEVEL = 0.03
@@ -75,6 +75,17 @@ class Comparison:
         """The median of what is compared, or the floor."""
         value = measured.median(self.workload.metric) if measured else None
         return None if value is None else max(value, self.workload.floor * self.workload.divisor)
+
+    def least(self, measured: Measured | None) -> float | None:
+        """The least of what is compared: where a machine stands still now and then, that says more than a median."""
+        values = measured.values(self.workload.metric) if measured else []
+        return min(values) if values else None
+
+    def spread(self, measured: Measured | None) -> float:
+        """How many times as long the longest run took as the shortest."""
+        values = measured.values(self.workload.metric) if measured else []
+        least = self.least(measured)
+        return max(values) / least if least else 1.0
 
     @property
     def reference(self) -> Measured | None:
@@ -254,7 +265,7 @@ def checks(comparisons: Iterable[Comparison]) -> list[tuple[bool, str]]:
         other = comparison.find(peer, label) if comparison else None
         if comparison is None or other is None:
             continue
-        own, theirs = comparison.median(comparison.find("conveyor", ours)), comparison.median(other)
+        own, theirs = comparison.least(comparison.find("conveyor", ours)), comparison.least(other)
         name = f"{workload}: Conveyor{', ' + ours if ours else ''} against {other.entry.name}"
         if own is None:
             verdicts.append((False, f"{name}: Conveyor has no result"))
@@ -262,7 +273,11 @@ def checks(comparisons: Iterable[Comparison]) -> list[tuple[bool, str]]:
             # A peer that fails is no fault of Conveyor's, unless it is of the standard library.
             verdicts.append((peer not in STANDARD, f"{name}: the other has no result"))
         else:
-            verdicts.append((own / theirs <= maximum, f"{name}: {own / theirs:.2f}, at most {maximum:.2f}"))
+            spread = max(comparison.spread(comparison.find("conveyor", ours)), comparison.spread(other))
+            disturbed = own / theirs > maximum and spread > DISTURBED
+            note = f" (not judged: the machine is disturbed, as runs differ {spread:.1f} times)" if disturbed else ""
+            kept = own / theirs <= maximum or disturbed
+            verdicts.append((kept, f"{name}: {own / theirs:.2f}, at most {maximum:.2f}{note}"))
     return verdicts
 
 
