@@ -386,7 +386,7 @@ def ring(work: Work, places: int = 8) -> Run:
     context = context_for("fork")
 
     def run(collect: Collect) -> Any:
-        arrays = [numpy.frombuffer(mmap.mmap(-1, 4 * ARRAY_LENGTH), numpy.float32) for _ in range(places)]
+        arrays: list[Any] = [numpy.frombuffer(mmap.mmap(-1, 4 * ARRAY_LENGTH), numpy.float32) for _ in range(places)]
         free = threading.Semaphore(places)
         links = [context.Pipe(duplex=False) for _ in range(len(work.jobs) + 1)]
         processes = []
