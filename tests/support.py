@@ -359,7 +359,8 @@ def _shared_memory() -> dict[str, str]:
 def _unlink_semaphores() -> None:
     """Have no semaphore stay of brokers that tests have killed: those go with the caller, by its resource tracker.
 
-    But that gives up at the first one that is gone already, as one is whose process was killed while it took it away.
+    But where warnings are errors, as in scripts that tests start, that gives up at the first one that is gone already,
+    as one is whose process was killed while it took it away.
     """
     for name in _shared_memory() if os.getpid() == _OWNER else ():
         if name.startswith("sem."):
