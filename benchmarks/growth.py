@@ -29,6 +29,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 import measuring
 from peers import CORES
+from report import as_markdown_table
 
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ReplicatingFork
 
@@ -112,8 +113,6 @@ SERIES = {
         *(partial(balanced, 0.001), lambda size: 1000 * size, lambda _: 1000),
     ),
 }
-# What `--scale` makes larger: the number of items, or the size where that is the number of items.
-SCALED = ("items",)
 
 
 def cpu_seconds(process: int) -> float | None:
@@ -127,7 +126,7 @@ def cpu_seconds(process: int) -> float | None:
 
 
 def broker_of_the_open_pipeline() -> int:
-    """The process that was started last for a pipeline by this one."""
+    """The broker of the only pipeline that is open here."""
     return next(child.pid or 0 for child in multiprocessing.active_children() if child.name == "conveyor-broker")
 
 
@@ -186,12 +185,6 @@ def text_table(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
 
 
-def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """For a page."""
-    rule = ["---:"] * len(lines[0])
-    return "\n".join("| " + " | ".join(line) + " |" for line in [lines[0], rule, *lines[1:]])
-
-
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -206,19 +199,21 @@ def main() -> None:
     parts = ["# What grows with what", f"{where}. Medians of {arguments.rounds} rounds, memory at its most."]
     for name in arguments.series:
         series = SERIES[name]
-        if name in SCALED and arguments.scale > 1:
-            series = series._replace(sizes=[*series.sizes, series.sizes[-1] * arguments.scale])
-        if arguments.most:
-            series = series._replace(sizes=[size for size in series.sizes if size <= arguments.most])
-        points: dict[int, list[Point]] = {size: [] for size in series.sizes}
+        sizes = [*series.sizes]
+        if name == "items" and arguments.scale > 1:
+            sizes.append(sizes[-1] * arguments.scale)
+        sizes = [size for size in sizes if not arguments.most or size <= arguments.most]
+        if not sizes:
+            parser.error(f"--most {arguments.most} leaves nothing of {name}")
+        points: dict[int, list[Point]] = {size: [] for size in sizes}
         for number in range(arguments.rounds):
-            turned = number % len(series.sizes)
-            for size in [*series.sizes[turned:], *series.sizes[:turned]]:
+            turned = number % len(sizes)
+            for size in sizes[turned:] + sizes[:turned]:
                 points[size].append(measured(series, size))
         table = [[*HEADINGS], *rows(series, points)]
         table[0][3] = series.unit
         print(f"\n{series.title}\n{text_table(table)}", flush=True)
-        parts += [f"## {series.title}", markdown_table(table)]
+        parts += [f"## {series.title}", as_markdown_table(table)]
     if arguments.markdown:
         Path(arguments.markdown).write_text("\n\n".join(parts) + "\n")
 

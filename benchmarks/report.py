@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -203,8 +203,13 @@ def _cut(cell: str) -> str:
 
 def markdown_table(comparison: Comparison) -> str:
     """For a page."""
-    first = heading(comparison)
-    lines = [first, ["---", "---", *["---:"] * (len(first) - 2)], *rows(comparison)]
+    return as_markdown_table([heading(comparison), *rows(comparison)], words=2)
+
+
+def as_markdown_table(lines: Sequence[Sequence[str]], words: int = 0) -> str:
+    """A table, the heading first; all columns but so many have numbers."""
+    rule = ["---"] * words + ["---:"] * (len(lines[0]) - words)
+    lines = [lines[0], rule, *lines[1:]]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
@@ -265,7 +270,8 @@ def checks(comparisons: Iterable[Comparison]) -> list[tuple[bool, str]]:
         other = comparison.find(peer, label) if comparison else None
         if comparison is None or other is None:
             continue
-        own, theirs = comparison.least(comparison.find("conveyor", ours)), comparison.least(other)
+        conveyor = comparison.find("conveyor", ours)
+        own, theirs = comparison.least(conveyor), comparison.least(other)
         name = f"{workload}: Conveyor{', ' + ours if ours else ''} against {other.entry.name}"
         if own is None:
             verdicts.append((False, f"{name}: Conveyor has no result"))
@@ -273,11 +279,12 @@ def checks(comparisons: Iterable[Comparison]) -> list[tuple[bool, str]]:
             # A peer that fails is no fault of Conveyor's, unless it is of the standard library.
             verdicts.append((peer not in STANDARD, f"{name}: the other has no result"))
         else:
-            spread = max(comparison.spread(comparison.find("conveyor", ours)), comparison.spread(other))
-            disturbed = own / theirs > maximum and spread > DISTURBED
-            note = f" (not judged: the machine is disturbed, as runs differ {spread:.1f} times)" if disturbed else ""
-            kept = own / theirs <= maximum or disturbed
-            verdicts.append((kept, f"{name}: {own / theirs:.2f}, at most {maximum:.2f}{note}"))
+            text = f"{name}: {own / theirs:.2f}, at most {maximum:.2f}"
+            spread = max(comparison.spread(conveyor), comparison.spread(other))
+            kept = own / theirs <= maximum
+            if not kept and spread > DISTURBED:
+                kept, text = True, f"{text} (not judged: the machine is disturbed, as runs differ {spread:.1f} times)"
+            verdicts.append((kept, text))
     return verdicts
 
 

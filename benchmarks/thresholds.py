@@ -23,8 +23,8 @@ class Threshold(NamedTuple):
 # and a ratio over its threshold is told, but not held against anyone.
 DISTURBED = 2.0
 
-# How they were chosen: the largest ratio of three runs of the short form on two cores (Python 3.11), times 1.8.  The
-# short form has a fifth of the items, so that starting and ending processes weighs more than in the whole one.
+# How they were chosen: the largest ratio of medians in three runs of the short form on two cores (Python 3.11), times
+# 1.8.  The short form has a fifth of the items, so that starting and ending processes weighs more than in the whole one.
 # Nothing is said of memory, as at these sizes nobody stores enough for a ratio to mean anything.
 THRESHOLDS = (
     Threshold("tiny", "", "queues", "best", 4.2),

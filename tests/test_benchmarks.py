@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tests.support import ROOT, TestCase, nothing_left
 
@@ -74,6 +76,29 @@ class TestCompare(TestCase):
         for row in ("| 1 | 20,000 |", "| 2 | 20,000 |", "| 1 | 100 |", "| 2 | 200 |"):
             self.assertIn(row, text)
         self.assertIn("Branches of a ReplicatingFork", finished.stdout)
+
+    def test_what_a_check_holds_it_to(self) -> None:
+        with mock.patch.object(sys, "path", [str(SCRIPT.parent), *sys.path]):
+            contest, report, thresholds = map(importlib.import_module, ("contest", "report", "thresholds"))
+        workload, ours, peer, label, maximum = thresholds.THRESHOLDS[0]
+        metric = contest.WORKLOADS[workload].metric
+
+        def verdict(*seconds: float) -> tuple[bool, str]:
+            """What is said where Conveyor takes so long in its runs, and the other one second in each."""
+            measured = []
+            for each, times in ((("conveyor", ours), seconds), ((peer, label), (1.0, 1.1))):
+                entry = next(entry for entry in contest.ENTRIES[workload] if (entry.peer, entry.label) == each)
+                measured.append(report.Measured(entry, runs=[{metric: time} for time in times]))
+            (found,) = report.checks([report.Comparison(workload, 1, measured)])
+            return found
+
+        kept, text = verdict(maximum * 0.99, maximum * 5)
+        self.assertTrue(kept, "the best run counts")
+        self.assertNotIn("not judged", text)
+        self.assertFalse(verdict(maximum * 1.01, maximum * 1.5)[0])
+        kept, text = verdict(maximum * 1.01, maximum * 3)
+        self.assertTrue(kept)
+        self.assertIn("not judged: the machine is disturbed, as runs differ 3.0 times", text)
 
     def test_who_hangs_is_ended(self) -> None:
         # Nobody has a result in no time, and so nothing is kept.
