@@ -20,7 +20,7 @@ def sizes(seconds: float, limit: int = 1000, replies: int = 20, weight: int = 0)
     scale = Scale()
     if weight:
         scale.weigh(1, weight)
-    sizer = Sizer(limit, scale)
+    sizer = Sizer(limit, scale, Aim())
     found = []
     for _ in range(replies):
         found.append(sizer.size)
@@ -45,17 +45,17 @@ class Chunks(TestCase):
     def test_it_is_a_quarter_of_a_small_pipe(self) -> None:
         scale = Scale(most=4000)
         scale.weigh(1, 100)
-        sizer = Sizer(1000, scale)
+        sizer = Sizer(1000, scale, Aim())
         for size in (1, 2, 4, 8, 10, 10):
             assert sizer.size == size
             sizer.observe(size, size * 1e-7)
 
     def test_a_limit_that_makes_no_sense(self) -> None:
-        assert Sizer(0, Scale()).size == 1
+        assert Sizer(0, Scale(), Aim()).size == 1
         assert max(sizes(0.0, limit=10**9, replies=40)) == LARGEST
 
     def test_one_slow_chunk_is_not_the_end(self) -> None:
-        sizer = Sizer(1000, Scale())
+        sizer = Sizer(1000, Scale(), Aim())
         for _ in range(10):
             sizer.observe(sizer.size, sizer.size * 1e-5)
         assert sizer.size == int(TARGET_SECONDS / 1e-5)
@@ -67,7 +67,7 @@ class Chunks(TestCase):
         assert sizer.size > 780
 
     def test_a_dear_item_among_cheap_ones_changes_little(self) -> None:
-        sizer, found = Sizer(1000, Scale()), []
+        sizer, found = Sizer(1000, Scale(), Aim()), []
         for number in range(200):
             # One chunk in six has an item that costs 200 times the rest.
             dear = number % 6 == 5
@@ -76,7 +76,7 @@ class Chunks(TestCase):
         assert min(found[20:]) >= 10, found
 
     def test_two_dear_chunks_in_a_row_are_no_accident(self) -> None:
-        sizer = Sizer(1000, Scale())
+        sizer = Sizer(1000, Scale(), Aim())
         for _ in range(20):
             sizer.observe(sizer.size, sizer.size * 0.0005)
         assert sizer.size == 16
@@ -95,7 +95,7 @@ class Chunks(TestCase):
             assert sizer.size == size, (share, sizer.size)
 
     def test_a_single_item_is_weaker_evidence_than_a_chunk(self) -> None:
-        one, other = Sizer(1000, Scale()), Sizer(1000, Scale())
+        one, other = Sizer(1000, Scale(), Aim()), Sizer(1000, Scale(), Aim())
         for sizer in (one, other):
             for _ in range(10):
                 sizer.observe(sizer.size, sizer.size * 1e-5)
@@ -111,7 +111,7 @@ class Chunks(TestCase):
     )
     def test_bounds(self, limit: int, most: int, replies: list[tuple[int, float, int]]) -> None:
         scale = Scale(most)
-        sizer = Sizer(limit, scale)
+        sizer = Sizer(limit, scale, Aim())
         for units, seconds, weight in replies:
             before = sizer.size
             scale.weigh(units, weight)

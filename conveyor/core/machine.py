@@ -242,7 +242,7 @@ class Machine:
             self.now = now
             step.joined(event.worker)
         if self.aim.stretched:
-            self._commands.append(Linger(event.worker, self.aim.linger))
+            self.command(Linger(event.worker, self.aim.linger))
 
     def _worker_lost(self, event: WorkerLost, now: float) -> None:
         step, running = self.step_of(event.worker), not self._over

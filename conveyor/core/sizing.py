@@ -108,7 +108,7 @@ class Aim:
 class Sizer:
     """The running estimate for one step.
 
-    >>> sizer = Sizer(limit=1000, scale=Scale())
+    >>> sizer = Sizer(limit=1000, scale=Scale(), aim=Aim())
     >>> sizer.size
     1
     >>> sizer.observe(units=1, seconds=0.0001)
@@ -118,8 +118,8 @@ class Sizer:
 
     __slots__ = ("_aim", "_limit", "_most_bytes", "_scale", "_surprised", "seconds", "size")
 
-    def __init__(self, limit: int, scale: Scale, aim: Aim | None = None) -> None:
-        self._aim = aim or Aim()
+    def __init__(self, limit: int, scale: Scale, aim: Aim) -> None:
+        self._aim = aim
         self._limit = max(1, min(limit, LARGEST))
         self._scale = scale
         self._most_bytes = min(TARGET_BYTES, scale.most // 4)

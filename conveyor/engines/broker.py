@@ -44,7 +44,7 @@ SPIN_SECONDS = 0.0002
 # When nothing has run for so long, workers give back the memory that they have ready for what is heavy.
 REST_SECONDS = 1.0
 # How often the core is told which share of a core is used here.
-WEIGH_SECONDS = 0.25
+TELL_LOAD_SECONDS = 0.25
 # Where the death of the caller cannot be waited for, it is looked for so often.
 LOOK_SECONDS = 0.25
 
@@ -259,7 +259,7 @@ class Broker:
         self._spin_seconds = SPIN_SECONDS if orders.plan.cores >= 2 else 0.0
         # Since when the share of a core that is used here is counted, how much it was until then, and how much of it
         # went by in looking for one item.
-        self._weighed_at, self._used, self._looked = time.monotonic(), time.process_time(), 0.0
+        self._load_since, self._used, self._looked = time.monotonic(), time.process_time(), 0.0
         # When workers are told to rest: some time after a run.
         self._rest_at: float | None = None
         # The ends of the caller's channels, and those of the workers', for a process that is forked to close.
@@ -346,8 +346,8 @@ class Broker:
     def _look_around(self) -> None:
         """Do what no event calls for."""
         self._sayings.look()
-        if self._run and time.monotonic() >= self._weighed_at + WEIGH_SECONDS:
-            self._weigh()
+        if self._run and time.monotonic() >= self._load_since + TELL_LOAD_SECONDS:
+            self._tell_load()
         if self._holdings.changed:
             self._free_memory()
         if self._rest_at is not None and time.monotonic() >= self._rest_at:
@@ -365,11 +365,11 @@ class Broker:
                 if not each.dead:
                     each.child.kill()
 
-    def _weigh(self) -> None:
+    def _tell_load(self) -> None:
         """Tell the core which share of a core is used here."""
         now, used = time.monotonic(), time.process_time()
-        share = (used - self._used - self._looked) / (now - self._weighed_at)
-        self._weighed_at, self._used, self._looked = now, used, 0.0
+        share = (used - self._used - self._looked) / (now - self._load_since)
+        self._load_since, self._used, self._looked = now, used, 0.0
         self._handle(events.Loaded(share))
 
     def _flush_results(self) -> None:
