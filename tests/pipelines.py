@@ -96,7 +96,7 @@ class Sum(Processor[Any, Any]):
 FUNCTIONS: tuple[Callable[[Any], Any], ...] = (same, increment, triple, drop_some, drop_all, several, many, pairs)
 
 
-def processor(choose: Choose, single: bool, counted: bool) -> Processor[Any, Any]:
+def processor(choose: Choose, single: bool = True, counted: bool = True) -> Processor[Any, Any]:
     """One Processor; `single` says that what reaches it does not depend on timing, `counted` that neither does the
     number of its workers, each of which has its say at the end."""
     kind = choose(12)
@@ -121,7 +121,7 @@ def random_pipeline(choose: Choose, depth: int = 2, longest: int = 3, **settings
     pipeline: Pipeline[Any, Any] = Pipeline(**settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImplicitPipeWarning)
-        pipeline.add(processor(choose, True, True))
+        pipeline.add(processor(choose))
         _extend(pipeline, choose, depth=depth, length=1 + choose(longest), single=True, counted=True)
     return pipeline
 

@@ -92,9 +92,9 @@ class Tally(NamedTuple):
 def diamond(choose: Choose, **settings: Any) -> Pipeline[Any, Any]:
     """A fork of which one branch lets nothing through, with something before and behind."""
     pipeline: Pipeline[Any, Any] = Pipeline(**settings)
-    pipeline.add(processor(choose, True, True)).add(pipe(choose))
+    pipeline.add(processor(choose)).add(pipe(choose))
     count = 2 + choose(2)
-    branches = [processor(choose, True, True) for _ in range(count)]
+    branches = [processor(choose) for _ in range(count)]
     if choose(3) == 0:
         # Each of these has something to say at the end.
         branches[0] = Trailing(workers=2 + choose(2))
@@ -102,7 +102,7 @@ def diamond(choose: Choose, **settings: Any) -> Pipeline[Any, Any]:
     pipeline.add(ReplicatingFork(count)).add(*branches).add(pipe(choose))
     pipeline.add(Join(how="zip") if choose(3) == 0 else Join())
     if choose(2):
-        pipeline.add(pipe(choose)).add(processor(choose, True, True))
+        pipeline.add(pipe(choose)).add(processor(choose))
     return pipeline
 
 
