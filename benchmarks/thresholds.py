@@ -24,7 +24,7 @@ class Threshold(NamedTuple):
 DISTURBED = 2.0
 
 # How they were chosen: the largest ratio of medians in three runs of the short form on two cores (Python 3.11), times
-# 1.8.  The short form has a fifth of the items, so that starting and ending processes weighs more than in the whole one.
+# 1.8.  The short form has a fifth of the items, so starting and ending processes weighs more than in the whole one.
 # Nothing is said of memory, as at these sizes nobody stores enough for a ratio to mean anything.
 THRESHOLDS = (
     Threshold("tiny", "", "queues", "best", 4.2),
