@@ -12,18 +12,20 @@ import mmap
 import os
 import pickle
 import unittest
+from functools import partial
 from unittest import mock
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conveyor.engines import arena as arenas
+from conveyor.engines import mapped
 from conveyor.engines.arena import REGION_BYTES, Arena
 from conveyor.engines.codec import decode, encode
 from conveyor.engines.heavy import Heavy
 from conveyor.engines.holdings import Holdings
 from tests.support import TestCase
-from tests.test_heavy import HAS_ARENA, Buffer, buffer
+from tests.test_heavy import HAS_ARENA, Buffer, Onlooker, buffer
 
 MIB = 1 << 20
 
@@ -222,19 +224,20 @@ class ArenaTest(TestCase):
         assert self.reader._used_bytes < arenas.MOST_BUFFERS * MIB
         assert kept == [self.changed(number) for number in range(1, 100)]
 
+    def test_all_pages_are_copied_whether_the_system_can_do_that_or_not(self):
+        for advice in (mapped._MADV_POPULATE_WRITE, 9999):
+            with mock.patch.object(mapped, "_MADV_POPULATE_WRITE", advice):
+                os.pwrite(self.descriptor, b"a" * 3 * MIB, 0)
+                with mmap.mmap(self.descriptor, 3 * MIB, mmap.MAP_PRIVATE) as mapping:
+                    mapping[5] = 0
+                    mapped.copy_pages(mapping)
+                    os.pwrite(self.descriptor, b"b" * 3 * MIB, 0)
+                    assert mapping[:] == b"aaaaa\0" + b"a" * (3 * MIB - 6)
+
     def test_a_fork_takes_no_draft_along(self):
         drafts = self.drafts()
         item = next(drafts)
-        told, telling = os.pipe()
-        child = os.fork()
-        if not child:
-            code = 1
-            with contextlib.suppress(BaseException):
-                os.close(telling)
-                os.read(told, 1)
-                code = 0 if item == self.changed(1) else 2
-            os._exit(code)
-        os.close(told)
+        onlooker = Onlooker(partial(self.changed(1).__eq__, item))
         item.view()[7] ^= 1
         self.passed_on(item)
         del item
@@ -243,8 +246,7 @@ class ArenaTest(TestCase):
             (sent,) = self.passed_on(next(drafts))
             assert decode(sent) == [self.changed(number)]
             self.reader.freed([place for place, _ in sent.slots])
-        os.close(telling)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert onlooker.verdict() == 0
 
     def test_where_there_is_no_room_for_a_draft(self):
         drafts = self.drafts()

@@ -23,6 +23,7 @@ from unittest import mock
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ReplicatingFork
 from conveyor.engines import arena as arenas
 from conveyor.engines.codec import LEAST_BYTES, LEAST_STREAM_BYTES
+from conveyor.engines.mapped import address_of
 from tests.support import SHORT, TestCase, nothing_left, slow
 from tests.test_survival import Survival, kill, same, slowly, workers_of_the_pipeline
 
@@ -91,7 +92,39 @@ def is_shared(item):
 
 def region(item):
     """Whose memory it is in: 0 is the caller's."""
-    return item.mapping.place // arenas.REGION_BYTES if item.mapping is not None else None
+    if item.mapping is None:
+        return None
+    address = address_of(item.memory)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, _, offset, *_ = line.split()
+        start, stop = (int(each, 16) for each in addresses.split("-"))
+        if start <= address < stop:
+            return int(offset, 16) // arenas.REGION_BYTES
+    raise AssertionError("it is nowhere")
+
+
+class Onlooker:
+    """A forked child that says at the end whether it still sees what it should.
+
+    Of several, the last one is to be asked first: it has what tells the others that the end has come.
+    """
+
+    def __init__(self, sees):
+        told, self.telling = os.pipe()
+        self.child = os.fork()
+        if not self.child:
+            code = 1
+            with contextlib.suppress(BaseException):
+                os.close(self.telling)
+                os.read(told, 1)
+                code = 0 if sees() else 2
+            os._exit(code)
+        os.close(told)
+
+    def verdict(self):
+        """0: it does; 2: it sees something else."""
+        os.close(self.telling)
+        return os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
 
 
 def twice(item):
@@ -141,26 +174,16 @@ class Forks(Processor):
     """Changes each item in place; some of them a child sees, which says at the end whether it saw that only."""
 
     def setup(self):
-        self.children = []
-        self.told, self.telling = os.pipe()
+        self.onlookers = []
 
     def process(self, item):
         touch_first(item)
         if item.number % 40 == 30:
-            child = os.fork()
-            if not child:
-                code = 1
-                with contextlib.suppress(BaseException):
-                    os.close(self.telling)
-                    os.read(self.told, 1)
-                    code = 0 if item == touch_first(buffer(item.number)) else 2
-                os._exit(code)
-            self.children.append(child)
+            self.onlookers.append(Onlooker(lambda: item == touch_first(buffer(item.number))))
         return item
 
     def finish(self):
-        os.close(self.telling)
-        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in self.children]
+        return [onlooker.verdict() for onlooker in reversed(self.onlookers)]
 
 
 class ChangeAndDie(Processor):
@@ -380,22 +403,12 @@ class ForkPipeTest(Heavy, TestCase):
     def test_a_fork_keeps_what_it_sees(self):
         with self.make(Processor(same)) as pipeline:
             held = pipeline.run(buffers(1))
-            told, telling = os.pipe()
-            child = os.fork()
-            if not child:
-                code = 1
-                with contextlib.suppress(BaseException):
-                    os.close(telling)
-                    os.read(told, 1)
-                    code = 0 if held == [buffer(0)] else 2
-                os._exit(code)
+            onlooker = Onlooker(lambda: held == [buffer(0)])
             held.clear()
             # Enough to write to each slot again.
             for item in pipeline.stream(buffers(300)):
                 assert item
-            os.close(telling)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-            os.close(told)
+            assert onlooker.verdict() == 0
 
     def test_without_room_it_goes_through_the_channel(self):
         expected = list(map(touch_first, buffers(30)))

@@ -256,7 +256,7 @@ class Arena:
         for place in {place for blob in blobs if type(blob) is Heavy for place, _ in blob.slots} & self._drafts.keys():
             draft = self._drafts[place]
             if draft.free:
-                self._keep_mapped(place, draft.given())
+                self._keep_mapped(place, draft.ended())
                 self._after_held = 0
             else:
                 draft.detach()
@@ -318,7 +318,7 @@ class Arena:
                 # It was not passed on, and nobody has heard of it.
                 del self._drafts[place]
                 if not draft.detached:
-                    self._keep_mapped(place, draft.given())
+                    self._keep_mapped(place, draft.ended())
                 self.freed([place])
 
     def _lose_sight(self, place: int, memory: Memory) -> None:
@@ -394,7 +394,6 @@ class Arena:
             with contextlib.suppress(OSError, ValueError):
                 protection = mmap.PROT_READ | mmap.PROT_WRITE
                 mapping = Private(self._descriptor, capacity, mmap.MAP_PRIVATE, protection, offset=place)
-                mapping.place = place
                 memory = Memory(mapping)
                 del mapping
         if memory is None:
@@ -430,7 +429,7 @@ class Arena:
         del mapping
         if draft.address is None:
             # Who lived there could not be given other memory.
-            self._keep_mapped(place, draft.given())
+            self._keep_mapped(place, draft.ended())
             self.freed([place])
             return None
         self._drafts[place] = draft

@@ -53,7 +53,6 @@ class Memory:
 class Private(mmap.mmap):
     """A part of a file, mapped privately; where nobody looks after it any more, it keeps what came there."""
 
-    place: int
     blob: Heavy | None = None
 
 
@@ -92,8 +91,8 @@ class Draft(Memory):
         # The file may be written there by and by.
         copy_pages(self.mapping)
 
-    def given(self) -> mmap.mmap:
-        """Return the mapping, in which nothing lives: what is in it is now others' to read."""
+    def ended(self) -> mmap.mmap:
+        """Return the mapping, in which nothing lives any more that could change what is there."""
         _drafts.discard(self)
         return self.mapping
 
@@ -128,6 +127,10 @@ def unchanged(address: int, size: int) -> bool:
 
 def copy_pages(mapping: mmap.mmap) -> None:
     """Have all of what is mapped privately be of this process alone."""
+    # Another thread may be changing it: the system copies without undoing that.
+    with contextlib.suppress(OSError, ValueError):
+        mapping.madvise(_MADV_POPULATE_WRITE)
+        return
     with memoryview(mapping) as view:
         for start in range(0, len(view), _STRIDE):
             view[start : start + _STRIDE] = bytes(view[start : start + _STRIDE])
@@ -137,7 +140,9 @@ def copy_pages(mapping: mmap.mmap) -> None:
 _seen: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 _drafts: weakref.WeakSet[Draft] = weakref.WeakSet()
 _forks_copy: list[bool] = []
+# Which Python does not name.  The second came with Linux 5.14; see madvise(2).
 _MAP_FIXED = 0x10
+_MADV_POPULATE_WRITE = 23
 
 
 def protect_from_fork(mapping: mmap.mmap) -> None:
