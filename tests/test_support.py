@@ -58,6 +58,23 @@ MISBEHAVING = """
             os._exit(0)
 """
 
+TAKING_TIME = """
+    from tests.support import TestCase, slow
+
+    @slow
+    class AllSlow(TestCase):
+        def test_one(self):
+            pass
+
+    class SomeSlow(TestCase):
+        @slow
+        def test_two(self):
+            pass
+
+        def test_three(self):
+            pass
+"""
+
 
 class TestRules(TestCase):
     """One misbehaving module, run by each runner in a process of its own."""
@@ -101,6 +118,27 @@ class TestRules(TestCase):
         if importlib.util.find_spec("nose") is None:
             self.skipTest("nose is not installed")
         self.check("nose")
+
+    def test_what_is_slow_is_left_out_when_time_is_up(self) -> None:
+        for settings, verdict in (
+            ({}, "OK"),
+            ({"CONVEYOR_TEST_SECONDS": "100"}, "OK"),
+            ({"CONVEYOR_TEST_SECONDS": "0"}, "OK (skipped=2)"),
+            ({"CONVEYOR_TEST_SHORT": "1"}, "OK (skipped=2)"),
+        ):
+            with self.subTest(settings=settings), tempfile.TemporaryDirectory() as folder:
+                Path(folder, "test_taking_time.py").write_text(textwrap.dedent(TAKING_TIME))
+                path = os.pathsep.join([str(ROOT), folder])
+                unset = {"CONVEYOR_TEST_SECONDS": "", "CONVEYOR_TEST_SHORT": ""}
+                finished = subprocess.run(
+                    [sys.executable, "-m", "unittest", "test_taking_time"],
+                    capture_output=True,
+                    text=True,
+                    env={**os.environ, **unset, "PYTHONPATH": path, "PYTHONWARNINGS": "", **settings},
+                    timeout=40,
+                )
+                self.assertIn("Ran 3 tests", finished.stderr)
+                self.assertEqual(finished.stderr.strip().splitlines()[-1], verdict)
 
     def test_warning_is_an_error_in_a_started_python(self) -> None:
         finished = subprocess.run(
