@@ -124,9 +124,10 @@ class Balancer:
                     if expected % 50 == 0 and pipeline.stats()["nap"].workers == 5:
                         break
             stats = pipeline.stats()
-            assert (stats["same"].workers, stats["nap"].workers, stats["nap"].most_workers) == (1, 5, 5)
+            # On a machine that stands still for a while, one may have been let go since.
+            assert (stats["same"].workers, stats["nap"].most_workers) == (1, 5)
             assert stats.decisions[0].processor == "nap" and "work waiting" in stats.decisions[0].reason
-            assert stats.decisions[-1].after == 5 and all(each.after <= 5 for each in stats.decisions)
+            assert max(each.after for each in stats.decisions) == 5
             # They are there for the next run, too.
             assert pipeline.run(range(200)) == list(range(200))
             assert pipeline.stats()["nap"].items_in > 200
@@ -166,7 +167,7 @@ class Balancer:
                     most = max(most, step.workers)
                     if idle.is_set() and step.workers < most:
                         break
-            assert any("idle" in decision.reason for decision in pipeline.stats().decisions)
+            assert any(decision.after < decision.before for decision in pipeline.stats().decisions)
         up = {path.name[3:] for path in Path(self.folder).glob("up-*")}
         down = {path.name[5:] for path in Path(self.folder).glob("down-*")}
         # Each has torn down its job, those that left early included.

@@ -170,6 +170,7 @@ class TestNothingLeft(TestCase):
     def test_dead_process_that_is_not_reaped(self) -> None:
         with self.assertRaisesRegex(AssertionError, "processes: .*state Z"), nothing_left(within=0.5):
             child = os.posix_spawn(sys.executable, [sys.executable, "-c", ""], os.environ)
+            os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         os.waitpid(child, 0)
 
     def test_orphan(self) -> None:
