@@ -6,6 +6,8 @@ What elements mean is in `stages.py`, where they may stand in `rules.py`, how th
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import sys
 import types
 import warnings
@@ -327,8 +329,8 @@ class Pipeline(Generic[In, Out]):
 
             session: Any = inline.Session(plan, self._redact)
         else:
-            from conveyor.engines import process
-
+            with _collection_paused():
+                from conveyor.engines import process
             if self._fuse:
                 plan = fused(plan)
             session = process.Session(plan, self._start_method, self._channel, self._redact)
@@ -481,3 +483,18 @@ def _iterable(items: Any) -> Iterable[Any]:
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value is not None and value not in choices:
         raise ValueError(f"Pipeline: {name} must be one of {', '.join(map(repr, choices))}, or None, not {value!r}")
+
+
+@contextlib.contextmanager
+def _collection_paused() -> Iterator[None]:
+    """Have nothing looked through for garbage while modules are imported: of what that makes, all stays.
+
+    It took a tenth of the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -7,10 +7,11 @@ workers share these decisions, so that they cannot differ.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from conveyor.errors import ItemTimeoutError
 from conveyor.stages import Processor
+from conveyor.values import NamedTuple
 
 MOST_BACKOFF_SECONDS = 30.0
 

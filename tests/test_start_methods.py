@@ -89,6 +89,43 @@ class StartMethodsTest(TestCase):
     def test_without_a_main_guard_fork_does(self):
         self.good("print(Pipeline().add(Processor(len)).run(['ab']))", "[2]")
 
+    def test_what_the_caller_had_stays_shared(self):
+        if sys.platform != "linux":
+            self.skipTest("what a process has for itself is read from /proc")
+        body = """
+            import gc, pathlib, re
+            def own(item):
+                text = pathlib.Path("/proc/self/smaps_rollup").read_text()
+                return sum(map(int, re.findall(r"Private_\\w+: *(\\d+)", text)))
+            def grown(item):
+                before = own(item)
+                gc.collect()
+                return own(item) - before
+            if __name__ == "__main__":
+                everything = [[number] for number in range(400_000)]
+                grown_by = Pipeline(start_method="fork").add(Processor(grown)).run([1])[0]
+                # A look through all of that would make 25 MB of it this process's own.
+                print(grown_by < 8_000 or grown_by)
+        """
+        self.good(body, "True")
+
+    def test_logging_that_only_the_job_imports(self):
+        body = """
+            import sys
+            def job(item):
+                before = "logging" in sys.modules
+                import logging
+                logging.getLogger("job").warning("item %d", item)
+                logging.getLogger("job").info("not heard")
+                return before, type(logging.__loader__).__name__, logging.__spec__.loader is logging.__loader__
+            if __name__ == "__main__":
+                print("logging" in sys.modules, Pipeline(start_method="fork").add(Processor(job)).run([1, 2]))
+        """
+        code, output, errors = self.python(body, how="file")
+        loader = "'SourceFileLoader', True"
+        assert output.strip() == f"False [(False, {loader}), (True, {loader})]", (output, errors)
+        assert (code, errors) == (0, "item 1\nitem 2\n"), errors
+
     def test_with_other_threads_it_is_forkserver(self):
         body = """
             import threading, jobs

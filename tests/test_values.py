@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import typing
 import unittest
 from typing import Any
 
 from conveyor import values
+from conveyor.core.commands import Verdict
 from conveyor.stages import BalancingFork, Join, Pipe, ReplicatingFork
 from conveyor.stats import Decision
 from tests.support import ROOT, TestCase
@@ -136,6 +138,70 @@ def vars_or_error(replace: Any, value: Any, changes: dict[str, Any]) -> Any:
         return type(error)
 
 
+def tuples(module: Any) -> tuple[Any, Any]:
+    """The same named tuples, made by that module's `NamedTuple`."""
+
+    class Point(module.NamedTuple):
+        """A place."""
+
+        x: int
+        y: int = 5
+        name: str | None = None
+
+        @property
+        def total(self) -> int:
+            return int(self.x + self.y)
+
+        def moved(self, by: int) -> Any:
+            """Another."""
+            return self._replace(x=self.x + by)
+
+    class Alone(module.NamedTuple):
+        x: int
+
+    return Point, Alone
+
+
+class NamedTuplesTest(TestCase):
+    """Both ways give the same."""
+
+    def test_everything(self) -> None:
+        def matched(value: Any, point: Any) -> Any:
+            match value:
+                case point(x, name="a"):
+                    return x
+
+        def tried(what: Any, made: tuple[Any, Any]) -> Any:
+            try:
+                return what(*made)
+            except Exception as error:
+                return type(error), str(error)
+
+        looks: tuple[Any, ...] = (
+            lambda point, alone: (point(1), point(1, 2), point(x=3, name="a"), alone(4)),
+            lambda point, alone: repr((point(1), alone(x=2))),
+            lambda point, alone: (point(1).total, point(1).moved(2), point(1)._asdict(), hash(point(1))),
+            lambda point, alone: (point._fields, point._field_defaults, point.__match_args__, alone._fields),
+            lambda point, alone: (point.__name__, point.__qualname__, point.__module__, point.__doc__),
+            lambda point, alone: (alone.__doc__, point.moved.__qualname__, issubclass(point, tuple)),
+            lambda point, alone: (matched(point(7, name="a"), point), matched(point(7), point)),
+            lambda point, alone: point(),
+            lambda point, alone: point(1, 2, "a", 4),
+            lambda point, alone: point(1, z=2),
+            lambda point, alone: setattr(point(1), "x", 2),
+            lambda point, alone: alone(1)._replace(y=2),
+        )
+        ours, theirs = tuples(values), tuples(typing)
+        for number, look in enumerate(looks):
+            with self.subTest(number=number):
+                self.assertEqual(tried(look, ours), tried(look, theirs))
+
+    def test_pickling(self) -> None:
+        verdict = Verdict("died", -9, 3, 1, 2)
+        again = pickle.loads(pickle.dumps(verdict))
+        assert type(again) is Verdict and again == verdict
+
+
 class ImportsTest(TestCase):
     """What importing the package brings along, and does not."""
 
@@ -145,7 +211,8 @@ class ImportsTest(TestCase):
 
         code = (
             "import sys; sys.path[:0] = sys.argv[1:]; import conveyor, conveyor.engines.process; "
-            "print(*{'dataclasses', 'inspect', 'numpy', 'asyncio', 'concurrent.futures', 'unittest'} & set(sys.modules))"
+            "dear = {'dataclasses', 'inspect', 'numpy', 'asyncio', 'concurrent.futures', 'unittest', 'tempfile'}; "
+            "print(*dear & set(sys.modules))"
         )
         # Without what an installation imports by itself.
         command = [sys.executable, "-S", "-c", code, ".", *sys.path[:1]]

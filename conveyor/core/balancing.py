@@ -25,7 +25,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import ceil, exp, inf
-from typing import NamedTuple
+
+from conveyor.values import NamedTuple
 
 # How often to look: soon after something changed or may have to, else ever more seldom.
 SHORTEST_PAUSE, LONGEST_PAUSE, SLOWER = 0.02, 0.25, 1.25

@@ -5,9 +5,10 @@ Law: frozen wishes, no behaviour.  The shell carries them out in order; none of 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from conveyor.core.payloads import Piece
+from conveyor.values import NamedTuple
 
 
 class Verdict(NamedTuple):

@@ -8,9 +8,10 @@ items of several lanes in order.  Only the process at the end of a hop turns pie
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 from conveyor.core.groups import Runs
+from conveyor.values import NamedTuple
 
 
 class Weave(NamedTuple):

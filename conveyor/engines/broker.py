@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import selectors
 import signal
 import time
-import traceback
 from collections.abc import Callable, Iterable
 from functools import partial
-from multiprocessing import connection
-from typing import Any, NamedTuple
+from typing import Any
 
 from conveyor.core import Machine, commands, events
 from conveyor.engines import life
@@ -29,9 +26,11 @@ from conveyor.engines.life import Assignment, settle
 from conveyor.engines.notes import Note, Notes
 from conveyor.engines.sayings import Sayings
 from conveyor.engines.starting import FORK, PREFIX, SPAWN, UNGUARDED, fork_warning_ignored, signals_held
+from conveyor.engines.waiting import Waiter
 from conveyor.errors import ProcessError
 from conveyor.plan import Plan
 from conveyor.stats import Stats
+from conveyor.values import NamedTuple
 
 # What workers get to leave by themselves when a run has failed or is abandoned.
 GRACE_SECONDS = 0.3
@@ -60,45 +59,6 @@ class Orders(NamedTuple):
     channel: str
     start_method: str
     caller: int
-
-
-class Waiter:
-    """Waits for any of many things, and calls what was registered for those that are ready."""
-
-    def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector() if os.name == "posix" else None
-        self._callbacks: dict[Any, Callable[[], None]] = {}
-
-    def add(self, thing: Any, callback: Callable[[], None]) -> None:
-        """Call `callback` whenever `thing` (a descriptor; on Windows, a handle) is readable."""
-        self._callbacks[thing] = callback
-        if self._selector is not None:
-            self._selector.register(thing, selectors.EVENT_READ)
-
-    def want_room(self, thing: Any, wanted: bool) -> None:
-        """Wait for room to write as well, or no more."""
-        if self._selector is not None:
-            mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
-            self._selector.modify(thing, mask)
-
-    def remove(self, thing: Any) -> None:
-        """Forget what was added."""
-        del self._callbacks[thing]
-        if self._selector is not None:
-            self._selector.unregister(thing)
-
-    def wait(self, seconds: float | None) -> list[Callable[[], None]]:
-        """Return the callbacks of what is ready, after at most `seconds`."""
-        if self._selector is None:
-            ready: list[Any] = list(connection.wait(list(self._callbacks), seconds))
-        else:
-            ready = [key.fd for key, _ in self._selector.select(seconds)]
-        return [self._callbacks[thing] for thing in ready if thing in self._callbacks]
-
-    def close(self) -> None:
-        """Give back what the system lent."""
-        if self._selector is not None:
-            self._selector.close()
 
 
 class Peer:
@@ -306,6 +266,8 @@ class Broker:
                     callback()
                 self._look_around()
         except BaseException as error:
+            import traceback
+
             what = str(error) if isinstance(error, ProcessError) else ""
             self._fail_with(("broken", what, "".join(traceback.format_exception(error))))
         finally:

@@ -25,7 +25,6 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from multiprocessing import connection
 from typing import Any
 
 from conveyor.engines.heavy import Heavy, Keeper
@@ -447,6 +446,9 @@ class QueueFarEnd(FarEnd):
         return _unpack_whole(data, self._keeper)
 
     def _wait(self, reader: Any) -> None:
+        # The queues have it imported already.
+        from multiprocessing import connection
+
         while True:
             ready = connection.wait([reader, *self._sentinels], _LOOK_INTERVAL)
             if reader in ready:

@@ -10,8 +10,9 @@ import contextlib
 import multiprocessing.process
 import os
 import signal
-from multiprocessing import connection
 from typing import Any
+
+from conveyor.engines.waiting import wait_for
 
 
 class Child:
@@ -28,7 +29,7 @@ class Child:
 
     def wait(self, seconds: float) -> bool:
         """Wait up to `seconds` for its death; return whether it is dead, and if so reap it."""
-        if not self.reaped and connection.wait([self.waitable], max(0.0, seconds)):
+        if not self.reaped and wait_for(self.waitable, max(0.0, seconds)):
             self.reap()
         return self.reaped
 
@@ -46,7 +47,7 @@ class Child:
         """Have the system end it, and wait for that."""
         self.kill()
         if not self.reaped:
-            connection.wait([self.waitable])
+            wait_for(self.waitable)
             self.reap()
 
     def reap(self) -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-import traceback
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from conveyor.errors import (
     ItemTimeoutError,
@@ -22,6 +21,7 @@ from conveyor.errors import (
 )
 from conveyor.failed import FailedItem
 from conveyor.fusing import StageError
+from conveyor.values import NamedTuple
 
 
 class Failure(NamedTuple):
@@ -71,14 +71,25 @@ def _text(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException) -> str:
+    # Frames of this package say nothing to a user; where there are no others, they are all there is.
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("conveyor."):
+        frames = frames.tb_next
+    frames = frames or error.__traceback__
     try:
-        # Frames of this package say nothing to a user; where there are no others, they are all there is.
-        frames = error.__traceback__
-        while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("conveyor."):
-            frames = frames.tb_next
-        return "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))
+        # Only now: with all that it needs, it takes as long to import as a process to start.
+        import traceback
+
+        return "".join(traceback.format_exception(type(error), error, frames))
     except BaseException as second:
-        return f"{type(error).__name__} (its traceback could not be made: {type(second).__name__})\n"
+        lines = [
+            f"{type(error).__name__} (its traceback could not be made: {type(second).__name__}; it was raised in)\n"
+        ]
+        while frames is not None:
+            code = frames.tb_frame.f_code
+            lines.append(f'  File "{code.co_filename}", line {frames.tb_lineno}, in {code.co_name}\n')
+            frames = frames.tb_next
+        return "".join(lines)
 
 
 _WHAT_HAPPENED = {

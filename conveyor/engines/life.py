@@ -7,22 +7,26 @@ and a worker does not outlive its broker, whatever it is at.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import signal
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from conveyor.engines.arena import Arena
 from conveyor.engines.channels import FarEnd, Gone
 from conveyor.engines.failures import failure_of
 from conveyor.engines.notes import Note
-from conveyor.engines.records import Levels
 from conveyor.engines.redaction import Redact
 from conveyor.engines.streams import settle_streams
 from conveyor.engines.telling import SharedEnd, Voice
 from conveyor.engines.worker import Worker
 from conveyor.stages import Processor
+from conveyor.values import NamedTuple
+
+if TYPE_CHECKING:
+    from conveyor.engines.records import Levels
 
 # A worker whose broker has gone leaves with this code; nobody is there to see it.
 ORPHANED = 3
@@ -33,7 +37,8 @@ class Assignment(NamedTuple):
 
     `job` is a Processor, or the pickle of one.  `grouped`: the number of outputs of each unit is to be told.  `timed`:
     the broker has to know since when the worker is at each unit.  `most_bytes` is what the pipe holds that its outputs
-    go to.  `levels`: what log records it makes.  `redact`, or the pickle of it, shows items in errors.
+    go to.  `levels`: what log records it makes, None where the caller does not use `logging`.  `redact`, or the pickle
+    of it, shows items in errors.
     """
 
     name: str
@@ -57,6 +62,8 @@ def ignore(number: int, frame: FrameType | None) -> None:
 
 def settle(foreign: list[Any]) -> None:
     """Make a new process one of ours: its own signals and streams, and no end of a channel that is not its own."""
+    # What came with the fork is shared with its parent as long as nobody looks through it for garbage.
+    gc.freeze()
     signal.signal(signal.SIGINT, ignore)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(signal, "SIGCHLD"):

@@ -10,6 +10,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+try:
+    # Here, before workers are forked: each would have to look for it.
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
 
 class Spent:
     """What time was spent with: using a core, waiting for one, or waiting for something else.
@@ -43,8 +49,4 @@ class Spent:
 
 
 def _usage_reader() -> Callable[[], Any] | None:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return None
-    return partial(resource.getrusage, resource.RUSAGE_SELF)
+    return None if resource is None else partial(resource.getrusage, resource.RUSAGE_SELF)

@@ -14,7 +14,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from multiprocessing import resource_tracker
 from typing import Any
 
 from conveyor.engines.redaction import Redact
@@ -144,6 +143,8 @@ def signals_held(method: str) -> Iterator[None]:
         yield
         return
     if method == SPAWN:
+        from multiprocessing import resource_tracker
+
         # Starting it would let the signal through.
         resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

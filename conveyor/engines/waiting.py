@@ -1,0 +1,68 @@
+"""Waiting for descriptors (on Windows, for handles) to become readable.
+
+Law: knows no process and no message.  `multiprocessing.connection` is imported only where the system has no `poll`:
+with all that it brings along, that takes longer than to start a process.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import selectors
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def wait_for(thing: Any, seconds: float | None = None) -> bool:
+    """Wait until a thing is readable, for at most `seconds` where that is not None; return whether it is."""
+    if os.name != "posix":
+        return bool(_wait([thing], seconds))
+    poll = select.poll()
+    poll.register(thing, select.POLLIN)
+    return bool(poll.poll(None if seconds is None else math.ceil(seconds * 1000)))
+
+
+class Waiter:
+    """Waits for any of many things, and calls what was registered for those that are ready."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector() if os.name == "posix" else None
+        self._callbacks: dict[Any, Callable[[], None]] = {}
+
+    def add(self, thing: Any, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever `thing` (a descriptor; on Windows, a handle) is readable."""
+        self._callbacks[thing] = callback
+        if self._selector is not None:
+            self._selector.register(thing, selectors.EVENT_READ)
+
+    def want_room(self, thing: Any, wanted: bool) -> None:
+        """Wait for room to write as well, or no more."""
+        if self._selector is not None:
+            mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
+            self._selector.modify(thing, mask)
+
+    def remove(self, thing: Any) -> None:
+        """Forget what was added."""
+        del self._callbacks[thing]
+        if self._selector is not None:
+            self._selector.unregister(thing)
+
+    def wait(self, seconds: float | None) -> list[Callable[[], None]]:
+        """Return the callbacks of what is ready, after at most `seconds`."""
+        if self._selector is None:
+            ready = _wait(list(self._callbacks), seconds)
+        else:
+            ready = [key.fd for key, _ in self._selector.select(seconds)]
+        return [self._callbacks[thing] for thing in ready if thing in self._callbacks]
+
+    def close(self) -> None:
+        """Give back what the system lent."""
+        if self._selector is not None:
+            self._selector.close()
+
+
+def _wait(things: Sequence[Any], seconds: float | None) -> list[Any]:
+    from multiprocessing import connection
+
+    return list(connection.wait(list(things), seconds))
