@@ -10,6 +10,7 @@ from typing import Any
 
 from conveyor import Pipe, Processor
 from conveyor.core.commands import (
+    Command,
     Emit,
     EndWorker,
     Fail,
@@ -22,6 +23,7 @@ from conveyor.core.commands import (
     Verdict,
 )
 from conveyor.core.events import WorkerLost
+from conveyor.core.watch import ANSWERS
 from tests.driving import Driven
 from tests.support import TestCase
 
@@ -53,6 +55,14 @@ def chunk(core: Driven, size: int) -> Lease:
     return found  # type: ignore[no-any-return]
 
 
+def too_long(core: Driven, now: float, worker: int, lease: int, units: int) -> list[Command]:
+    """Have a worker be at the same unit for too long, however often it is asked; return what comes of the last answer."""
+    commands: list[Command] = []
+    for _ in range(ANSWERS):
+        commands += core.seen(now, worker, lease, units, 1.5)
+    return commands
+
+
 class Timeouts(TestCase):
     """A worker is too long at an item."""
 
@@ -66,8 +76,14 @@ class Timeouts(TestCase):
         # It has begun it later than it was handed it.
         assert core.seen(6.0, 0, 0, 1, 0.75) == []
         assert core.machine.timer == 6.25
+        # It may have stood still with the whole machine, and have to come to itself.
         assert core.tick(6.25) == [Look(0)]
-        assert core.seen(6.25, 0, 0, 1, 1.0) == [KillWorker(0)]
+        assert core.seen(6.25, 0, 0, 1, 1.0) == []
+        assert core.machine.timer == 6.27
+        assert core.tick(6.27) == [Look(0)]
+        assert core.seen(6.27, 0, 0, 1, 1.02) == []
+        assert core.tick(6.29) == [Look(0)]
+        assert core.seen(6.29, 0, 0, 1, 1.04) == [KillWorker(0)]
         # It is told once.
         assert core.tick(9.0) == [] and core.machine.timer is None
         assert core.lose(9.1, 0, -9, begun=(0, 1), killed=True) == [Fail(0, 0, 0, 0, 1.0, "overdue")]
@@ -87,11 +103,25 @@ class Timeouts(TestCase):
         assert core.seen(1.0, 0, 0, 1, None) == []
         assert core.machine.timer == 2.0
 
+    def test_one_that_goes_on_after_all_is_not(self) -> None:
+        core = Driven(Processor(job, timeout=1.0), Pipe(64))
+        lease = chunk(core, 4)
+        for now, units, seconds in ((1.0, 1, 1.5), (1.02, 1, 1.52), (1.04, 2, 1.2), (1.06, 2, 1.22)):
+            assert core.tick(now) == [Look(0)]
+            assert core.seen(now, 0, lease.number, units, seconds) == []
+        # It goes on, and is too long at the third.
+        assert core.tick(1.25) == [Look(0)]
+        assert core.seen(1.25, 0, lease.number, 3, 0.25) == []
+        assert core.machine.timer == 2.0
+        for now, commands in ((2.0, []), (2.02, []), (2.04, [KillWorker(0)])):
+            assert core.tick(now) == [Look(0)]
+            assert core.seen(now, 0, lease.number, 3, now - 1.0) == commands
+
     def test_one_that_was_done_in_time_is_not_to_blame(self) -> None:
         core = Driven(Processor(job, timeout=1.0), Pipe(64))
         core.feed(0.0, "A", 1)
         core.tick(1.0)
-        assert core.seen(1.0, 0, 0, 1, 1.0) == [KillWorker(0)]
+        assert too_long(core, 1.0, 0, 0, 1) == [KillWorker(0)]
         # It had replied just before it was killed.
         assert core.reply(1.1, 0, 0, 1, ("a", 1)) == [Emit((("a", 0, 1),), 1)]
         assert core.lose(1.1, 0, -9, begun=(0, 1), killed=True) == [StartWorker(0, 1)]
@@ -102,7 +132,7 @@ class Timeouts(TestCase):
         core = Driven(Processor(job, timeout=1.0), Pipe(64))
         core.feed(0.0, "A", 1)
         core.tick(1.0)
-        core.seen(1.0, 0, 0, 1, 1.0)
+        too_long(core, 1.0, 0, 0, 1)
         assert core.feed(1.1, "B", 1) == []
 
     def test_what_stands_before_it_is_not_to_blame(self) -> None:
@@ -110,7 +140,7 @@ class Timeouts(TestCase):
         lease = chunk(core, 4)
         # It is at the third of the four; what it made of the first two is lost with it.
         assert core.tick(1.0) == [Look(0)]
-        assert core.seen(1.0, 0, lease.number, 3, 1.5) == [KillWorker(0)]
+        assert too_long(core, 1.0, 0, lease.number, 3) == [KillWorker(0)]
         assert core.lose(1.1, 0, -9, begun=(lease.number, 3), killed=True) == [StartWorker(0, 1)]
         first = lease.begin
         verdict = Verdict("overdue", 1.0, 1, first + 2, first + 2)
@@ -127,11 +157,11 @@ class Timeouts(TestCase):
         core = Driven(Processor(job, timeout=1.0, retries=1, on_error="skip"), Pipe(64))
         core.feed(0.0, "A", 1)
         core.tick(1.0)
-        core.seen(1.0, 0, 0, 1, 1.0)
+        too_long(core, 1.0, 0, 0, 1)
         assert core.lose(1.1, 0, -9, begun=(0, 1), killed=True) == [StartWorker(0, 1)]
         assert core.ready(1.2, 1) == [Lease(1, 1, (("A", 0, 1),), 1, 1)]
         core.tick(2.2)
-        core.seen(2.2, 1, 1, 1, 1.0)
+        too_long(core, 2.2, 1, 1, 1)
         core.lose(2.3, 1, -9, begun=(1, 1), killed=True)
         verdict = Verdict("overdue", 1.0, 2, 0, 0)
         assert core.ready(2.4, 2) == [Lease(2, 2, (("A", 0, 1),), 1, 1, verdict=verdict)]
@@ -140,7 +170,7 @@ class Timeouts(TestCase):
         core = Driven(Stateful(timeout=1.0, on_error="skip"), Pipe(64))
         lease = chunk(core, 4)
         core.tick(1.0)
-        core.seen(1.0, 0, lease.number, 2, 1.0)
+        too_long(core, 1.0, 0, lease.number, 2)
         culprit = lease.begin + 1
         assert core.lose(1.1, 0, -9, begun=(lease.number, 2)) == [Fail(0, 0, culprit, culprit, 1.0, "overdue")]
 

@@ -111,6 +111,7 @@ class Worker:
     """One process of the step, as the core sees it."""
 
     __slots__ = (
+        "answers",
         "asked",
         "due",
         "finished",
@@ -123,6 +124,7 @@ class Worker:
         "overdue",
         "recalled",
         "replaced",
+        "suspected",
     )
 
     def __init__(self, number: int, left: int | None) -> None:
@@ -141,8 +143,11 @@ class Worker:
         self.asked = False
         # Whether it is to leave once it has nothing.
         self.leaving = False
-        # When it may be too long at a unit; and at which it was, so that it was told to be ended.
+        # When it may be too long at a unit; at which it seems to be, by how many answers; and at which it was, so that
+        # it was told to be ended.
         self.due: float | None = None
+        self.suspected: tuple[int, int] | None = None
+        self.answers = 0
         self.overdue: tuple[int, int] | None = None
 
 

@@ -1,7 +1,8 @@
 """Who is too long at an item.
 
 Law: nobody is ended for the time of another item, or for a time in which it waited: what a worker is at, and for how
-long, is asked when it may be too long, and only the answer counts.
+long, is asked when it may be too long, and only the answer counts.  Nor for one in which the whole machine stood still:
+it is asked again, a moment later each time, until a worker that has come to itself would have gone on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from conveyor.core.commands import KillWorker, Look
 from conveyor.core.events import Seen, WorkerLost
 from conveyor.core.leases import Worker
 from conveyor.core.node import Surroundings
+
+# After how many answers in a row that a worker is too long at the same unit it is ended, and how long to wait between.
+ANSWERS = 3
+MOMENT_SECONDS = 0.02
 
 
 class Watch:
@@ -47,10 +52,18 @@ class Watch:
         """Have a worker ended that is too long at what it is at."""
         if self._timeout is None or event.seconds is None or worker.overdue or not worker.leases:
             return
+        at = event.lease, event.units
         if event.seconds < self._timeout:
+            worker.suspected = None
             worker.due = self._surroundings.now + self._timeout - event.seconds
+            return
+        if worker.suspected != at:
+            worker.suspected, worker.answers = at, 0
+        worker.answers += 1
+        if worker.answers < ANSWERS:
+            worker.due = self._surroundings.now + MOMENT_SECONDS
         else:
-            worker.overdue = (event.lease, event.units)
+            worker.overdue = at
             self._surroundings.command(KillWorker(worker.number))
 
 
