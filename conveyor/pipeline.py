@@ -129,6 +129,7 @@ class Pipeline(Generic[In, Out]):
         self._session: Any = None
         # The last session, for what it can tell when it is over.
         self._last: Any = None
+        self._guard: _Guard | None = None
         # Whether the session belongs to one run alone, and ends with it.
         self._passing = False
 
@@ -335,6 +336,7 @@ class Pipeline(Generic[In, Out]):
                 plan = fused(plan)
             session = process.Session(plan, self._start_method, self._channel, self._redact)
         self._session = self._last = session
+        self._guard = _Guard(session)
         try:
             session.open()
         except BaseException:
@@ -405,6 +407,21 @@ if TYPE_CHECKING:
         def add(self, first: Step, second: Step, /, *others: Step) -> Pipeline[Any, Any]: ...
 
         def add(self, *elements: Any) -> Any: ...
+
+
+class _Guard:
+    """Ends the session of a pipeline that is dropped, where the pipeline's own finalizer was left half way.
+
+    A Ctrl-C may come at any moment, also before a finalizer can keep it back; Python prints it then, and goes on.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def __del__(self) -> None:
+        if not self._session.ended:
+            with interrupts_held(finalizing=True):
+                self._session.abort()
 
 
 class Stream(Iterator[Out]):

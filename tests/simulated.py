@@ -228,7 +228,7 @@ class SimulatedShell(FakeShell):
             return self.kill_any()
         elif kind == 2 and self.starting and self.kills > 0:
             number = next(iter(self.starting))
-            if self.choose(8) == 0 and not self.machine.step_of(number).team.hopeless(self.now + 1):
+            if self.choose(8) == 0 and not self.machine.step_of(number).team.hopeless(False, self.now + 1):
                 del self.starting[number]
                 self.kills -= 1
                 self.handle(events.WorkerLost(number, "killed", None, ready=False))

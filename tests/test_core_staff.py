@@ -225,13 +225,13 @@ class TakingBack(TestCase):
     def test_what_is_expected_to_take_long_is_shared_at_once(self) -> None:
         core = Driven(Processor(job, workers=2), Pipe(64))
         core.feed(0.0, "A", 1)
-        core.reply(0.1, 0, 0, 1, ("a", 1), seconds=0.004)
+        core.reply(0.1, 0, 0, 1, ("a", 1), seconds=0.008)
         core.feed(0.2, "B", 2)
-        core.reply(0.3, 0, 1, 1, ("b", 1), seconds=0.004)
-        core.reply(0.4, 1, 2, 1, ("c", 1), seconds=0.004)
+        core.reply(0.3, 0, 1, 1, ("b", 1), seconds=0.008)
+        core.reply(0.4, 1, 2, 1, ("c", 1), seconds=0.008)
         assert core.feed(1.0, "C", 4) == [Lease(0, 3, (("C", 0, 2),), 2, 2), Lease(1, 4, (("C", 2, 4),), 2, 2)]
         assert core.feed(1.1, "D", 2) == [Lease(0, 5, (("D", 0, 2),), 2, 2)]
-        assert core.reply(1.2, 1, 4, 2, ("d", 2), seconds=0.008) == [Recall(0, 3, 1)]
+        assert core.reply(1.2, 1, 4, 2, ("d", 2), seconds=0.016) == [Recall(0, 3, 1)]
         assert core.begun(1.2, 0, 3, 1) == [Lease(1, 6, (("C", 1, 2),), 1, 1)]
 
     def test_nothing_is_taken_back_while_something_waits_or_nobody_is_free(self) -> None:

@@ -76,21 +76,21 @@ class Sizes(TestCase):
     def test_a_broker_with_much_to_do_hands_out_more_at_once(self) -> None:
         core = Driven(Processor(job), Pipe(64))
         core.feed(0.0, "A", 6)
-        assert core.reply(0.1, 0, 0, 1, ("a", 1), seconds=0.008) == [
+        assert core.reply(0.1, 0, 0, 1, ("a", 1), seconds=0.016) == [
             Emit((("a", 0, 1),), 1),
             Lease(0, 1, (("A", 1, 2),), 1, 1),
             Lease(0, 2, (("A", 2, 3),), 1, 1),
         ]
         assert core.loaded(0.2, 0.4) == []
-        assert core.loaded(0.3, 0.9) == [Linger(0, 0.01)]
-        assert core.reply(0.4, 0, 1, 1, ("b", 1), seconds=0.008) == [
+        assert core.loaded(0.3, 0.9) == [Linger(0, 0.02)]
+        assert core.reply(0.4, 0, 1, 1, ("b", 1), seconds=0.016) == [
             Emit((("b", 0, 1),), 1),
             Lease(0, 3, (("A", 3, 5),), 2, 2),
         ]
         # Who comes later is told, too.
         assert core.lose(0.5, 0, "killed") == [StartWorker(0, 1)]
-        assert core.ready(0.6, 1) == [Linger(1, 0.01), Lease(1, 4, (("A", 2, 3),), 1, 1)]
-        assert core.loaded(0.7, 0.1) == [Linger(1, 0.005)]
+        assert core.ready(0.6, 1) == [Linger(1, 0.02), Lease(1, 4, (("A", 2, 3),), 1, 1)]
+        assert core.loaded(0.7, 0.1) == [Linger(1, 0.01)]
 
     def test_at_the_end_what_is_left_goes_ahead_at_once(self) -> None:
         core = Driven(Processor(job), Pipe(64))
@@ -500,6 +500,17 @@ class Losses(TestCase):
         assert core.lose(1.0, 0, "killed", ready=False) == [StartWorker(0, 1)]
         assert core.lose(1.9, 1, "killed", ready=False) == [StartWorker(0, 2)]
         assert core.lose(3.0, 2, "killed", ready=False) == [Fail(0, 2, None, None, "killed", "setup")]
+
+    def test_those_that_are_killed_before_they_are_ready_may_have_bad_luck(self) -> None:
+        core = Driven(Processor(job), Pipe(64))
+        for worker in range(8):
+            now = worker / 4
+            assert core.lose(now, worker, -9, ready=False, killed=True) == [StartWorker(0, worker + 1)]
+        assert core.lose(2.0, 8, -9, ready=False, killed=True) == [Fail(0, 8, None, None, -9, "setup")]
+        core = Driven(Processor(job), Pipe(64))
+        for worker in range(4):
+            assert core.lose(3.0 * worker, worker, -9, ready=False, killed=True) == [StartWorker(0, worker + 1)]
+        assert core.lose(12.0, 4, -9, ready=False, killed=True) == [Fail(0, 4, None, None, -9, "setup")]
 
     def test_how_many_items_are_under_way(self) -> None:
         core = Driven(Processor(job), Pipe(64), Processor(job))

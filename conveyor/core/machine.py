@@ -252,7 +252,7 @@ class Machine:
         failure: Fail | None = None
         worker = step.worker(event.worker)
         leaving, replaced = worker is not None and worker.leaving, worker is not None and worker.replaced
-        if not event.ready and team.hopeless(now):
+        if not event.ready and team.hopeless(event.killed, now):
             failure = Fail(index, event.worker, None, None, event.cause, "setup")
         elif event.ready and not team.node.restartable:
             failure = self._loss_of_state(step, event)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from conveyor.plan import PIPE_BYTES
 
-TARGET_SECONDS = 0.008
+TARGET_SECONDS = 0.016
 # A worker keeps what it has done for this share of that at most, and is handed its next lease before it is done with
 # the present one, to hide the hop, where a lease is expected to take no more than this share; a longer one would sit
 # behind a busy worker while another falls idle.
@@ -70,9 +70,9 @@ class Aim:
 
     >>> aim = Aim()
     >>> aim.loaded(0.9), aim.seconds, aim.linger
-    (True, 0.016, 0.01)
+    (True, 0.032, 0.02)
     >>> aim.loaded(0.4), aim.loaded(0.1), aim.seconds
-    (False, True, 0.008)
+    (False, True, 0.016)
     """
 
     __slots__ = ("seconds",)

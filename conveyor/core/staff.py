@@ -16,6 +16,7 @@ from conveyor.stats import Decision, StepStats
 # What starting a worker is taken to cost until one has been started.
 START_SECONDS = 0.05
 # So many workers in a row that die before they are ready are not replaced; nor are two where that has taken so long.
+# Where they may have been ended from outside, it takes both.
 START_ATTEMPTS = 5
 START_PATIENCE = 2.0
 # Nor is one that dies with nothing in hand, where that many in a row have done so and nothing was done in between: with
@@ -108,10 +109,11 @@ class Team:
         self.peak = max(self.peak, len(self.numbers))
         return True
 
-    def hopeless(self, now: float) -> bool:
+    def hopeless(self, killed: bool, now: float) -> bool:
         """Whether one more that dies before it is ready is one too many."""
         failed = self.failed_starts + 1
-        return failed >= START_ATTEMPTS or (failed >= 2 and now - self._failing_since >= START_PATIENCE)
+        often, long = failed >= START_ATTEMPTS, failed >= 2 and now - self._failing_since >= START_PATIENCE
+        return (often and long) if killed else (often or long)
 
     def died_idle(self, killed: bool, now: float) -> bool:
         """Take in that a worker has died that had nothing to do; return whether that is one too many."""

@@ -446,9 +446,9 @@ class Broker:
             self._closing = True
             for each in self._workers.values():
                 each.peer.send(("close",))
-                if not each.dead and hasattr(signal, "SIGCONT"):
+                if not each.dead:
                     # One that was stopped would never leave.
-                    os.kill(each.child.pid, signal.SIGCONT)
+                    each.child.wake()
         if grace is not None:
             deadline = time.monotonic() + grace
             self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)

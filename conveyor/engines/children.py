@@ -33,15 +33,26 @@ class Child:
             self.reap()
         return self.reaped
 
+    def wake(self) -> None:
+        """Have it go on if it was stopped."""
+        if hasattr(signal, "SIGCONT"):
+            self._signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """Have the system end it."""
+        if hasattr(signal, "SIGKILL"):
+            self._signal(signal.SIGKILL)
+        elif not self.reaped:
+            self._process.kill()
+
+    def _signal(self, number: int) -> None:
         if not self.reaped:
             with contextlib.suppress(ProcessLookupError):
                 if self._descriptor is not None:
                     # Unlike the number, it cannot stand for another process by now.
-                    signal.pidfd_send_signal(self._descriptor, signal.SIGKILL)
+                    signal.pidfd_send_signal(self._descriptor, number)
                 else:
-                    self._process.kill()
+                    os.kill(self.pid, number)
 
     def end(self) -> None:
         """Have the system end it, and wait for that."""

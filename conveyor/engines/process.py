@@ -11,6 +11,9 @@ import atexit
 import contextlib
 import errno
 import multiprocessing
+
+# It registers what it does at exit: before what is registered here, and so it comes after that.
+import multiprocessing.util  # isort: skip
 import os
 import sys
 import threading
@@ -62,7 +65,7 @@ if TYPE_CHECKING:
     from conveyor.engines.records import Levels
 
 # What a broker gets, beyond the grace that it gives its workers, before it is killed itself.
-PATIENCE_SECONDS = 0.5
+PATIENCE_SECONDS = 2.0
 # How long `close` waits for workers that are still at an item of a run that was given up.
 LEAVING_SECONDS = 0.3
 
@@ -417,6 +420,8 @@ class Session:
             deadline = time.monotonic() + GRACE_SECONDS + PATIENCE_SECONDS
             # Another thread may be at it, or this one, where a signal handler has come here.
             listening = self._hearing.acquire(blocking=False)
+            # One that was stopped could neither end its workers nor take away its semaphores.
+            self._child.wake()
             self.send("abort", listening)
             if listening:
                 try:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from conveyor.engines.arena import Arena
     from conveyor.engines.life import Assignment
 
-FLUSH_SECONDS = 0.005
+FLUSH_SECONDS = 0.01
 # A value that a generator took so long to yield is sent at once: who knows when the next one comes.
 SLOW_SECONDS = 0.002
 # What is called in one stride is accounted for in one go.  Within it the worker looks at the clock, and whether it may
