@@ -38,7 +38,7 @@ from tests.test_failures import read_number, wait_until
 from tests.test_shutdown import Script, tracebacks
 from tests.test_survival import kill, workers_of_the_pipeline
 
-LIMIT_SECONDS = 5.0
+LIMIT_SECONDS = 15.0
 """What an error may take from the start of the run, on a busy machine; a fifth of that is usual, most of it for spawning."""
 LARGE = 8_000_000
 MIB = 1024 * 1024

@@ -475,19 +475,19 @@ class Deaths(Base):
 
     def test_waiting_is_no_work(self):
         # For room behind, for items, or between two attempts.
-        pipeline = self.make(Processor(same, timeout=0.1), Pipe(maxsize=1), Processor(same))
+        pipeline = self.make(Processor(same, timeout=0.5), Pipe(maxsize=1), Processor(same))
         stream = pipeline.stream(range(20))
         results = []
         for result in stream:
             results.append(result)
             if result == 0:
-                time.sleep(0.3)
+                time.sleep(0.8)
         assert results == list(range(20))
-        pipeline = self.make(FailsFirst(self.folder, 1, retries=1, backoff=0.4, timeout=0.1))
+        pipeline = self.make(FailsFirst(self.folder, 1, retries=1, backoff=0.8, timeout=0.5))
         pipeline._description.layout.operations[0].processor.restartable = True
         assert pipeline.run(range(2)) == [0, 1]
         # And many items may take longer together.
-        pipeline = self.make(Processor(short_sleep, timeout=0.3))
+        pipeline = self.make(Processor(short_sleep, timeout=0.5))
         assert pipeline.run(range(40)) == list(range(40))
 
     def test_too_long_without_a_note(self):

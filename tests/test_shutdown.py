@@ -23,7 +23,7 @@ from pathlib import Path
 from conveyor import Pipe, Pipeline, Processor, StateError
 from tests.support import ROOT, SHORT, TestCase, _everyone, nothing_left
 
-LIMIT_SECONDS = 2.0
+LIMIT_SECONDS = 5.0
 """What the end may take, on a busy machine; 0.1 s is usual, and 0.4 s where a worker has to be killed."""
 
 HEAD = """
