@@ -126,7 +126,8 @@ class DiesIdle(Files):
         threading.Thread(target=self.end, daemon=True).start()
 
     def end(self):
-        time.sleep(0.02)
+        # By then it has said that it is up, also where the machine stands still for a while.
+        time.sleep(0.5)
         os._exit(5)
 
 
@@ -449,7 +450,7 @@ class Faults(Base):
         with self.fails(WorkerDiedError, message, within=15.0, phase="wait", exitcode=5):
             # The source gives nothing until the end.
             self.make(DiesIdle(self.folder)).run(iter(item.wait, True))
-        assert len(self.lines("starts")) == 5, "no storm"
+        assert len(self.lines("starts")) == 5, self.lines("starts")
 
     def test_too_little_memory(self):
         huge = 1 << 40
@@ -471,7 +472,7 @@ class Faults(Base):
         fields = {"processor": "DiesOfMessages", "phase": "receive", "exitcode": 5, "number": 0, "last": 0}
         with self.fails(WorkerDiedError, "while it had item 0 to take in", **fields):
             self.make(DiesOfMessages(self.folder)).run([1])
-        assert len(self.lines("starts")) == 5, "no storm"
+        assert len(self.lines("starts")) == 5, self.lines("starts")
 
     def test_exceptions_that_cannot_be_rebuilt(self):
         pipeline = self.make(Processor(raise_by_number, on_error="skip"))

@@ -255,10 +255,11 @@ def deprecated(item):
     return item
 
 
-def many_records(item):
+def many_records(path):
     for number in range(2000):
         log.info("%d %s", number, "x" * 1000)
-    return item
+    Path(path).touch()
+    return path
 
 
 def never_quiet(item):
@@ -495,15 +496,18 @@ class ForkPipeTest(Records, TestCase):
     def slow_consumer(self):
         # The broker is forked from here, and so has that bound.
         with mock.patch.object(sayings, "KEPT_BYTES", 50_000):
-            results = self.pipeline(many_records).stream([1])
-            time.sleep(0.5)
-            assert list(results) == [1]
+            said = Path(self.new_folder(), "said")
+            results = self.pipeline(many_records).stream([str(said)])
+            while not said.exists():
+                time.sleep(0.001)
+            assert list(results) == [str(said)]
         about = [record for record in self.heard.records if record.name == "conveyor"]
-        # More than one only where there were some again when there was room again.
-        assert 1 <= len(about) < 20 and {record.levelno for record in about} == {logging.WARNING}
+        assert about and {record.levelno for record in about} == {logging.WARNING}
         dropped = [record.args[0] for record in about]
         assert len(self.heard.records) - len(about) + sum(dropped) == 2000
-        assert sum(dropped) > 500
+        if self.settings["channel"] == "pipe":
+            # A queue takes all that is said, and the broker may see the rest when there is room again.
+            assert sum(dropped) > 500 and len(about) < 20
         assert f"{dropped[0]} log records and warnings" in about[0].getMessage()
 
     def test_a_caller_that_takes_nothing(self):
