@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -238,7 +239,7 @@ class Pipeline(Generic[In, Out]):
 
     def __del__(self) -> None:
         session = getattr(self, "_session", None)
-        if session is not None and not session.ended:
+        if session is not None and (not session.ended or (self._guard is not None and self._guard.was_needed)):
             with interrupts_held(finalizing=True):
                 # Before the warning, which may be made an error.
                 self._leave(abort=True)
@@ -417,9 +418,12 @@ class _Guard:
 
     def __init__(self, session: Any) -> None:
         self._session = session
+        # The collector may drop it before the pipeline, which then has to say that it was left open.
+        self.was_needed = False
 
     def __del__(self) -> None:
         if not self._session.ended:
+            self.was_needed = True
             with interrupts_held(finalizing=True):
                 self._session.abort()
 
@@ -508,10 +512,12 @@ def _collection_paused() -> Iterator[None]:
 
     It took a tenth of the time.
     """
-    enabled = gc.isenabled()
-    gc.disable()
+    # Another thread might start a process meanwhile, where it would be paused for ever.
+    pauses = gc.isenabled() and threading.active_count() == 1
+    if pauses:
+        gc.disable()
     try:
         yield
     finally:
-        if enabled:
+        if pauses:
             gc.enable()

@@ -117,6 +117,13 @@ class Timeouts(TestCase):
             assert core.tick(now) == [Look(0)]
             assert core.seen(now, 0, lease.number, 3, now - 1.0) == commands
 
+    def test_one_that_waited_meanwhile_is_not(self) -> None:
+        core = Driven(Processor(job, timeout=1.0), Pipe(64))
+        core.feed(0.0, "A", 1)
+        for now, seconds in ((1.0, 1.5), (1.02, 1.52), (1.04, None), (2.04, 1.0), (2.06, 1.02)):
+            assert core.tick(now) == [Look(0)]
+            assert core.seen(now, 0, 0, 1, seconds) == []
+
     def test_one_that_was_done_in_time_is_not_to_blame(self) -> None:
         core = Driven(Processor(job, timeout=1.0), Pipe(64))
         core.feed(0.0, "A", 1)

@@ -27,11 +27,10 @@ from pathlib import Path
 from unittest import mock
 
 from conveyor import Pipe, Pipeline, Processor, ProcessorError, WorkerDiedError
-from conveyor.engines import plain, records, said, sayings
+from conveyor.engines import records, sayings
 from conveyor.engines.channels import PIPE, Gone, channel
-from conveyor.engines.forwarding import Forwarder
 from conveyor.engines.sayings import Sayings
-from conveyor.engines.telling import SharedEnd
+from conveyor.engines.telling import Forwarder, SharedEnd
 from tests.support import ROOT, SHORT, TestCase, slow
 
 log = logging.getLogger("talk.jobs")
@@ -796,7 +795,7 @@ class PackedTest(TestCase):
     def test_no_type_of_the_users_own_is_unpickled_by_itself(self):
         record = logging.makeLogRecord({"name": "a", "msg": OfItsOwn(), "levelno": Level(25), "own": OfItsOwn()})
         fields, message, pickled = pickle.loads(records.packed_record(record, pickles=True))
-        assert plain.is_plain(fields, 5) and message[1] == "of its own"
+        assert records.is_plain(fields, 5) and message[1] == "of its own"
         assert {type(data) for data, _ in [message, *pickled.values()]} == {bytes}
 
     def test_what_is_heavy_goes_as_text(self):
@@ -830,7 +829,7 @@ class PackedTest(TestCase):
 
         for message in (Mute("a"), "text"):
             with warnings.catch_warnings(record=True) as caught:
-                said.hear(("said", "warning"), [said.packed_warning(message, Mute, "file.py", 3, None)])
+                records.hear(("said", "warning"), [records.packed_warning(message, Mute, "file.py", 3, None)])
             assert (caught[0].category, caught[0].filename, caught[0].lineno) == (UserWarning, "file.py", 3)
 
 

@@ -8,6 +8,7 @@ gone a second after it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import os
 import signal
@@ -19,8 +20,10 @@ import time
 import unittest
 import warnings
 from pathlib import Path
+from unittest import mock
 
 from conveyor import Pipe, Pipeline, Processor, StateError
+from conveyor.engines.interrupts import interrupts_held
 from tests.support import ROOT, SHORT, TestCase, _everyone, nothing_left
 
 LIMIT_SECONDS = 5.0
@@ -520,6 +523,33 @@ class LeavingTest(TestCase):
                 sys.unraisablehook = raised
             (warning,) = ignored if action == "error" else [each.message for each in caught]
             assert isinstance(warning, ResourceWarning) and "close it" in str(warning), warning
+
+    def test_a_pipeline_is_dropped_in_a_cycle(self):
+        class Owner:
+            def __init__(self):
+                self.pipeline = Pipeline().add(Processor(same)).open()
+                self.itself = self
+
+        with nothing_left(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ResourceWarning)
+            Owner()
+            gc.collect()
+        (warning,) = caught
+        assert "close it" in str(warning.message), warning
+
+    def test_a_ctrl_c_before_the_finalizer_can_keep_it_back(self):
+        ignored, raised = [], sys.unraisablehook
+        sys.unraisablehook = lambda unraisable: ignored.append(unraisable.exc_type)
+        try:
+            pipeline = Pipeline().add(Processor(same)).open()
+            held = mock.Mock(side_effect=[KeyboardInterrupt, interrupts_held(finalizing=True)])
+            with mock.patch("conveyor.pipeline.interrupts_held", held):
+                session = pipeline._session
+                del pipeline
+                assert session.ended
+        finally:
+            sys.unraisablehook = raised
+        assert ignored == [KeyboardInterrupt]
 
     def test_a_stream_is_given_up_at_once(self):
         # Over and over, so that the word of its start and that of its end overtake each other.

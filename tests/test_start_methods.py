@@ -109,23 +109,6 @@ class StartMethodsTest(TestCase):
         """
         self.good(body, "True")
 
-    def test_logging_that_only_the_job_imports(self):
-        body = """
-            import sys
-            def job(item):
-                before = "logging" in sys.modules
-                import logging
-                logging.getLogger("job").warning("item %d", item)
-                logging.getLogger("job").info("not heard")
-                return before, type(logging.__loader__).__name__, logging.__spec__.loader is logging.__loader__
-            if __name__ == "__main__":
-                print("logging" in sys.modules, Pipeline(start_method="fork").add(Processor(job)).run([1, 2]))
-        """
-        code, output, errors = self.python(body, how="file")
-        loader = "'SourceFileLoader', True"
-        assert output.strip() == f"False [(False, {loader}), (True, {loader})]", (output, errors)
-        assert (code, errors) == (0, "item 1\nitem 2\n"), errors
-
     def test_with_other_threads_it_is_forkserver(self):
         body = """
             import threading, jobs

@@ -50,7 +50,10 @@ class Watch:
 
     def seen(self, worker: Worker, event: Seen) -> None:
         """Have a worker ended that is too long at what it is at."""
-        if self._timeout is None or event.seconds is None or worker.overdue or not worker.leases:
+        if self._timeout is None or worker.overdue or not worker.leases:
+            return
+        if event.seconds is None:
+            worker.suspected = None
             return
         at = event.lease, event.units
         if event.seconds < self._timeout:

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -266,8 +267,6 @@ class Broker:
                     callback()
                 self._look_around()
         except BaseException as error:
-            import traceback
-
             what = str(error) if isinstance(error, ProcessError) else ""
             self._fail_with(("broken", what, "".join(traceback.format_exception(error))))
         finally:

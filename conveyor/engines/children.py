@@ -36,7 +36,9 @@ class Child:
     def wake(self) -> None:
         """Have it go on if it was stopped."""
         if hasattr(signal, "SIGCONT"):
-            self._signal(signal.SIGCONT)
+            # Whoever may not be woken is none of ours, or no more.
+            with contextlib.suppress(PermissionError):
+                self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """Have the system end it."""
@@ -51,7 +53,8 @@ class Child:
                 if self._descriptor is not None:
                     # Unlike the number, it cannot stand for another process by now.
                     signal.pidfd_send_signal(self._descriptor, number)
-                else:
+                elif self._process._popen.returncode is None:
+                    # Nobody has reaped it, so the number is still its own.
                     os.kill(self.pid, number)
 
     def end(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,25 +72,14 @@ def _text(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException) -> str:
-    # Frames of this package say nothing to a user; where there are no others, they are all there is.
-    frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("conveyor."):
-        frames = frames.tb_next
-    frames = frames or error.__traceback__
     try:
-        # Only now: with all that it needs, it takes as long to import as a process to start.
-        import traceback
-
-        return "".join(traceback.format_exception(type(error), error, frames))
-    except BaseException as second:
-        lines = [
-            f"{type(error).__name__} (its traceback could not be made: {type(second).__name__}; it was raised in)\n"
-        ]
-        while frames is not None:
-            code = frames.tb_frame.f_code
-            lines.append(f'  File "{code.co_filename}", line {frames.tb_lineno}, in {code.co_name}\n')
+        # Frames of this package say nothing to a user; where there are no others, they are all there is.
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("conveyor."):
             frames = frames.tb_next
-        return "".join(lines)
+        return "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))
+    except BaseException as second:
+        return f"{type(error).__name__} (its traceback could not be made: {type(second).__name__})\n"
 
 
 _WHAT_HAPPENED = {

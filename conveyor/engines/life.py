@@ -12,21 +12,19 @@ import os
 import pickle
 import signal
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from conveyor.engines.arena import Arena
 from conveyor.engines.channels import FarEnd, Gone
 from conveyor.engines.failures import failure_of
 from conveyor.engines.notes import Note
+from conveyor.engines.records import Levels
 from conveyor.engines.redaction import Redact
 from conveyor.engines.streams import settle_streams
 from conveyor.engines.telling import SharedEnd, Voice
 from conveyor.engines.worker import Worker
 from conveyor.stages import Processor
 from conveyor.values import NamedTuple
-
-if TYPE_CHECKING:
-    from conveyor.engines.records import Levels
 
 # A worker whose broker has gone leaves with this code; nobody is there to see it.
 ORPHANED = 3
@@ -37,8 +35,7 @@ class Assignment(NamedTuple):
 
     `job` is a Processor, or the pickle of one.  `grouped`: the number of outputs of each unit is to be told.  `timed`:
     the broker has to know since when the worker is at each unit.  `most_bytes` is what the pipe holds that its outputs
-    go to.  `levels`: what log records it makes, None where the caller does not use `logging`.  `redact`, or the pickle
-    of it, shows items in errors.
+    go to.  `levels`: what log records it makes.  `redact`, or the pickle of it, shows items in errors.
     """
 
     name: str

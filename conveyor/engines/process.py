@@ -15,12 +15,11 @@ import multiprocessing
 # It registers what it does at exit: before what is registered here, and so it comes after that.
 import multiprocessing.util  # isort: skip
 import os
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from conveyor.core.machine import first_pull
 from conveyor.engines import broker, life
@@ -32,8 +31,8 @@ from conveyor.engines.codec import decode, items_of
 from conveyor.engines.failures import Failure, death, failed_item, overdue, processor_error, too_many_failures
 from conveyor.engines.interrupts import interrupts_held
 from conveyor.engines.life import Assignment
+from conveyor.engines.records import SAID, hear, levels
 from conveyor.engines.redaction import Redact, shown_by
-from conveyor.engines.said import SAID, hear
 from conveyor.engines.source import Source
 from conveyor.engines.starting import (
     FORK,
@@ -60,9 +59,6 @@ from conveyor.failed import FailedItem
 from conveyor.plan import Plan, SinkNode, StepNode
 from conveyor.stats import Stats
 from conveyor.values import replace
-
-if TYPE_CHECKING:
-    from conveyor.engines.records import Levels
 
 # What a broker gets, beyond the grace that it gives its workers, before it is killed itself.
 PATIENCE_SECONDS = 2.0
@@ -95,7 +91,7 @@ class Session:
         jobs = jobs_for(plan, method, start_method is None)
         sent = redact_for(redact, method, start_method is None)
         self.shown = shown_by(redact)
-        grouped, now = plan.grouped(), _levels()
+        grouped, now = plan.grouped(), levels()
         assignments = {
             step.index: Assignment(
                 step.name,
@@ -532,15 +528,6 @@ class Run:
         self._session.leave(self)
         self._over = True
         self.source.join()
-
-
-def _levels() -> Levels | None:
-    """Return which log records are made; None where nobody uses `logging` yet, and it need not be imported."""
-    if "logging" not in sys.modules:
-        return None
-    from conveyor.engines.records import levels
-
-    return levels()
 
 
 def bare(plan: Plan) -> Plan:

@@ -1,20 +1,31 @@
-"""Log records: to bytes, back, and to the caller's handlers.
+"""What jobs say beside their results: log records and warnings, to bytes and back.
 
-Law: what is logged is worth less than the run.  With the pickle of what is not of Python's own types goes text, for
-where that cannot be made or undone.  What the caller's handlers raise is reported as `logging` reports it, and goes no
-further.  Who has nothing to do with `logging` does not import this: that takes as long as to start a process.
+Law: what is said is worth less than the run.  A value of Python's own types goes as it is; of any other goes its
+pickle, together with text for where that cannot be made or undone.  What the caller's handlers raise is reported as
+`logging` reports it, and goes no further.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
+import warnings
 from typing import Any
 
-from conveyor.engines.codec import short
-from conveyor.engines.plain import is_plain, pickled, unpickled
+from conveyor.engines.channels import Header
+from conveyor.engines.codec import ATOMS, short
 from conveyor.values import NamedTuple
 
+# The first word of each message about what was said; the second says what it is.
+SAID = "said"
+RECORD, WARNING, DROPPED = "record", "warning", "dropped"
+
+# A value whose pickle is longer goes as text.
+PICKLE_BYTES = 64 * 1024
+# A collection of more values, or nested deeper, is not looked through: it is pickled by itself.
+_PLAIN_VALUES = 100
+_PLAIN_DEPTH = 3
 # Where the parts of the message stand in a record; they go together, or as one text.
 _MESSAGE = ("msg", "args")
 
@@ -63,7 +74,7 @@ def packed_record(record: logging.LogRecord, pickles: bool) -> bytes:
     `pickles`: values may be pickled, which runs their own code.
     """
     fields: dict[str, Any] = {}
-    others: dict[str, _Pickled] = {}
+    pickled: dict[str, _Pickled] = {}
     # A traceback is of no use in another process, but for its text.
     values = {**record.__dict__, "exc_info": None}
     if record.exc_info and not record.exc_text:
@@ -79,12 +90,12 @@ def packed_record(record: logging.LogRecord, pickles: bool) -> bytes:
         if is_plain(value):
             fields[key] = value
         else:
-            others[key] = (pickled(value) if pickles else None, short(value))
-    return pickle.dumps((fields, message, others), 5)
+            pickled[key] = (_pickle(value) if pickles else None, short(value))
+    return pickle.dumps((fields, message, pickled), 5)
 
 
 def _packed_message(record: logging.LogRecord, pickles: bool) -> _Pickled:
-    data = pickled((record.msg, record.args)) if pickles else None
+    data = _pickle((record.msg, record.args)) if pickles else None
     try:
         return data, str.__str__(record.getMessage())
     except Exception:
@@ -94,16 +105,64 @@ def _packed_message(record: logging.LogRecord, pickles: bool) -> _Pickled:
         return data, short(record.msg)
 
 
+def packed_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None
+) -> bytes:
+    """Return a warning as bytes."""
+    try:
+        text = str.__str__(str(message))
+    except Exception:
+        text = short(message)
+    where = str.__str__(str(filename)), int(lineno), None if line is None else str.__str__(str(line))
+    return pickle.dumps((text, _pickle(category), _pickle(message), *where), 5)
+
+
+def is_plain(value: Any, depth: int = _PLAIN_DEPTH) -> bool:
+    """Whether a value and all that is in it is of Python's own types, so that every process can have it.
+
+    >>> is_plain((1, "two", {"three": [None]})), is_plain([print])
+    (True, False)
+    """
+    kind = type(value)
+    if kind in ATOMS:
+        return True
+    if not depth or kind not in (tuple, list, dict) or len(value) > _PLAIN_VALUES:
+        return False
+    values = [*value, *value.values()] if kind is dict else value
+    return all(is_plain(each, depth - 1) for each in values)
+
+
+def _pickle(value: Any) -> bytes | None:
+    with contextlib.suppress(Exception):
+        data = pickle.dumps(value, 5)
+        if len(data) <= PICKLE_BYTES:
+            return data
+    return None
+
+
 # In the caller
+
+
+def hear(header: Header, blobs: list[Any]) -> None:
+    """Have the caller's own handlers deal with what was said."""
+    kind = header[1]
+    if kind == RECORD:
+        _handle(record_of(blobs[0]))
+    elif kind == WARNING:
+        _show(blobs[0])
+    elif kind == DROPPED:
+        text = "%d log records and warnings of workers were dropped, because they were not taken in time"
+        fields = {"name": "conveyor", "msg": text, "args": (header[2],)}
+        _handle(logging.makeLogRecord({**fields, "levelno": logging.WARNING, "levelname": "WARNING"}))
 
 
 def record_of(blob: Any) -> logging.LogRecord:
     """Return the record."""
-    fields, message, others = pickle.loads(blob)
-    for key, (data, text) in others.items():
-        fields[key] = unpickled(data, text)
+    fields, message, pickled = pickle.loads(blob)
+    for key, (data, text) in pickled.items():
+        fields[key] = _unpickled(data, text)
     if message is not None:
-        fields["msg"], fields["args"] = unpickled(message[0], (message[1], ()))
+        fields["msg"], fields["args"] = _unpickled(message[0], (message[1], ()))
     number = fields["levelno"]
     if fields.get("levelname") == f"Level {number}":
         # A fresh interpreter does not know what the caller calls it.
@@ -117,8 +176,7 @@ def record_of(blob: Any) -> logging.LogRecord:
         return record
 
 
-def handle(record: logging.LogRecord) -> None:
-    """Have the caller's own handlers deal with a record."""
+def _handle(record: logging.LogRecord) -> None:
     try:
         logger = logging.getLogger(record.name)
         if logger.isEnabledFor(record.levelno):
@@ -127,12 +185,24 @@ def handle(record: logging.LogRecord) -> None:
         _reporter.handleError(record)
 
 
-def warning_of(name: str, message: str, *arguments: Any) -> logging.LogRecord:
-    """Return a record of our own."""
-    fields = {"name": name, "msg": message, "args": arguments, "levelno": logging.WARNING, "levelname": "WARNING"}
-    return logging.makeLogRecord(fields)
+def _show(blob: Any) -> None:
+    text, category_data, message_data, filename, lineno, line = pickle.loads(blob)
+    category = _unpickled(category_data, UserWarning)
+    if not (isinstance(category, type) and issubclass(category, Warning)):
+        category = UserWarning
+    message = _unpickled(message_data, None)
+    if not isinstance(message, category):
+        # Its own `__init__` may want something else, and is not asked.
+        message = Warning.__new__(category, text)
+    try:
+        # With `line` only where there is one: it came late, and what stands in the place of `showwarning` may lack it.
+        warnings.showwarning(message, category, filename, lineno, None, *([] if line is None else [line]))
+    except Exception:
+        _reporter.handleError(logging.makeLogRecord({"name": "py.warnings", "msg": text}))
 
 
-def report(fields: dict[str, Any]) -> None:
-    """Have an error that is being handled reported as one of a handler, at a record with these fields."""
-    _reporter.handleError(logging.makeLogRecord(fields))
+def _unpickled(data: bytes | None, otherwise: Any) -> Any:
+    if data is not None:
+        with contextlib.suppress(Exception):
+            return pickle.loads(data)
+    return otherwise

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from conveyor.engines.channels import BrokerEnd, Header
-from conveyor.engines.said import DROPPED, SAID
+from conveyor.engines.records import DROPPED, SAID
 
 KEPT_BYTES = 16 * 1024 * 1024
 # What a message weighs besides its text.

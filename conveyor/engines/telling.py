@@ -8,23 +8,18 @@ what comes amid another message, right behind it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
-import sys
 import threading
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from conveyor.engines.channels import FarEnd, Gone, Header, Message
 from conveyor.engines.heavy import Keeper
-from conveyor.engines.importing import when_imported
-from conveyor.engines.said import SAID, WARNING, packed_warning
-
-if TYPE_CHECKING:
-    from conveyor.engines.forwarding import Loggers
-    from conveyor.engines.records import Levels
+from conveyor.engines.records import RECORD, SAID, WARNING, Levels, packed_record, packed_warning
 
 # How long one who says something waits for another thread that is amid a message; then his own goes with the next.
 TURN_SECONDS = 1.0
@@ -125,47 +120,76 @@ def _signals_kept_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+class Forwarder(logging.Handler):
+    """Sends records to the caller, whose own handlers deal with them."""
+
+    def __init__(self, end: SharedEnd) -> None:
+        super().__init__()
+        self._end = end
+        self._within = threading.local()
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        # Without the lock of a handler: a signal handler could not have it amid a record of another thread.
+        self.emit(record)
+        return True
+
+    def emit(self, record: logging.LogRecord) -> None:
+        depth = getattr(self._within, "depth", 0)
+        self._within.depth = depth + 1
+        try:
+            # What an object says while it is pickled for a record must not have it pickled again.
+            self._end.say((SAID, RECORD), [packed_record(record, pickles=not depth)])
+        except Gone:
+            pass
+        except Exception:
+            self.handleError(record)
+        finally:
+            self._within.depth = depth
+
+
 class Voice:
     """What jobs say by way of `logging` and `warnings`, in this process: to be sent to the caller."""
 
     def __init__(self, end: SharedEnd, levels: Levels | None) -> None:
         self._end = end
         self._levels = levels
-        # None as long as nobody has imported `logging`.
-        self._loggers: Loggers | None = None
+        self._forwarder = Forwarder(end)
+        # Kept, for a process that the job forks, and lest what they have not written yet be written at their end.
+        self._replaced: list[tuple[logging.Logger, list[logging.Handler], bool]] = []
         self._show_before: Any = warnings.showwarning
-        self._lent = self._watching = False
+        self._lent = False
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._give_back)
 
     def take_over(self) -> None:
         """Have all records and warnings sent; again, after code has run that may have set up handlers of its own."""
         self._lent = True
-        if "logging" in sys.modules:
-            self._take_over_loggers()
-        elif not self._watching:
-            self._watching = True
-            when_imported("logging", self._take_over_loggers)
+        root = logging.getLogger()
+        for logger in (root, *root.manager.loggerDict.values()):
+            if not isinstance(logger, logging.Logger):
+                continue
+            handlers = [handler for handler in logger.handlers if handler is not self._forwarder]
+            if handlers or not logger.propagate:
+                self._replaced.append((logger, handlers, logger.propagate))
+            # Which of them are heard is for the caller's loggers to say.
+            logger.handlers[:] = [self._forwarder] if logger is root else []
+            logger.propagate = True
+        if self._levels is not None:
+            self._levels.apply()
         if warnings.showwarning != self._show:
             self._show_before = warnings.showwarning
             warnings.showwarning = self._show
-
-    def _take_over_loggers(self) -> None:
-        if not self._lent:
-            return
-        if self._loggers is None:
-            from conveyor.engines.forwarding import Loggers
-
-            self._loggers = Loggers(self._end, self._levels)
-        self._loggers.take_over()
 
     def _give_back(self) -> None:
         """In a process that the job has forked, have everything as it was: the channel is not its own."""
         if not self._lent:
             return
         self._lent = False
-        if self._loggers is not None:
-            self._loggers.give_back()
+        logging.getLogger().removeHandler(self._forwarder)
+        for logger, handlers, propagate in self._replaced:
+            logger.handlers[:0] = handlers
+            logger.propagate = propagate
+        self._replaced.clear()
         if warnings.showwarning == self._show:
             warnings.showwarning = self._show_before
 
