@@ -33,9 +33,10 @@ def make_large(item):
 
 def settled(number, seconds=0.3, least=0):
     """Return what a changing number is once it has not changed for so long, and is as large as that or never will be."""
-    value, since = number(), time.monotonic()
-    while number() < least and time.monotonic() - since < 10:
+    begun = time.monotonic()
+    while number() < least and time.monotonic() - begun < 10:
         time.sleep(0.01)
+    value, since = number(), time.monotonic()
     while time.monotonic() - since < seconds:
         time.sleep(0.01)
         if number() != value:

@@ -318,9 +318,11 @@ class ShutdownTest(TestCase):
                 raise TimeoutError("time is up")
 
             signal.signal(signal.SIGALRM, on_alarm)
-            signal.setitimer(signal.ITIMER_REAL, 0.3)
             try:
-                make(Processor(sleeps)).run([1])
+                with make(Processor(sleeps)) as pipeline:
+                    # Amid the start of a fresh interpreter, that would have something to say, too.
+                    signal.setitimer(signal.ITIMER_REAL, 0.3)
+                    pipeline.run([1])
             except TimeoutError as error:
                 assert str(error) == "time is up"
                 say("good")
