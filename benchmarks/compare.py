@@ -38,6 +38,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT_SECONDS = 120.0
 SHORT_LIMIT_SECONDS = 30.0
 SHORT_SCALE = 0.2
+# In the short form, a workload that has taken so long, on a slow machine, has had enough rounds with so many.
+SHORT_SECONDS, ENOUGH_ROUNDS = 30.0, 3
 # What has to be smaller still in the short form, or larger, to take about as long as the others.
 SHORT_FACTORS = {"memory": 0.25, "arrays": 1.5, "long-chain": 0.5}
 
@@ -88,12 +90,16 @@ class Meter:
 
     def measure(self, name: str, entries: list[Entry]) -> Comparison:
         """All rounds of one workload."""
+        begun = time.monotonic()
         everybody = [Measured(entry) for entry in entries]
         count = max(SIZES[name][1], round(SIZES[name][0] * self.scale_for(name)))
         for measured in everybody:
             self.try_all(name, measured)
             say(f"  first round: {measured.entry.name}: {measured.failure or measured.settings}")
         for number in range(self.options.rounds):
+            if self.options.short and number >= ENOUGH_ROUNDS and time.monotonic() - begun > SHORT_SECONDS:
+                say(f"  no more rounds: they have taken more than {SHORT_SECONDS:g} s")
+                break
             turned = number % len(everybody)  # nobody is always first
             for measured in everybody[turned:] + everybody[:turned]:
                 if measured.failure or measured.settings is None:

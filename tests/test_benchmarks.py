@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -99,6 +100,24 @@ class TestCompare(TestCase):
         kept, text = verdict(maximum * 1.01, maximum * 3)
         self.assertTrue(kept)
         self.assertIn("not judged: the machine is disturbed, as runs differ 3.0 times", text)
+
+    def test_the_short_form_ends_on_a_slow_machine(self) -> None:
+        with mock.patch.object(sys, "path", [str(SCRIPT.parent), *sys.path]):
+            compare, contest, measuring = map(importlib.import_module, ("compare", "contest", "measuring"))
+        outcome = measuring.Outcome({"whole_seconds": 1.0}, "")
+        entry = contest.ENTRIES["tiny"][0]
+
+        def rounds(seconds: float, *arguments: str) -> int:
+            """How many count where they take so long."""
+            meter = compare.Meter(compare.parsed(["--rounds", "5", *arguments]), {})
+            with mock.patch.object(meter, "once", return_value=outcome), mock.patch("time.monotonic") as clock:
+                clock.side_effect = itertools.count(0.0, seconds)
+                (measured,) = meter.measure("tiny", [entry]).measured
+            return len(measured.runs)
+
+        self.assertEqual(rounds(1.0, "--short"), 5)
+        self.assertEqual(rounds(60.0, "--short"), 3)
+        self.assertEqual(rounds(60.0), 5)
 
     def test_who_hangs_is_ended(self) -> None:
         # Nobody has a result in no time, and so nothing is kept.
