@@ -150,7 +150,7 @@ class PipeTest(TestCase):
             self.near.send(("message", number), [bytes(10_000)])
         assert self.near.unsent
         assert self.near.receive() == ([], True)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 15
         for number in range(1000):
             # One thread plays both sides, so each has to be ready whenever the other is.
             while not self.far.ready():
@@ -186,7 +186,7 @@ class PipeTest(TestCase):
         self.near._socket.send(data[:20])
         begun = time.monotonic()
         assert self.far.receive_within(0.05) is None, "half of one does not hold anybody up"
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 15
         self.near._socket.send(data[20:])
         assert plain(self.far.receive_within(5)) == EXPECTED[1]
         self.near.close()
@@ -340,7 +340,7 @@ class ProcessTest(TestCase):
                 for number in range(200):
                     near.send(("message", number), [bytes(50_000)])
                 assert near.receive() == ([], True)
-                assert time.monotonic() - begun < 2
+                assert time.monotonic() - begun < 10
                 process.kill()
                 process.join()
                 assert near.receive() == ([], False)

@@ -447,7 +447,7 @@ class Faults(Base):
         item = threading.Event()
         self.addCleanup(item.set)
         message = "exited with code 5 while it had nothing to do, as did those before it"
-        with self.fails(WorkerDiedError, message, within=15.0, phase="wait", exitcode=5):
+        with self.fails(WorkerDiedError, message, within=30.0, phase="wait", exitcode=5):
             # The source gives nothing until the end.
             self.make(DiesIdle(self.folder)).run(iter(item.wait, True))
         assert len(self.lines("starts")) == 5, self.lines("starts")

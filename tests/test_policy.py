@@ -442,7 +442,7 @@ class Deaths(Base):
                 begun = time.monotonic()
                 with self.assertRaisesRegex(ItemTimeoutError, "timeout of 0.2 s .item 7") as caught:
                     self.make(Processor(same), Processor(job, timeout=0.2)).run(range(20))
-                assert time.monotonic() - begun < 5
+                assert time.monotonic() - begun < 15
                 assert isinstance(caught.exception, TimeoutError)
                 assert (caught.exception.seconds, caught.exception.number) == (0.2, 7)
                 pipeline = self.make(Processor(same), Processor(job, timeout=0.2, on_error="skip", workers=2))

@@ -414,7 +414,7 @@ class Records:
         results.close()
         begun = time.monotonic()
         pipeline.close()
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 10
 
     def test_warnings(self):
         with warnings.catch_warnings(record=True) as caught:

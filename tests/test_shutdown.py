@@ -268,7 +268,7 @@ class ShutdownTest(TestCase):
                     self.wait_for_a_child(script)
                     time.sleep(moment)  # not to wait for something: any moment will do
                     script.note().process.kill()
-                    assert script.end(within=5) == -signal.SIGKILL
+                    assert script.end(within=10) == -signal.SIGKILL
                     self.assert_group_is_empty(script)
 
     def wait_for_a_child(self, script):
@@ -308,7 +308,7 @@ class ShutdownTest(TestCase):
                 with self.subTest(method=method, channel=channel, body=body):
                     script = Script(self, body + "\n", start_method=method, channel=channel)
                     script.note()
-                    assert script.end(within=5) == 0, script.stderr()
+                    assert script.end(within=10) == 0, script.stderr()
                     assert script.stderr() == "", script.stderr()
 
     def test_an_exception_of_a_signal_handler_is_the_callers(self):
