@@ -108,7 +108,7 @@ class Ticks(Processor):
 class Bounds:
     """For one channel."""
 
-    time_limit = 30.0
+    time_limit = 90.0
     settings = {"start_method": "fork", "channel": "pipe"}
 
     def setUp(self):
