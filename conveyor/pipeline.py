@@ -6,10 +6,7 @@ What elements mean is in `stages.py`, where they may stand in `rules.py`, how th
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import sys
-import threading
 import types
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -331,8 +328,8 @@ class Pipeline(Generic[In, Out]):
 
             session: Any = inline.Session(plan, self._redact)
         else:
-            with _collection_paused():
-                from conveyor.engines import process
+            from conveyor.engines import process
+
             if self._fuse:
                 plan = fused(plan)
             session = process.Session(plan, self._start_method, self._channel, self._redact)
@@ -504,20 +501,3 @@ def _iterable(items: Any) -> Iterable[Any]:
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value is not None and value not in choices:
         raise ValueError(f"Pipeline: {name} must be one of {', '.join(map(repr, choices))}, or None, not {value!r}")
-
-
-@contextlib.contextmanager
-def _collection_paused() -> Iterator[None]:
-    """Have nothing looked through for garbage while modules are imported: of what that makes, all stays.
-
-    It took a tenth of the time.
-    """
-    # Another thread might start a process meanwhile, where it would be paused for ever.
-    pauses = gc.isenabled() and threading.active_count() == 1
-    if pauses:
-        gc.disable()
-    try:
-        yield
-    finally:
-        if pauses:
-            gc.enable()

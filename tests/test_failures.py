@@ -1,4 +1,4 @@
-"""Failures: whatever goes wrong, the caller has a named error within a second or so, and nothing is left.
+"""Failures: whatever goes wrong, the caller has a named error soon, and nothing is left.
 
 Law: each way to fail is a row of the table `Failures`, and holds under each start method and over each channel.
 What the caller gets names the Processor, the item and the cause; the child's traceback is in the chain.

@@ -2,7 +2,7 @@
 
 Law: where the caller must die, it is a script in a process group of its own, which says on standard output
 when it is where the test wants it; the processes below it are noted then, by number and start time, and must all be
-gone a second after it.
+gone `LIMIT_SECONDS` after it: on a machine at rest it takes less than one.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class StartMethodsTest(TestCase):
             if __name__ == "__main__":
                 everything = [[number] for number in range(400_000)]
                 grown_by = Pipeline(start_method="fork").add(Processor(grown)).run([1])[0]
-                # A look through all of that would make 25 MB of it this process's own.
+                # A look through all of that would make 28 MB of it this process's own.
                 print(grown_by < 8_000 or grown_by)
         """
         self.good(body, "True")

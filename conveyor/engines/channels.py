@@ -28,6 +28,7 @@ from itertools import islice
 from typing import Any
 
 from conveyor.engines.heavy import Heavy, Keeper
+from conveyor.engines.waiting import wait_for_any
 
 Header = tuple[Any, ...]
 Message = tuple[Header, list[Any]]
@@ -446,11 +447,8 @@ class QueueFarEnd(FarEnd):
         return _unpack_whole(data, self._keeper)
 
     def _wait(self, reader: Any) -> None:
-        # The queues have it imported already.
-        from multiprocessing import connection
-
         while True:
-            ready = connection.wait([reader, *self._sentinels], _LOOK_INTERVAL)
+            ready = wait_for_any([reader, *self._sentinels], _LOOK_INTERVAL)
             if reader in ready:
                 return
             if ready or (self._parent is not None and os.getppid() != self._parent):

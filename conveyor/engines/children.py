@@ -53,9 +53,9 @@ class Child:
                 if self._descriptor is not None:
                     # Unlike the number, it cannot stand for another process by now.
                     signal.pidfd_send_signal(self._descriptor, number)
-                elif self._process._popen.returncode is None:
-                    # Nobody has reaped it, so the number is still its own.
-                    os.kill(self.pid, number)
+                else:
+                    # Nothing where somebody has reaped it, so that the number is another's by now.
+                    self._process._popen._send_signal(number)
 
     def end(self) -> None:
         """Have the system end it, and wait for that."""

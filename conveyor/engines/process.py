@@ -11,9 +11,7 @@ import atexit
 import contextlib
 import errno
 import multiprocessing
-
-# It registers what it does at exit: before what is registered here, and so it comes after that.
-import multiprocessing.util  # isort: skip
+import multiprocessing.util
 import os
 import threading
 import time
@@ -173,6 +171,7 @@ class Session:
             arguments = (self._orders, *nears, self.arena, foreign)
             process = context.Process(target=broker.main, args=arguments, name=f"{PREFIX}broker")
             _open_ends.update(self._fars)
+            # `multiprocessing.util` is imported by now, and so waits for children only after this.
             atexit.register(self.abort)
             with signals_held(FORK if self._method == FORK else SPAWN), contextlib.ExitStack() as stack:
                 if threading.active_count() == 1:

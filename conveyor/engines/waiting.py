@@ -1,7 +1,7 @@
 """Waiting for descriptors (on Windows, for handles) to become readable.
 
-Law: knows no process and no message.  `multiprocessing.connection` is imported only where the system has no `poll`:
-with all that it brings along, that takes longer than to start a process.
+Law: knows no process and no message.  `multiprocessing.connection` is imported only by who needs it, on Windows and
+with queues: with all that it brings along, that takes longer than to start a process.
 """
 
 from __future__ import annotations
@@ -10,17 +10,24 @@ import math
 import os
 import select
 import selectors
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 
 def wait_for(thing: Any, seconds: float | None = None) -> bool:
     """Wait until a thing is readable, for at most `seconds` where that is not None; return whether it is."""
     if os.name != "posix":
-        return bool(_wait([thing], seconds))
+        return bool(wait_for_any([thing], seconds))
     poll = select.poll()
     poll.register(thing, select.POLLIN)
     return bool(poll.poll(None if seconds is None else math.ceil(seconds * 1000)))
+
+
+def wait_for_any(things: list[Any], seconds: float | None = None) -> list[Any]:
+    """Wait until some of many things (connections, too) are readable, likewise; return those that are."""
+    from multiprocessing import connection
+
+    return list(connection.wait(things, seconds))
 
 
 class Waiter:
@@ -51,7 +58,7 @@ class Waiter:
     def wait(self, seconds: float | None) -> list[Callable[[], None]]:
         """Return the callbacks of what is ready, after at most `seconds`."""
         if self._selector is None:
-            ready = _wait(list(self._callbacks), seconds)
+            ready = wait_for_any(list(self._callbacks), seconds)
         else:
             ready = [key.fd for key, _ in self._selector.select(seconds)]
         return [self._callbacks[thing] for thing in ready if thing in self._callbacks]
@@ -60,9 +67,3 @@ class Waiter:
         """Give back what the system lent."""
         if self._selector is not None:
             self._selector.close()
-
-
-def _wait(things: Sequence[Any], seconds: float | None) -> list[Any]:
-    from multiprocessing import connection
-
-    return list(connection.wait(list(things), seconds))

@@ -16,6 +16,7 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from conveyor.core.groups import Runs, append_run, total, with_one_less
+from conveyor.core.sizing import LINGER, TARGET_SECONDS
 from conveyor.engines.channels import FarEnd, Message
 from conveyor.engines.codec import (
     BLOB_BYTES,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from conveyor.engines.arena import Arena
     from conveyor.engines.life import Assignment
 
-FLUSH_SECONDS = 0.01
+FLUSH_SECONDS = TARGET_SECONDS * LINGER
 # A value that a generator took so long to yield is sent at once: who knows when the next one comes.
 SLOW_SECONDS = 0.002
 # What is called in one stride is accounted for in one go.  Within it the worker looks at the clock, and whether it may
