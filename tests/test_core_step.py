@@ -11,6 +11,7 @@ from typing import Any
 from conveyor import Pipe, Processor
 from conveyor.core.commands import CancelLeases, Emit, Fail, Finish, Grant, Lease, Linger, Recall, StartWorker
 from conveyor.core.events import RunStarted
+from conveyor.core.sizing import TARGET_SECONDS
 from tests.driving import Driven
 from tests.support import TestCase
 
@@ -91,6 +92,22 @@ class Sizes(TestCase):
         assert core.lose(0.5, 0, "killed") == [StartWorker(0, 1)]
         assert core.ready(0.6, 1) == [Linger(1, 0.02), Lease(1, 4, (("A", 2, 3),), 1, 1)]
         assert core.loaded(0.7, 0.1) == [Linger(1, 0.01)]
+
+    def test_a_long_line_is_cut_into_long_leases_and_its_end_into_short_ones(self) -> None:
+        core = Driven(Processor(job), Pipe(10_000))
+        leases = [each for each in core.feed(0.0, "A", 60) if isinstance(each, Lease)]
+        core.feed(0.0, "B", 340)
+        sizes = []
+        while leases:
+            lease = leases.pop(0)
+            sizes.append(lease.items)
+            seconds = lease.items * TARGET_SECONDS / 2.5
+            commands = core.reply(1.0, 0, lease.lease, lease.items, ("a", lease.items), seconds=seconds)
+            leases += [each for each in commands if isinstance(each, Lease)]
+        # What works in time is 2 at once, and 4 times that with rounding; each is at most a 32nd of what waits.
+        assert sum(sizes) == 400
+        assert sizes[:9] == [1, 2, 2, 4, 8, 10, 10, 10, 10], sizes
+        assert sorted(sizes[5:], reverse=True) == sizes[5:] and sizes[-1] == 2, sizes
 
     def test_at_the_end_what_is_left_goes_ahead_at_once(self) -> None:
         core = Driven(Processor(job), Pipe(64))

@@ -85,6 +85,33 @@ class Chunks(TestCase):
         sizer.observe(sizer.size, sizer.size * 0.1)
         assert sizer.size == 1
 
+    def test_where_much_waits_they_are_a_part_of_it(self) -> None:
+        sizer = Sizer(1000, Scale(), Aim())
+        for size, longest in ((1, 1), (2, 2), (4, 4), (8, 8), (10, 16), (10, 32), (10, 42), (10, 42)):
+            # However long the line is, they at most double.
+            assert (sizer.size, sizer.size_of(10**6)) == (size, longest)
+            sizer.observe(size, size * TARGET_SECONDS / 10.5)
+        assert [sizer.size_of(waiting) for waiting in (0, 319, 352, 640, 1280, 1344)] == [10, 10, 11, 20, 40, 42]
+
+    def test_however_much_waits_a_dear_item_is_a_chunk(self) -> None:
+        sizer = Sizer(1000, Scale(), Aim())
+        for seconds, size in ((TARGET_SECONDS * 5, 1), (TARGET_SECONDS * 1.5, 2)):
+            for _ in range(30):
+                sizer.observe(1, seconds)
+            assert (sizer.size, sizer.size_of(10**6)) == (1, size)
+
+    def test_however_much_waits_they_keep_within_the_pipe(self) -> None:
+        sizer = Sizer(25, Scale(), Aim())
+        for _ in range(10):
+            sizer.observe(sizer.size, sizer.size * TARGET_SECONDS / 10.5)
+        assert (sizer.size, sizer.size_of(10**6)) == (10, 25)
+        scale = Scale(most=4000)
+        scale.weigh(1, 80)
+        sizer = Sizer(1000, scale, Aim())
+        for _ in range(10):
+            sizer.observe(sizer.size, sizer.size * TARGET_SECONDS / 10.5)
+        assert (sizer.size, sizer.size_of(10**6)) == (10, 12)
+
     def test_a_broker_with_much_to_do_has_larger_chunks(self) -> None:
         aim = Aim()
         sizer = Sizer(1000, Scale(), aim)

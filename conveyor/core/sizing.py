@@ -4,7 +4,9 @@ Law: a pure estimate from what workers report; knows no node and no clock.  A ch
 costs little beside its work, and small enough that no other worker waits for it and no result dawdles: it is
 aimed at `TARGET_SECONDS` of work and at most `TARGET_BYTES`, or a quarter of what the pipe holds, starts at one item
 and at most doubles with each reply, so that a wrong guess about the next step costs one small chunk.  One dear item
-among many cheap ones says little of the next ones: it takes two dear chunks in a row for much smaller chunks.
+among many cheap ones says little of the next ones: it takes two dear chunks in a row for much smaller chunks.  Where
+much more waits than that, a chunk is larger: the last item in line has to wait for all of them anyway, and the chunks
+become smaller again as the line does (guided self-scheduling: Polychronopoulos and Kuck, 1987).
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ TARGET_SECONDS = 0.016
 # the present one, to hide the hop, where a lease is expected to take no more than this share; a longer one would sit
 # behind a busy worker while another falls idle.
 LINGER, AHEAD = 0.625, 1.25
+# Where much waits, a chunk is this part of what waits for each worker, and at most so many times that much work.
+PART, DEEPER = 1 / 32, 4
 # A broker that uses a core for more than the one share has more work in each chunk, up to so many times, and one that
 # uses it for less than the other has less again: a step of two between them would go back and forth.
 LOADED, EASY, MOST_STRETCHED = 0.5, 0.2, 8
@@ -111,12 +115,14 @@ class Sizer:
     >>> sizer = Sizer(limit=1000, scale=Scale(), aim=Aim())
     >>> sizer.size
     1
-    >>> sizer.observe(units=1, seconds=0.0001)
+    >>> sizer.observe(units=1, seconds=0.008)
     >>> sizer.size
     2
+    >>> sizer.size_of(waiting=10), sizer.size_of(waiting=96), sizer.size_of(waiting=10_000)
+    (2, 3, 8)
     """
 
-    __slots__ = ("_aim", "_limit", "_most_bytes", "_scale", "_surprised", "seconds", "size")
+    __slots__ = ("_aim", "_limit", "_longest", "_most_bytes", "_scale", "_surprised", "seconds", "size")
 
     def __init__(self, limit: int, scale: Scale, aim: Aim) -> None:
         self._aim = aim
@@ -125,7 +131,11 @@ class Sizer:
         self._most_bytes = min(TARGET_BYTES, scale.most // 4)
         self.seconds: float | None = None
         self._surprised = False
-        self.size = 1
+        self.size = self._longest = 1
+
+    def size_of(self, waiting: int) -> int:
+        """Return how many units a chunk has where so many wait for each worker."""
+        return max(self.size, min(int(waiting * PART), self._longest))
 
     def observe(self, units: int, seconds: float) -> None:
         """Take in that `units` units took `seconds` seconds of wall time."""
@@ -140,9 +150,15 @@ class Sizer:
             # A large chunk is better evidence than a single item, whose time is mostly that of the hop.
             weight = WEIGHT if units >= self.size / 2 else WEIGHT / 4
             self.seconds += (sample - self.seconds) * weight if sample > self.seconds else (sample - self.seconds) / 2
-        best, target = self._limit, self._aim.seconds
+        self.size = min(self._best(1), self.size * 2)
+        self._longest = min(self._best(DEEPER), self._longest * 2)
+
+    def _best(self, times: int) -> int:
+        """Return how many units are so many times the work that chunks are aimed at, or what else bounds them."""
+        best, target = self._limit, self._aim.seconds * times
+        assert self.seconds is not None
         if self.seconds * best > target:
             best = max(1, int(target / self.seconds))
         if self._scale.bytes * best > self._most_bytes:
             best = max(1, int(self._most_bytes / self._scale.bytes))
-        self.size = min(best, self.size * 2)
+        return best

@@ -204,7 +204,7 @@ class Step(Node):
             units += 1
         if not units:
             return False
-        size = self.sizer.size
+        size = self.sizer.size_of(units // len(self.workers) if self.workers else 0)
         worker = self._free_worker(units, size, rest is None)
         if worker is None:
             return False
@@ -240,7 +240,7 @@ class Step(Node):
                 return worker
             if ahead is None and len(worker.leases) == 1 and not worker.recalled:
                 ahead = worker
-        if ahead is None or not may_look_ahead or not self._looks_ahead(size):
+        if ahead is None or not may_look_ahead or not self._looks_ahead(self.sizer.size):
             return None
         # A busy worker gets a full chunk or nothing: what waits grows meanwhile.
         return ahead if units >= size or self._ended else None

@@ -16,7 +16,7 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from conveyor.core.groups import Runs, append_run, total, with_one_less
-from conveyor.core.sizing import LINGER, TARGET_SECONDS
+from conveyor.core.sizing import DEEPER, LINGER, TARGET_SECONDS
 from conveyor.engines.channels import FarEnd, Message
 from conveyor.engines.codec import (
     BLOB_BYTES,
@@ -268,8 +268,9 @@ class Worker:
             else:
                 self._stride_seconds = (now - begun) / len(returned)
             begun = now
-            # What is left is sent with the rest where that will be done soon.
-            late = now - self._since > self._linger and (count - start) * self._stride_seconds > self._linger
+            # What is left is sent with the rest where that will be done soon, for a lease of that length.
+            linger = max(self._linger, min(count * self._stride_seconds * LINGER, self._linger * DEEPER))
+            late = now - self._since > linger and (count - start) * self._stride_seconds > linger
             if start < count and (careful or self._giver.wary or late or heavy):
                 self._flush()
                 self._stop_if_told_meanwhile()
