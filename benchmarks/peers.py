@@ -164,11 +164,12 @@ def conveyor_runs(work: Work) -> Trips:
 
 
 def conveyor_chain(work: Work, processors: int) -> Chain:
-    """Open a chain, have one item through it, then all of them."""
+    """Open a chain, have one item through it, then all of them, again and again."""
     with conveyor_pipeline([work.jobs[0]] * processors, {}) as pipeline:
         pipeline.run([0])
         yield None
-        yield pipeline.run(work.items)
+        while True:
+            yield pipeline.run(work.items)
 
 
 # ------------------------------------------------------------------------------------------------- the standard library
@@ -318,7 +319,9 @@ def queues_trips(work: Work) -> Trips:
 
 
 def queues_chain(work: Work, processors: int, chunk: int) -> Chain:
-    """Start a chain of `multiprocessing.Queue`, have one item through it, then all of them in chunks."""
+    """Start a chain of `multiprocessing.Queue`, have one item through it, then all in chunks, again and again."""
+    from itertools import islice
+
     context = context_for(None)
     job = OnChunk(work.jobs[0])
     links = [context.Queue(8) for _ in range(processors + 1)]
@@ -329,11 +332,15 @@ def queues_chain(work: Work, processors: int, chunk: int) -> Chain:
         process.start()
     links[0].put([0])
     links[-1].get()
-    yield None
-    thread = fed(chunks_of(work.items, chunk), links[0].put)
-    yield list(taken_apart(work, chunk, until_none(links[-1].get)))
-    thread.join()
-    joined(processes)
+    try:
+        yield None
+        while True:
+            thread = fed(chunks_of(work.items, chunk), links[0].put, ends=0)
+            yield list(islice(taken_apart(work, chunk, until_none(links[-1].get)), work.count))
+            thread.join()
+    finally:
+        links[0].put(None)
+        joined(processes)
 
 
 def pipe_step(job: Callable[[Any], Any], inward: Any, outward: Any) -> None:
