@@ -541,7 +541,7 @@ class Faults(Base):
         pipeline = Pipeline(**self.settings).add(Processor(same)).add(Pipe(maxsize=10)).add(Processor(same))
         with pipeline.stream(endless()) as stream:
             assert next(stream) == 0
-            ahead = settled(lambda: pulled)
+            ahead = settled(lambda: pulled, least=10)
             # The pipe between, those in front and behind, which are like it, and what is in hands.
             assert 10 <= ahead <= 40, ahead
             assert list(itertools.islice(stream, 100)) == list(range(1, 101))

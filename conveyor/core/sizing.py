@@ -118,6 +118,8 @@ class Sizer:
     >>> sizer.observe(units=1, seconds=0.008)
     >>> sizer.size
     2
+    >>> for _ in range(2):
+    ...     sizer.observe(units=2, seconds=0.016)
     >>> sizer.size_of(waiting=10), sizer.size_of(waiting=96), sizer.size_of(waiting=10_000)
     (2, 3, 8)
     """
