@@ -92,6 +92,7 @@ class Meter:
         """All rounds of one workload."""
         begun = time.monotonic()
         everybody = [Measured(entry) for entry in entries]
+        before = measuring.standstill()
         count = max(SIZES[name][1], round(SIZES[name][0] * self.scale_for(name)))
         for measured in everybody:
             self.try_all(name, measured)
@@ -110,7 +111,7 @@ class Meter:
                 else:
                     measured.runs.append(outcome.numbers)
             say(f"  round {number + 1} of {self.options.rounds}")
-        return Comparison(name, count, everybody)
+        return Comparison(name, count, everybody, max(before, measuring.standstill()))
 
 
 def say(text: str) -> None:

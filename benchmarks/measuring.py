@@ -27,6 +27,22 @@ SAMPLE_SHARE = 0.05
 TRACKER = b"resource_tracker"
 
 
+# How often the same loop is timed to see whether the machine is one's own; it takes a millisecond or so.
+LOOPS, LOOP = 400, 100_000
+
+
+def standstill() -> float:
+    """How many times as long a loop that needs nothing but a core takes, on average, as at best: about 1, unless the
+    machine has other things to do."""
+    times = []
+    for _ in range(LOOPS):
+        begun = time.perf_counter()
+        for _ in range(LOOP):
+            pass
+        times.append(time.perf_counter() - begun)
+    return sum(times) / len(times) / min(times)
+
+
 class Outcome:
     """What one run gave: numbers, or the reason why there are none."""
 

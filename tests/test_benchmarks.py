@@ -84,13 +84,13 @@ class TestCompare(TestCase):
         workload, ours, peer, label, maximum = thresholds.THRESHOLDS[0]
         metric = contest.WORKLOADS[workload].metric
 
-        def verdict(*seconds: float) -> tuple[bool, str]:
+        def verdict(*seconds: float, standstill: float = 1.2) -> tuple[bool, str]:
             """What is said where Conveyor takes so long in its runs, and the other one second in each."""
             measured = []
             for each, times in ((("conveyor", ours), seconds), ((peer, label), (1.0, 1.1))):
                 entry = next(entry for entry in contest.ENTRIES[workload] if (entry.peer, entry.label) == each)
                 measured.append(report.Measured(entry, runs=[{metric: time} for time in times]))
-            (found,) = report.checks([report.Comparison(workload, 1, measured)])
+            (found,) = report.checks([report.Comparison(workload, 1, measured, standstill)])
             return found
 
         kept, text = verdict(maximum * 0.99, maximum * 5)
@@ -100,6 +100,9 @@ class TestCompare(TestCase):
         kept, text = verdict(maximum * 1.01, maximum * 3)
         self.assertTrue(kept)
         self.assertIn("not judged: the machine is disturbed, as runs differ 3.0 times", text)
+        kept, text = verdict(maximum * 1.01, maximum * 1.5, standstill=1.6)
+        self.assertTrue(kept)
+        self.assertIn("not judged: the machine is disturbed, as a mere loop takes 1.6 times what it could", text)
 
     def test_the_short_form_ends_on_a_slow_machine(self) -> None:
         with mock.patch.object(sys, "path", [str(SCRIPT.parent), *sys.path]):
