@@ -93,6 +93,15 @@ class Chunks(TestCase):
             sizer.observe(size, size * TARGET_SECONDS / 10.5)
         assert [sizer.size_of(waiting) for waiting in (0, 319, 352, 640, 1280, 1344)] == [10, 10, 11, 20, 40, 42]
 
+    def test_however_much_waits_a_stretched_one_is_not_stretched_again(self) -> None:
+        aim = Aim()
+        for seconds in (TARGET_SECONDS * 2, TARGET_SECONDS * 4, TARGET_SECONDS * 8):
+            assert aim.loaded(1.0) and aim.seconds == seconds
+            sizer = Sizer(1000, Scale(), aim)
+            for _ in range(10):
+                sizer.observe(sizer.size, sizer.size * TARGET_SECONDS / 10.5)
+            assert sizer.size_of(10**6) == 84
+
     def test_however_much_waits_a_dear_item_is_a_chunk(self) -> None:
         sizer = Sizer(1000, Scale(), Aim())
         for seconds, size in ((TARGET_SECONDS * 5, 1), (TARGET_SECONDS * 1.5, 2)):

@@ -15,14 +15,16 @@ from conveyor.plan import PIPE_BYTES
 
 TARGET_SECONDS = 0.016
 # A worker keeps what it has done for this share of that at most, and is handed its next lease before it is done with
-# the present one, to hide the hop, where a lease is expected to take no more than this share; a longer one would sit
-# behind a busy worker while another falls idle.
+# the present one, to hide the hop, where a usual lease is expected to take no more than this share; one of dearer items
+# would sit behind a busy worker while another falls idle.
 LINGER, AHEAD = 0.625, 1.25
-# Where much waits, a chunk is this part of what waits for each worker, and at most so many times that much work.
+# Where much waits, so that nobody falls idle, a chunk is this part of what waits for each worker, and at most so many
+# times that much work.
 PART, DEEPER = 1 / 32, 4
 # A broker that uses a core for more than the one share has more work in each chunk, up to so many times, and one that
 # uses it for less than the other has less again: a step of two between them would go back and forth.
 LOADED, EASY, MOST_STRETCHED = 0.5, 0.2, 8
+LONGEST_SECONDS = TARGET_SECONDS * MOST_STRETCHED
 TARGET_BYTES = 256 * 1024
 LARGEST = 16384
 # The weight of a new observation in the running mean: about the last ten replies count.
@@ -103,7 +105,7 @@ class Aim:
         """Take in which share of a core the broker has used of late; return whether that has changed the aim."""
         before = self.seconds
         if share > LOADED:
-            self.seconds = min(before * 2, TARGET_SECONDS * MOST_STRETCHED)
+            self.seconds = min(before * 2, LONGEST_SECONDS)
         elif share < EASY:
             self.seconds = max(before / 2, TARGET_SECONDS)
         return self.seconds != before
@@ -157,7 +159,7 @@ class Sizer:
 
     def _best(self, times: int) -> int:
         """Return how many units are so many times the work that chunks are aimed at, or what else bounds them."""
-        best, target = self._limit, self._aim.seconds * times
+        best, target = self._limit, max(self._aim.seconds, min(self._aim.seconds * times, LONGEST_SECONDS))
         assert self.seconds is not None
         if self.seconds * best > target:
             best = max(1, int(target / self.seconds))

@@ -67,9 +67,9 @@ LEAVING_SECONDS = 0.3
 # handler of the caller may raise what it likes meanwhile.
 SCARCITY = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
-# A consumer that has waited so long for results tells which it has taken, however few: long enough not to do it between
-# any two, as it is of use only once, when results have become heavy.
-TELL_SECONDS = 0.05
+# A consumer that has waited so long for results tells which it has taken, however few: those may be all that the pipe
+# holds since one of them was heavy, or all that a lease gets while others hold the rest of the room.
+TELL_SECONDS = 0.005
 
 # The ends of all sessions in this process, for the broker of the next one to close its copies.
 _open_ends: set[FarEnd | Arena] = set()
