@@ -104,7 +104,7 @@ class Sizes(TestCase):
             seconds = lease.items * TARGET_SECONDS / 2.5
             commands = core.reply(1.0, 0, lease.lease, lease.items, ("a", lease.items), seconds=seconds)
             leases += [each for each in commands if isinstance(each, Lease)]
-        # What works in time is 2 at once, and 4 times that with rounding; each is at most a 32nd of what waits.
+        # What suits the job is 2.5 at once: they double up to 4 times that, and are a 32nd of what waits, but for the 2.
         assert sum(sizes) == 400
         assert sizes[:9] == [1, 2, 2, 4, 8, 10, 10, 10, 10], sizes
         assert sorted(sizes[5:], reverse=True) == sizes[5:] and sizes[-1] == 2, sizes

@@ -159,7 +159,7 @@ class Sizer:
 
     def _best(self, times: int) -> int:
         """Return how many units are so many times the work that chunks are aimed at, or what else bounds them."""
-        best, target = self._limit, max(self._aim.seconds, min(self._aim.seconds * times, LONGEST_SECONDS))
+        best, target = self._limit, min(self._aim.seconds * times, LONGEST_SECONDS)
         assert self.seconds is not None
         if self.seconds * best > target:
             best = max(1, int(target / self.seconds))

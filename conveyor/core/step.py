@@ -107,7 +107,7 @@ class Step(Node):
 
     def appetite(self) -> int:
         """How many items its workers could take at once, beyond those that wait; none where outputs have no room."""
-        most = self._looks_ahead(self.sizer.size) + 1
+        most = self._looks_ahead() + 1
         hands = sum(max(0, most - len(worker.leases)) for worker in self.workers if not worker.leaving)
         wanted = hands * self.sizer.size * self.unit - self._queue.items - self.resting
         return min(self.room(0), wanted) if wanted > 0 and self._spare(bool(self._leases)) > 0 else 0
@@ -204,7 +204,7 @@ class Step(Node):
             units += 1
         if not units:
             return False
-        size = self.sizer.size_of(units // len(self.workers) if self.workers else 0)
+        size = self.sizer.size_of(units // max(1, len(self.workers)))
         worker = self._free_worker(units, size, rest is None)
         if worker is None:
             return False
@@ -227,8 +227,8 @@ class Step(Node):
         self.wake_feeders()
         return True
 
-    def _looks_ahead(self, size: int) -> bool:
-        return (self.sizer.seconds or 1.0) * size <= self.surroundings.aim.ahead
+    def _looks_ahead(self) -> bool:
+        return (self.sizer.seconds or 1.0) * self.sizer.size <= self.surroundings.aim.ahead
 
     def _free_worker(self, units: int, size: int, may_look_ahead: bool) -> Worker | None:
         """Return the worker that gets the next lease: an idle one, or one for which it is time to look ahead."""
@@ -240,7 +240,7 @@ class Step(Node):
                 return worker
             if ahead is None and len(worker.leases) == 1 and not worker.recalled:
                 ahead = worker
-        if ahead is None or not may_look_ahead or not self._looks_ahead(self.sizer.size):
+        if ahead is None or not may_look_ahead or not self._looks_ahead():
             return None
         # A busy worker gets a full chunk or nothing: what waits grows meanwhile.
         return ahead if units >= size or self._ended else None

@@ -2,8 +2,8 @@
 
 Law: a worker knows its job, its channel and the lease at hand, and nothing of the pipeline.  It acknowledges
 units in their order, never gives an output that it has no credit for, and leaves when the broker does.  What
-it computed goes out after `FLUSH_SECONDS`, later where the broker says so, or with the end of the lease where that is
-due in as much again, unless a single item takes longer.
+it computed goes out after `FLUSH_SECONDS`, later where the broker says so or the lease is long, or with the end of the
+lease where that is due in as much again, unless a single item takes longer.
 """
 
 from __future__ import annotations
