@@ -25,6 +25,8 @@ from typing import Any
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor
 
 Job = Callable[[int], int]
+# The items of each round.
+Items = Callable[[int], Sequence[int]]
 CHUNK_SIZES = (1, 4, 16, 64)
 
 
@@ -148,7 +150,17 @@ def by_conveyor(
 # --------------------------------------------------------------------------------------------------------------- loads
 
 
-def cpu(cores: int, scale: float) -> tuple[Sequence[int], dict[str, Callable[[Sequence[int]], list[int]]]]:
+def in_order(count: int) -> Items:
+    """So many items, in their order."""
+    return lambda number: range(count)
+
+
+def shuffled(count: int) -> Items:
+    """So many items, in another order in each round: in any one order some chunk size is lucky."""
+    return lambda number: random.Random(number).sample(range(count), count)
+
+
+def cpu(cores: int, scale: float) -> tuple[Items, dict[str, Callable[[Sequence[int]], list[int]]]]:
     """Three steps of CPU, the middle one ten times as dear as the others."""
     jobs = (light, heavy, light)
     ways: dict[str, Callable[[Sequence[int]], list[int]]] = {
@@ -158,19 +170,19 @@ def cpu(cores: int, scale: float) -> tuple[Sequence[int], dict[str, Callable[[Se
     }
     for size in CHUNK_SIZES:
         ways[f"Pool({cores}).imap, chunksize={size}"] = partial(by_pool, fused, cores, size)
-    return range(int(4000 * scale)), ways
+    return in_order(int(4000 * scale)), ways
 
 
-def sleep(cores: int, scale: float) -> tuple[Sequence[int], dict[str, Callable[[Sequence[int]], list[int]]]]:
+def sleep(cores: int, scale: float) -> tuple[Items, dict[str, Callable[[Sequence[int]], list[int]]]]:
     """Three steps that wait."""
     jobs = (short_wait, long_wait, short_wait)
-    return range(int(2000 * scale)), {
+    return in_order(int(2000 * scale)), {
         "conveyor, auto, most 8": partial(by_conveyor, jobs, ("auto",) * 3, most={1: 8}),
         "queues, (1, 8, 1)": partial(by_queues, jobs, (1, 8, 1)),
     }
 
 
-def shift(cores: int, scale: float) -> tuple[Sequence[int], dict[str, Callable[[Sequence[int]], list[int]]]]:
+def shift(cores: int, scale: float) -> tuple[Items, dict[str, Callable[[Sequence[int]], list[int]]]]:
     """The bottleneck moves; the best fixed split of each half is that of a run over this half alone."""
     count = int(4000 * scale)
     half = count // 2
@@ -180,15 +192,15 @@ def shift(cores: int, scale: float) -> tuple[Sequence[int], dict[str, Callable[[
         first = by_conveyor(jobs, (cores, 1, 1), items[:half])
         return first + by_conveyor(jobs, (1, 1, cores), items[half:])
 
-    return range(count), {
+    return in_order(count), {
         "conveyor, auto": partial(by_conveyor, jobs, ("auto",) * 3),
         "conveyor, best split of each half": halves,
     }
 
 
-def tail(cores: int, scale: float) -> tuple[Sequence[int], dict[str, Callable[[Sequence[int]], list[int]]]]:
-    """Some items cost 200 times the others; `measured` shuffles them, as in any one order some chunk size is lucky."""
-    count, job = int(4000 * scale), heavy_tailed
+def tail(cores: int, scale: float) -> tuple[Items, dict[str, Callable[[Sequence[int]], list[int]]]]:
+    """Some items cost 200 times the others."""
+    job = heavy_tailed
     ways: dict[str, Callable[[Sequence[int]], list[int]]] = {
         "conveyor, auto": partial(by_conveyor, (job,), ("auto",)),
         f"conveyor, {cores} workers": partial(by_conveyor, (job,), (cores,)),
@@ -196,25 +208,25 @@ def tail(cores: int, scale: float) -> tuple[Sequence[int], dict[str, Callable[[S
     for size in CHUNK_SIZES:
         name = f"Pool({cores}).imap_unordered, chunksize={size}"
         ways[name] = partial(by_pool, job, cores, size, ordered=False)
-    return range(count), ways
+    return shuffled(int(4000 * scale)), ways
 
 
 LOADS = {"cpu": cpu, "sleep": sleep, "shift": shift, "tail": tail}
 
 
 def measured(
-    items: Sequence[int], ways: dict[str, Callable[[Sequence[int]], list[int]]], rounds: int, shuffled: bool = False
+    items: Items, ways: dict[str, Callable[[Sequence[int]], list[int]]], rounds: int
 ) -> dict[str, list[float]]:
-    """The seconds that each way took, in each round; `shuffled`: with the items in another order in each."""
+    """The seconds that each way took, in each round."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds):
-        given = random.Random(number).sample(items, len(items)) if shuffled else items
+        given = items(number)
         # Another way comes first in each round.
         for name in _turned(list(ways), number):
             begun = time.perf_counter()
             results = ways[name](given)
             times[name].append(time.perf_counter() - begun)
-            assert results == list(items), f"{name} lost something"
+            assert results == sorted(given), f"{name} lost something"
     return times
 
 
@@ -234,9 +246,9 @@ def main() -> None:
     print(f"Python {'.'.join(map(str, sys.version_info[:3]))}, {arguments.cores} cores")
     for name in arguments.loads:
         items, ways = LOADS[name](arguments.cores, arguments.scale)
-        times = measured(items, ways, arguments.rounds, shuffled=name == "tail")
+        times = measured(items, ways, arguments.rounds)
         medians = {way: statistics.median(each) for way, each in times.items()}
-        print(f"\n{name}: {len(items)} items, median of {arguments.rounds}")
+        print(f"\n{name}: {len(items(0))} items, median of {arguments.rounds}")
         for way, median in medians.items():
             auto = next(each for each in medians if each.startswith("conveyor, auto"))
             spread = f"(min {min(times[way]):.3f}, max {max(times[way]):.3f})"

@@ -1,4 +1,5 @@
-"""One run of one contestant in a process of its own, seen from outside: how long, how much memory, and an end for all.
+"""One run of one contestant in a process of its own, seen from outside: how long, how much memory, and an end for all;
+and whether the machine is one's own meanwhile.
 
 The law of this file: nothing that a run has started outlives it, and it looks at no process but its own descendants.
 """

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     Numbers = dict[str, float]
 
-LONG_CHAIN = 100  # Processors
-
 
 class Collector:
     """Takes the results, and notes when the first one was there."""
@@ -137,7 +135,7 @@ def chain(way: Callable[..., Any], work: workloads.Work, settings: dict[str, Any
     then passes over one that is done in a moment, and makes the other look as if it grew.
     """
     processors = settings["processors"]
-    times = max(1, LONG_CHAIN // processors)
+    times = max(1, workloads.LONG_CHAIN // processors)
     opened = way(work, **settings)
     begun = time.perf_counter()
     next(opened)

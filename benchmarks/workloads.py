@@ -26,6 +26,7 @@ SIZES = {
     "long-chain": (100_000, 2_000),
 }
 
+LONG_CHAIN = 100  # Processors
 ARRAY_LENGTH = 1 << 20  # of float32: 4 MiB
 TEMPLATES = 8
 SLOW_EVERY = 1024

@@ -113,7 +113,8 @@ class TestCompare(TestCase):
         def rounds(seconds: float, *arguments: str) -> int:
             """How many count where they take so long."""
             meter = compare.Meter(compare.parsed(["--rounds", "5", *arguments]), {})
-            with mock.patch.object(meter, "once", return_value=outcome), mock.patch("time.monotonic") as clock:
+            still = mock.patch.object(measuring, "standstill", return_value=1.0)
+            with mock.patch.object(meter, "once", return_value=outcome), still, mock.patch("time.monotonic") as clock:
                 clock.side_effect = itertools.count(0.0, seconds)
                 (measured,) = meter.measure("tiny", [entry]).measured
             return len(measured.runs)
