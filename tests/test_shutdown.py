@@ -23,6 +23,7 @@ from pathlib import Path
 from unittest import mock
 
 from conveyor import Pipe, Pipeline, Processor, StateError
+from conveyor.engines.broker import GRACE_SECONDS
 from conveyor.engines.interrupts import interrupts_held
 from tests.support import ROOT, SHORT, TestCase, _everyone, nothing_left
 
@@ -333,6 +334,32 @@ class ShutdownTest(TestCase):
                 script.wait_for("good")
                 assert script.note().end() == 0, script.stderr()
                 assert script.stderr() == "", script.stderr()
+
+    def test_what_stands_still_meanwhile_uses_up_no_grace(self):
+        # As with a computer that is suspended: all of them are stopped, for longer than workers get for their end.
+        body = """
+            class Slow(Processor):
+                def process(self, item):
+                    return item
+
+                def teardown(self):
+                    say("busy")
+                    until = time.process_time() + 0.05
+                    while time.process_time() < until:
+                        pass
+                    say("torn down")
+
+            with make(Slow()):
+                raise KeyError
+        """
+        for _ in range(2 if SHORT else 6):
+            script = Script(self, body)
+            script.wait_for("busy")
+            script.note().send(signal.SIGSTOP)
+            time.sleep(3 * GRACE_SECONDS)  # not to wait for something: that long nobody runs
+            script.send(signal.SIGCONT)
+            script.wait_for("torn down")
+            assert script.end() == 1
 
     def test_a_program_that_does_not_hear_of_its_children(self):
         for ignoring in ("signal.signal(signal.SIGCHLD, signal.SIG_IGN)", "signal.signal(signal.SIGCHLD, reap)"):

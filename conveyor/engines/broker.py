@@ -22,6 +22,7 @@ from conveyor.engines.arena import Arena
 from conveyor.engines.channels import BrokerEnd, FarEnd, Header, channel
 from conveyor.engines.children import Child, descriptor_of
 from conveyor.engines.codec import Blob, spec_of
+from conveyor.engines.grace import Grace
 from conveyor.engines.holdings import Holdings
 from conveyor.engines.life import Assignment, settle
 from conveyor.engines.notes import Note, Notes
@@ -251,7 +252,7 @@ class Broker:
         self._failed = False
         # None while nobody has asked for the end; then how long the workers may take to leave.
         self._closing = False
-        self._deadline: float | None = None
+        self._grace: Grace | None = None
 
     # The loop
 
@@ -294,8 +295,9 @@ class Broker:
 
     def _patience(self) -> float | None:
         waits = [LOOK_SECONDS] if self._parent_descriptor is None else []
-        timer = self._timer
-        for due in (self._deadline, timer, self._rest_at):
+        if self._grace is not None:
+            waits.append(self._grace.slice)
+        for due in (self._timer, self._rest_at):
             if due is not None:
                 waits.append(max(0.0, due - time.monotonic()))
         return min(waits, default=None)
@@ -320,8 +322,8 @@ class Broker:
         timer = self._timer
         if timer is not None and time.monotonic() >= timer:
             self._handle(events.Ticked(time.process_time() + self._caller_seconds))
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            self._deadline = None
+        if self._grace is not None and not self._grace.left:
+            self._grace = None
             for each in self._workers.values():
                 if not each.dead:
                     each.child.kill()
@@ -448,9 +450,8 @@ class Broker:
                 if not each.dead:
                     # One that was stopped would never leave.
                     each.child.wake()
-        if grace is not None:
-            deadline = time.monotonic() + grace
-            self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
+        if grace is not None and (self._grace is None or grace < self._grace.left):
+            self._grace = Grace(grace)
 
     def _end_workers(self) -> None:
         """Make sure that no worker is left, whatever happened."""

@@ -27,6 +27,7 @@ from conveyor.engines.channels import PIPE, QUEUE, BrokerEnd, FarEnd, Gone, Head
 from conveyor.engines.children import Child
 from conveyor.engines.codec import decode, items_of
 from conveyor.engines.failures import Failure, death, failed_item, overdue, processor_error, too_many_failures
+from conveyor.engines.grace import Grace
 from conveyor.engines.interrupts import interrupts_held
 from conveyor.engines.life import Assignment
 from conveyor.engines.records import SAID, hear, levels
@@ -364,13 +365,16 @@ class Session:
             self.abort()
             return
         try:
-            deadline = time.monotonic() + LEAVING_SECONDS
+            grace = Grace(LEAVING_SECONDS)
             with contextlib.suppress(ConveyorError):
                 # Nobody wants to know any more what became of the rest of a run that was given up.
-                while self._left is not None and self.results.ready(max(0.0, deadline - time.monotonic())):
-                    header, _ = self.receive()
-                    self._note(header)
-                    if time.monotonic() > deadline and header[0] == SAID:
+                while self._left is not None:
+                    if self.results.ready(grace.slice):
+                        header, _ = self.receive()
+                        self._note(header)
+                        if header[0] != SAID:
+                            continue
+                    if not grace.left:
                         # One that says something again and again is at its item still.
                         break
             if self._active is not None or self._left is not None:
@@ -413,7 +417,7 @@ class Session:
         for run in runs:
             run.source.stop()
         if self._child is not None:
-            deadline = time.monotonic() + GRACE_SECONDS + PATIENCE_SECONDS
+            grace = Grace(GRACE_SECONDS + PATIENCE_SECONDS)
             # Another thread may be at it, or this one, where a signal handler has come here.
             listening = self._hearing.acquire(blocking=False)
             # One that was stopped could neither end its workers nor take away its semaphores.
@@ -421,10 +425,11 @@ class Session:
             self.send("abort", listening)
             if listening:
                 try:
-                    self._hear_out(deadline)
+                    self._hear_out(grace)
                 finally:
                     self._hearing.release()
-            self._child.wait(deadline - time.monotonic())
+            while grace.left and not self._child.wait(grace.slice):
+                pass
             self._child.end()
         for run in runs:
             run.source.join()
@@ -435,14 +440,15 @@ class Session:
             self.arena.close()
             _open_ends.discard(self.arena)
 
-    def _hear_out(self, deadline: float) -> None:
+    def _hear_out(self, grace: Grace) -> None:
         """Take in what workers say at their end; results are nobody's any more."""
         # A broker that has gone says nothing more.
         with contextlib.suppress(Gone):
-            while (message := self.results.receive_within(max(0.0, deadline - time.monotonic()))) is not None:
-                if message[0][0] == SAID:
+            while grace.left:
+                message = self.results.receive_within(grace.slice)
+                if message is not None and message[0][0] == SAID:
                     self._said.append(message)
-                if message[0][0] == "closed" or time.monotonic() > deadline:
+                elif message is not None and message[0][0] == "closed":
                     return
 
 
