@@ -451,7 +451,7 @@ class SimulatedShell(FakeShell):
                     # A question of the run before, which it reads before what comes behind it.
                     self.wires[number].append((worker.answer(self.choose(2)), list(self.unacknowledged[number])))
                 self.pages[worker.node.index].hand_out(number, lease, pieces, items, finish)
-            case commands.Emit(pieces, items):
+            case commands.Emit(pieces, items, _):
                 assert not self.finished, "results after the end"
                 self.pages[len(self.plan.nodes) - 1].pass_on(pieces, items)
             case commands.Pull(credit):

@@ -13,6 +13,7 @@ import threading
 import time
 import unittest
 from pathlib import Path
+from unittest import mock
 
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ReplicatingFork
 from tests.support import TestCase, _descendants, _everyone, nothing_left, slow
@@ -73,6 +74,12 @@ def heavy_many(item):
 def heavy_many_later(item):
     for number in range(10_000):
         yield heavy_later(number)
+
+
+def many_or_one(item):
+    if item > 1:
+        time.sleep(0.05)  # for the other worker to take what is behind it
+    yield from range(item)
 
 
 class Counted:
@@ -239,6 +246,14 @@ class Bounds:
         pipeline = self.make(Processor(triple), Pipe(maxsize=5), Processor(same))
         ahead = self.pulled_ahead(pipeline, 3)
         assert ahead <= 1 + 5 + (5 + 5 + 2) / 3 + 2, ahead
+
+    def test_who_waits_for_room_hears_at_once_that_there_is_some(self):
+        # While the first lease gives its hundreds, later ones come to hold all the room but what one result takes.  The
+        # consumer would tell of that one when it has more, and there is no more until it does.
+        pipeline = self.make(Processor(same), Pipe(16), Processor(many_or_one, workers=2))
+        with mock.patch("conveyor.engines.process.TELL_SECONDS", 1000.0), pipeline:
+            for _ in range(8):
+                assert pipeline.run([1] * 20 + [600] + [1] * 200) == [0] * 20 + [*range(600)] + [0] * 200
 
     def test_memory_does_not_grow(self):
         pipeline = self.make(Processor(make_large), Pipe(maxsize=10), Processor(same))

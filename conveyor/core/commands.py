@@ -120,10 +120,12 @@ class Pull(NamedTuple):
 
 
 class Emit(NamedTuple):
-    """Hand results to the consumer."""
+    """Hand results to the consumer; `pressing`: whoever gave them waits for room, and is to hear at once of what is
+    taken."""
 
     pieces: tuple[Piece, ...]
     items: int
+    pressing: bool = False
 
 
 class Finish(NamedTuple):

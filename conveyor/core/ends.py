@@ -1,6 +1,7 @@
 """The results: where the graph ends.
 
-Law: what arrives is handed out at once; at most `bound` results are with the consumer and not yet taken.
+Law: what arrives is handed out at once; at most `bound` results are with the consumer and not yet taken.  A consumer
+says what it has taken when that is worth a message, and at once where somebody waits for the room.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ class Sink(Node):
         super().__init__(node.index, surroundings, node.bound_bytes)
         self.bound = node.bound
         self.waiting = 0
+        self.pressed = False
         self.ended = False
 
     def room(self, port: int, weighed: bool = True) -> int:
@@ -31,7 +33,11 @@ class Sink(Node):
     def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
         if items:
             self.waiting += items
-            self.surroundings.command(Emit(pieces, items))
+            self.surroundings.command(Emit(pieces, items, self.pressed or self.room(0) <= 0))
+            self.pressed = False
+
+    def press(self) -> None:
+        self.pressed = True
 
     def consumed(self, items: int) -> None:
         """Take in that the consumer took `items` results."""

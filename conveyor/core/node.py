@@ -67,6 +67,10 @@ class Output:
         """Say that `items` items on their way there came in `size` bytes."""
         self.node.weigh(self.port, items, size)
 
+    def press(self) -> None:
+        """Say that whoever pushes the next chunk waits for room behind it."""
+        self.node.press()
+
     def push(self, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
         """Hand on a chunk."""
         if items or runs:
@@ -103,6 +107,10 @@ class Node(ABC):
     def weigh(self, port: int, items: int, size: int) -> None:
         """Take in that `items` items on their way to `port` came in `size` bytes."""
         self.scale.weigh(items, size)
+
+    def press(self) -> None:
+        """Take in that whoever pushes the next chunk waits for room behind it; of no concern where the room that is
+        made is known at once."""
 
     @abstractmethod
     def pump(self) -> None:

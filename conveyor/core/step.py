@@ -395,6 +395,8 @@ class Step(Node):
         runs = None if event.runs is None else self._regroup.feed(event.runs, outputs)
         if outputs:
             self.output.weigh(outputs, event.size)
+            if (event.starving or event.final) and self._spare(False) <= outputs:
+                self.output.press()
         self.output.push(pieces, outputs, runs)
 
     # Who works here

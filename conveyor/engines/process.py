@@ -68,8 +68,8 @@ LEAVING_SECONDS = 0.3
 # handler of the caller may raise what it likes meanwhile.
 SCARCITY = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
-# A consumer that has waited so long for results tells which it has taken, however few: those may be all that the pipe
-# holds since one of them was heavy, or all that a lease gets while others hold the rest of the room.
+# A consumer that has waited so long for results tells which it has taken, however few: what was promised since may have
+# left no more room than those hold.
 TELL_SECONDS = 0.005
 
 # The ends of all sessions in this process, for the broker of the next one to close its copies.
@@ -463,6 +463,8 @@ class Run:
         self._worth_bytes = max(1, sink.bound_bytes // 8)
         self._untold = 0
         self._untold_bytes = 0
+        # Whether somebody waits for the room of what is untold.
+        self._pressed = False
         self._over = False
         self.source = Source(
             number, items, session.feed, session.first_pull, session.first_bytes, session.shown, session.arena
@@ -472,12 +474,11 @@ class Run:
         """Yield the results in lists, as they come; closing the iterator cancels the run."""
         try:
             while True:
-                if self._untold and not self._session.results.ready(TELL_SECONDS):
-                    # The pipe may be full by now of less than was worth a message, because results have become heavy.
+                if self._untold and not self._session.results.ready(0 if self._pressed else TELL_SECONDS):
                     self._tell()
                 header, blobs = self._session.receive()
                 match header:
-                    case ("results", run, spec, _) if run == self.number:
+                    case ("results", run, spec, pressing) if run == self.number:
                         results = self._decoded(spec, blobs)
                         size = sum(map(len, blobs))
                         # As many at a time as the consumer may have in hand while their room is given back.
@@ -494,6 +495,7 @@ class Run:
                                 self._tell()
                             yield part
                         results = part = []
+                        self._pressed = pressing or self._pressed
                     case ("finished", run, _) if run == self.number:
                         self._over = True
                         break
@@ -511,6 +513,7 @@ class Run:
         """Give back the room of what was taken."""
         self._session.send("consumed", self.number, self._untold, time.process_time())
         self._untold = self._untold_bytes = 0
+        self._pressed = False
 
     def _decoded(self, spec: Any, blobs: list[Any]) -> list[Any]:
         try:
