@@ -13,7 +13,6 @@ import threading
 import time
 import unittest
 from pathlib import Path
-from unittest import mock
 
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ReplicatingFork
 from tests.support import TestCase, _descendants, _everyone, nothing_left, slow
@@ -251,7 +250,7 @@ class Bounds:
         # While the first lease gives its hundreds, later ones come to hold all the room but what one result takes.  The
         # consumer would tell of that one when it has more, and there is no more until it does.
         pipeline = self.make(Processor(same), Pipe(16), Processor(many_or_one, workers=2))
-        with mock.patch("conveyor.engines.process.TELL_SECONDS", 1000.0), pipeline:
+        with pipeline:
             for _ in range(8):
                 assert pipeline.run([1] * 20 + [600] + [1] * 200) == [0] * 20 + [*range(600)] + [0] * 200
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from conveyor import BalancingFork, Join, Pipe, Processor, ReplicatingFork
 from conveyor.core.commands import Emit, Grant, Lease, Pull
+from conveyor.core.ends import TELL_SECONDS
 from conveyor.core.events import Forfeited
 from conveyor.core.machine import first_pull
 from tests.driving import Driven, plan_of
@@ -48,11 +49,11 @@ class Steps(TestCase):
         core.feed(0.0, "A", 10)
         for lease in range(3):
             assert core.reply(0.1 + lease, 0, lease, 1, (lease, 1), size=HEAVY, seconds=1.0) == [
-                Emit(((lease, 0, 1),), 1, lease == 2),
+                Emit(((lease, 0, 1),), 1, (TELL_SECONDS, TELL_SECONDS, 0.0)[lease]),
                 Lease(0, lease + 1, (("A", lease + 1, lease + 2),), 1, 1),
             ]
         # Three wait, and one more is in the hand of the worker.
-        assert core.reply(4.0, 0, 3, 1, ("d", 1), size=HEAVY, seconds=1.0) == [Emit((("d", 0, 1),), 1, True)]
+        assert core.reply(4.0, 0, 3, 1, ("d", 1), size=HEAVY, seconds=1.0) == [Emit((("d", 0, 1),), 1, 0.0)]
         assert core.consume(5.0, 1) == [Lease(0, 4, (("A", 4, 5),), 1, 1)]
 
     def test_an_item_heavier_than_the_pipe_goes_through_alone(self) -> None:
@@ -60,10 +61,10 @@ class Steps(TestCase):
         core.feed(0.0, "A", 3, size=3 * HEAVY)
         assert core.machine.first.room(0) == 1 - 2
         assert core.reply(0.1, 0, 0, 1, ("a", 1), size=HEAVY) == [
-            Emit((("a", 0, 1),), 1, True),
+            Emit((("a", 0, 1),), 1, 0.0),
             Lease(0, 1, (("A", 1, 2),), 1, 1),
         ]
-        assert core.reply(0.2, 0, 1, 1, ("b", 1), size=HEAVY) == [Emit((("b", 0, 1),), 1, True)]
+        assert core.reply(0.2, 0, 1, 1, ("b", 1), size=HEAVY) == [Emit((("b", 0, 1),), 1, 0.0)]
         assert core.consume(0.3, 1) == [Lease(0, 2, (("A", 2, 3),), 1, 1)]
 
     def test_a_batch_heavier_than_the_pipe_finds_room(self) -> None:

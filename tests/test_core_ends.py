@@ -127,11 +127,11 @@ class Sink(TestCase):
         core = Driven(Processor(job), Pipe(8))
         core.feed(0.0, "A", 8)
         assert core.reply(0.1, 0, 0, 1, ("a", 1), size=64 << 20) == [
-            Emit((("a", 0, 1),), 1, True),
+            Emit((("a", 0, 1),), 1, 0.0),
             Lease(0, 1, (("A", 1, 2),), 1, 1),
         ]
         # One fills the pipe: the next is in the hands of the worker, and there it stays.
-        assert core.reply(0.2, 0, 1, 1, ("b", 1), size=64 << 20) == [Emit((("b", 0, 1),), 1, True)]
+        assert core.reply(0.2, 0, 1, 1, ("b", 1), size=64 << 20) == [Emit((("b", 0, 1),), 1, 0.0)]
         assert core.consume(0.3, 1) == [Lease(0, 2, (("A", 2, 3),), 1, 1)]
 
     def test_the_consumer_is_pressed_where_room_is_waited_for(self) -> None:
@@ -144,15 +144,15 @@ class Sink(TestCase):
             Emit((("a", 0, 1),), 1),
             Grant(0, 0, 1),
         ]
-        assert core.reply(0.3, 0, 0, 0, ("c", 1), final=False, starving=True) == [Emit((("c", 0, 1),), 1, True)]
+        assert core.reply(0.3, 0, 0, 0, ("c", 1), final=False, starving=True) == [Emit((("c", 0, 1),), 1, 0.0)]
         assert core.consume(0.4, 2) == [Grant(0, 0, 2)]
         # It still may give; and when it is done, nothing can be handed out behind what the second lease gave.
         assert core.reply(0.5, 0, 0, 0, ("d", 1), final=False) == [Emit((("d", 0, 1),), 1)]
         assert core.reply(0.6, 1, 1, 1, ("e", 7)) == []
         assert core.reply(0.7, 0, 0, 1, ("f", 1)) == [
-            Emit((("f", 0, 1),), 1, True),
-            Emit((("b", 0, 1),), 1, True),
-            Emit((("e", 0, 7),), 7, True),
+            Emit((("f", 0, 1),), 1, 0.0),
+            Emit((("b", 0, 1),), 1, 0.0),
+            Emit((("e", 0, 7),), 7, 0.0),
         ]
 
     def test_the_end_of_the_results_is_the_end_of_the_run(self) -> None:
@@ -171,11 +171,11 @@ class Sink(TestCase):
             Grant(0, 0, 4),
         ]
         assert core.reply(0.2, 1, 0, 0, ("x", 1), final=False, starving=True) == [
-            Emit((("x", 0, 1),), 1, True),
+            Emit((("x", 0, 1),), 1, 0.0),
             Grant(1, 0, 1),
         ]
         assert core.reply(0.3, 0, 0, 0, ("b", 4), final=False, starving=True) == []
-        assert core.reply(0.4, 1, 0, 0, ("y", 1), final=False, starving=True) == [Emit((("y", 0, 1),), 1, True)]
+        assert core.reply(0.4, 1, 0, 0, ("y", 1), final=False, starving=True) == [Emit((("y", 0, 1),), 1, 0.0)]
         # The results hold one, and one is in the hands of the second worker: both steps stand still.
         assert core.machine.sink.waiting == 2
         assert core.consume(0.5, 1) == [Grant(1, 0, 1)]

@@ -92,11 +92,11 @@ class Replicated(TestCase):
         core = self.two(pipe=2)
         core.reply(0.2, 1, 0, 1, ("b", 1), runs=[(1, 1)], seconds=1.0)
         assert core.reply(0.3, 2, 0, 0, ("c", 1), runs=[], final=False, starving=True, seconds=1.0) == [
-            Emit((("c", 0, 1),), 1, True),
+            Emit((("c", 0, 1),), 1, 0.0),
             Grant(2, 0, 3),
         ]
         assert core.reply(0.4, 2, 0, 1, ("d", 2), runs=[(2, 1)], seconds=1.0) == [Lease(2, 1, (("b", 0, 1),), 1, 1)]
-        assert core.consume(0.5, 1) == [Emit((("d", 0, 1),), 1, True)]
+        assert core.consume(0.5, 1) == [Emit((("d", 0, 1),), 1, 0.0)]
         assert core.consume(0.6, 2) == [Emit((("d", 1, 2),), 1)]
 
     def test_trailing_outputs_come_last_by_branch(self) -> None:
@@ -174,9 +174,9 @@ class Balanced(TestCase):
             Emit((("b", 0, 1),), 1),
             Grant(1, 0, 3),
         ]
-        assert core.reply(0.3, 1, 0, 1, ("d", 2), runs=[(2, 1)]) == [Emit((("d", 0, 1),), 1, True)]
+        assert core.reply(0.3, 1, 0, 1, ("d", 2), runs=[(2, 1)]) == [Emit((("d", 0, 1),), 1, 0.0)]
         assert core.reply(0.4, 2, 0, 1, ("c", 1), runs=[(1, 1)]) == []
-        assert core.consume(0.5, 2) == [Emit((("d", 1, 2),), 1), Emit((("c", 0, 1),), 1, True)]
+        assert core.consume(0.5, 2) == [Emit((("d", 1, 2),), 1), Emit((("c", 0, 1),), 1, 0.0)]
         assert core.consume(0.6, 1) == []
 
     def test_trailing_outputs_come_last(self) -> None:
@@ -240,9 +240,9 @@ class Free(TestCase):
             Lease(2, 1, (("b", 0, 1),), 1, 1),
         ]
         assert core.reply(0.3, 1, 0, 1, ("b", 1), seconds=1.0) == [
-            Emit((("b", 0, 1),), 1, True),
+            Emit((("b", 0, 1),), 1, 0.0),
             Lease(1, 1, (("b", 0, 1),), 1, 1),
         ]
         # The results hold two: the next waits.
         assert core.reply(0.4, 1, 1, 1, ("d", 1), seconds=1.0) == [Lease(1, 2, (("b", 1, 2),), 1, 1)]
-        assert core.consume(0.5, 1) == [Emit((("d", 0, 1),), 1, True)]
+        assert core.consume(0.5, 1) == [Emit((("d", 0, 1),), 1, 0.0)]

@@ -153,11 +153,11 @@ class Pipes(TestCase):
         ]
         assert core.feed(0.2, "B", 1) == []
         assert core.reply(0.3, 0, 1, 1, ("b", 1)) == [
-            Emit((("b", 0, 1),), 1, True),
+            Emit((("b", 0, 1),), 1, 0.0),
             Lease(0, 2, (("B", 0, 1),), 1, 1),
         ]
         # One more in the hands of the worker, and that is all.
-        assert core.reply(0.4, 0, 2, 1, ("c", 1)) == [Emit((("c", 0, 1),), 1, True)]
+        assert core.reply(0.4, 0, 2, 1, ("c", 1)) == [Emit((("c", 0, 1),), 1, 0.0)]
         assert core.feed(0.5, "C", 2) == []
         assert core.consume(0.6, 1) == [Lease(0, 3, (("C", 0, 1),), 1, 1)]
         assert core.consume(0.7, 1) == []
@@ -178,9 +178,9 @@ class Pipes(TestCase):
             Emit((("a", 0, 1),), 1),
             Grant(0, 0, 4),
         ]
-        assert core.reply(0.2, 0, 0, 0, ("b", 4), final=False, starving=True) == [Emit((("b", 0, 4),), 4, True)]
+        assert core.reply(0.2, 0, 0, 0, ("b", 4), final=False, starving=True) == [Emit((("b", 0, 4),), 4, 0.0)]
         assert core.consume(0.3, 3) == [Grant(0, 0, 3)]
-        assert core.reply(0.4, 0, 0, 1, ("c", 2)) == [Emit((("c", 0, 2),), 2, True)]
+        assert core.reply(0.4, 0, 0, 1, ("c", 2)) == [Emit((("c", 0, 2),), 2, 0.0)]
         assert core.machine.first.promised == 0
 
     def test_a_later_lease_leaves_room_for_the_first(self) -> None:
@@ -199,8 +199,8 @@ class Pipes(TestCase):
         assert core.consume(0.4, 1) == []
         assert core.reply(0.5, 0, 0, 1, ("d", 1)) == [
             Emit((("d", 0, 1),), 1),
-            Emit((("b", 0, 1),), 1, True),
-            Emit((("c", 0, 1),), 1, True),
+            Emit((("b", 0, 1),), 1, 0.0),
+            Emit((("c", 0, 1),), 1, 0.0),
             Grant(1, 1, 1),
         ]
 
@@ -218,11 +218,11 @@ class Pipes(TestCase):
         assert core.reply(0.1, 1, 1, 0, ("b", 1), final=False, starving=True) == [Grant(1, 1, 63)]
         # One item fills the pipe, and 63 are promised to the second lease, whose outputs wait for the first.
         assert core.reply(0.2, 0, 0, 0, ("a", 1), final=False, starving=True, size=80 << 20) == [
-            Emit((("a", 0, 1),), 1, True)
+            Emit((("a", 0, 1),), 1, 0.0)
         ]
         assert core.consume(0.3, 1) == [Grant(0, 0, 1)]
         assert core.reply(0.4, 0, 0, 0, ("c", 1), final=False, starving=True, size=80 << 20) == [
-            Emit((("c", 0, 1),), 1, True)
+            Emit((("c", 0, 1),), 1, 0.0)
         ]
         assert core.consume(0.5, 1) == [Grant(0, 0, 1)]
 
@@ -336,12 +336,12 @@ class Ends(TestCase):
         core = Driven(Ending(), Pipe(1))
         assert core.end(0.0) == [Lease(0, 0, (), 0, 1, finish=True)]
         assert core.reply(0.1, 0, 0, 0, ("a", 1), final=False, starving=True) == [
-            Emit((("a", 0, 1),), 1, True),
+            Emit((("a", 0, 1),), 1, 0.0),
             Grant(0, 0, 1),
         ]
-        assert core.reply(0.2, 0, 0, 0, ("b", 1), final=False, starving=True) == [Emit((("b", 0, 1),), 1, True)]
+        assert core.reply(0.2, 0, 0, 0, ("b", 1), final=False, starving=True) == [Emit((("b", 0, 1),), 1, 0.0)]
         assert core.consume(0.3, 1) == [Grant(0, 0, 1)]
-        assert core.reply(0.4, 0, 0, 0, ("c", 1)) == [Emit((("c", 0, 1),), 1, True), Finish()]
+        assert core.reply(0.4, 0, 0, 0, ("c", 1)) == [Emit((("c", 0, 1),), 1, 0.0), Finish()]
 
     def test_the_end_goes_from_step_to_step(self) -> None:
         core = Driven(Processor(job), Pipe(4), Ending(), Pipe(4), Processor(job), Pipe(4))

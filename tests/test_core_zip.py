@@ -88,12 +88,12 @@ class Zips(TestCase):
         core = self.two(pipe=2)
         core.reply(0.2, 2, 0, 1, ("c", 3), runs=[(3, 1)])
         assert core.reply(0.3, 1, 0, 1, ("b", 3), runs=[(3, 1)]) == [
-            Emit(((Weave(((("b", 0, 2),), (("c", 0, 2),)), ([(2, 1)], [(2, 1)]), True), 0, 2),), 2, True),
+            Emit(((Weave(((("b", 0, 2),), (("c", 0, 2),)), ([(2, 1)], [(2, 1)]), True), 0, 2),), 2, 0.0),
             Lease(1, 1, (("b", 0, 1),), 1, 1),
             Lease(2, 1, (("b", 0, 1),), 1, 1),
         ]
         assert core.consume(0.4, 1) == [
-            Emit(((Weave(((("b", 2, 3),), (("c", 2, 3),)), ([(1, 1)], [(1, 1)]), True), 0, 1),), 1, True)
+            Emit(((Weave(((("b", 2, 3),), (("c", 2, 3),)), ([(1, 1)], [(1, 1)]), True), 0, 1),), 1, 0.0)
         ]
 
     def test_trailing_rows(self) -> None:

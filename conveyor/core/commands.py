@@ -120,12 +120,15 @@ class Pull(NamedTuple):
 
 
 class Emit(NamedTuple):
-    """Hand results to the consumer; `pressing`: whoever gave them waits for room, and is to hear at once of what is
-    taken."""
+    """Hand results to the consumer.
+
+    `tell_within`: where nothing more comes for so many seconds, it says that it has taken them; where that is None, it
+    does when it has taken more.
+    """
 
     pieces: tuple[Piece, ...]
     items: int
-    pressing: bool = False
+    tell_within: float | None = None
 
 
 class Finish(NamedTuple):

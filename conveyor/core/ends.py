@@ -1,7 +1,7 @@
 """The results: where the graph ends.
 
 Law: what arrives is handed out at once; at most `bound` results are with the consumer and not yet taken.  A consumer
-says what it has taken when that is worth a message, and at once where somebody waits for the room.
+says what it has taken when that is worth a message, and before that only where the room may be waited for.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from conveyor.core.node import Node, Surroundings
 from conveyor.core.payloads import Piece
 from conveyor.core.sizing import LARGEST
 from conveyor.plan import SinkNode
+
+# Where a pipe holds fewer results than its bound because they are heavy, the next ones may find it full: so soon the
+# consumer says what it has taken, where nothing more comes.
+TELL_SECONDS = 0.005
 
 
 class Sink(Node):
@@ -33,8 +37,15 @@ class Sink(Node):
     def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
         if items:
             self.waiting += items
-            self.surroundings.command(Emit(pieces, items, self.pressed or self.room(0) <= 0))
+            self.surroundings.command(Emit(pieces, items, self._tell_within()))
             self.pressed = False
+
+    def _tell_within(self) -> float | None:
+        most = self.most(self.bound, weighed=True)
+        if self.pressed or self.waiting >= most:
+            return 0.0
+        # The room of some that nobody was told of, which are less than a quarter of the bound, can be done without.
+        return TELL_SECONDS if most < self.bound else None
 
     def press(self) -> None:
         self.pressed = True

@@ -574,9 +574,9 @@ class Broker:
             match command:
                 case commands.Lease():
                     self._workers[command.worker].lease(command)
-                case commands.Emit(pieces, _, pressing):
+                case commands.Emit(pieces, _, tell_within):
                     spec, blobs = spec_of(pieces)
-                    self._results.send(("results", self._run, spec, pressing), [blob.data for blob in blobs])
+                    self._results.send(("results", self._run, spec, tell_within), [blob.data for blob in blobs])
                 case commands.Pull(credit):
                     self._feed.send(("pull", self._run, credit))
                 case commands.Grant(number, lease, credit):

@@ -68,10 +68,6 @@ LEAVING_SECONDS = 0.3
 # handler of the caller may raise what it likes meanwhile.
 SCARCITY = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
-# A consumer that has waited so long for results tells which it has taken, however few: what was promised since may have
-# left no more room than those hold.
-TELL_SECONDS = 0.005
-
 # The ends of all sessions in this process, for the broker of the next one to close its copies.
 _open_ends: set[FarEnd | Arena] = set()
 
@@ -463,8 +459,8 @@ class Run:
         self._worth_bytes = max(1, sink.bound_bytes // 8)
         self._untold = 0
         self._untold_bytes = 0
-        # Whether somebody waits for the room of what is untold.
-        self._pressed = False
+        # How long to wait for more before telling of it; None where that can wait until it is worth a message.
+        self._tell_within: float | None = None
         self._over = False
         self.source = Source(
             number, items, session.feed, session.first_pull, session.first_bytes, session.shown, session.arena
@@ -474,11 +470,11 @@ class Run:
         """Yield the results in lists, as they come; closing the iterator cancels the run."""
         try:
             while True:
-                if self._untold and not self._session.results.ready(0 if self._pressed else TELL_SECONDS):
+                if self._tell_within is not None and not self._session.results.ready(self._tell_within):
                     self._tell()
                 header, blobs = self._session.receive()
                 match header:
-                    case ("results", run, spec, pressing) if run == self.number:
+                    case ("results", run, spec, within) if run == self.number:
                         results = self._decoded(spec, blobs)
                         size = sum(map(len, blobs))
                         # As many at a time as the consumer may have in hand while their room is given back.
@@ -495,7 +491,8 @@ class Run:
                                 self._tell()
                             yield part
                         results = part = []
-                        self._pressed = pressing or self._pressed
+                        if self._untold and within is not None:
+                            self._tell_within = within if self._tell_within is None else min(within, self._tell_within)
                     case ("finished", run, _) if run == self.number:
                         self._over = True
                         break
@@ -513,7 +510,7 @@ class Run:
         """Give back the room of what was taken."""
         self._session.send("consumed", self.number, self._untold, time.process_time())
         self._untold = self._untold_bytes = 0
-        self._pressed = False
+        self._tell_within = None
 
     def _decoded(self, spec: Any, blobs: list[Any]) -> list[Any]:
         try:
