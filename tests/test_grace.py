@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import unittest
 from unittest import mock
 
-from conveyor.engines.grace import SLICE_SECONDS, Grace
+from conveyor.engines.grace import SLICE_SECONDS, Grace, Standstills
 from tests.support import TestCase
 
 
@@ -38,6 +39,39 @@ class GraceTest(TestCase):
         assert self.at(0.01) == (0.04, 0.02)
         assert self.at(100.0) == (0.02, 0.02)
         assert self.at(200.0) == (0.0, 0.0)
+
+
+class StandstillsTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        for name in ("monotonic", "process_time"):
+            clock = mock.patch(f"conveyor.engines.grace.time.{name}", lambda name=name: getattr(self, name))
+            clock.start()
+            self.addCleanup(clock.stop)
+        self.monotonic, self.process_time = 1000.0, 0.0
+        self.standstills = Standstills()
+
+    def look(self, seconds, patience, used=0.0):
+        """Look, so many seconds after the last time, of which some were used."""
+        self.monotonic += seconds
+        self.process_time += used
+        self.standstills.look(patience)
+
+    def test_what_was_waited_or_worked_is_none(self):
+        self.look(0.02, 0.02)
+        self.look(0.01, 0.02)
+        self.look(5.02, 0.02, used=5.0)
+        self.look(0.06, 0.02)
+        self.look(1e6, math.inf)
+        assert self.standstills.since(0.0) == 0.0
+
+    def test_what_is_late_is_one(self):
+        self.look(10.0, 0.02)
+        self.look(0.02, 0.02)
+        self.look(3.0, 0.5, used=0.5)
+        assert round(self.standstills.since(1000.0), 6) == 9.98 + 2.0
+        assert round(self.standstills.since(1010.0), 6) == 2.0
+        assert self.standstills.since(1013.1) == 0.0
 
 
 if __name__ == "__main__":

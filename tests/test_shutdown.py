@@ -361,6 +361,30 @@ class ShutdownTest(TestCase):
             script.wait_for("torn down")
             assert script.end() == 1
 
+    def test_what_stands_still_meanwhile_is_no_time_of_an_item(self):
+        # As with Ctrl-Z and `fg`: what an item may take is not used up by that.
+        body = """
+            def takes(item):
+                say("busy")
+                until = time.process_time() + 0.1
+                while time.process_time() < until:
+                    pass
+                return item
+
+            pipeline = make(Processor(takes, timeout=1.0))
+            assert pipeline.run(range(3)) == [0, 1, 2]
+            say("done")
+        """
+        for settings in ({}, {"channel": "queue"}):
+            script = Script(self, body, **settings)
+            for _ in range(2):
+                script.wait_for("busy")
+                script.send(signal.SIGSTOP)
+                time.sleep(1.5)  # not to wait for something: that long nobody runs
+                script.send(signal.SIGCONT)
+            script.wait_for("done")
+            assert script.end() == 0, script.stderr()
+
     def test_a_program_that_does_not_hear_of_its_children(self):
         for ignoring in ("signal.signal(signal.SIGCHLD, signal.SIG_IGN)", "signal.signal(signal.SIGCHLD, reap)"):
             for method, channel in (WAYS[0], WAYS[-1]):

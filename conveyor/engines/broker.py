@@ -7,6 +7,7 @@ or ends them.  It outlives neither the caller nor, once told to close, its worke
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -22,7 +23,7 @@ from conveyor.engines.arena import Arena
 from conveyor.engines.channels import BrokerEnd, FarEnd, Header, channel
 from conveyor.engines.children import Child, descriptor_of
 from conveyor.engines.codec import Blob, spec_of
-from conveyor.engines.grace import Grace
+from conveyor.engines.grace import SLICE_SECONDS, Grace, Standstills
 from conveyor.engines.holdings import Holdings
 from conveyor.engines.life import Assignment, settle
 from conveyor.engines.notes import Note, Notes
@@ -195,13 +196,10 @@ class WorkerProcess:
         """Return how far it has begun what it was handed, as far as that is known."""
         return self._at if self.note is None else self.note.begun
 
-    def seen(self) -> events.Seen:
-        """Return what it is at, and for how long."""
-        if self.note is not None:
-            at, seconds = self.note.since()
-        else:
-            at = self._at or (0, 0)
-            seconds = None if self._at_since is None else time.monotonic() - self._at_since
+    def seen(self, standstills: Standstills) -> events.Seen:
+        """Return what it is at, and for how long, without the time in which nobody could run."""
+        at, since = (self._at or (0, 0), self._at_since) if self.note is None else self.note.since()
+        seconds = None if since is None else time.monotonic() - since - standstills.since(since)
         return events.Seen(self.number, *at, seconds)
 
 
@@ -253,6 +251,9 @@ class Broker:
         # None while nobody has asked for the end; then how long the workers may take to leave.
         self._closing = False
         self._grace: Grace | None = None
+        # Where an item may take only so long, standstills are looked for while somebody is at one.
+        self._timed = any(assignment.timed for assignment in orders.assignments.values())
+        self._standstills = Standstills()
 
     # The loop
 
@@ -290,14 +291,21 @@ class Broker:
                 ready = self._waiter.wait(0)
             self._looked += time.monotonic() - begun
             if ready:
+                self._standstills.look(math.inf)
                 return ready
-        return self._waiter.wait(self._patience())
+        patience = self._patience()
+        ready = self._waiter.wait(patience)
+        self._standstills.look(math.inf if patience is None else patience)
+        return ready
 
     def _patience(self) -> float | None:
         waits = [LOOK_SECONDS] if self._parent_descriptor is None else []
         if self._grace is not None:
             waits.append(self._grace.slice)
-        for due in (self._timer, self._rest_at):
+        timer = self._timer
+        if self._timed and timer is not None:
+            waits.append(SLICE_SECONDS)
+        for due in (timer, self._rest_at):
             if due is not None:
                 waits.append(max(0.0, due - time.monotonic()))
         return min(waits, default=None)
@@ -588,7 +596,7 @@ class Broker:
                     if begun is not None:
                         answers.append(events.Begun(number, *begun))
                 case commands.Look(number):
-                    answers.append(self._workers[number].seen())
+                    answers.append(self._workers[number].seen(self._standstills))
                 case commands.KillWorker(number):
                     self._workers[number].child.kill()
                 case commands.Linger(number, seconds):

@@ -1,15 +1,19 @@
 """The time that others get to do something of their own accord, before it is done to them.
 
-Law: what passes while nobody could run does not count.  A machine that stands still (a suspended computer, a stopped
-group of processes, a host with too many guests) stands still for those who hurry as well as for the one who counts.
+Law: what passes while nobody could run does not count.  What stands still (a group of processes that was stopped, as
+Ctrl-Z does, a virtual machine that pauses, or whose host has too many) does so for those who hurry as well as for the
+one who counts.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 
 # What one look at the clock takes off at most.  A wait as long as this is seldom much longer where cores are to be had.
 SLICE_SECONDS = 0.02
+# Who is so much late was not held up by a busy machine alone.
+LATE_SECONDS = 0.05
 
 
 class Grace:
@@ -34,3 +38,24 @@ class Grace:
     def slice(self) -> float:
         """How long to wait before the next look, in seconds, 0.0 where nothing is left."""
         return min(self.left, SLICE_SECONDS)
+
+
+class Standstills:
+    """When nobody could run, as seen by one who looks at the clock again and again."""
+
+    def __init__(self) -> None:
+        self._looked, self._used = time.monotonic(), time.process_time()
+        # When each was over, and how many seconds it was.
+        self._found: deque[tuple[float, float]] = deque(maxlen=1000)
+
+    def look(self, patience: float) -> None:
+        """Take in that since the last look there was work to do, and then to wait for `patience` seconds at most."""
+        now, used = time.monotonic(), time.process_time()
+        late = now - self._looked - (used - self._used) - patience
+        if late > LATE_SECONDS:
+            self._found.append((now, late))
+        self._looked, self._used = now, used
+
+    def since(self, moment: float) -> float:
+        """Return how many seconds of those since a moment of `time.monotonic` nobody could run."""
+        return sum(seconds for over, seconds in self._found if over > moment)

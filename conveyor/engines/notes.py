@@ -98,8 +98,8 @@ class Note:
         self._memory.words[self._unpickling] = unpickling
 
     def since(self) -> tuple[tuple[int, int], float | None]:
-        """Return how far the worker has begun what it was handed, and for how many seconds it has been at that: None
-        where it is at nothing."""
+        """Return how far the worker has begun what it was handed, and at which moment of `time.monotonic` it began the
+        last of that: None where it is at nothing."""
         words = self._memory.words
         while True:
             since = words[self._since]
@@ -107,7 +107,7 @@ class Note:
             with self._fence:
                 # Else the time may be that of an earlier unit.
                 if words[self._since] == since:
-                    return place(begun), (time.monotonic_ns() - since) / 1e9 if since else None
+                    return place(begun), since / 1e9 if since else None
 
     def recall(self, lease: int, units: int) -> tuple[int, int]:
         """Have nothing begun beyond that position, or beyond what has been; return how far may have been."""
