@@ -6,6 +6,7 @@ the wrong one stands still, and the test fails by its time limit; and what is co
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import tempfile
@@ -13,6 +14,7 @@ import threading
 import time
 import unittest
 from pathlib import Path
+from unittest import mock
 
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ReplicatingFork
 from tests.support import TestCase, _descendants, _everyone, nothing_left, slow
@@ -79,6 +81,30 @@ def many_or_one(item):
     if item > 1:
         time.sleep(0.05)  # for the other worker to take what is behind it
     yield from range(item)
+
+
+def many_slowly_or_one(item):
+    for number in many_or_one(item):
+        if item > 1:
+            time.sleep(0.012)  # so long that each is sent by itself
+        yield number
+
+
+def slowly(item):
+    time.sleep(0.3 if item >= 3 else 0.05)  # for what comes beside it to be there before it
+    return item
+
+
+def heavy_soon(item):
+    return item if item < 3 else bytes(64 << 20)
+
+
+@contextlib.contextmanager
+def never_told_late():
+    """A consumer says what it has taken where that is worth a message, or somebody waits for it; else never."""
+    never = 1000.0
+    with mock.patch("conveyor.core.ends.TELL_SECONDS", never), mock.patch("conveyor.core.ends.SOON_SECONDS", never):
+        yield
 
 
 class Counted:
@@ -249,10 +275,22 @@ class Bounds:
     def test_who_waits_for_room_hears_at_once_that_there_is_some(self):
         # While the first lease gives its hundreds, later ones come to hold all the room but what one result takes.  The
         # consumer would tell of that one when it has more, and there is no more until it does.
-        pipeline = self.make(Processor(same), Pipe(16), Processor(many_or_one, workers=2))
-        with pipeline:
-            for _ in range(8):
-                assert pipeline.run([1] * 20 + [600] + [1] * 200) == [0] * 20 + [*range(600)] + [0] * 200
+        for job, many, runs in ((many_or_one, 600, 4), (many_slowly_or_one, 60, 1)):
+            pipeline = self.make(Processor(same), Pipe(16), Processor(job, workers=2))
+            with never_told_late(), pipeline:
+                for _ in range(runs):
+                    assert pipeline.run([1] * 20 + [many] + [1] * 200) == [0] * 20 + [*range(many)] + [0] * 200
+
+    def test_what_becomes_heavy_behind_a_join_goes_on(self):
+        # The results are light when they are handed out, and too many once the others, which wait for their turn, are
+        # weighed.
+        pipeline = self.make(Processor(same), Pipe(), ReplicatingFork(2), (Processor(slowly), Processor(heavy_soon)))
+        pipeline.add(Pipe(100)).add(Join(2))
+        with never_told_late(), pipeline:
+            assert [len(result) if type(result) is bytes else result for result in pipeline.run(range(6))] == [
+                *(0, 0, 1, 1, 2, 2),
+                *(3, 64 << 20, 4, 64 << 20, 5, 64 << 20),
+            ]
 
     def test_memory_does_not_grow(self):
         pipeline = self.make(Processor(make_large), Pipe(maxsize=10), Processor(same))

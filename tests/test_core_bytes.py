@@ -10,7 +10,7 @@ from typing import Any
 
 from conveyor import BalancingFork, Join, Pipe, Processor, ReplicatingFork
 from conveyor.core.commands import Emit, Grant, Lease, Pull
-from conveyor.core.ends import TELL_SECONDS
+from conveyor.core.ends import SOON_SECONDS
 from conveyor.core.events import Forfeited
 from conveyor.core.machine import first_pull
 from tests.driving import Driven, plan_of
@@ -49,7 +49,7 @@ class Steps(TestCase):
         core.feed(0.0, "A", 10)
         for lease in range(3):
             assert core.reply(0.1 + lease, 0, lease, 1, (lease, 1), size=HEAVY, seconds=1.0) == [
-                Emit(((lease, 0, 1),), 1, (TELL_SECONDS, TELL_SECONDS, 0.0)[lease]),
+                Emit(((lease, 0, 1),), 1, (SOON_SECONDS, SOON_SECONDS, 0.0)[lease]),
                 Lease(0, lease + 1, (("A", lease + 1, lease + 2),), 1, 1),
             ]
         # Three wait, and one more is in the hand of the worker.

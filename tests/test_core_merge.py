@@ -54,6 +54,20 @@ class Replicated(TestCase):
             Lease(1, 2, (("b", 1, 2),), 1, 1),
         ]
 
+    def test_what_waits_for_its_turn_and_is_heavy_presses_the_consumer(self) -> None:
+        core = self.two()
+        assert core.reply(0.2, 1, 0, 1, ("b", 1), runs=[(1, 1)], seconds=1.0) == [
+            Emit((("b", 0, 1),), 1),
+            Lease(1, 1, (("b", 0, 1),), 1, 1),
+        ]
+        # The results hold one of that weight, and have one: what is to go there next finds no room, so nothing will
+        # come of which the consumer hears.
+        assert core.reply(0.3, 2, 0, 1, ("c", 1), runs=[(1, 1)], seconds=1.0, size=1 << 30) == [
+            Emit((), 0, 0.0),
+            Lease(2, 1, (("b", 0, 1),), 1, 1),
+        ]
+        assert core.consume(0.4, 1) == [Emit((("c", 0, 1),), 1, 0.0)]
+
     def test_groups_of_one_chunk_are_woven(self) -> None:
         core = self.two()
         core.reply(0.2, 2, 0, 1, ("c", 1), runs=[(1, 1)])

@@ -195,6 +195,7 @@ class Pipes(TestCase):
         assert core.reply(0.3, 0, 0, 0, ("a", 1), final=False, starving=True) == [
             Emit((("a", 0, 1),), 1),
             Grant(0, 0, 1),
+            Emit((), 0, 0.0),
         ]
         assert core.consume(0.4, 1) == []
         assert core.reply(0.5, 0, 0, 1, ("d", 1)) == [
@@ -341,7 +342,8 @@ class Ends(TestCase):
         ]
         assert core.reply(0.2, 0, 0, 0, ("b", 1), final=False, starving=True) == [Emit((("b", 0, 1),), 1, 0.0)]
         assert core.consume(0.3, 1) == [Grant(0, 0, 1)]
-        assert core.reply(0.4, 0, 0, 0, ("c", 1)) == [Emit((("c", 0, 1),), 1, 0.0), Finish()]
+        # The first is still untaken, and fills the pipe.
+        assert core.reply(0.4, 0, 0, 0, ("c", 1)) == [Emit((), 0, 0.0), Emit((("c", 0, 1),), 1, 0.0), Finish()]
 
     def test_the_end_goes_from_step_to_step(self) -> None:
         core = Driven(Processor(job), Pipe(4), Ending(), Pipe(4), Processor(job), Pipe(4))

@@ -22,7 +22,7 @@ class GraceTest(TestCase):
     def at(self, seconds):
         """What is left, and how long to wait, so many seconds after it began."""
         self.now = 1000.0 + seconds
-        return round(self.grace.left, 6), round(self.grace.slice, 6)
+        return round(self.grace.left(), 6), round(self.grace.slice(), 6)
 
     def test_waits_that_take_what_they_were_to_take(self):
         assert SLICE_SECONDS == 0.02
@@ -72,6 +72,11 @@ class StandstillsTest(TestCase):
         assert round(self.standstills.since(1000.0), 6) == 9.98 + 2.0
         assert round(self.standstills.since(1010.0), 6) == 2.0
         assert self.standstills.since(1013.1) == 0.0
+
+    def test_nothing_is_older_than_it_is(self):
+        # What was begun amid a standstill was not held up by it before.
+        self.look(10.0, 0.02)
+        assert round(self.standstills.since(1009.0), 6) == 1.0
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ from typing import Any
 from conveyor.core.payloads import Piece
 from conveyor.values import NamedTuple
 
+# A consumer that was not told otherwise can keep to itself for so long what is not worth a message.
+TELL_SECONDS = 0.1
+
 
 class Verdict(NamedTuple):
     """Why a unit, the items from `first` to `last`, is given up without another call, after so many `attempts`.
@@ -122,13 +125,13 @@ class Pull(NamedTuple):
 class Emit(NamedTuple):
     """Hand results to the consumer.
 
-    `tell_within`: where nothing more comes for so many seconds, it says that it has taken them; where that is None, it
-    does when it has taken more.
+    `tell_within`: where nothing more comes for so many seconds, it says what it has taken, however few.  No items, with
+    0.0: somebody waits for the room of those that it has.
     """
 
     pieces: tuple[Piece, ...]
     items: int
-    tell_within: float | None = None
+    tell_within: float = TELL_SECONDS
 
 
 class Finish(NamedTuple):

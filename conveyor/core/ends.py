@@ -6,16 +6,16 @@ says what it has taken when that is worth a message, and before that only where 
 
 from __future__ import annotations
 
-from conveyor.core.commands import Emit, Finish
+from conveyor.core.commands import TELL_SECONDS, Emit, Finish
 from conveyor.core.groups import Runs
 from conveyor.core.node import Node, Surroundings
 from conveyor.core.payloads import Piece
 from conveyor.core.sizing import LARGEST
 from conveyor.plan import SinkNode
 
-# Where a pipe holds fewer results than its bound because they are heavy, the next ones may find it full: so soon the
+# Where a pipe holds fewer results than its bound because they are heavy, the next ones may find it full: so soon a
 # consumer says what it has taken, where nothing more comes.
-TELL_SECONDS = 0.005
+SOON_SECONDS = 0.005
 
 
 class Sink(Node):
@@ -25,7 +25,8 @@ class Sink(Node):
         super().__init__(node.index, surroundings, node.bound_bytes)
         self.bound = node.bound
         self.waiting = 0
-        self.pressed = False
+        # Whether the consumer has been asked to say at once what it has taken, and has said nothing since.
+        self.asked = False
         self.ended = False
 
     def room(self, port: int, weighed: bool = True) -> int:
@@ -38,21 +39,29 @@ class Sink(Node):
         if items:
             self.waiting += items
             self.surroundings.command(Emit(pieces, items, self._tell_within()))
-            self.pressed = False
 
-    def _tell_within(self) -> float | None:
+    def _tell_within(self) -> float:
         most = self.most(self.bound, weighed=True)
-        if self.pressed or self.waiting >= most:
+        if self.waiting >= most:
+            self.asked = True
             return 0.0
-        # The room of some that nobody was told of, which are less than a quarter of the bound, can be done without.
-        return TELL_SECONDS if most < self.bound else None
+        return SOON_SECONDS if most < self.bound else TELL_SECONDS
+
+    def weigh(self, port: int, items: int, size: int) -> None:
+        super().weigh(port, items, size)
+        # A join says what waits there weighs, and may find no room for that.
+        if self.waiting >= self.most(self.bound, weighed=True):
+            self.press()
 
     def press(self) -> None:
-        self.pressed = True
+        if self.waiting and not self.asked:
+            self.asked = True
+            self.surroundings.command(Emit((), 0, 0.0))
 
     def consumed(self, items: int) -> None:
         """Take in that the consumer took `items` results."""
         self.waiting -= items
+        self.asked = False
         self.wake_feeders()
 
     def end(self, port: int) -> None:

@@ -368,6 +368,11 @@ class Machine:
             times.append(self.staff.memory.next)
         return min(times, default=None)
 
+    @property
+    def timed(self) -> bool:
+        """Whether a worker is at an item that may take only so long."""
+        return self.timer is not None and any(step.watch.due_at is not None for step in self.steps)
+
     def stats(self, now: float) -> Stats:
         """Return what is known of the steps; between two runs, what was known at the end of the last."""
         if not self._over:

@@ -68,7 +68,7 @@ class Output:
         self.node.weigh(self.port, items, size)
 
     def press(self) -> None:
-        """Say that whoever pushes the next chunk waits for room behind it."""
+        """Say that somebody waits for room there."""
         self.node.press()
 
     def push(self, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
@@ -109,8 +109,7 @@ class Node(ABC):
         self.scale.weigh(items, size)
 
     def press(self) -> None:
-        """Take in that whoever pushes the next chunk waits for room behind it; of no concern where the room that is
-        made is known at once."""
+        """Take in that somebody waits for room here; of no concern where room that is made is known at once."""
 
     @abstractmethod
     def pump(self) -> None:

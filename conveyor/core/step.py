@@ -395,8 +395,6 @@ class Step(Node):
         runs = None if event.runs is None else self._regroup.feed(event.runs, outputs)
         if outputs:
             self.output.weigh(outputs, event.size)
-            if (event.starving or event.final) and self._spare(False) <= outputs:
-                self.output.press()
         self.output.push(pieces, outputs, runs)
 
     # Who works here
@@ -635,6 +633,8 @@ class Step(Node):
         times.busy = len(self.workers) - idle - starving
         waiting = self._queue.items >= self.unit or bool(self._rests)
         times.blocked = starving + (idle if waiting and self._spare(bool(self._leases)) < 1 else 0)
+        if times.blocked:
+            self.output.press()
         times.stalled = times.busy == len(self.workers) and (waiting or bool(self._ahead))
 
     def sight(self, waiting: int) -> Sight:

@@ -248,8 +248,8 @@ class Broker:
         # A run that the caller gave up before the feeder's word of its start was here: those are two channels.
         self._given_up = 0
         self._failed = False
-        # None while nobody has asked for the end; then how long the workers may take to leave.
         self._closing = False
+        # How long workers may still take to leave; None while they may take as long as they like.
         self._grace: Grace | None = None
         # Where an item may take only so long, standstills are looked for while somebody is at one.
         self._timed = any(assignment.timed for assignment in orders.assignments.values())
@@ -291,21 +291,22 @@ class Broker:
                 ready = self._waiter.wait(0)
             self._looked += time.monotonic() - begun
             if ready:
-                self._standstills.look(math.inf)
+                if self._timed:
+                    self._standstills.look(self._spin_seconds)
                 return ready
         patience = self._patience()
         ready = self._waiter.wait(patience)
-        self._standstills.look(math.inf if patience is None else patience)
+        if self._timed:
+            self._standstills.look(math.inf if patience is None else patience)
         return ready
 
     def _patience(self) -> float | None:
         waits = [LOOK_SECONDS] if self._parent_descriptor is None else []
         if self._grace is not None:
-            waits.append(self._grace.slice)
-        timer = self._timer
-        if self._timed and timer is not None:
+            waits.append(self._grace.slice())
+        if self._timed and self._machine.timed:
             waits.append(SLICE_SECONDS)
-        for due in (timer, self._rest_at):
+        for due in (self._timer, self._rest_at):
             if due is not None:
                 waits.append(max(0.0, due - time.monotonic()))
         return min(waits, default=None)
@@ -330,7 +331,7 @@ class Broker:
         timer = self._timer
         if timer is not None and time.monotonic() >= timer:
             self._handle(events.Ticked(time.process_time() + self._caller_seconds))
-        if self._grace is not None and not self._grace.left:
+        if self._grace is not None and not self._grace.left():
             self._grace = None
             for each in self._workers.values():
                 if not each.dead:
@@ -458,7 +459,7 @@ class Broker:
                 if not each.dead:
                     # One that was stopped would never leave.
                     each.child.wake()
-        if grace is not None and (self._grace is None or grace < self._grace.left):
+        if grace is not None and (self._grace is None or grace < self._grace.left()):
             self._grace = Grace(grace)
 
     def _end_workers(self) -> None:

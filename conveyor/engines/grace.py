@@ -12,7 +12,7 @@ from collections import deque
 
 # What one look at the clock takes off at most.  A wait as long as this is seldom much longer where cores are to be had.
 SLICE_SECONDS = 0.02
-# Who is so much late was not held up by a busy machine alone.
+# Who is so much late was not held up by a busy machine alone, unless that has much more to do than it has cores.
 LATE_SECONDS = 0.05
 
 
@@ -26,7 +26,6 @@ class Grace:
         self._left = seconds
         self._looked = time.monotonic()
 
-    @property
     def left(self) -> float:
         """How many seconds are left by now, 0.0 where none are."""
         now = time.monotonic()
@@ -34,14 +33,13 @@ class Grace:
         self._looked = now
         return self._left
 
-    @property
     def slice(self) -> float:
         """How long to wait before the next look, in seconds, 0.0 where nothing is left."""
-        return min(self.left, SLICE_SECONDS)
+        return min(self.left(), SLICE_SECONDS)
 
 
 class Standstills:
-    """When nobody could run, as seen by one who looks at the clock again and again."""
+    """When nobody could run, as far as one can tell who looks at the clock again and again, and was late himself."""
 
     def __init__(self) -> None:
         self._looked, self._used = time.monotonic(), time.process_time()
@@ -58,4 +56,4 @@ class Standstills:
 
     def since(self, moment: float) -> float:
         """Return how many seconds of those since a moment of `time.monotonic` nobody could run."""
-        return sum(seconds for over, seconds in self._found if over > moment)
+        return sum(min(seconds, over - moment) for over, seconds in self._found if over > moment)

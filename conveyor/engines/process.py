@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import math
 import multiprocessing
 import multiprocessing.util
 import os
@@ -266,15 +267,14 @@ class Session:
         try:
             with self._hearing:
                 header, blobs = self.results.receive()
-                while header[0] == "gave up":
-                    self._take_in_failure(header)
-                    header, blobs = self.results.receive()
         except Gone:
             if self._ended:
                 raise StateError("the pipeline was closed while a run was going on") from None
             raise self._broker_died() from None
         if header[0] == SAID:
             hear(header, blobs)
+        if header[0] == "gave up":
+            self._take_in_failure(header)
         if header[0] == "failed":
             self._stats = header[2]
             self._raise(header[1])
@@ -364,15 +364,9 @@ class Session:
             grace = Grace(LEAVING_SECONDS)
             with contextlib.suppress(ConveyorError):
                 # Nobody wants to know any more what became of the rest of a run that was given up.
-                while self._left is not None:
-                    if self.results.ready(grace.slice):
-                        header, _ = self.receive()
-                        self._note(header)
-                        if header[0] != SAID:
-                            continue
-                    if not grace.left:
-                        # One that says something again and again is at its item still.
-                        break
+                while self._left is not None and grace.left():
+                    if self.results.ready(grace.slice()):
+                        self._note(self.receive()[0])
             if self._active is not None or self._left is not None:
                 self.abort()
                 return
@@ -424,7 +418,7 @@ class Session:
                     self._hear_out(grace)
                 finally:
                     self._hearing.release()
-            while grace.left and not self._child.wait(grace.slice):
+            while grace.left() and not self._child.wait(grace.slice()):
                 pass
             self._child.end()
         for run in runs:
@@ -440,8 +434,8 @@ class Session:
         """Take in what workers say at their end; results are nobody's any more."""
         # A broker that has gone says nothing more.
         with contextlib.suppress(Gone):
-            while grace.left:
-                message = self.results.receive_within(grace.slice)
+            while grace.left():
+                message = self.results.receive_within(grace.slice())
                 if message is not None and message[0][0] == SAID:
                     self._said.append(message)
                 elif message is not None and message[0][0] == "closed":
@@ -459,8 +453,8 @@ class Run:
         self._worth_bytes = max(1, sink.bound_bytes // 8)
         self._untold = 0
         self._untold_bytes = 0
-        # How long to wait for more before telling of it; None where that can wait until it is worth a message.
-        self._tell_within: float | None = None
+        # How long to wait for more, in seconds, before telling of it.
+        self._tell_within = math.inf
         self._over = False
         self.source = Source(
             number, items, session.feed, session.first_pull, session.first_bytes, session.shown, session.arena
@@ -470,7 +464,8 @@ class Run:
         """Yield the results in lists, as they come; closing the iterator cancels the run."""
         try:
             while True:
-                if self._tell_within is not None and not self._session.results.ready(self._tell_within):
+                wait = self._tell_within if self._untold else math.inf
+                if wait == 0.0 or (wait < math.inf and not self._session.results.ready(wait)):
                     self._tell()
                 header, blobs = self._session.receive()
                 match header:
@@ -491,8 +486,7 @@ class Run:
                                 self._tell()
                             yield part
                         results = part = []
-                        if self._untold and within is not None:
-                            self._tell_within = within if self._tell_within is None else min(within, self._tell_within)
+                        self._tell_within = min(within, self._tell_within)
                     case ("finished", run, _) if run == self.number:
                         self._over = True
                         break
@@ -510,7 +504,7 @@ class Run:
         """Give back the room of what was taken."""
         self._session.send("consumed", self.number, self._untold, time.process_time())
         self._untold = self._untold_bytes = 0
-        self._tell_within = None
+        self._tell_within = math.inf
 
     def _decoded(self, spec: Any, blobs: list[Any]) -> list[Any]:
         try:
