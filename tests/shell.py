@@ -198,6 +198,9 @@ class FakeShell:
         self.exhausted = False
         self.results: list[Any] = []
         self.unconsumed = 0
+        # How many of those the consumer was asked to say that it has taken; and whether it never does without.
+        self.asked = 0
+        self.lazy = False
         self.finished = False
         self.failure: commands.Fail | None = None
         self.pulled = 0
@@ -264,12 +267,14 @@ class FakeShell:
                     del self.workers[number]
                 case commands.Pull(credit):
                     self.credit += credit
-                case commands.Emit(pieces, items):
+                case commands.Emit(pieces, items, tell_within):
                     assert not self.cancelled, "results after the run was cancelled"
                     results = materialize(pieces)
                     assert len(results) == items
                     self.results += results
                     self.unconsumed += items
+                    if tell_within == 0.0:
+                        self.asked = self.unconsumed
                 case commands.Finish():
                     assert not self.finished, "the run finished twice"
                     self.finished = True
@@ -316,7 +321,7 @@ class FakeShell:
         possible: list[Callable[[], None]] = []
         if self.credit and not self.exhausted and not self.cancelled:
             possible.append(self.feed)
-        if self.unconsumed and self.consumes:
+        if self.tells and self.consumes:
             possible.append(self.consume)
         possible.extend(partial(self.work, worker) for worker in self.workers.values() if worker.busy)
         possible.extend(partial(self.answer, worker) for worker in self.workers.values() if worker.recall)
@@ -399,10 +404,19 @@ class FakeShell:
             self.exhausted = True
             self.handle(events.SourceEnded())
 
+    @property
+    def tells(self) -> bool:
+        """Whether the consumer may say what it has taken.
+
+        It does so where that is worth a message, and after some time; but no run may stand still until then.
+        """
+        return self.asked > 0 or (self.unconsumed > 0 and not self.lazy)
+
     def consume(self) -> None:
         """The consumer takes some results."""
         items = 1 + self.choose(self.unconsumed)
         self.unconsumed -= items
+        self.asked = max(0, self.asked - items)
         self.handle(events.Consumed(items))
 
     def work(self, worker: FakeWorker) -> None:

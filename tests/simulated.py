@@ -126,7 +126,7 @@ class SimulatedShell(FakeShell):
         self.ordered = ordered
         self.missing = Counter(map(repr, expected)) if ordered is False else Counter()
         self.results = []
-        self.compared = self.unconsumed = self.pulled = 0
+        self.compared = self.unconsumed = self.asked = self.pulled = 0
         self.finished = self.exhausted = self.cancelled = self.quiet = False
         self.credit = first_pull(self.plan)
         self.pulls.clear()
@@ -145,6 +145,7 @@ class SimulatedShell(FakeShell):
             if not worker.node.restartable or self.poison is not None:
                 self.equip(worker)
         self.runs += 1
+        self.lazy = self.runs % 2 == 0
         if self.runs > 1:
             self.handle(events.RunStarted())
         else:
@@ -199,7 +200,7 @@ class SimulatedShell(FakeShell):
         possible: list[tuple[Any, ...]] = []
         if self.credit and not self.exhausted and not self.cancelled:
             possible.append((self.feed,))
-        if self.unconsumed:
+        if self.tells:
             possible.append((self.consume,))
         if self.pulls:
             possible.append((self.arrive,))

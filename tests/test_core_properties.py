@@ -94,6 +94,7 @@ class Properties(TestCase):
     ) -> None:
         plan, items, expected, choose = case(source, seed)
         shell = FakeShell(plan, items, manner(choose), heaviest)
+        shell.lazy = choose(2) == 0
         assert shell.run() == expected
         assert shell.finished and not shell.failure
         assert shell.pulled == len(items)
@@ -122,6 +123,7 @@ class Properties(TestCase):
     ) -> None:
         plan, items, expected, choose = case(source, seed, ordered=False, suits=indifferent)
         shell = FakeShell(plan, items, manner(choose), heaviest)
+        shell.lazy = choose(2) == 0
         assert Counter(map(repr, shell.run())) == Counter(map(repr, expected))
         shell.assert_over()
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from conveyor.core.attempts import Attempts
+from conveyor.core.ends import Sink
 from conveyor.core.forks import Replicate
 from conveyor.core.groups import Groups
 from conveyor.core.machine import Machine
@@ -256,6 +257,24 @@ BUGS = (
         "*lease.unit_at(index + 1, self.unit)",
         "that nobody had judged|is not to blame",
         poison=100,
+    ),
+    Bug(
+        "a step that is blocked does not ask the consumer for room",
+        Step,
+        "_take_stock",
+        "self.output.press()",
+        "pass",
+        "nothing can happen any more",
+        first=490,
+    ),
+    Bug(
+        "a consumer is asked for room only once",
+        Sink,
+        "consumed",
+        "self.asked = False",
+        "pass",
+        "nothing can happen any more",
+        first=95,
     ),
     Bug(
         "the last branch of a fork is left out",
