@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 import unittest
 import warnings
@@ -610,6 +611,25 @@ class LeavingTest(TestCase):
             for _ in range(300):
                 pipeline.stream(itertools.count()).close()
             assert pipeline.run([1]) == [1]
+
+    def test_a_stream_is_given_up_while_a_thread_of_its_source_is_started(self):
+        begun, go_on, start = threading.Event(), threading.Event(), threading.Thread.start
+
+        def start_late(thread):
+            if thread.name == "conveyor-look-out":
+                begun.set()
+                go_on.wait(2.0)  # a result may be waited for meanwhile, and then only comes once it is started
+            start(thread)
+
+        with nothing_left(), mock.patch.object(threading.Thread, "start", start_late):
+            stream = Pipeline().add(Processor(same)).stream(itertools.count())
+            try:
+                for _ in stream:
+                    if begun.is_set():
+                        break
+                stream.close()
+            finally:
+                go_on.set()
 
     def test_a_generator_that_yields_for_ever_is_given_up(self):
         with nothing_left(), Pipeline().add(Processor(forever)) as pipeline:

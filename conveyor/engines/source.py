@@ -237,8 +237,10 @@ class Source:
     def _stoppable(self, iterator: Iterator[Any], items: int) -> Iterator[Any]:
         """Return the next `items` items, with somebody on the look-out who can make them fewer."""
         if self._look_out is None:
-            self._look_out = threading.Thread(target=self._watch, name="conveyor-look-out", daemon=True)
-            self._look_out.start()
+            look_out = threading.Thread(target=self._watch, name="conveyor-look-out", daemon=True)
+            look_out.start()
+            # Not before: who gives the run up just now cannot wait for one that has not been started.
+            self._look_out = look_out
         self._tokens = [None] * items
         self._pulling.set()
         return map(itemgetter(1), zip(self._tokens, iterator, strict=False))
