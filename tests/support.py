@@ -357,7 +357,7 @@ def _shared_memory() -> dict[str, str]:
 
 
 @atexit.register
-def _unlink_semaphores() -> None:
+def unlink_semaphores() -> None:
     """Have no semaphore stay of brokers that tests have killed: those go with the caller, by its resource tracker.
 
     But where warnings are errors, as in scripts that tests start, that gives up at the first one that is gone already,

@@ -18,7 +18,7 @@ import unittest
 from unittest import mock
 
 from conveyor.engines.channels import PIPE, QUEUE, Gone, PipeBrokerEnd, PipeFarEnd, channel, pack
-from tests.support import TestCase, nothing_left
+from tests.support import TestCase, nothing_left, unlink_semaphores
 
 MESSAGES = [
     (("a",), []),
@@ -377,7 +377,6 @@ class ProcessTest(TestCase):
     def test_one_who_is_killed_amid_a_message_to_a_process_that_it_started(self):
         for kind, method, reads in itertools.product((PIPE, QUEUE), ("fork", "spawn"), ("near", "far")):
             with self.subTest(kind=kind, method=method, reads=reads):
-                # The semaphores of one who is killed stay until the resource tracker ends, which is this process's.
                 context = multiprocessing.get_context(method)
                 hearing, telling = context.Pipe(duplex=False)
                 process = context.Process(target=start_a_listener, args=(kind, method, reads, telling))
@@ -393,6 +392,9 @@ class ProcessTest(TestCase):
                     hearing.recv()
                 hearing.close()
                 del hearing, telling
+            # Those of one who is killed would stay until the resource tracker ends, and for ever where this process is
+            # ended from outside.
+            unlink_semaphores()
 
     def test_one_whose_reader_is_killed(self):
         # What is amid a message hears of it, and does not wait for room for ever.
