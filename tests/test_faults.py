@@ -19,7 +19,7 @@ import threading
 import time
 import unittest
 import warnings
-from multiprocessing import resource_tracker
+from multiprocessing import queues, resource_tracker
 from pathlib import Path
 
 from conveyor import (
@@ -190,6 +190,40 @@ class BoundedSize(Bounded):
 
     def process(self, item):
         return len(item)
+
+
+class NoMoreThreads(Processor):
+    """Has none but those that were there before `setup`."""
+
+    restartable = True
+
+    def setup(self):
+        def refuse(*arguments, **keywords):
+            raise RuntimeError("can't start new thread")
+
+        threading.Thread.start = refuse
+
+    def process(self, item):
+        return item + 1
+
+
+class CannotSend(Processor):
+    """Has no memory for the copy of a long message that a queue makes."""
+
+    restartable = True
+
+    def setup(self):
+        class NoMemory(queues._ForkingPickler):
+            @classmethod
+            def dumps(cls, message):
+                if len(message) > 8192:
+                    raise MemoryError
+                return super().dumps(message)
+
+        queues._ForkingPickler = NoMemory
+
+    def process(self, item):
+        return bytes(item)
 
 
 class TwoArguments(Exception):
@@ -451,6 +485,17 @@ class Faults(Base):
             # The source gives nothing until the end.
             self.make(DiesIdle(self.folder)).run(iter(item.wait, True))
         assert len(self.lines("starts")) == 5, self.lines("starts")
+
+    def test_no_thread_can_be_started_after_setup(self):
+        assert self.make(NoMoreThreads()).run(range(100)) == list(range(1, 101))
+
+    def test_what_a_queue_cannot_send_is_not_waited_for(self):
+        if self.settings["channel"] != "queue":
+            self.skipTest("of queues alone")
+        with self.fails(
+            WorkerDiedError, "exited with code 4", processor="CannotSend", exitcode=channels.UNSENT, number=1
+        ):
+            self.make(CannotSend()).run([5, 16_000, 7])
 
     def test_too_little_memory(self):
         huge = 1 << 40

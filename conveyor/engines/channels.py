@@ -19,8 +19,10 @@ import pickle
 import select
 import socket
 import struct
+import sys
 import threading
 import time
+import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -46,6 +48,8 @@ _BUFFERS = 256
 _GONE = ("handle is closed", "got end of file during message")
 # Where the death of the other side cannot be waited for, it is looked for so often (seconds).
 _LOOK_INTERVAL = 0.25
+# A worker that cannot send over its queue what it was asked to leaves with this code.
+UNSENT = 4
 
 
 def pack(header: Header, blobs: Sequence[Any]) -> list[Any]:
@@ -139,6 +143,9 @@ class FarEnd(ABC):
 
     def watch_parent(self) -> None:
         """Have `receive` raise Gone when the parent process, which is the other side, is."""
+
+    def prepare(self) -> None:
+        """Take now what sending will need: afterwards a job may leave neither memory nor threads for it."""
 
 
 class BrokerEnd(ABC):
@@ -418,6 +425,12 @@ class QueueFarEnd(FarEnd):
     def watch_parent(self) -> None:
         self._parent = os.getppid()
 
+    def prepare(self) -> None:
+        # A feeder thread that finds no memory to begin with is waited for without end by the one who starts it.
+        self._outward._on_queue_feeder_error = _die_unsent
+        with self._outward._notempty:
+            self._outward._start_thread()
+
     def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
         if self._outward is None:
             raise Gone("the channel is closed")
@@ -530,6 +543,13 @@ def _put(queue: Any, header: Header, blobs: Sequence[Any]) -> None:
         # A queue that was closed meanwhile, or whose thread cannot be started any more because the interpreter
         # is ending, is, to its user, another side that has gone.
         raise Gone(str(error)) from None
+
+
+def _die_unsent(error: Exception, message: Any) -> None:
+    """End this process, as a message of it is lost: the queue would go on without it, and its reader wait for ever."""
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(UNSENT)
 
 
 def _unpack_whole(data: bytes, keeper: Keeper | None) -> Message:

@@ -104,6 +104,7 @@ def main(
     settle(foreign)
     die_with_parent(parent)
     end.watch_parent()
+    end.prepare()
     if arena is not None:
         arena = arena.of_worker(number, assignment.most_bytes)
     if arena is not None:
