@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from conveyor.core import Machine
 from conveyor.core.balancing import Decision, Memory, Sight
 from conveyor.core.commands import Command, Grant, Lease, Pull
 from conveyor.core.events import (
@@ -30,6 +29,7 @@ from conveyor.core.events import (
     WorkerReady,
 )
 from conveyor.core.groups import Runs
+from conveyor.core.machine import Machine
 from conveyor.description import Description
 from conveyor.plan import Plan
 

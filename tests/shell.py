@@ -13,11 +13,12 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from conveyor.core import Machine, commands, events
+from conveyor.core import commands, events
 from conveyor.core.balancing import Decision, Memory, Sight
 from conveyor.core.groups import Runs, runs_of
-from conveyor.core.machine import first_pull
+from conveyor.core.machine import Machine
 from conveyor.core.payloads import Piece
+from conveyor.core.sizing import first_pull
 from conveyor.core.staff import START_ATTEMPTS
 from conveyor.engines.codec import items_of, spec_of
 from conveyor.jobs import outputs_of

@@ -19,8 +19,8 @@ from conveyor.core.ends import Sink
 from conveyor.core.forks import Fork, Replicate
 from conveyor.core.joins import Join, Zip
 from conveyor.core.leave import Leave
-from conveyor.core.machine import first_pull
 from conveyor.core.node import Node, Output
+from conveyor.core.sizing import first_pull
 from conveyor.core.step import Step
 from conveyor.plan import Plan, StepNode
 from conveyor.stages import work_of

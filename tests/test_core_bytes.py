@@ -12,7 +12,7 @@ from conveyor import BalancingFork, Join, Pipe, Processor, ReplicatingFork
 from conveyor.core.commands import Emit, Grant, Lease, Pull
 from conveyor.core.ends import SOON_SECONDS
 from conveyor.core.events import Forfeited
-from conveyor.core.machine import first_pull
+from conveyor.core.sizing import first_pull
 from tests.driving import Driven, plan_of
 from tests.support import TestCase
 

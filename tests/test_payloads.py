@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conveyor.core.groups import runs_of
-from conveyor.core.joins import closed_groups, weave, woven
+from conveyor.core.joins import closed_groups, weave
 from conveyor.core.node import Lane
-from conveyor.core.payloads import Piece, Pieces, Weave
+from conveyor.core.payloads import Piece, Pieces, Weave, woven
 from conveyor.engines.codec import items_of, spec_of
 from tests.support import TestCase
 

@@ -29,8 +29,8 @@ from conveyor import (
 )
 from conveyor.core.commands import Lease
 from conveyor.engines import notes
-from conveyor.engines.broker import WorkerProcess
 from conveyor.engines.codec import Blob
+from conveyor.engines.crew import WorkerProcess
 from conveyor.policy import policy_of
 from tests.support import TestCase, slow
 

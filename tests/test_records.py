@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import io
 import logging
 import multiprocessing
@@ -29,8 +30,9 @@ from unittest import mock
 from conveyor import Pipe, Pipeline, Processor, ProcessorError, WorkerDiedError
 from conveyor.engines import records, sayings
 from conveyor.engines.channels import PIPE, Gone, channel
+from conveyor.engines.forwarding import Forwarder
 from conveyor.engines.sayings import Sayings
-from conveyor.engines.telling import Forwarder, SharedEnd
+from conveyor.engines.telling import Awaited, SharedEnd
 from tests.support import ROOT, SHORT, TestCase, slow
 
 log = logging.getLogger("talk.jobs")
@@ -615,6 +617,27 @@ class PrintTest(TestCase):
         for part in ("kept back", "further back", "of the job", "over"):
             assert text.count(part) == 1, text
 
+    def test_records_where_the_caller_has_not_imported_logging(self):
+        body = """
+            def job(item):
+                import logging
+                logging.basicConfig(format="of the worker")
+                logging.getLogger("late").warning("item %d", item)
+                logging.getLogger("late").info("not heard")
+                return item
+            if __name__ == "__main__":
+                assert "logging" not in sys.modules
+                sys.stderr = sys.stdout
+                assert Pipeline(start_method={method!r}).add(Processor(job)).run([1, 2]) == [1, 2]
+                {then}
+                assert Pipeline(start_method={method!r}).add(Processor(job)).run([3]) == [3]
+        """
+        then = "import logging; logging.basicConfig(format='%(name)s: %(message)s')"
+        for method in ("fork",) if SHORT else ("fork", "forkserver", "spawn"):
+            with self.subTest(method=method):
+                lines = self.output(body.format(method=method, then=then))
+                assert lines == ["item 1", "item 2", "late: item 3"], lines
+
     def test_what_is_printed_while_a_script_is_imported(self):
         body = """
             print("imported")
@@ -622,6 +645,44 @@ class PrintTest(TestCase):
                 Pipeline(start_method="spawn").add(Processor(abs)).run([1])
         """
         assert self.output(body) == ["imported"] * 3
+
+
+class AwaitedTest(TestCase):
+    """A module that is to be imported."""
+
+    def test_it_is_heard_of_once_and_as_a_whole(self):
+        with tempfile.TemporaryDirectory() as folder, mock.patch.object(sys, "path", [folder, *sys.path]):
+            for name in ("conveyor_awaited", "conveyor_other"):
+                Path(folder, f"{name}.py").write_text("value = 1")
+            heard = []
+            awaited = Awaited("conveyor_awaited", lambda: heard.append(sys.modules["conveyor_awaited"].value))
+            awaited.enter()
+            self.addCleanup(awaited.leave)
+            self.addCleanup(sys.modules.pop, "conveyor_awaited", None)
+            self.addCleanup(sys.modules.pop, "conveyor_other", None)
+            importlib.import_module("conveyor_other")
+            assert not heard and awaited in sys.meta_path
+            importlib.import_module("conveyor_awaited")
+            assert heard == [1] and awaited not in sys.meta_path
+
+    def test_one_that_is_not_there_or_fails_is_awaited_further(self):
+        with tempfile.TemporaryDirectory() as folder, mock.patch.object(sys, "path", [folder, *sys.path]):
+            heard = []
+            awaited = Awaited("conveyor_awaited", lambda: heard.append("heard"))
+            awaited.enter()
+            self.addCleanup(awaited.leave)
+            self.addCleanup(sys.modules.pop, "conveyor_awaited", None)
+            with self.assertRaises(ModuleNotFoundError):
+                importlib.import_module("conveyor_awaited")
+            path = Path(folder, "conveyor_awaited.py")
+            path.write_text("1 / 0")
+            importlib.invalidate_caches()
+            with self.assertRaises(ZeroDivisionError):
+                importlib.import_module("conveyor_awaited")
+            path.write_text("value = 'whole at last'")
+            importlib.invalidate_caches()
+            importlib.import_module("conveyor_awaited")
+            assert heard == ["heard"]
 
 
 class FakeEnd:

@@ -24,7 +24,7 @@ from pathlib import Path
 from unittest import mock
 
 from conveyor import Pipe, Pipeline, Processor, StateError
-from conveyor.engines.broker import GRACE_SECONDS
+from conveyor.engines.grace import GRACE_SECONDS
 from conveyor.engines.interrupts import interrupts_held
 from tests.support import ROOT, SHORT, TestCase, _everyone, nothing_left
 

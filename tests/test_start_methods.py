@@ -89,6 +89,23 @@ class StartMethodsTest(TestCase):
     def test_without_a_main_guard_fork_does(self):
         self.good("print(Pipeline().add(Processor(len)).run(['ab']))", "[2]")
 
+    def test_what_a_run_has_no_use_for_is_not_imported(self):
+        # Each of them is waited for at every start, and taken apart again at the end of the interpreter.
+        names = ["conveyor.core.machine", "conveyor.engines.broker", "dataclasses", "inspect", "logging", "traceback"]
+        body = f"""
+            import sys
+            before = set(sys.modules)
+            from conveyor import *
+            def job(item):
+                return -item
+            if __name__ == "__main__":
+                assert Pipeline(start_method={{method!r}}).add(Processor(job)).run([-1]) == [1]
+                print(sorted({names} & (set(sys.modules) - before)))
+        """.replace(str(names), f"set({names})")
+        for method in ("fork", "forkserver", "spawn"):
+            with self.subTest(method=method):
+                self.good(body.format(method=method), "[]")
+
     def test_what_the_caller_had_stays_shared(self):
         if sys.platform != "linux":
             self.skipTest("what a process has for itself is read from /proc")

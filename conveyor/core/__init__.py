@@ -1,9 +1,6 @@
 """The pure core: the rules of the belt, as a state machine.
 
-Law: imports no process, thread, clock or file; a test reads the imports.  `Machine` turns events into commands;
-a shell (`conveyor.engines`) turns what happens into events and carries the commands out.
+Law: imports no process, thread, clock or file; a test reads the imports.  `machine.Machine` turns events into commands;
+a shell (`conveyor.engines`) turns what happens into events and carries the commands out.  Nothing is imported here: who
+only pickles and unpickles needs `payloads.py` and `groups.py`, and not the rest.
 """
-
-from conveyor.core.machine import Machine
-
-__all__ = ["Machine"]

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
-from itertools import zip_longest
 
 from conveyor.core.groups import Runs, append_run
 from conveyor.core.node import Lane, Node, Output, Surroundings
@@ -307,71 +305,3 @@ def weave(lanes: list[Lane], lane_runs: list[Runs], items: int, *, zipped: bool)
         if all(len(runs) == 1 and runs[0][1] == 1 for runs in lane_runs):
             return tuple(piece for each in pieces for piece in each)
     return ((Weave(pieces, tuple(lane_runs), zipped), 0, items),)
-
-
-def woven(lanes: list[list[object]], runs: tuple[Runs, ...], zipped: bool) -> list[object]:
-    """Return the items of a `Weave`, once those of its lanes are at hand.
-
-    >>> woven([[1, 2], ["a"]], ([(1, 2)], [(0, 1), (1, 1)]), zipped=False)
-    [1, 2, 'a']
-    >>> woven([[1, 2], ["a"]], ([(1, 2)], [(0, 1), (1, 1)]), zipped=True)
-    [(1, None), (2, 'a')]
-    """
-    rows: list[object] = []
-    starts = [0] * len(lanes)
-    for sizes, repeat in _stretches(runs):
-        parts = []
-        for lane, size in enumerate(sizes):
-            start = starts[lane]
-            starts[lane] = stop = start + size * repeat
-            parts.append(lanes[lane][start:stop])
-        if repeat > 1:
-            # Groups that are all alike are put together with slices, however many they are.
-            rows += _zipped(sizes, parts, repeat) if zipped else _merged(sizes, parts, repeat)
-        elif zipped:
-            rows += zip_longest(*parts)
-        else:
-            for part in parts:
-                rows += part
-    return rows
-
-
-def _merged(sizes: Sequence[int], parts: list[list[object]], repeat: int) -> list[object]:
-    height, offset = sum(sizes), 0
-    rows: list[object] = [None] * (height * repeat)
-    for size, part in zip(sizes, parts, strict=True):
-        for index in range(size):
-            rows[offset + index :: height] = part[index::size]
-        offset += size
-    return rows
-
-
-def _zipped(sizes: Sequence[int], parts: list[list[object]], repeat: int) -> Iterator[object]:
-    height = max(sizes)
-    columns = []
-    for size, part in zip(sizes, parts, strict=True):
-        column: list[object] = part if size == height else [None] * (height * repeat)
-        if size < height:
-            for index in range(size):
-                column[index::height] = part[index::size]
-        columns.append(column)
-    return zip(*columns, strict=True)
-
-
-def _stretches(runs: tuple[Runs, ...]) -> Iterator[tuple[Sequence[int], int]]:
-    """Yield the sizes of the groups of all lanes, and how many times in a row they are the same."""
-    if all(len(each) == 1 for each in runs):
-        yield [each[0][0] for each in runs], runs[0][0][1]
-        return
-    iterators = [iter(each) for each in runs]
-    sizes, left = [0] * len(runs), [0] * len(runs)
-    while True:
-        for lane, repeat in enumerate(left):
-            if not repeat:
-                sizes[lane], left[lane] = next(iterators[lane], (0, 0))
-        repeat = min(left)
-        if not repeat:
-            assert not any(left), "lanes of different lengths"
-            return
-        yield sizes, repeat
-        left = [each - repeat for each in left]

@@ -37,20 +37,12 @@ from conveyor.core.forks import Balance, Fork, Replicate
 from conveyor.core.joins import BalanceMerge, FreeMerge, Join, ReplicateMerge, Zip
 from conveyor.core.leave import Leave
 from conveyor.core.node import Node, Output
-from conveyor.core.sizing import UNWEIGHED, Aim
+from conveyor.core.sizing import Aim, first_pull
 from conveyor.core.staff import Staff, Team
 from conveyor.core.step import Step
 from conveyor.core.watch import was_overdue
 from conveyor.plan import BalanceNode, LeaveNode, MergeNode, Plan, ReplicateNode, SinkNode, StepNode, ZipNode
 from conveyor.stats import Decision, Stats
-
-
-def first_pull(plan: Plan) -> int:
-    """Return how many items the source may give without being asked, so that a run begins with an item."""
-    first = plan.nodes[0]
-    assert isinstance(first, StepNode)
-    return min(max(first.bound, first.batch or 1), UNWEIGHED)
-
 
 Policy = Callable[[Memory, Sequence[Sight], float, float, float], tuple[Memory, list[Choice]]]
 

@@ -11,7 +11,7 @@ become smaller again as the line does (guided self-scheduling: Polychronopoulos 
 
 from __future__ import annotations
 
-from conveyor.plan import PIPE_BYTES
+from conveyor.plan import PIPE_BYTES, Plan
 
 TARGET_SECONDS = 0.016
 # A worker keeps what it has done for this share of that at most, and is handed its next lease before it is done with
@@ -36,6 +36,12 @@ HEAVIER = 0.5
 
 # How many items a pipe takes at most before any has been weighed.
 UNWEIGHED = 64
+
+
+def first_pull(plan: Plan) -> int:
+    """Return how many items the source may give without being asked, so that a run begins with an item."""
+    first = plan.steps[0]
+    return min(max(first.bound, first.batch or 1), UNWEIGHED)
 
 
 class Scale:

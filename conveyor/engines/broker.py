@@ -1,42 +1,32 @@
 """The broker: the process between the caller and the workers.
 
 Law: single-threaded, never waits for anyone in particular, never unpickles an item.  It turns what arrives on
-its channels into events for the core, carries out the core's commands, and is the only one that starts workers
-or ends them.  It outlives neither the caller nor, once told to close, its workers.
+its channels into events for the core, and carries out the core's commands.  It outlives neither the caller nor, once
+told to close, its workers.
 """
 
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import signal
 import time
-import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from conveyor.core import Machine, commands, events
-from conveyor.engines import life
-from conveyor.engines.arena import Arena
-from conveyor.engines.channels import BrokerEnd, FarEnd, Header, channel
-from conveyor.engines.children import Child, descriptor_of
+from conveyor.core import commands, events
+from conveyor.core.machine import Machine
+from conveyor.engines.channels import BrokerEnd, Header
+from conveyor.engines.children import descriptor_of
 from conveyor.engines.codec import Blob, spec_of
-from conveyor.engines.grace import SLICE_SECONDS, Grace, Standstills
-from conveyor.engines.holdings import Holdings
-from conveyor.engines.life import Assignment, settle
-from conveyor.engines.notes import Note, Notes
+from conveyor.engines.crew import Crew, Orders, Peer, WorkerProcess
+from conveyor.engines.grace import GRACE_SECONDS, SLICE_SECONDS, Grace, Standstills
 from conveyor.engines.sayings import Sayings
-from conveyor.engines.starting import FORK, PREFIX, SPAWN, UNGUARDED, fork_warning_ignored, signals_held
-from conveyor.engines.waiting import Waiter
+from conveyor.engines.starting import UNGUARDED
 from conveyor.errors import ProcessError
-from conveyor.plan import Plan
 from conveyor.stats import Stats
-from conveyor.values import NamedTuple
 
-# What workers get to leave by themselves when a run has failed or is abandoned.
-GRACE_SECONDS = 0.3
 # What a worker that has torn down its job gets to end its process.
 EXIT_SECONDS = 5.0
 # The exit codes of workers that may have been ended from outside.
@@ -51,168 +41,16 @@ TELL_LOAD_SECONDS = 0.25
 LOOK_SECONDS = 0.25
 
 
-class Orders(NamedTuple):
-    """What the broker is told at its start: everything but the jobs themselves is plain data.
-
-    `assignments` has one for each step, by the index of its node; `caller` is the process that gives the orders.
-    """
-
-    plan: Plan
-    assignments: dict[int, Assignment]
-    channel: str
-    start_method: str
-    caller: int
-
-
-class Peer:
-    """The other side of a channel, as the broker keeps it."""
-
-    def __init__(
-        self,
-        end: BrokerEnd,
-        waiter: Waiter,
-        receive: Callable[[Header, list[Any]], None],
-        gone: Callable[[], None],
-        sent: Callable[[Iterable[Any]], None],
-    ) -> None:
-        self._end = end
-        self._sent = sent
-        self._waiter = waiter
-        self._receive = receive
-        self._gone = gone
-        self._descriptor = end.waitable()
-        self._wants_room = False
-        self.open = True
-        waiter.add(self._descriptor, self.ready)
-
-    def send(self, header: Header, blobs: Any = ()) -> None:
-        """Send a message; to one who has gone, nothing."""
-        if self.open:
-            if blobs:
-                self._sent(blobs)
-            self._end.send(header, blobs)
-            self._watch_room()
-
-    def ready(self) -> None:
-        """Take in what has arrived, and send what there is room for."""
-        if self._end.unsent:
-            self._end.flush()
-            self._watch_room()
-        self.drain()
-
-    def drain(self) -> bool:
-        """Take in what has arrived; return whether that brought something, so that there may be more."""
-        if not self.open:
-            return False
-        messages, alive = self._end.receive()
-        for header, blobs in messages:
-            self._receive(header, blobs)
-        if not alive:
-            self.close()
-            self._gone()
-        return bool(messages)
-
-    def _watch_room(self) -> None:
-        if self.open and self._end.unsent != self._wants_room:
-            self._wants_room = self._end.unsent
-            self._waiter.want_room(self._descriptor, self._wants_room)
-
-    def close(self) -> None:
-        """Have no more to do with it."""
-        if self.open:
-            self.open = False
-            self._waiter.remove(self._descriptor)
-            self._end.close()
-
-
-class WorkerProcess:
-    """A worker, as the broker keeps it."""
-
-    def __init__(self, number: int, assignment: Assignment, child: Child, note: Note | None, started: float) -> None:
-        self.number = number
-        self.assignment = assignment
-        self.child = child
-        self.note = note
-        self.started = started
-        self.peer: Peer
-        self.end: BrokerEnd
-        self.ready = False
-        self.leaving = False
-        self.closed = False
-        self.dead = False
-        # Where there is no note: what it is at, by its last word, and since when.
-        self._at: tuple[int, int] | None = None
-        self._at_since: float | None = None
-        self._recalled = False
-        # The blob of which the worker has kept what was not its yet, and where that begins.
-        self._kept: Blob | None = None
-        self._kept_from = 0
-        # How many items are unpickled with those of its lease, as they are in the same blobs: before them, and behind.
-        self.beside = 0, 0
-
-    def lease(self, command: commands.Lease) -> None:
-        """Hand over items.  A blob that is cut into many leases is sent, and unpickled there, only once."""
-        _, number, pieces, _, credit, finish, skip, verdict = command
-        if self._recalled:
-            # All that it had by then is settled.
-            self._recalled = False
-            self._kept = None
-            if self.note is not None:
-                self.note.release()
-        spec, blobs = spec_of(pieces)
-        again = bool(blobs) and pieces[0][0] is self._kept and pieces[0][1] >= self._kept_from
-        kept: Blob | None = None
-        # What is to be given up may not even be unpickled, so of that nothing is kept.
-        if pieces and verdict is None:
-            source, _, stop = pieces[-1]
-            # Sent twice, it stands for two objects, of which one would be kept.
-            if type(source) is Blob and source is blobs[-1] and stop < source.items and spec[-1][0] == len(blobs) - 1:
-                kept = source
-                self._kept_from = stop
-        self._kept = kept
-        if pieces:
-            (first, start, _), (last, _, stop) = pieces[0], pieces[-1]
-            before = start if type(first) is Blob and not again else 0
-            self.beside = before, last.items - stop if type(last) is Blob else 0
-        data = [blob.data for blob in (blobs[1:] if again else blobs)]
-        judged = None if verdict is None else tuple(verdict)
-        self.peer.send(("lease", number, spec, credit, finish, again, kept is not None, skip, judged), data)
-
-    def recall(self, lease: int, units: int) -> tuple[int, int] | None:
-        """Have nothing begun beyond that position; return how far may have been, None where it will say so itself."""
-        self._recalled = True
-        if self.note is not None:
-            return self.note.recall(lease, units)
-        self.peer.send(("recall", lease, units))
-        return None
-
-    def is_at(self, lease: int, units: int) -> None:
-        """Take in that it begins a unit, or with none, that it waits."""
-        self._at_since = time.monotonic() if units else None
-        if units:
-            self._at = (lease, units)
-
-    def begun(self) -> tuple[int, int] | None:
-        """Return how far it has begun what it was handed, as far as that is known."""
-        return self._at if self.note is None else self.note.begun
-
-    def seen(self, standstills: Standstills) -> events.Seen:
-        """Return what it is at, and for how long, without the time in which nobody could run."""
-        at, since = (self._at or (0, 0), self._at_since) if self.note is None else self.note.since()
-        seconds = None if since is None else time.monotonic() - since - standstills.since(since)
-        return events.Seen(self.number, *at, seconds)
-
-
 class Broker:
     """The loop, and what it keeps."""
 
-    def __init__(
-        self, orders: Orders, feed: BrokerEnd, results: BrokerEnd, questions: BrokerEnd, arena: Arena | None
-    ) -> None:
+    def __init__(self, orders: Orders, crew: Crew, feed: BrokerEnd, results: BrokerEnd, questions: BrokerEnd) -> None:
         self._orders = orders
-        self._waiter = Waiter()
-        self._arena = arena
-        self._holdings = Holdings()
+        self._crew = crew
+        crew.heard, crew.died = self._from_worker, self._worker_died
+        self._workers = crew.workers
+        self._waiter = crew.waiter
+        self._holdings = crew.holdings
         # How many items were under way when it was waited last, and how long to look before: on one core, whoever is
         # waited for could not go on meanwhile.
         self._under_way = 2
@@ -222,8 +60,7 @@ class Broker:
         self._load_since, self._used, self._looked = time.monotonic(), time.process_time(), 0.0
         # When workers are told to rest: some time after a run.
         self._rest_at: float | None = None
-        # The ends of the caller's channels, and those of the workers', for a process that is forked to close.
-        self._ends: list[BrokerEnd] = [feed, results, questions]
+        self._to_caller = results
         sent = partial(self._holdings.sent, None)
         feed.keep(self._holdings)
         self._feed = Peer(feed, self._waiter, self._from_feeder, self._caller_gone, sent)
@@ -235,11 +72,7 @@ class Broker:
         self._parent_descriptor = descriptor_of(self._parent)
         if self._parent_descriptor is not None:
             self._waiter.add(self._parent_descriptor, self._caller_gone)
-        # Those that are up or were, by number; one that left in peace is not among them.
-        self._workers: dict[int, WorkerProcess] = {}
         self._machine = Machine(orders.plan, time.monotonic())
-        self._fork = orders.start_method != SPAWN
-        self._notes = Notes(self._fork)
         # The CPU seconds that the caller's process has used, as it said last.
         self._caller_seconds = 0.0
         self._run = 0
@@ -257,22 +90,24 @@ class Broker:
 
     # The loop
 
-    def serve(self) -> None:
-        """Start the workers, serve until told to close or the caller is gone, and end the workers."""
+    def serve(self, shortage: ProcessError | None) -> None:
+        """Serve until told to close or the caller is gone, and end the workers; `shortage` kept some from starting."""
         try:
+            if shortage is not None:
+                raise shortage
             if os.name == "posix" and os.getppid() != self._parent:
                 self._caller_gone()
-            else:
-                self._start_workers()
             while not (self._closing and all(each.dead for each in self._workers.values())):
                 for callback in self._ready():
                     callback()
                 self._look_around()
         except BaseException as error:
+            import traceback
+
             what = str(error) if isinstance(error, ProcessError) else ""
             self._fail_with(("broken", what, "".join(traceback.format_exception(error))))
         finally:
-            self._end_workers()
+            self._crew.end()
         self._sayings.tell()
         self._results.send(("closed",))
         self._flush_results()
@@ -346,7 +181,7 @@ class Broker:
 
     def _flush_results(self) -> None:
         """Let the last messages to the caller out, as long as it is there and wants them."""
-        end = self._ends[1]
+        end = self._to_caller
         end.last()
         while self._results.open and end.unsent:
             for callback in self._waiter.wait(LOOK_SECONDS / 5):
@@ -355,8 +190,7 @@ class Broker:
         self._results.close()
         self._feed.close()
         self._questions.close()
-        self._waiter.close()
-        self._notes.close()
+        self._crew.close()
 
     def _free_memory(self) -> None:
         """Have shared memory that nobody sees any more written anew by those who wrote it."""
@@ -366,75 +200,16 @@ class Broker:
                 self._feed.send(("freed", places))
             elif owner in self._workers and not self._workers[owner].dead:
                 self._workers[owner].peer.send(("freed", places))
-            elif self._arena is not None:
+            elif self._crew.arena is not None:
                 for slot in slots:
-                    self._arena.remove(*slot)
+                    self._crew.arena.remove(*slot)
 
     # Workers
 
-    def _start_workers(self) -> None:
-        life.prepare()
-        for index, team in self._machine.staff.teams.items():
-            for number in team.numbers:
-                self._start_worker(index, number)
-
-    def _start_worker(self, step: int, number: int) -> None:
-        assignment = self._orders.assignments[step]
-        try:
-            self._launch(assignment, number)
-        except OSError as error:
-            # No descriptor, process or room for a semaphore is left.  To wait for better times may be to wait for ever.
-            raise ProcessError(f"A worker of Processor {assignment.name!r} could not be started: {error}.") from error
-
-    def _launch(self, assignment: Assignment, number: int) -> None:
-        started = time.monotonic()
-        method = FORK if self._fork else SPAWN
-        context: Any = multiprocessing.get_context(method)
-        near, far = channel(self._orders.channel, context)
-        note = self._notes.new()
-        foreign = list(self._ends) if self._fork else []
-        process = context.Process(
-            target=life.main,
-            args=(number, assignment, far, note, self._arena, foreign, os.getpid()),
-            name=f"{PREFIX}{assignment.name}",
-        )
-        self._ends.append(near)
-        # This process has one thread, and where channels are queues those that write to them, which the child does
-        # not touch; threads of compiled libraries see to themselves.
-        with signals_held(method), fork_warning_ignored():
-            try:
-                process.start()
-            except OSError:
-                near.close()
-                raise
-            finally:
-                far.close()
-        child = Child(process)
-        each = WorkerProcess(number, assignment, child, note, started)
-        self._workers[number] = each
-        # A worker whose channel has ended is dead or about to be, and its death is what counts.
-        near.keep(self._holdings)
-        sent = partial(self._holdings.sent, number)
-        each.peer = Peer(near, self._waiter, partial(self._from_worker, each), lambda: None, sent)
-        each.end = near
-        self._waiter.add(child.waitable, partial(self._worker_died, each))
-
     def _worker_died(self, each: WorkerProcess) -> None:
-        # A last message and the death can be ready together: the message comes first.
-        while each.peer.drain():
-            pass
-        each.peer.close()
-        self._waiter.remove(each.child.waitable)
-        each.child.reap()
-        each.dead = True
-        self._ends.remove(each.end)
-        self._holdings.lost(each.number)
-        if self._arena is not None and self._holdings.ever and not self._closing:
-            self._arena.reclaim(each.number, self._holdings.used())
-        begun, unpickling = each.begun(), False
-        if each.note is not None:
-            unpickling = each.note.unpickling
-            self._notes.give_back(each.note)
+        begun, unpickling = self._crew.bury(each)
+        if self._crew.arena is not None and self._holdings.ever and not self._closing:
+            self._crew.arena.reclaim(each.number, self._holdings.used())
         if each.leaving:
             del self._workers[each.number]
             return
@@ -461,14 +236,6 @@ class Broker:
                     each.child.wake()
         if grace is not None and (self._grace is None or grace < self._grace.left()):
             self._grace = Grace(grace)
-
-    def _end_workers(self) -> None:
-        """Make sure that no worker is left, whatever happened."""
-        for each in self._workers.values():
-            if not each.dead:
-                each.child.end()
-                each.peer.close()
-                each.dead = True
 
     # What arrives
 
@@ -597,7 +364,7 @@ class Broker:
                     if begun is not None:
                         answers.append(events.Begun(number, *begun))
                 case commands.Look(number):
-                    answers.append(self._workers[number].seen(self._standstills))
+                    answers.append(events.Seen(number, *self._workers[number].seen(self._standstills)))
                 case commands.KillWorker(number):
                     self._workers[number].child.kill()
                 case commands.Linger(number, seconds):
@@ -605,7 +372,7 @@ class Broker:
                 case commands.GaveUp(step):
                     self._results.send(("gave up", self._run, self._orders.assignments[step].name, *command[1:]))
                 case commands.StartWorker(step, number):
-                    self._start_worker(step, number)
+                    self._crew.start(step, number)
                 case commands.EndWorker(number):
                     self._workers[number].leaving = True
                     self._workers[number].peer.send(("close",))
@@ -640,16 +407,3 @@ class Broker:
             self._feed.send(("stop", self._run))
         if not self._closing:
             self._close_workers(GRACE_SECONDS)
-
-
-def main(
-    orders: Orders,
-    feed: BrokerEnd,
-    results: BrokerEnd,
-    questions: BrokerEnd,
-    arena: Arena | None,
-    foreign: list[FarEnd | Arena],
-) -> None:
-    """The whole life of a broker process."""
-    settle(foreign)
-    Broker(orders, feed, results, questions, arena).serve()

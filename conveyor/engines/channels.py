@@ -22,7 +22,6 @@ import struct
 import sys
 import threading
 import time
-import traceback
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -547,6 +546,8 @@ def _put(queue: Any, header: Header, blobs: Sequence[Any]) -> None:
 
 def _die_unsent(error: Exception, message: Any) -> None:
     """End this process, as a message of it is lost: the queue would go on without it, and its reader wait for ever."""
+    import traceback
+
     traceback.print_exception(error)
     sys.stderr.flush()
     os._exit(UNSENT)

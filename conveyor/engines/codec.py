@@ -15,8 +15,7 @@ from collections.abc import Sequence, Set
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
-from conveyor.core.joins import woven
-from conveyor.core.payloads import Piece, Weave
+from conveyor.core.payloads import Piece, Weave, woven
 from conveyor.engines.heavy import Heavy
 from conveyor.plan import PIPE_BYTES
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,6 +71,9 @@ def _text(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException) -> str:
+    # Here, as most programs have none, and would wait for it.
+    import traceback
+
     try:
         # Frames of this package say nothing to a user; where there are no others, they are all there is.
         frames = error.__traceback__

@@ -2,20 +2,23 @@
 
 Law: what is said is worth less than the run.  A value of Python's own types goes as it is; of any other goes its
 pickle, together with text for where that cannot be made or undone.  What the caller's handlers raise is reported as
-`logging` reports it, and goes no further.
+`logging` reports it, and goes no further.  `logging` is imported by who uses it: a program that does not starts sooner.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import pickle
+import sys
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conveyor.engines.channels import Header
 from conveyor.engines.codec import ATOMS, short
 from conveyor.values import NamedTuple
+
+if TYPE_CHECKING:
+    import logging
 
 # The first word of each message about what was said; the second says what it is.
 SAID = "said"
@@ -28,9 +31,6 @@ _PLAIN_VALUES = 100
 _PLAIN_DEPTH = 3
 # Where the parts of the message stand in a record; they go together, or as one text.
 _MESSAGE = ("msg", "args")
-
-# Prints what a handler raised; it handles nothing itself.
-_reporter = logging.NullHandler()
 
 # A pickle, None where there is none, and the text that stands for it then.
 _Pickled = tuple[bytes | None, str]
@@ -45,6 +45,8 @@ class Levels(NamedTuple):
 
     def apply(self) -> None:
         """Set them in this process."""
+        import logging
+
         root = logging.getLogger()
         root.setLevel(self.root)
         logging.disable(self.disabled)
@@ -54,8 +56,12 @@ class Levels(NamedTuple):
             logger.disabled = disabled
 
 
-def levels() -> Levels:
-    """Return the levels of this process."""
+def levels() -> Levels | None:
+    """Return the levels of this process; None where nobody has imported `logging`, let alone set them."""
+    if "logging" not in sys.modules:
+        return None
+    import logging
+
     root = logging.getLogger()
     loggers = [
         (name, logger.level, bool(logger.disabled))
@@ -73,6 +79,8 @@ def packed_record(record: logging.LogRecord, pickles: bool) -> bytes:
 
     `pickles`: values may be pickled, which runs their own code.
     """
+    import logging
+
     fields: dict[str, Any] = {}
     pickled: dict[str, _Pickled] = {}
     # A traceback is of no use in another process, but for its text.
@@ -145,6 +153,8 @@ def _pickle(value: Any) -> bytes | None:
 
 def hear(header: Header, blobs: list[Any]) -> None:
     """Have the caller's own handlers deal with what was said."""
+    import logging
+
     kind = header[1]
     if kind == RECORD:
         _handle(record_of(blobs[0]))
@@ -158,6 +168,8 @@ def hear(header: Header, blobs: list[Any]) -> None:
 
 def record_of(blob: Any) -> logging.LogRecord:
     """Return the record."""
+    import logging
+
     fields, message, pickled = pickle.loads(blob)
     for key, (data, text) in pickled.items():
         fields[key] = _unpickled(data, text)
@@ -177,12 +189,21 @@ def record_of(blob: Any) -> logging.LogRecord:
 
 
 def _handle(record: logging.LogRecord) -> None:
+    import logging
+
     try:
         logger = logging.getLogger(record.name)
         if logger.isEnabledFor(record.levelno):
             logger.handle(record)
     except Exception:
-        _reporter.handleError(record)
+        _report(record)
+
+
+def _report(record: logging.LogRecord) -> None:
+    """Print what a handler raised."""
+    import logging
+
+    logging.NullHandler().handleError(record)
 
 
 def _show(blob: Any) -> None:
@@ -198,7 +219,9 @@ def _show(blob: Any) -> None:
         # With `line` only where there is one: it came late, and what stands in the place of `showwarning` may lack it.
         warnings.showwarning(message, category, filename, lineno, None, *([] if line is None else [line]))
     except Exception:
-        _reporter.handleError(logging.makeLogRecord({"name": "py.warnings", "msg": text}))
+        import logging
+
+        _report(logging.makeLogRecord({"name": "py.warnings", "msg": text}))
 
 
 def _unpickled(data: bytes | None, otherwise: Any) -> Any:

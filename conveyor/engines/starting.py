@@ -128,9 +128,15 @@ def _refusal(what: str, short: str, method: str, chosen: bool, reason: object) -
     return f"{what} has to be pickled for {why}, and cannot be: {reason}. Remedy: {remedy}."
 
 
+_WARNS_OF_FORKS: bool = sys.version_info >= (3, 12)
+
+
 @contextlib.contextmanager
 def fork_warning_ignored() -> Iterator[None]:
     """Have Python say nothing of a fork beside other threads; all else it says, as the child keeps these filters."""
+    if not _WARNS_OF_FORKS:
+        yield
+        return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"This process \(pid=\d+\) is multi-threaded, use of", DeprecationWarning)
         yield

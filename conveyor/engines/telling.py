@@ -8,18 +8,24 @@ what comes amid another message, right behind it.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from conveyor.engines.channels import FarEnd, Gone, Header, Message
 from conveyor.engines.heavy import Keeper
-from conveyor.engines.records import RECORD, SAID, WARNING, Levels, packed_record, packed_warning
+from conveyor.engines.records import SAID, WARNING, Levels, packed_warning
+
+if TYPE_CHECKING:
+    import logging
+    from importlib.machinery import ModuleSpec
+
+    from conveyor.engines.forwarding import Forwarder
 
 # How long one who says something waits for another thread that is amid a message; then his own goes with the next.
 TURN_SECONDS = 1.0
@@ -120,31 +126,38 @@ def _signals_kept_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class Forwarder(logging.Handler):
-    """Sends records to the caller, whose own handlers deal with them."""
+class Awaited:
+    """Calls `then` as soon as a module has been imported: a finder that goes before all others, once."""
 
-    def __init__(self, end: SharedEnd) -> None:
-        super().__init__()
-        self._end = end
-        self._within = threading.local()
+    def __init__(self, module: str, then: Callable[[], None]) -> None:
+        self._module = module
+        self._then = then
 
-    def handle(self, record: logging.LogRecord) -> bool:
-        # Without the lock of a handler: a signal handler could not have it amid a record of another thread.
-        self.emit(record)
-        return True
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != self._module:
+            return None
+        specs = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            loader: Any = spec.loader
+            execute = loader.exec_module
 
-    def emit(self, record: logging.LogRecord) -> None:
-        depth = getattr(self._within, "depth", 0)
-        self._within.depth = depth + 1
-        try:
-            # What an object says while it is pickled for a record must not have it pickled again.
-            self._end.say((SAID, RECORD), [packed_record(record, pickles=not depth)])
-        except Gone:
-            pass
-        except Exception:
-            self.handleError(record)
-        finally:
-            self._within.depth = depth
+            def execute_and_call(module: Any) -> None:
+                execute(module)
+                self.leave()
+                self._then()
+
+            loader.exec_module = execute_and_call
+        return spec
+
+    def enter(self) -> None:
+        """Begin to wait."""
+        sys.meta_path = [self, *sys.meta_path]
+
+    def leave(self) -> None:
+        """Wait no longer."""
+        # A new list: another thread may be looking through the old one.
+        sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
 
 
 class Voice:
@@ -153,7 +166,9 @@ class Voice:
     def __init__(self, end: SharedEnd, levels: Levels | None) -> None:
         self._end = end
         self._levels = levels
-        self._forwarder = Forwarder(end)
+        self._forwarder: Forwarder | None = None
+        # Until the job, or what it uses, imports `logging`: a worker whose job does not is up sooner.
+        self._awaited: Awaited | None = None
         # Kept, for a process that the job forks, and lest what they have not written yet be written at their end.
         self._replaced: list[tuple[logging.Logger, list[logging.Handler], bool]] = []
         self._show_before: Any = warnings.showwarning
@@ -164,6 +179,22 @@ class Voice:
     def take_over(self) -> None:
         """Have all records and warnings sent; again, after code has run that may have set up handlers of its own."""
         self._lent = True
+        if "logging" in sys.modules:
+            self._take_over_records()
+        elif self._awaited is None:
+            self._awaited = Awaited("logging", self._take_over_records)
+            self._awaited.enter()
+        if warnings.showwarning != self._show:
+            self._show_before = warnings.showwarning
+            warnings.showwarning = self._show
+
+    def _take_over_records(self) -> None:
+        import logging
+
+        from conveyor.engines.forwarding import Forwarder
+
+        if self._forwarder is None:
+            self._forwarder = Forwarder(self._end)
         root = logging.getLogger()
         for logger in (root, *root.manager.loggerDict.values()):
             if not isinstance(logger, logging.Logger):
@@ -176,16 +207,18 @@ class Voice:
             logger.propagate = True
         if self._levels is not None:
             self._levels.apply()
-        if warnings.showwarning != self._show:
-            self._show_before = warnings.showwarning
-            warnings.showwarning = self._show
 
     def _give_back(self) -> None:
         """In a process that the job has forked, have everything as it was: the channel is not its own."""
         if not self._lent:
             return
         self._lent = False
-        logging.getLogger().removeHandler(self._forwarder)
+        if self._awaited is not None:
+            self._awaited.leave()
+        if self._forwarder is not None:
+            import logging
+
+            logging.getLogger().removeHandler(self._forwarder)
         for logger, handlers, propagate in self._replaced:
             logger.handlers[:0] = handlers
             logger.propagate = propagate

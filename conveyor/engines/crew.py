@@ -1,0 +1,308 @@
+"""The crew: the worker processes, as the broker starts, keeps and ends them.
+
+Law: imports nothing of the core but types, and decides nothing.  So the workers of the beginning are started before the
+broker imports the core, and get up meanwhile; and the caller, who starts the broker, never imports it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from conveyor.engines import life
+from conveyor.engines.arena import Arena
+from conveyor.engines.channels import BrokerEnd, FarEnd, Header, channel
+from conveyor.engines.children import Child
+from conveyor.engines.codec import Blob, spec_of
+from conveyor.engines.grace import Standstills
+from conveyor.engines.holdings import Holdings
+from conveyor.engines.life import Assignment, settle
+from conveyor.engines.notes import Note, Notes
+from conveyor.engines.starting import FORK, PREFIX, SPAWN, fork_warning_ignored, signals_held
+from conveyor.engines.waiting import Waiter
+from conveyor.errors import ProcessError
+from conveyor.plan import Plan
+from conveyor.values import NamedTuple
+
+if TYPE_CHECKING:
+    from conveyor.core import commands
+
+
+class Orders(NamedTuple):
+    """What the broker is told at its start: everything but the jobs themselves is plain data.
+
+    `assignments` has one for each step, by the index of its node; `caller` is the process that gives the orders.
+    """
+
+    plan: Plan
+    assignments: dict[int, Assignment]
+    channel: str
+    start_method: str
+    caller: int
+
+
+class Peer:
+    """The other side of a channel, as the broker keeps it."""
+
+    def __init__(
+        self,
+        end: BrokerEnd,
+        waiter: Waiter,
+        receive: Callable[[Header, list[Any]], None],
+        gone: Callable[[], None],
+        sent: Callable[[Iterable[Any]], None],
+    ) -> None:
+        self._end = end
+        self._sent = sent
+        self._waiter = waiter
+        self._receive = receive
+        self._gone = gone
+        self._descriptor = end.waitable()
+        self._wants_room = False
+        self.open = True
+        waiter.add(self._descriptor, self.ready)
+
+    def send(self, header: Header, blobs: Any = ()) -> None:
+        """Send a message; to one who has gone, nothing."""
+        if self.open:
+            if blobs:
+                self._sent(blobs)
+            self._end.send(header, blobs)
+            self._watch_room()
+
+    def ready(self) -> None:
+        """Take in what has arrived, and send what there is room for."""
+        if self._end.unsent:
+            self._end.flush()
+            self._watch_room()
+        self.drain()
+
+    def drain(self) -> bool:
+        """Take in what has arrived; return whether that brought something, so that there may be more."""
+        if not self.open:
+            return False
+        messages, alive = self._end.receive()
+        for header, blobs in messages:
+            self._receive(header, blobs)
+        if not alive:
+            self.close()
+            self._gone()
+        return bool(messages)
+
+    def _watch_room(self) -> None:
+        if self.open and self._end.unsent != self._wants_room:
+            self._wants_room = self._end.unsent
+            self._waiter.want_room(self._descriptor, self._wants_room)
+
+    def close(self) -> None:
+        """Have no more to do with it."""
+        if self.open:
+            self.open = False
+            self._waiter.remove(self._descriptor)
+            self._end.close()
+
+
+class WorkerProcess:
+    """A worker, as the broker keeps it."""
+
+    def __init__(self, number: int, assignment: Assignment, child: Child, note: Note | None, started: float) -> None:
+        self.number = number
+        self.assignment = assignment
+        self.child = child
+        self.note = note
+        self.started = started
+        self.peer: Peer
+        self.end: BrokerEnd
+        self.ready = False
+        self.leaving = False
+        self.closed = False
+        self.dead = False
+        # Where there is no note: what it is at, by its last word, and since when.
+        self._at: tuple[int, int] | None = None
+        self._at_since: float | None = None
+        self._recalled = False
+        # The blob of which the worker has kept what was not its yet, and where that begins.
+        self._kept: Blob | None = None
+        self._kept_from = 0
+        # How many items are unpickled with those of its lease, as they are in the same blobs: before them, and behind.
+        self.beside = 0, 0
+
+    def lease(self, command: commands.Lease) -> None:
+        """Hand over items.  A blob that is cut into many leases is sent, and unpickled there, only once."""
+        _, number, pieces, _, credit, finish, skip, verdict = command
+        if self._recalled:
+            # All that it had by then is settled.
+            self._recalled = False
+            self._kept = None
+            if self.note is not None:
+                self.note.release()
+        spec, blobs = spec_of(pieces)
+        again = bool(blobs) and pieces[0][0] is self._kept and pieces[0][1] >= self._kept_from
+        kept: Blob | None = None
+        # What is to be given up may not even be unpickled, so of that nothing is kept.
+        if pieces and verdict is None:
+            source, _, stop = pieces[-1]
+            # Sent twice, it stands for two objects, of which one would be kept.
+            if type(source) is Blob and source is blobs[-1] and stop < source.items and spec[-1][0] == len(blobs) - 1:
+                kept = source
+                self._kept_from = stop
+        self._kept = kept
+        if pieces:
+            (first, start, _), (last, _, stop) = pieces[0], pieces[-1]
+            before = start if type(first) is Blob and not again else 0
+            self.beside = before, last.items - stop if type(last) is Blob else 0
+        data = [blob.data for blob in (blobs[1:] if again else blobs)]
+        judged = None if verdict is None else tuple(verdict)
+        self.peer.send(("lease", number, spec, credit, finish, again, kept is not None, skip, judged), data)
+
+    def recall(self, lease: int, units: int) -> tuple[int, int] | None:
+        """Have nothing begun beyond that position; return how far may have been, None where it will say so itself."""
+        self._recalled = True
+        if self.note is not None:
+            return self.note.recall(lease, units)
+        self.peer.send(("recall", lease, units))
+        return None
+
+    def is_at(self, lease: int, units: int) -> None:
+        """Take in that it begins a unit, or with none, that it waits."""
+        self._at_since = time.monotonic() if units else None
+        if units:
+            self._at = (lease, units)
+
+    def begun(self) -> tuple[int, int] | None:
+        """Return how far it has begun what it was handed, as far as that is known."""
+        return self._at if self.note is None else self.note.begun
+
+    def seen(self, standstills: Standstills) -> tuple[int, int, float | None]:
+        """Return what it is at, and for how long, without the time in which nobody could run."""
+        at, since = (self._at or (0, 0), self._at_since) if self.note is None else self.note.since()
+        seconds = None if since is None else time.monotonic() - since - standstills.since(since)
+        return *at, seconds
+
+
+class Crew:
+    """Those that are up or were, by number; one that left in peace is not among them.
+
+    `ends` are those of the caller's channels.  `heard` is called with what a worker says, `died` when one is dead.
+    """
+
+    def __init__(self, orders: Orders, ends: list[BrokerEnd], arena: Arena | None) -> None:
+        self._orders = orders
+        # The ends of the caller's channels, and those of the workers', for a process that is forked to close.
+        self._ends = ends
+        self._fork = orders.start_method != SPAWN
+        self._notes = Notes(self._fork)
+        self.arena = arena
+        self.holdings = Holdings()
+        self.waiter = Waiter()
+        self.workers: dict[int, WorkerProcess] = {}
+        self.heard: Callable[[WorkerProcess, Header, list[Any]], None]
+        self.died: Callable[[WorkerProcess], None]
+
+    def start_first(self) -> None:
+        """Start those of the beginning; raises ProcessError where there is nothing left to start one with."""
+        if self._fork:
+            life.prepare()
+        for number, step in enumerate(self._orders.plan.first_workers()):
+            self.start(step, number)
+
+    def start(self, step: int, number: int) -> None:
+        """Start one more; raises ProcessError where there is nothing left to start it with."""
+        assignment = self._orders.assignments[step]
+        try:
+            self._launch(assignment, number)
+        except OSError as error:
+            # No descriptor, process or room for a semaphore is left.  To wait for better times may be to wait for ever.
+            raise ProcessError(f"A worker of Processor {assignment.name!r} could not be started: {error}.") from error
+
+    def _launch(self, assignment: Assignment, number: int) -> None:
+        started = time.monotonic()
+        method = FORK if self._fork else SPAWN
+        context: Any = multiprocessing.get_context(method)
+        near, far = channel(self._orders.channel, context)
+        note = self._notes.new()
+        foreign = list(self._ends) if self._fork else []
+        process = context.Process(
+            target=life.main,
+            args=(number, assignment, far, note, self.arena, foreign, os.getpid()),
+            name=f"{PREFIX}{assignment.name}",
+        )
+        self._ends.append(near)
+        # This process has one thread, and where channels are queues those that write to them, which the child does
+        # not touch; threads of compiled libraries see to themselves.
+        with signals_held(method), fork_warning_ignored():
+            try:
+                process.start()
+            except OSError:
+                near.close()
+                raise
+            finally:
+                far.close()
+        child = Child(process)
+        each = WorkerProcess(number, assignment, child, note, started)
+        self.workers[number] = each
+        # A worker whose channel has ended is dead or about to be, and its death is what counts.
+        near.keep(self.holdings)
+        sent = partial(self.holdings.sent, number)
+        each.peer = Peer(near, self.waiter, lambda header, blobs: self.heard(each, header, blobs), lambda: None, sent)
+        each.end = near
+        self.waiter.add(child.waitable, lambda: self.died(each))
+
+    def bury(self, each: WorkerProcess) -> tuple[tuple[int, int] | None, bool]:
+        """Take in what one that has died said last, and let go of it.
+
+        Return how far it had begun what it was handed, as far as that is known, and whether it was unpickling.
+        """
+        # A last message and the death can be ready together: the message comes first.
+        while each.peer.drain():
+            pass
+        each.peer.close()
+        self.waiter.remove(each.child.waitable)
+        each.child.reap()
+        each.dead = True
+        self._ends.remove(each.end)
+        self.holdings.lost(each.number)
+        begun, unpickling = each.begun(), False
+        if each.note is not None:
+            unpickling = each.note.unpickling
+            self._notes.give_back(each.note)
+        return begun, unpickling
+
+    def end(self) -> None:
+        """Make sure that no worker is left, whatever happened."""
+        for each in self.workers.values():
+            if not each.dead:
+                each.child.end()
+                each.peer.close()
+                each.dead = True
+
+    def close(self) -> None:
+        """Let go of what was needed to keep them."""
+        self.waiter.close()
+        self._notes.close()
+
+
+def main(
+    orders: Orders,
+    feed: BrokerEnd,
+    results: BrokerEnd,
+    questions: BrokerEnd,
+    arena: Arena | None,
+    foreign: list[FarEnd | Arena],
+) -> None:
+    """The whole life of a broker process."""
+    settle(foreign)
+    crew = Crew(orders, [feed, results, questions], arena)
+    shortage: ProcessError | None = None
+    try:
+        crew.start_first()
+    except ProcessError as error:
+        shortage = error
+    # Here, as the workers get up meanwhile.
+    from conveyor.engines.broker import Broker
+
+    Broker(orders, crew, feed, results, questions).serve(shortage)
