@@ -206,7 +206,3 @@ class Plan:
     def steps(self) -> tuple[StepNode, ...]:
         """The nodes that have workers."""
         return tuple(node for node in self.nodes if isinstance(node, StepNode))
-
-    def first_workers(self) -> tuple[int, ...]:
-        """For each worker of the beginning, by its number, the index of its step's node."""
-        return tuple(node.index for node in self.steps for _ in range(node.workers))

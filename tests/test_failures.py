@@ -12,6 +12,7 @@ import faulthandler
 import itertools
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -619,8 +620,26 @@ class Failures:
                 assert pipeline.run([1]) == [1]
 
 
+def raise_without_descriptors(item):
+    """As one does that has used up all, so that nothing can be imported any more."""
+    sys.modules["traceback"] = None
+    raise ValueError("plain")
+
+
 class ForkPipeTest(Failures, TestCase):
     """Forked workers, over socket pairs."""
+
+    def test_where_it_was_is_told_although_nothing_can_be_imported(self):
+        with self.assertRaises(ProcessorError) as caught:
+            self.make(Processor(raise_without_descriptors)).run([1])
+        texts = []
+        error = caught.exception
+        while error is not None:
+            texts.append(str(error))
+            error = error.__cause__
+        told = texts[-1]
+        assert "plain" in texts[0] and "in raise_without_descriptors\n" in told, texts
+        assert told.rstrip().endswith("ValueError (more of its traceback could not be made: ModuleNotFoundError)"), told
 
 
 @slow

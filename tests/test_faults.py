@@ -14,6 +14,7 @@ import itertools
 import os
 import resource
 import signal
+import sys
 import textwrap
 import threading
 import time
@@ -192,6 +193,17 @@ class BoundedSize(Bounded):
         return len(item)
 
 
+class WaitsForSignal(Processor):
+    """Waits for a signal, which is blocked from `setup` on so that it does not come before."""
+
+    def setup(self):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+
+    def process(self, item):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return signal.sigwait({signal.SIGUSR1}) == signal.SIGUSR1
+
+
 class NoMoreThreads(Processor):
     """Has none but those that were there before `setup`."""
 
@@ -208,11 +220,13 @@ class NoMoreThreads(Processor):
 
 
 class CannotSend(Processor):
-    """Has no memory for the copy of a long message that a queue makes."""
+    """Has no memory for the copy of a long message that a queue makes, and nowhere to say so."""
 
     restartable = True
 
     def setup(self):
+        sys.stderr = None
+
         class NoMemory(queues._ForkingPickler):
             @classmethod
             def dumps(cls, message):
@@ -485,6 +499,9 @@ class Faults(Base):
             # The source gives nothing until the end.
             self.make(DiesIdle(self.folder)).run(iter(item.wait, True))
         assert len(self.lines("starts")) == 5, self.lines("starts")
+
+    def test_a_signal_that_setup_has_blocked_waits(self):
+        assert self.make(WaitsForSignal()).run(range(3)) == [True] * 3
 
     def test_no_thread_can_be_started_after_setup(self):
         assert self.make(NoMoreThreads()).run(range(100)) == list(range(1, 101))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import importlib.machinery
 import io
 import logging
 import multiprocessing
@@ -647,6 +648,24 @@ class PrintTest(TestCase):
         assert self.output(body) == ["imported"] * 3
 
 
+class WithoutLoggingTest(TestCase):
+    """Where there is no way left to import it."""
+
+    def test_what_was_said_is_worth_less_than_the_run(self):
+        record = records.packed_record(
+            logging.makeLogRecord({"name": "some", "msg": "lost", "levelno": 30}), pickles=True
+        )
+        warning = records.packed_warning("kept", UserWarning, "file.py", 3, None)
+        with mock.patch.dict(sys.modules, {"logging": None}), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            records.hear(("said", "record"), [record])
+            records.hear(("said", "dropped", 3), [])
+            records.hear(("said", "warning"), [warning])
+            with mock.patch.object(warnings, "showwarning", side_effect=ValueError):
+                records.hear(("said", "warning"), [warning])
+        assert [str(each.message) for each in caught] == ["kept"]
+
+
 class AwaitedTest(TestCase):
     """A module that is to be imported."""
 
@@ -683,6 +702,57 @@ class AwaitedTest(TestCase):
             importlib.invalidate_caches()
             importlib.import_module("conveyor_awaited")
             assert heard == ["heard"]
+
+
+class Loader:
+    """One that takes no attributes, and loads more than one module."""
+
+    __slots__ = ()
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        if module.__name__ == "conveyor_awaited":
+            module.other = importlib.import_module("conveyor_other")
+        module.value = 1
+
+
+class Finder:
+    """Finds what that loads."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name in ("conveyor_awaited", "conveyor_other"):
+            return importlib.machinery.ModuleSpec(name, LOADER)
+        return None
+
+
+class OldFinder:
+    """Has the method that versions before 3.12 ask for."""
+
+    @staticmethod
+    def find_module(name, path=None):
+        return None
+
+
+LOADER = Loader()
+
+
+class AwaitedByOthersTest(TestCase):
+    """A module that is imported in ways of somebody's own."""
+
+    def test_a_loader_of_many_is_left_as_it_is(self):
+        heard = []
+        awaited = Awaited("conveyor_awaited", lambda: heard.append(sys.modules["conveyor_awaited"].value))
+        with mock.patch.object(sys, "meta_path", [OldFinder, Finder, *sys.meta_path]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ImportWarning)
+            awaited.enter()
+            self.addCleanup(sys.modules.pop, "conveyor_awaited", None)
+            self.addCleanup(sys.modules.pop, "conveyor_other", None)
+            module = importlib.import_module("conveyor_awaited")
+            assert heard == [1] and awaited not in sys.meta_path
+        assert module.__loader__ is module.__spec__.loader is LOADER
 
 
 class FakeEnd:

@@ -17,11 +17,14 @@ from typing import Any
 
 from conveyor.core import commands, events
 from conveyor.core.machine import Machine
-from conveyor.engines.channels import BrokerEnd, Header
+from conveyor.engines.arena import Arena
+from conveyor.engines.channels import BrokerEnd, FarEnd, Header
 from conveyor.engines.children import descriptor_of
 from conveyor.engines.codec import Blob, spec_of
 from conveyor.engines.crew import Crew, Orders, Peer, WorkerProcess
+from conveyor.engines.failures import traceback_of
 from conveyor.engines.grace import GRACE_SECONDS, SLICE_SECONDS, Grace, Standstills
+from conveyor.engines.life import settle
 from conveyor.engines.sayings import Sayings
 from conveyor.engines.starting import UNGUARDED
 from conveyor.errors import ProcessError
@@ -44,10 +47,11 @@ LOOK_SECONDS = 0.25
 class Broker:
     """The loop, and what it keeps."""
 
-    def __init__(self, orders: Orders, crew: Crew, feed: BrokerEnd, results: BrokerEnd, questions: BrokerEnd) -> None:
+    def __init__(
+        self, orders: Orders, feed: BrokerEnd, results: BrokerEnd, questions: BrokerEnd, arena: Arena | None
+    ) -> None:
         self._orders = orders
-        self._crew = crew
-        crew.heard, crew.died = self._from_worker, self._worker_died
+        self._crew = crew = Crew(orders, [feed, results, questions], arena, self._from_worker, self._worker_died)
         self._workers = crew.workers
         self._waiter = crew.waiter
         self._holdings = crew.holdings
@@ -90,22 +94,22 @@ class Broker:
 
     # The loop
 
-    def serve(self, shortage: ProcessError | None) -> None:
-        """Serve until told to close or the caller is gone, and end the workers; `shortage` kept some from starting."""
+    def serve(self) -> None:
+        """Start the workers, serve until told to close or the caller is gone, and end the workers."""
         try:
-            if shortage is not None:
-                raise shortage
             if os.name == "posix" and os.getppid() != self._parent:
                 self._caller_gone()
+            else:
+                for index, team in self._machine.staff.teams.items():
+                    for number in team.numbers:
+                        self._crew.start(index, number)
             while not (self._closing and all(each.dead for each in self._workers.values())):
                 for callback in self._ready():
                     callback()
                 self._look_around()
         except BaseException as error:
-            import traceback
-
             what = str(error) if isinstance(error, ProcessError) else ""
-            self._fail_with(("broken", what, "".join(traceback.format_exception(error))))
+            self._fail_with(("broken", what, traceback_of(error)))
         finally:
             self._crew.end()
         self._sayings.tell()
@@ -407,3 +411,16 @@ class Broker:
             self._feed.send(("stop", self._run))
         if not self._closing:
             self._close_workers(GRACE_SECONDS)
+
+
+def main(
+    orders: Orders,
+    feed: BrokerEnd,
+    results: BrokerEnd,
+    questions: BrokerEnd,
+    arena: Arena | None,
+    foreign: list[FarEnd | Arena],
+) -> None:
+    """The whole life of a broker process."""
+    settle(foreign)
+    Broker(orders, feed, results, questions, arena).serve()

@@ -17,6 +17,7 @@ import errno
 import os
 import pickle
 import select
+import signal
 import socket
 import struct
 import sys
@@ -427,7 +428,8 @@ class QueueFarEnd(FarEnd):
     def prepare(self) -> None:
         # A feeder thread that finds no memory to begin with is waited for without end by the one who starts it.
         self._outward._on_queue_feeder_error = _die_unsent
-        with self._outward._notempty:
+        with self._outward._notempty, _all_signals_blocked():
+            # Whoever may send this process a signal means the job, which may block one of them, or wait for it.
             self._outward._start_thread()
 
     def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
@@ -544,13 +546,28 @@ def _put(queue: Any, header: Header, blobs: Sequence[Any]) -> None:
         raise Gone(str(error)) from None
 
 
+@contextlib.contextmanager
+def _all_signals_blocked() -> Iterator[None]:
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _die_unsent(error: Exception, message: Any) -> None:
     """End this process, as a message of it is lost: the queue would go on without it, and its reader wait for ever."""
-    import traceback
+    try:
+        import traceback
 
-    traceback.print_exception(error)
-    sys.stderr.flush()
-    os._exit(UNSENT)
+        traceback.print_exception(error)
+        sys.stderr.flush()
+    finally:
+        # Nowhere to write to, or no memory for that either.
+        os._exit(UNSENT)
 
 
 def _unpack_whole(data: bytes, keeper: Keeper | None) -> Message:

@@ -1,7 +1,7 @@
 """The crew: the worker processes, as the broker starts, keeps and ends them.
 
-Law: imports nothing of the core but types, and decides nothing.  So the workers of the beginning are started before the
-broker imports the core, and get up meanwhile; and the caller, who starts the broker, never imports it.
+Law: knows nothing of the core, and decides nothing: who is to be started or ended, and what it means that one has died,
+is for the broker to say.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from conveyor.engines import life
 from conveyor.engines.arena import Arena
-from conveyor.engines.channels import BrokerEnd, FarEnd, Header, channel
+from conveyor.engines.channels import BrokerEnd, Header, channel
 from conveyor.engines.children import Child
 from conveyor.engines.codec import Blob, spec_of
 from conveyor.engines.grace import Standstills
 from conveyor.engines.holdings import Holdings
-from conveyor.engines.life import Assignment, settle
+from conveyor.engines.life import Assignment
 from conveyor.engines.notes import Note, Notes
 from conveyor.engines.starting import FORK, PREFIX, SPAWN, fork_warning_ignored, signals_held
 from conveyor.engines.waiting import Waiter
@@ -190,25 +190,27 @@ class Crew:
     `ends` are those of the caller's channels.  `heard` is called with what a worker says, `died` when one is dead.
     """
 
-    def __init__(self, orders: Orders, ends: list[BrokerEnd], arena: Arena | None) -> None:
+    def __init__(
+        self,
+        orders: Orders,
+        ends: list[BrokerEnd],
+        arena: Arena | None,
+        heard: Callable[[WorkerProcess, Header, list[Any]], None],
+        died: Callable[[WorkerProcess], None],
+    ) -> None:
         self._orders = orders
         # The ends of the caller's channels, and those of the workers', for a process that is forked to close.
         self._ends = ends
         self._fork = orders.start_method != SPAWN
+        if self._fork:
+            life.prepare()
         self._notes = Notes(self._fork)
         self.arena = arena
         self.holdings = Holdings()
         self.waiter = Waiter()
         self.workers: dict[int, WorkerProcess] = {}
-        self.heard: Callable[[WorkerProcess, Header, list[Any]], None]
-        self.died: Callable[[WorkerProcess], None]
-
-    def start_first(self) -> None:
-        """Start those of the beginning; raises ProcessError where there is nothing left to start one with."""
-        if self._fork:
-            life.prepare()
-        for number, step in enumerate(self._orders.plan.first_workers()):
-            self.start(step, number)
+        self._heard = heard
+        self._died = died
 
     def start(self, step: int, number: int) -> None:
         """Start one more; raises ProcessError where there is nothing left to start it with."""
@@ -248,9 +250,9 @@ class Crew:
         # A worker whose channel has ended is dead or about to be, and its death is what counts.
         near.keep(self.holdings)
         sent = partial(self.holdings.sent, number)
-        each.peer = Peer(near, self.waiter, lambda header, blobs: self.heard(each, header, blobs), lambda: None, sent)
+        each.peer = Peer(near, self.waiter, partial(self._heard, each), lambda: None, sent)
         each.end = near
-        self.waiter.add(child.waitable, lambda: self.died(each))
+        self.waiter.add(child.waitable, partial(self._died, each))
 
     def bury(self, each: WorkerProcess) -> tuple[tuple[int, int] | None, bool]:
         """Take in what one that has died said last, and let go of it.
@@ -284,25 +286,3 @@ class Crew:
         """Let go of what was needed to keep them."""
         self.waiter.close()
         self._notes.close()
-
-
-def main(
-    orders: Orders,
-    feed: BrokerEnd,
-    results: BrokerEnd,
-    questions: BrokerEnd,
-    arena: Arena | None,
-    foreign: list[FarEnd | Arena],
-) -> None:
-    """The whole life of a broker process."""
-    settle(foreign)
-    crew = Crew(orders, [feed, results, questions], arena)
-    shortage: ProcessError | None = None
-    try:
-        crew.start_first()
-    except ProcessError as error:
-        shortage = error
-    # Here, as the workers get up meanwhile.
-    from conveyor.engines.broker import Broker
-
-    Broker(orders, crew, feed, results, questions).serve(shortage)

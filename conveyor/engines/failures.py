@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any
 
 from conveyor.errors import (
@@ -59,7 +60,7 @@ def failure_of(error: BaseException, phase: str, item: str | None = None, attemp
         dumped = pickle.dumps(error, 5)
         if type(pickle.loads(dumped)) is type(error):
             pickled = dumped
-    return Failure(phase, type(error).__name__, _text(error), _traceback(error), pickled, item, attempts)
+    return Failure(phase, type(error).__name__, _text(error), traceback_of(error), pickled, item, attempts)
 
 
 def _text(error: BaseException) -> str:
@@ -70,18 +71,32 @@ def _text(error: BaseException) -> str:
         return f"<its message could not be made: {type(second).__name__}>"
 
 
-def _traceback(error: BaseException) -> str:
-    # Here, as most programs have none, and would wait for it.
-    import traceback
-
+def traceback_of(error: BaseException) -> str:
+    """Return the text of a traceback."""
+    frames = None
     try:
         # Frames of this package say nothing to a user; where there are no others, they are all there is.
         frames = error.__traceback__
         while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("conveyor."):
             frames = frames.tb_next
-        return "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))
+        frames = frames or error.__traceback__
+        # Here, as most programs have no use for it, and would wait for its import.
+        import traceback
+
+        return "".join(traceback.format_exception(type(error), error, frames))
     except BaseException as second:
-        return f"{type(error).__name__} (its traceback could not be made: {type(second).__name__})\n"
+        # Without a descriptor or memory that is left it cannot be imported, nor source text be read.
+        name = type(second).__name__
+        return f"{_places(frames)}{type(error).__name__} (more of its traceback could not be made: {name})\n"
+
+
+def _places(frames: TracebackType | None) -> str:
+    lines = []
+    while frames is not None:
+        code = frames.tb_frame.f_code
+        lines.append(f'  File "{code.co_filename}", line {frames.tb_lineno}, in {code.co_name}\n')
+        frames = frames.tb_next
+    return "Traceback (most recent call last):\n" + "".join(lines)
 
 
 _WHAT_HAPPENED = {

@@ -21,11 +21,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 from conveyor.core.sizing import first_pull
-from conveyor.engines import crew, life
+from conveyor.engines import broker, life
 from conveyor.engines.arena import KEPT_BYTES, Arena
 from conveyor.engines.channels import PIPE, QUEUE, BrokerEnd, FarEnd, Gone, Header, channel
 from conveyor.engines.children import Child
 from conveyor.engines.codec import decode, items_of
+from conveyor.engines.crew import Orders
 from conveyor.engines.failures import Failure, death, failed_item, overdue, processor_error, too_many_failures
 from conveyor.engines.grace import GRACE_SECONDS, Grace
 from conveyor.engines.interrupts import interrupts_held
@@ -122,7 +123,7 @@ class Session:
         self._hearing = threading.Lock()
         # What workers have said, and the caller's handlers have not dealt with yet.
         self._said: deque[tuple[Header, list[Any]]] = deque()
-        self._orders = crew.Orders(bare(plan), assignments, self._channel, method, os.getpid())
+        self._orders = Orders(bare(plan), assignments, self._channel, method, os.getpid())
         self._fars: tuple[FarEnd, ...] = ()
         self.arena: Arena | None = None
         self._child: Child | None = None
@@ -167,7 +168,7 @@ class Session:
                 self.results.keep(self.arena)
             foreign = [*(_open_ends - {self.arena}), *self._fars] if self._method == FORK else []
             arguments = (self._orders, *nears, self.arena, foreign)
-            process = context.Process(target=crew.main, args=arguments, name=f"{PREFIX}broker")
+            process = context.Process(target=broker.main, args=arguments, name=f"{PREFIX}broker")
             _open_ends.update(self._fars)
             # `multiprocessing.util` is imported by now, and so waits for children only after this.
             atexit.register(self.abort)

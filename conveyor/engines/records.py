@@ -153,13 +153,17 @@ def _pickle(value: Any) -> bytes | None:
 
 def hear(header: Header, blobs: list[Any]) -> None:
     """Have the caller's own handlers deal with what was said."""
-    import logging
-
     kind = header[1]
+    if kind == WARNING:
+        _show(blobs[0])
+        return
+    try:
+        import logging
+    except Exception:
+        # No descriptor is left to read it by, say.
+        return
     if kind == RECORD:
         _handle(record_of(blobs[0]))
-    elif kind == WARNING:
-        _show(blobs[0])
     elif kind == DROPPED:
         text = "%d log records and warnings of workers were dropped, because they were not taken in time"
         fields = {"name": "conveyor", "msg": text, "args": (header[2],)}
@@ -219,9 +223,10 @@ def _show(blob: Any) -> None:
         # With `line` only where there is one: it came late, and what stands in the place of `showwarning` may lack it.
         warnings.showwarning(message, category, filename, lineno, None, *([] if line is None else [line]))
     except Exception:
-        import logging
+        with contextlib.suppress(Exception):
+            import logging
 
-        _report(logging.makeLogRecord({"name": "py.warnings", "msg": text}))
+            _report(logging.makeLogRecord({"name": "py.warnings", "msg": text}))
 
 
 def _unpickled(data: bytes | None, otherwise: Any) -> Any:

@@ -136,19 +136,19 @@ class Awaited:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != self._module:
             return None
-        specs = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
-        spec = next((spec for spec in specs if spec is not None), None)
-        if spec is not None and spec.loader is not None:
-            loader: Any = spec.loader
-            execute = loader.exec_module
+        for finder in sys.meta_path:
+            if finder is not self and hasattr(finder, "find_spec"):
+                spec = finder.find_spec(name, path, target)
+                if spec is not None:
+                    if hasattr(spec.loader, "exec_module"):
+                        loader: Any = _Loader(spec.loader, self._loaded)
+                        spec.loader = loader
+                    return spec
+        return None
 
-            def execute_and_call(module: Any) -> None:
-                execute(module)
-                self.leave()
-                self._then()
-
-            loader.exec_module = execute_and_call
-        return spec
+    def _loaded(self) -> None:
+        self.leave()
+        self._then()
 
     def enter(self) -> None:
         """Begin to wait."""
@@ -158,6 +158,23 @@ class Awaited:
         """Wait no longer."""
         # A new list: another thread may be looking through the old one.
         sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
+
+
+class _Loader:
+    """Loads a module as another loader does, which may load others as well, and calls `then`."""
+
+    def __init__(self, loader: Any, then: Callable[[], None]) -> None:
+        self._loader = loader
+        self._then = then
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def exec_module(self, module: Any) -> None:
+        # What is loaded is to say who has loaded it.
+        module.__loader__ = module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        self._then()
 
 
 class Voice:
