@@ -22,7 +22,7 @@ from unittest import mock
 from hypothesis import HealthCheck, Phase, assume, given, note, settings
 from hypothesis import strategies as st
 
-from conveyor.core import machine, sizing
+from conveyor.core import sizing
 from conveyor.plan import Plan, StepNode
 from tests.pipelines import Choose, increment, pairs, random_input, random_pipeline, same, triple
 from tests.shell import MOST_WORKERS, FakeShell
@@ -177,7 +177,7 @@ class Properties(TestCase):
         # Each item weighs 8 bytes, so that some pipes hold fewer than by their bound in items.
         plan = slimmed(tightened(plan, 6), source, [1, 8, 20, 48, 1 << 20])
         # What is let in before anything was weighed would be more than some of them hold.
-        with mock.patch.object(sizing, "UNWEIGHED", 1), mock.patch.object(machine, "UNWEIGHED", 1):
+        with mock.patch.object(sizing, "UNWEIGHED", 1):
             shell = FakeShell(plan, itertools.count(), manner(choose))
             shell.consumes = False
             # Without what may happen beside: workers that come and go by chance would do so for ever.

@@ -31,7 +31,7 @@ from unittest import mock
 from conveyor import Pipe, Pipeline, Processor, ProcessorError, WorkerDiedError
 from conveyor.engines import records, sayings
 from conveyor.engines.channels import PIPE, Gone, channel
-from conveyor.engines.forwarding import Forwarder
+from conveyor.engines.forwarding import forwarder
 from conveyor.engines.sayings import Sayings
 from conveyor.engines.telling import Awaited, SharedEnd
 from tests.support import ROOT, SHORT, TestCase, slow
@@ -851,19 +851,19 @@ class SharedEndTest(TestCase):
             def send(self, header, blobs=()):
                 raise Gone
 
-        forwarder = Forwarder(SharedEnd(GoneEnd()))
-        assert forwarder.handle(logging.makeLogRecord({"name": "a", "levelno": 20, "msg": "b"}))
-        forwarder.close()
+        handler = forwarder(SharedEnd(GoneEnd()))
+        assert handler.handle(logging.makeLogRecord({"name": "a", "levelno": 20, "msg": "b"}))
+        handler.close()
 
     def test_a_message_that_cannot_be_made(self):
         end = FakeEnd()
-        forwarder = Forwarder(SharedEnd(end))
+        handler = forwarder(SharedEnd(end))
         with mock.patch("sys.stderr", io.StringIO()) as errors:
-            forwarder.handle(
+            handler.handle(
                 logging.makeLogRecord({"name": "a", "levelno": 20, "msg": "%d", "args": (threading.Lock(),)})
             )
         assert "Logging error" in errors.getvalue() and not end.sent
-        forwarder.close()
+        handler.close()
 
 
 class SayingsTest(TestCase):

@@ -202,8 +202,6 @@ class Crew:
         # The ends of the caller's channels, and those of the workers', for a process that is forked to close.
         self._ends = ends
         self._fork = orders.start_method != SPAWN
-        if self._fork:
-            life.prepare()
         self._notes = Notes(self._fork)
         self.arena = arena
         self.holdings = Holdings()
@@ -216,6 +214,8 @@ class Crew:
         """Start one more; raises ProcessError where there is nothing left to start it with."""
         assignment = self._orders.assignments[step]
         try:
+            if self._fork:
+                life.prepare()
             self._launch(assignment, number)
         except OSError as error:
             # No descriptor, process or room for a semaphore is left.  To wait for better times may be to wait for ever.

@@ -18,14 +18,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from conveyor.engines.channels import FarEnd, Gone, Header, Message
+from conveyor.engines.forwarding import forwarder
 from conveyor.engines.heavy import Keeper
 from conveyor.engines.records import SAID, WARNING, Levels, packed_warning
 
 if TYPE_CHECKING:
     import logging
     from importlib.machinery import ModuleSpec
-
-    from conveyor.engines.forwarding import Forwarder
 
 # How long one who says something waits for another thread that is amid a message; then his own goes with the next.
 TURN_SECONDS = 1.0
@@ -183,7 +182,7 @@ class Voice:
     def __init__(self, end: SharedEnd, levels: Levels | None) -> None:
         self._end = end
         self._levels = levels
-        self._forwarder: Forwarder | None = None
+        self._forwarder: logging.Handler | None = None
         # Until the job, or what it uses, imports `logging`: a worker whose job does not is up sooner.
         self._awaited: Awaited | None = None
         # Kept, for a process that the job forks, and lest what they have not written yet be written at their end.
@@ -208,10 +207,8 @@ class Voice:
     def _take_over_records(self) -> None:
         import logging
 
-        from conveyor.engines.forwarding import Forwarder
-
         if self._forwarder is None:
-            self._forwarder = Forwarder(self._end)
+            self._forwarder = forwarder(self._end)
         root = logging.getLogger()
         for logger in (root, *root.manager.loggerDict.values()):
             if not isinstance(logger, logging.Logger):
