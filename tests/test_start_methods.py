@@ -106,6 +106,40 @@ class StartMethodsTest(TestCase):
             with self.subTest(method=method):
                 self.good(body.format(method=method), "[]")
 
+    def test_a_package_that_is_replaced_meanwhile_is_not_half_old_and_half_new(self):
+        body = """
+            import logging, sys, warnings
+            import conveyor.engines.process
+            class Replaced:
+                def find_spec(self, name, path=None, target=None):
+                    if name.partition(".")[0] == "conveyor":
+                        raise ImportError(f"{name} is another one by now")
+            sys.meta_path.insert(0, Replaced())
+            def job(item):
+                import logging
+                logging.getLogger("replaced").warning("item %d", item)
+                if item == 2:
+                    raise ValueError("two")
+                return bytearray(200_000)
+            if __name__ == "__main__":
+                logging.basicConfig(stream=sys.stdout, format="%(message)s")
+                pipeline = (
+                    Pipeline(start_method="fork")
+                    .add(Processor(job, on_error="skip", retries=1, backoff=0.0, workers="auto", timeout=30))
+                    .add(Pipe())
+                    .add(ReplicatingFork(2))
+                    .add(Processor(len), Processor(type))
+                    .add(Pipe())
+                    .add(Join(2, how="zip"))
+                )
+                assert pipeline.run([1, 2, 3]) == [(200_000, bytearray)] * 2
+                assert [failed.error.kind for failed in pipeline.failures] == ["ValueError"]
+                assert "in job" in str(pipeline.failures[0].error.__cause__.__cause__)
+                pipeline.stats()
+        """
+        code, output, errors = self.python(body)
+        assert (code, sorted(output.split("\n")), errors) == (0, ["", "item 1", "item 2", "item 2", "item 3"], "")
+
     def test_what_the_caller_had_stays_shared(self):
         if sys.platform != "linux":
             self.skipTest("what a process has for itself is read from /proc")
