@@ -91,24 +91,24 @@ class StartMethodsTest(TestCase):
 
     def test_what_a_run_has_no_use_for_is_not_imported(self):
         # Each of them is waited for at every start, and taken apart again at the end of the interpreter.
-        names = ["dataclasses", "inspect", "logging", "traceback"]
-        body = f"""
+        body = """
             import sys
             before = set(sys.modules)
             from conveyor import *
             def job(item):
                 return -item
             if __name__ == "__main__":
-                assert Pipeline(start_method={{method!r}}).add(Processor(job)).run([-1]) == [1]
-                print(sorted({names} & (set(sys.modules) - before)))
-        """.replace(str(names), f"set({names})")
+                assert Pipeline(start_method={method!r}).add(Processor(job)).run([-1]) == [1]
+                unused = set("dataclasses inspect logging traceback".split())
+                print(sorted(unused & set(sys.modules) - before))
+        """
         for method in ("fork", "forkserver", "spawn"):
             with self.subTest(method=method):
                 self.good(body.format(method=method), "[]")
 
     def test_a_package_that_is_replaced_meanwhile_is_not_half_old_and_half_new(self):
         body = """
-            import logging, sys, warnings
+            import sys
             import conveyor.engines.process
             class Replaced:
                 def find_spec(self, name, path=None, target=None):
@@ -122,7 +122,7 @@ class StartMethodsTest(TestCase):
                     raise ValueError("two")
                 return bytearray(200_000)
             if __name__ == "__main__":
-                logging.basicConfig(stream=sys.stdout, format="%(message)s")
+                sys.stderr = sys.stdout
                 pipeline = (
                     Pipeline(start_method="fork")
                     .add(Processor(job, on_error="skip", retries=1, backoff=0.0, workers="auto", timeout=30))

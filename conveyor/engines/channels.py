@@ -30,6 +30,7 @@ from itertools import islice
 from typing import Any
 
 from conveyor.engines.heavy import Heavy, Keeper
+from conveyor.engines.interrupts import signals_blocked
 from conveyor.engines.waiting import wait_for_any
 
 Header = tuple[Any, ...]
@@ -428,7 +429,7 @@ class QueueFarEnd(FarEnd):
     def prepare(self) -> None:
         # A feeder thread that finds no memory to begin with is waited for without end by the one who starts it.
         self._outward._on_queue_feeder_error = _die_unsent
-        with self._outward._notempty, _all_signals_blocked():
+        with self._outward._notempty, signals_blocked(signal.valid_signals()):
             # Whoever may send this process a signal means the job, which may block one of them, or wait for it.
             self._outward._start_thread()
 
@@ -544,18 +545,6 @@ def _put(queue: Any, header: Header, blobs: Sequence[Any]) -> None:
         # A queue that was closed meanwhile, or whose thread cannot be started any more because the interpreter
         # is ending, is, to its user, another side that has gone.
         raise Gone(str(error)) from None
-
-
-@contextlib.contextmanager
-def _all_signals_blocked() -> Iterator[None]:
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _die_unsent(error: Exception, message: Any) -> None:

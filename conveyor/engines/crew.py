@@ -215,6 +215,7 @@ class Crew:
         assignment = self._orders.assignments[step]
         try:
             if self._fork:
+                # Done once; here, where it is an error of the start if it fails.
                 life.prepare()
             self._launch(assignment, number)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Ctrl-C while something is being ended: kept back until that is done, and never lost.
+"""Signals, Ctrl-C above all, while something is being started or ended: kept back until that is done, and never lost.
 
 Law: only short work that has a bound in time is shielded, never a wait for a job.
 """
@@ -9,7 +9,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
 
 # Long enough for the interpreter to leave a finalizer, in which an exception would only be printed.
@@ -49,3 +49,16 @@ def _interrupt_soon() -> None:
         signal.pthread_kill(main, signal.SIGINT)
     else:
         signal.raise_signal(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def signals_blocked(signals: Iterable[int]) -> Iterator[None]:
+    """Have these signals wait for the end of the block, where they can; threads begin so as well."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from conveyor.engines.interrupts import signals_blocked
 from conveyor.engines.redaction import Redact
 from conveyor.errors import ConveyorError, JobPicklingError, MissingMainGuardError
 from conveyor.plan import Plan
@@ -128,6 +129,7 @@ def _refusal(what: str, short: str, method: str, chosen: bool, reason: object) -
     return f"{what} has to be pickled for {why}, and cannot be: {reason}. Remedy: {remedy}."
 
 
+# To set a filter takes time at each fork, and earlier versions say nothing that it would have to ignore.
 _WARNS_OF_FORKS: bool = sys.version_info >= (3, 12)
 
 
@@ -145,16 +147,10 @@ def fork_warning_ignored() -> Iterator[None]:
 @contextlib.contextmanager
 def signals_held(method: str) -> Iterator[None]:
     """Keep Ctrl-C back while a process is started: the child must not see it before it has its own handler."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    if method == SPAWN:
+    if method == SPAWN and hasattr(signal, "pthread_sigmask"):
         from multiprocessing import resource_tracker
 
         # Starting it would let the signal through.
         resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    with signals_blocked({signal.SIGINT}):
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
