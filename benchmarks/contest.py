@@ -54,6 +54,8 @@ class Workload:
     needs: str = ""
     # The memory is looked at in each round, and not only in the first.
     sampled: bool = False
+    # What is compared is a time.
+    timed: bool = True
     note: str = ""
 
 
@@ -100,6 +102,7 @@ WORKLOADS: dict[str, Workload] = {
         floor=1.0,
         columns=(("pulled ahead", "pulled_ahead", 1.0), ("time, s", "seconds", 1.0)),
         sampled=True,
+        timed=False,
         note=(
             "What is compared is by how much the process tree grows while it runs (less than 1 MB counts as 1 MB). "
             "The slow step waits 1 ms every 1,024 items."

@@ -24,7 +24,7 @@ def draw(comparisons: list[Comparison], path: str, footer: str) -> str:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = [comparison for comparison in comparisons if comparison.median(comparison.reference) is not None]
+    shown = [comparison for comparison in comparisons if comparison.counted(comparison.reference) is not None]
     if not shown:
         return "no plot: there is nothing to be compared"
     # The same words in the same places each time, so that two SVGs can be compared.
@@ -96,9 +96,9 @@ def _panel(panel: Any, comparison: Comparison) -> None:
     for place, (_, ratio, default, each) in zip(places, bars, strict=True):
         text = f"{ratio:.2f}" if ratio < 10 else number(ratio)
         if each is reference:
-            median = comparison.median(each)
-            assert median is not None
-            text = f"1 = {number(median / comparison.workload.divisor)} {comparison.workload.unit}"
+            own = comparison.counted(each)
+            assert own is not None
+            text = f"1 = {number(own / comparison.workload.divisor)} {comparison.workload.unit}"
             panel.plot([1], [place], marker="D", markersize=6, color=CONVEYOR, linestyle="none")
         faster = ratio < 1
         at = ratio

@@ -73,13 +73,21 @@ class Comparison:
                 return each
         return None
 
-    def median(self, measured: Measured | None) -> float | None:
-        """The median of what is compared, or the floor."""
-        value = measured.median(self.workload.metric) if measured else None
+    @property
+    def disturbed(self) -> bool:
+        """Whether the machine had other work meanwhile, which makes some runs longer, and none shorter."""
+        return self.standstill > STANDSTILL
+
+    def counted(self, measured: Measured | None) -> float | None:
+        """What is compared, or the floor: the median; of times on a disturbed machine the least, as it tells most."""
+        if measured is None:
+            return None
+        least = self.disturbed and self.workload.timed
+        value = self.least(measured) if least else measured.median(self.workload.metric)
         return None if value is None else max(value, self.workload.floor * self.workload.divisor)
 
     def least(self, measured: Measured | None) -> float | None:
-        """The least of what is compared: where a machine stands still now and then, that says more than a median."""
+        """The least of what is compared."""
         values = measured.values(self.workload.metric) if measured else []
         return min(values) if values else None
 
@@ -95,8 +103,8 @@ class Comparison:
         return next((each for each in self.measured if each.entry.peer == "conveyor"), None)
 
     def ratio(self, measured: Measured) -> float | None:
-        """How many times Conveyor's median this one's is."""
-        own, reference = self.median(measured), self.median(self.reference)
+        """How many times as much as Conveyor's is what counts of this one."""
+        own, reference = self.counted(measured), self.counted(self.reference)
         return None if own is None or reference is None else own / reference
 
 
@@ -104,7 +112,7 @@ def versions(peers: Iterable[str]) -> dict[str, str]:
     """What all this was measured with."""
     found = {
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
-        "platform": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "cores": str(CORES),
         "Conveyor": conveyor_version(),
     }
@@ -149,7 +157,7 @@ def heading(comparison: Comparison) -> list[str]:
 def rows(comparison: Comparison) -> Iterator[list[str]]:
     """The other lines, the best one first, and who failed last."""
     known = [each for each in comparison.measured if each.runs]
-    known.sort(key=lambda each: comparison.median(each) or 0.0)
+    known.sort(key=lambda each: comparison.counted(each) or 0.0)
     for each in known:
         divisor = comparison.workload.divisor
         values = [value / divisor for value in each.values(comparison.workload.metric)]
@@ -222,7 +230,7 @@ def losses(comparison: Comparison) -> list[str]:
     """Where Conveyor loses, and to whom, in words."""
     said = []
     reference = comparison.reference
-    if reference is None or comparison.median(reference) is None:
+    if reference is None or comparison.counted(reference) is None:
         return ["Conveyor itself has no result here."]
     if comparison.name == "long-chain":
         return _long_chain(comparison)
@@ -248,13 +256,13 @@ def losses(comparison: Comparison) -> list[str]:
 def _long_chain(comparison: Comparison) -> list[str]:
     said = []
     for peer, short, long in (("conveyor", "3 steps", "100 steps"), ("queues", "best, 3 steps", "best, 100 steps")):
-        few, many = (comparison.median(comparison.find(peer, label)) for label in (short, long))
+        few, many = (comparison.counted(comparison.find(peer, label)) for label in (short, long))
         if few is not None and many is not None:
             said.append(f"{PEERS[peer][0]}: an item costs {many / few:.2f} times as much at each of 100 steps as of 3.")
     for ours, theirs in (("3 steps", "best, 3 steps"), ("100 steps", "best, 100 steps")):
         own, other = (
-            comparison.median(comparison.find("conveyor", ours)),
-            comparison.median(comparison.find("queues", theirs)),
+            comparison.counted(comparison.find("conveyor", ours)),
+            comparison.counted(comparison.find("queues", theirs)),
         )
         if own is not None and other is not None and other / own < 1 - LEVEL:
             said.append(
@@ -287,7 +295,7 @@ def checks(comparisons: Iterable[Comparison]) -> list[tuple[bool, str]]:
             why = ""
             if spread > DISTURBED:
                 why = f"runs differ {spread:.1f} times"
-            elif comparison.standstill > STANDSTILL:
+            elif comparison.disturbed:
                 why = f"a mere loop takes {comparison.standstill:.1f} times what it could"
             if not kept and why:
                 kept, text = True, f"{text} (not judged: the machine is disturbed, as {why})"
@@ -361,8 +369,10 @@ def count_line(comparison: Comparison) -> str:
     """How many items, and what there is to be known."""
     items = "1 item" if comparison.count == 1 else f"{comparison.count:,} items"
     said = f"{items}. {comparison.workload.note}".strip()
-    if comparison.standstill > STANDSTILL:
+    if comparison.disturbed:
         said += f" The machine had other work: a mere loop took {comparison.standstill:.1f} times what it could."
+        if comparison.workload.timed:
+            said += " So the ratios here are those of the shortest runs."
     return said
 
 

@@ -104,6 +104,27 @@ class TestCompare(TestCase):
         self.assertTrue(kept)
         self.assertIn("not judged: the machine is disturbed, as a mere loop takes 1.6 times what it could", text)
 
+    def test_on_a_disturbed_machine_the_shortest_runs_are_compared(self) -> None:
+        with mock.patch.object(sys, "path", [str(SCRIPT.parent), *sys.path]):
+            contest, report = map(importlib.import_module, ("contest", "report"))
+
+        def ratio(workload: str, standstill: float) -> float:
+            """How many times Conveyor's the other's is."""
+            metric = contest.WORKLOADS[workload].metric
+            entries = [entry for entry in contest.ENTRIES[workload] if entry.peer in ("conveyor", "executor")][:2]
+            measured = [
+                report.Measured(entry, runs=[{metric: value * 1e7} for value in values])
+                for entry, values in zip(entries, ((2.0, 8.0, 9.0), (3.0, 4.0, 5.0)), strict=True)
+            ]
+            comparison = report.Comparison(workload, 1, measured, standstill)
+            self.assertEqual("shortest runs" in report.count_line(comparison), workload != "memory" and standstill > 2)
+            return report.as_data([comparison], {}, {}, {})["workloads"][workload]["entries"][1]["ratio"]
+
+        self.assertEqual(ratio("start-fork", 1.2), 0.5)
+        self.assertEqual(ratio("start-fork", 3.0), 1.5)
+        # Nobody grows more where everybody stands still.
+        self.assertEqual(ratio("memory", 3.0), 0.5)
+
     def test_the_short_form_ends_on_a_slow_machine(self) -> None:
         with mock.patch.object(sys, "path", [str(SCRIPT.parent), *sys.path]):
             compare, contest, measuring = map(importlib.import_module, ("compare", "contest", "measuring"))
