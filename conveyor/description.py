@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 
 from conveyor.compilation import compiled
-from conveyor.errors import ConveyorError, ImplicitJoinWarning, ImplicitPipeWarning
+from conveyor.errors import ImplicitJoinWarning, ImplicitPipeWarning, RuleError
 from conveyor.plan import Plan
 from conveyor.rules import Layout, Row, closed, extended
 
@@ -23,7 +23,7 @@ class Description:
     >>> description.add((Pipe(10),))
     >>> description.add((Processor(len),))
     >>> description
-    Pipeline().add(Processor(strip)).add(Pipe(maxsize=10)).add(Processor(len))
+    Pipeline().add(Processor(str.strip)).add(Pipe(maxsize=10)).add(Processor(len))
     >>> [step.name for step in description.plan(cores=2, ordered=True).steps]
     ['strip', 'len']
     """
@@ -53,11 +53,11 @@ class Description:
         """The graph to run; branches open at the end are merged, with ImplicitJoinWarning.
 
         `cores` is the number of workers of a step that leaves it to the pipeline; `memory` how many bytes there are, if
-        anybody knows, for pipes that do not say how many they hold.  Raises ConveyorError when nothing was added,
+        anybody knows, for pipes that do not say how many they hold.  Raises RuleError when nothing was added,
         ValueError for less than one core.  `stacklevel` is as for `add`.
         """
         if not self._layout.rows:
-            raise ConveyorError("the pipeline is empty: add a Processor first, as in .add(Processor(load))")
+            raise RuleError("the pipeline is empty: add a Processor first, as in .add(Processor(load))", rule=2)
         if cores < 1:
             raise ValueError(f"cores must be 1 or more, not {cores!r}")
         layout = closed(self._layout)

@@ -26,7 +26,7 @@ def _rebuild(kind: type[ConveyorError], arguments: tuple[Any, ...], fields: dict
 
 
 class RuleError(ConveyorError, ValueError):
-    """An element was added where it cannot stand.
+    """An element was added where it cannot stand, or none was.
 
     Fields: `rule`, the number of the rule in the README.
     """
@@ -37,7 +37,7 @@ class RuleError(ConveyorError, ValueError):
 
 
 class StateError(ConveyorError, RuntimeError):
-    """The pipeline cannot do this now: it is running, or open, or closed."""
+    """The pipeline cannot do this now: it is running, or open, or closed, or has not run yet."""
 
 
 class JobPicklingError(ConveyorError, TypeError):
@@ -115,10 +115,10 @@ class ProcessorError(ConveyorError):
 
     Fields:
         processor: the name of the Processor.
-        phase: what the job was at: "process", "setup", "finish", "teardown"; or what failed around it: "load" (the
-            job could not be unpickled in its worker), "unpickle" (an item could not), "pickle" (an output cannot be),
-            "receive" (an item ended the worker before that had begun it), "wait" (something that the job left behind
-            raised between two items, or there was not enough memory for the next one).
+        phase: what the job was at: "process", "setup", "finish", "teardown", "on_error"; or what failed around it:
+            "load" (the job could not be unpickled in its worker), "unpickle" (an item could not), "pickle" (an output
+            cannot be), "receive" (an item ended the worker before that had begun it), "wait" (something that the job
+            left behind raised between two items, or there was not enough memory for the next one).
         number: of the item, in the order in which items came to that Processor, counted from 0; None where the
             failure is not one item's.
         last: the same, or more where it is not known which of the items from `number` to `last` is to blame; of a

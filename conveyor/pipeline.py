@@ -20,6 +20,7 @@ from conveyor.errors import StateError
 from conveyor.failed import FailedItem
 from conveyor.fusing import fused
 from conveyor.memory import usable_memory
+from conveyor.showing import short
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork, check_redact, code_of
 from conveyor.stats import Stats
 from conveyor.values import replace
@@ -49,22 +50,23 @@ CHANNELS = ("pipe", "queue")
 class Pipeline(Generic[In, Out]):
     """A chain of elements that runs on all cores.
 
-    All arguments are keywords, and None means: what is best here.
+    All arguments are keywords.  None, the default of most, means: what is best here.
 
     - `engine`: "process", where each Processor runs in processes of its own, or "inline", where everything runs in
       the calling process, one item at a time (for a debugger).
     - `start_method`: how processes start: "fork" (jobs may be lambdas and closures), "forkserver" (a fresh process
       forks the workers) or "spawn" (each worker is a fresh interpreter).
     - `channel`: "pipe", or "queue" for systems without it.
-    - `ordered`: whether results come in the order of the input (then of the branch, then as yielded), or as they
-      come.
+    - `ordered` (True): whether results come in the order of the input (then of the branch, then as yielded), or as
+      they come.
     - `cores`: how many cores to use, instead of those that this process may use.
-    - `max_failures`: a run ends that gives up more items than this, or (a float) than this share of what comes to one
-      Processor.
-    - `fuse`: whether adjacent Processors that are plain functions run in one process, as many side by side as there are
-      cores: for jobs so small that handing items on costs more than they do.  Nothing is copied between them then.
+    - `max_failures`: a run ends that gives up more items, or batches, than this, or (a float) than this share of what
+      comes to one Processor; None: no number of them ends it.
+    - `fuse` (False): whether adjacent Processors that are plain functions run in one process, as many side by side as
+      there are cores: for jobs so small that handing items on costs more than they do.  Nothing is copied between them
+      then.
     - `redact`: what shows an item (or a batch) in errors: a callable that takes one, and returns the str that stands
-      there instead of its repr.
+      there instead of its repr; None: its repr, shortened.
 
     Raises TypeError or ValueError for an argument it cannot use.
 
@@ -96,23 +98,23 @@ class Pipeline(Generic[In, Out]):
         if channel == "pipe" and sys.platform == "win32":
             raise ValueError('Pipeline: channel="pipe" needs a POSIX system; leave it out, or use "queue"')
         if not isinstance(ordered, bool):
-            raise TypeError(f"Pipeline: ordered must be True or False, not {ordered!r}")
+            raise TypeError(f"Pipeline: ordered must be True or False, not {short(ordered)}")
         if not isinstance(fuse, bool):
-            raise TypeError(f"Pipeline: fuse must be True or False, not {fuse!r}")
+            raise TypeError(f"Pipeline: fuse must be True or False, not {short(fuse)}")
         if cores is not None:
             if isinstance(cores, bool) or not isinstance(cores, int):
-                raise TypeError(f"Pipeline: cores must be an int of 1 or more, or None, not {cores!r}")
+                raise TypeError(f"Pipeline: cores must be an int of 1 or more, or None, not {short(cores)}")
             if cores < 1:
-                raise ValueError(f"Pipeline: cores must be 1 or more, not {cores!r}")
+                raise ValueError(f"Pipeline: cores must be 1 or more, not {short(cores)}")
         if max_failures is not None:
             if isinstance(max_failures, bool) or not isinstance(max_failures, int | float):
                 raise TypeError(
                     "Pipeline: max_failures must be an int (a number of items), a float (a share of them) or None, not "
-                    f"{max_failures!r}"
+                    f"{short(max_failures)}"
                 )
             if not (max_failures >= 0 and (isinstance(max_failures, int) or max_failures <= 1)):
                 raise ValueError(
-                    f"Pipeline: max_failures must be 0 or more, and a share at most 1.0, not {max_failures!r}"
+                    f"Pipeline: max_failures must be 0 or more, and a share at most 1.0, not {short(max_failures)}"
                 )
         check_redact(redact)
         self._engine = engine or "process"
@@ -145,7 +147,7 @@ class Pipeline(Generic[In, Out]):
     def add(self, *elements: Pipe | ReplicatingFork | BalancingFork | Join[Literal["merge"]]) -> Pipeline[In, Out]: ...
 
     @overload
-    def add(self, *elements: Join[Literal["zip"]]) -> Pipeline[In, tuple[Out, ...]]: ...
+    def add(self, *elements: Join[Literal["zip"]]) -> Pipeline[In, tuple[Any, ...]]: ...
 
     @overload
     def add(self, *elements: Unchecked) -> Pipeline[In, Any]: ...
@@ -171,11 +173,12 @@ class Pipeline(Generic[In, Out]):
 
         k elements on m open branches: one each where k is m; a copy on each branch where k is 1; contiguous groups
         where k divides the number of forks that opened the branches, or m.  Raises RuleError for an element that
-        cannot stand there, StateError while the pipeline is open or running; the pipeline is then as before.
+        cannot stand there, TypeError or ValueError for a Processor that has set itself up so that it cannot run,
+        StateError while the pipeline is open or running; the pipeline is then as before.
         Warns with ImplicitPipeWarning where a Pipe was missing and has been put in.
 
         >>> Pipeline().add(Processor(str.strip)).add(Pipe()).add(Processor(len))
-        Pipeline().add(Processor(strip)).add(Pipe()).add(Processor(len))
+        Pipeline().add(Processor(str.strip)).add(Pipe()).add(Processor(len))
         """
         if self._session is not None:
             raise StateError(
@@ -198,7 +201,7 @@ class Pipeline(Generic[In, Out]):
         if self._redact is not None:
             arguments.append(f"redact={code_of(self._redact)}")
         given = ", ".join(arguments)
-        return self._description.code(f"Pipeline({given})")
+        return self._description.code(f"{type(self).__name__}({given})")
 
     def __str__(self) -> str:
         return drawing.draw(self._description)
@@ -208,12 +211,19 @@ class Pipeline(Generic[In, Out]):
     def open(self) -> Pipeline[In, Out]:
         """Start the workers, and have them set up their jobs; they stay until `close`.
 
-        Raises StateError when the pipeline is open, JobPicklingError for a job (or `redact`) that has to be sent to a
-        worker and cannot be pickled, MissingMainGuardError in a script that lacks the guard, ProcessorError where a
-        `setup` raised.  Nothing is left running then.
+        Raises StateError when the pipeline is open, RuleError when nothing was added, JobPicklingError for a job (or
+        `redact`) that has to be sent to a worker and cannot be pickled, MissingMainGuardError in a script that lacks
+        the guard, ProcessorError where a `setup` raised, WorkerDiedError where workers die in it, ProcessError where a
+        process cannot be started.  Nothing is left running then.  Warns with ImplicitJoinWarning where branches are
+        open at the end.
+
+        >>> pipeline = Pipeline(engine="inline").add(Processor(len)).open()
+        >>> pipeline.run(["a"]), pipeline.run(["bc"])
+        ([1], [2])
+        >>> pipeline.close()
         """
         if self._session is not None:
-            raise StateError("the pipeline is open already: close it first")
+            raise StateError("the pipeline is open or running already: close it, or its stream, first")
         self._passing = False
         self._start(stacklevel=2)
         return self
@@ -221,7 +231,8 @@ class Pipeline(Generic[In, Out]):
     def close(self) -> None:
         """Have the workers tear down their jobs, and end them; a run still going on is given up.
 
-        Does nothing when the pipeline is not open.  Raises ProcessorError where a `teardown` raised.
+        Does nothing when the pipeline is not open.  Raises ProcessorError where a `teardown` raised.  Whoever waits for
+        the results of a run that is given up so gets StateError.
         """
         self._leave(abort=False)
 
@@ -244,7 +255,7 @@ class Pipeline(Generic[In, Out]):
 
     def __enter__(self) -> Pipeline[In, Out]:
         if self._session is not None:
-            raise StateError("the pipeline is open already: close it first")
+            raise StateError("the pipeline is open or running already: close it, or its stream, first")
         self._passing = False
         self._start(stacklevel=2)
         return self
@@ -260,10 +271,11 @@ class Pipeline(Generic[In, Out]):
     def run(self, items: Iterable[In] | In) -> list[Out]:
         """Send all items through and return the results.
 
-        `items` is any iterable; a str, bytes or what is not iterable is one item.  The process engine pulls it in a
-        thread of its own.  Raises what `open` raises, ProcessorError when a job fails, SourceError when the input
-        does, ResultError when a result cannot be unpickled here, ProcessError when a process of the pipeline ends
-        that should not; nothing is left running then.
+        `items` is any iterable; a str, bytes, bytearray or what is not iterable is one item.  The process engine pulls
+        it in a thread of its own.  Raises what `open` raises, StateError while another run is going on, ProcessorError
+        when a job fails, SourceError when the input does, TooManyFailuresError where more is given up than
+        `max_failures` allows, ResultError when a result cannot be unpickled here, ProcessError when a process of the
+        pipeline ends that should not; nothing is left running then.
 
         >>> Pipeline(engine="inline").add(Processor(len)).run("word")
         [4]
@@ -490,14 +502,18 @@ class _Running:
 
 def _iterable(items: Any) -> Iterable[Any]:
     """Return what is to be iterated over: a str, bytes or what is not iterable is one item."""
-    if isinstance(items, str | bytes | bytearray):
+    # An array without dimensions says that it can be iterated over, and then cannot.
+    if isinstance(items, str | bytes | bytearray) or getattr(items, "shape", None) == ():
         return [items]
-    # Asking the type does not start what can be iterated over only once.
-    if hasattr(type(items), "__iter__") or hasattr(type(items), "__getitem__"):
-        return items  # type: ignore[no-any-return]
-    return [items]
+    # Asking the type does not start what can be iterated over only once.  None says there that it cannot be.
+    kind = type(items)
+    if getattr(kind, "__iter__", None) is None and (hasattr(kind, "__iter__") or not hasattr(kind, "__getitem__")):
+        return [items]
+    return items  # type: ignore[no-any-return]
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value is not None and value not in choices:
-        raise ValueError(f"Pipeline: {name} must be one of {', '.join(map(repr, choices))}, or None, not {value!r}")
+    if value is not None and not (isinstance(value, str) and value in choices):
+        raise ValueError(
+            f"Pipeline: {name} must be one of {', '.join(map(repr, choices))}, or None, not {short(value)}"
+        )

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from conveyor.errors import RuleError
-from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork, check_processor
+from conveyor.showing import short
+from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork, check_processor, code_of
 from conveyor.values import dataclass, replace
 
 KINDS: tuple[type[Element], ...] = (Processor, Pipe, ReplicatingFork, BalancingFork, Join)
@@ -190,14 +191,16 @@ def _element(value: object) -> Element:
     if isinstance(value, KINDS):
         assert isinstance(value, Element)
         return value
-    if isinstance(value, type) and issubclass(value, Element):
+    if isinstance(value, type) and issubclass(value, KINDS):
         remedy = f"{value.__name__} is the class; add the instance, {value.__name__}(...)"
-    elif callable(value):
-        name = getattr(value, "__name__", type(value).__name__)
-        remedy = f"wrap it: Processor({'...' if name == '<lambda>' else name})"
+    elif callable(value) and not (isinstance(value, type) and issubclass(value, Element)):
+        code = code_of(value)
+        remedy = f"wrap it: Processor({'...' if code.startswith('<') else code})"
+    elif isinstance(value, list | tuple):
+        remedy = "pass what is in it one by one, as in add(*elements), for parallel branches"
     else:
         remedy = f"add one of {', '.join(kind.__name__ for kind in KINDS)}"
-    raise RuleError(f"{value!r} is not an element of a pipeline: {remedy}", rule=1)
+    raise RuleError(f"{short(value)} is not an element of a pipeline: {remedy}", rule=1)
 
 
 def _started(elements: tuple[Element, ...]) -> Layout:
@@ -247,6 +250,8 @@ def _groups(layout: Layout, count: int) -> list[Sequence[Lane]]:
         return [lanes[start : start + size] for start in range(0, len(lanes), size)]
     if not any(lane.levels for lane in lanes):
         remedy = "add one element, or a fork first"
+    elif len(lanes) == 1:
+        remedy = "add one element"
     else:
         remedy = f"add 1 (a copy on every branch), {len(lanes)} (one each), or a number that divides {len(lanes)}" + (
             f" or {forks}, the number of forks" if forks > 1 else ""
@@ -348,10 +353,13 @@ def _clusters(layout: Layout, join: Join[Any], group: Sequence[Lane]) -> list[tu
         raise RuleError(f"{join!r}: no fork is open: add a ReplicatingFork or BalancingFork before it", rule=6)
     if join.n is not None:
         if len(group) % join.n:
+            for lane in group:
+                if lane.levels:
+                    _check_fork(layout, join, lane.levels[-1].fork)
+            divisor = f", or a number that divides {len(group)}" if len(group) > 1 else ""
             raise RuleError(
                 f"{join!r} on {_open(len(group))}: {join.n} does not divide {len(group)}, and a Join "
-                "covers whole forks or an even part of one; use Join() for what the innermost fork "
-                "opened, or a number that divides",
+                f"covers whole forks or an even part of one; use Join() for what the innermost fork opened{divisor}",
                 rule=6,
             )
         return [(list(group[start : start + join.n]), True) for start in range(0, len(group), join.n)]
@@ -413,8 +421,10 @@ def _bundle(layout: Layout, join: Join[Any], fork: int, parts: list[Lane | Bundl
                 rule=6,
             )
         if len(present) % len(branches) or present.index(branches[0]) % len(branches):
+            # One Join with a number stands on all branches that are open.
+            number = f"Join({len(present)}) or " if len(layout.lanes) % len(present) == 0 else ""
             raise RuleError(
-                f"{what}, which is not an even part: use Join({len(present)}) or Join() for all of them, "
+                f"{what}, which is not an even part: use {number}Join() for all of them, "
                 f"or a number that divides {len(present)}",
                 rule=6,
             )

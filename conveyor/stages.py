@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 
+from conveyor.showing import short
 from conveyor.values import dataclass
 
 if TYPE_CHECKING:
@@ -70,6 +71,15 @@ _SETTINGS = (
 )
 
 
+class _Unsaid:
+    """What stands for a setting that was not given."""
+
+    def __repr__(self) -> str:
+        return "<as the class says>"
+
+
+_UNSAID = _Unsaid()
+
 # Of a function whose call gives something to be awaited: CO_COROUTINE and CO_ASYNC_GENERATOR of `inspect`.
 _ASYNC = 0x80 | 0x200
 
@@ -86,31 +96,36 @@ def _check_count(owner: str, argument: str, value: object, *, or_else: str = "")
     """Raise unless `value` is an int of 1 or more."""
     # bool is an int to Python, and never meant as a count.
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{owner}: {argument} must be an int of 1 or more{or_else}, not {value!r}")
+        raise TypeError(f"{owner}: {argument} must be an int of 1 or more{or_else}, not {short(value)}")
     if value < 1:
-        raise ValueError(f"{owner}: {argument} must be 1 or more{or_else}, not {value!r}")
+        raise ValueError(f"{owner}: {argument} must be 1 or more{or_else}, not {short(value)}")
 
 
 class Processor(Element, Generic[In_contra, Out_co]):
     """One user-defined step, which runs in Python processes of its own.
 
     `job` is a callable of one argument.  What it returns goes on; for None nothing goes on, unless `keep_none`;
-    of a generator each yielded value goes on.  `workers` is the number of processes, or "auto" to let the pipeline
-    decide; with `batch` the job gets lists of so many items (the last may be shorter).
+    of a generator each yielded value goes on.  `workers` is the number of processes (1), or "auto" to let the pipeline
+    decide; with `batch` the job gets lists of so many items (the last may be shorter).  `name` is what it is called in
+    errors, pictures and statistics, instead of the name of the job or the class.
 
     Instead of a job, subclass: `process(item)`, and where wanted `setup()` before the first item, `finish()` at the
     end of a stream (it may return or yield trailing outputs) and `teardown()`; keep any state on `self`.  The
-    settings may be class attributes; `super().__init__()` need not be called.
+    settings may be class attributes, over which those given to an instance win; `super().__init__()` need not be
+    called.
 
-    At an item at which the job raises one of `retry_on`, it is called again, up to `retries` times, after a wait of
+    At an item at which the job raises one of `retry_on` (any Exception), it is called again, up to `retries` times (0),
+    after a wait of
     `backoff` seconds (0.1) that doubles each time, up to 30, and of which a random part, at most half, is left out.
-    With `timeout`, a worker that takes so many seconds for one call is killed and replaced, which counts as an
-    `ItemTimeoutError` of the item.  What fails for good ends the run, or `on_error` says otherwise: "skip" leaves the
-    item out; a callable gets the item and the error, and returns what goes on in its place, or None for nothing.  What
-    was given up is in `Pipeline.failures`.  With `max_items`, a worker is replaced after so many items, or batches.
+    With `timeout` (none), a worker that takes so many seconds for one call is killed and replaced, which counts as an
+    `ItemTimeoutError` of the item.  What fails for good ends the run ("raise"), or `on_error` says otherwise: "skip"
+    leaves the item out; a callable gets the item and the error (what the job raised, an ItemTimeoutError or a
+    WorkerDiedError), and returns the one output that goes on in its place, or None for nothing.  What was given up is
+    in `Pipeline.failures`.  With `max_items` (no limit), a worker is replaced after so many items, or batches.
 
     When a worker dies, what it was at runs again in a new one.  A subclass is taken to have state that is lost with its
-    worker, which ends the run with WorkerDiedError, unless it has the class attribute `restartable = True`.
+    worker, which ends the run with WorkerDiedError, unless it has the class attribute `restartable = True`.  So does a
+    death in `finish`.
 
     Raises TypeError or ValueError for an argument it cannot use.
 
@@ -245,40 +260,24 @@ class Processor(Element, Generic[In_contra, Out_co]):
         self,
         job: Any = None,
         *,
-        name: str | None = None,
-        workers: int | Literal["auto"] | None = None,
-        batch: int | None = None,
-        keep_none: bool = False,
-        retries: int = 0,
-        retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception,
-        backoff: float = 0.1,
-        timeout: float | None = None,
-        on_error: Any = "raise",
-        max_items: int | None = None,
+        name: Any = _UNSAID,
+        workers: Any = _UNSAID,
+        batch: Any = _UNSAID,
+        keep_none: Any = _UNSAID,
+        retries: Any = _UNSAID,
+        retry_on: Any = _UNSAID,
+        backoff: Any = _UNSAID,
+        timeout: Any = _UNSAID,
+        on_error: Any = _UNSAID,
+        max_items: Any = _UNSAID,
     ) -> None:
         # Only what was given is set, so that class attributes of a subclass stand.
         if job is not None:
             self.job = job
-        if name is not None:
-            self.name = name
-        if workers is not None:
-            self.workers = workers
-        if batch is not None:
-            self.batch = batch
-        if keep_none is not False:
-            self.keep_none = keep_none
-        if retries != 0 or isinstance(retries, bool):
-            self.retries = retries
-        if retry_on is not Exception:
-            self.retry_on = retry_on
-        if backoff != 0.1:
-            self.backoff = backoff
-        if timeout is not None:
-            self.timeout = timeout
-        if on_error != "raise":
-            self.on_error = on_error
-        if max_items is not None:
-            self.max_items = max_items
+        given = (name, workers, batch, keep_none, retries, retry_on, backoff, timeout, on_error, max_items)
+        for setting, value in zip(_SETTINGS, given, strict=True):
+            if value is not _UNSAID:
+                setattr(self, setting, value)
         check_processor(self)
 
     def process(self, item: Any) -> Any:
@@ -298,6 +297,13 @@ class Processor(Element, Generic[In_contra, Out_co]):
         """Called once in each worker, after everything else."""
 
     def __repr__(self) -> str:
+        if (initialize := type(self).__init__) is not Processor.__init__:
+            # What that was called with is not known.
+            code = getattr(initialize, "__code__", None)
+            nothing = (
+                code is not None and code.co_argcount == 1 and not code.co_kwonlyargcount and not code.co_flags & 0xC
+            )
+            return f"{type(self).__name__}({'' if nothing else '...'})"
         arguments = [] if self.job is None else [_job_code(self.job)]
         for setting in _SETTINGS:
             if setting in vars(self) and (value := getattr(self, setting)) != getattr(type(self), setting):
@@ -356,17 +362,29 @@ def _job_label(job: object) -> str:
 def _job_code(job: object) -> str:
     """`job` as it would stand in code, as far as that can be known."""
     if isinstance(job, functools.partial):
-        arguments = [_job_code(job.func), *map(repr, job.args)]
-        arguments += [f"{name}={value!r}" for name, value in job.keywords.items()]
+        arguments = [_job_code(job.func), *map(_setting_code, job.args)]
+        arguments += [f"{name}={_setting_code(value)}" for name, value in job.keywords.items()]
         return f"partial({', '.join(arguments)})"
     name = getattr(job, "__name__", None)
     if name == "<lambda>" and (code := getattr(job, "__code__", None)) is not None:
         return f"<lambda at {os.path.basename(code.co_filename)}:{code.co_firstlineno}>"
-    if isinstance(name, str):
-        return name
-    if type(job).__repr__ is not object.__repr__:
-        return repr(job)
-    return f"{type(job).__name__}()"
+    if not isinstance(name, str):
+        return _value_code(job)
+    owner = getattr(job, "__self__", None)
+    if owner is not None and not isinstance(owner, ModuleType):
+        return f"{owner.__name__ if isinstance(owner, type) else _value_code(owner)}.{name}"
+    qualified = getattr(job, "__qualname__", name)
+    return qualified if isinstance(qualified, str) and "<" not in qualified else name
+
+
+def _value_code(value: object) -> str:
+    """A value as it would stand in code, as far as its own `repr` says so."""
+    if type(value).__repr__ is object.__repr__:
+        return f"{type(value).__name__}()"
+    try:
+        return repr(value)
+    except BaseException:
+        return short(value)
 
 
 def _setting_code(value: object) -> str:
@@ -375,7 +393,7 @@ def _setting_code(value: object) -> str:
         return f"({', '.join(map(_setting_code, value))}{',' * (len(value) == 1)})"
     if isinstance(value, type):
         return value.__name__
-    return _job_code(value) if callable(value) else repr(value)
+    return _job_code(value) if callable(value) else _value_code(value)
 
 
 def _lacks_job(kind: type) -> str:
@@ -393,20 +411,22 @@ def check_processor(processor: Processor[Any, Any]) -> None:
     if processor.job is not None:
         _check_job(kind, processor.job)
     if name is not None and not isinstance(name, str):
-        raise TypeError(f"{kind}: name must be a str or None, not {name!r}")
+        raise TypeError(f"{kind}: name must be a str or None, not {short(name)}")
     if name == "":
         raise ValueError(f"{kind}: name must not be empty; leave it out to use the name of the job")
+    if name is not None and not name.isprintable():
+        raise ValueError(f"{kind}: name must be printable, without line breaks, not {short(name)}")
     if isinstance(workers, str):
         if workers != "auto":
-            raise ValueError(f"{kind}: workers must be an int of 1 or more, 'auto' or None, not {workers!r}")
+            raise ValueError(f"{kind}: workers must be an int of 1 or more, 'auto' or None, not {short(workers)}")
     elif workers is not None:
         _check_count(kind, "workers", workers, or_else=", 'auto' or None")
     if processor.batch is not None:
         _check_count(kind, "batch", processor.batch, or_else=" or None")
     if not isinstance(keep_none, bool):
-        raise TypeError(f"{kind}: keep_none must be True or False, not {keep_none!r}")
+        raise TypeError(f"{kind}: keep_none must be True or False, not {short(keep_none)}")
     if not isinstance(processor.restartable, bool):
-        raise TypeError(f"{kind}: restartable must be True or False, not {processor.restartable!r}")
+        raise TypeError(f"{kind}: restartable must be True or False, not {short(processor.restartable)}")
     _check_policy(kind, processor)
     if _overrides(processor, "process"):
         _check_call(f"{kind}.process", processor.process, "`def process(self, item)`")
@@ -418,19 +438,20 @@ def _check_policy(kind: str, processor: Processor[Any, Any]) -> None:
     """Raise TypeError or ValueError for settings about failing items that cannot be used."""
     retries, retry_on, on_error = processor.retries, processor.retry_on, processor.on_error
     if isinstance(retries, bool) or not isinstance(retries, int):
-        raise TypeError(f"{kind}: retries must be an int of 0 or more, not {retries!r}")
+        raise TypeError(f"{kind}: retries must be an int of 0 or more, not {short(retries)}")
     if retries < 0:
-        raise ValueError(f"{kind}: retries must be 0 or more, not {retries!r}")
+        raise ValueError(f"{kind}: retries must be 0 or more, not {short(retries)}")
     classes = retry_on if isinstance(retry_on, tuple) else (retry_on,)
     if not classes or not all(isinstance(each, type) and issubclass(each, BaseException) for each in classes):
-        raise TypeError(f"{kind}: retry_on must be an exception class or a tuple of some, not {retry_on!r}")
+        raise TypeError(f"{kind}: retry_on must be an exception class or a tuple of some, not {short(retry_on)}")
     _check_seconds(kind, "backoff", processor.backoff, least="0 or more")
     if processor.timeout is not None:
         _check_seconds(kind, "timeout", processor.timeout, least="more than 0")
     if isinstance(on_error, str) or not callable(on_error):
         if on_error not in ("raise", "skip"):
             raise (ValueError if isinstance(on_error, str) else TypeError)(
-                f"{kind}: on_error must be 'raise', 'skip' or a callable of an item and its error, not {on_error!r}"
+                f"{kind}: on_error must be 'raise', 'skip' or a callable of an item and its error, "
+                f"not {short(on_error)}"
             )
     else:
         _check_call(f"{kind}: on_error", on_error, "a function such as `def on_error(item, error)`", arguments=2)
@@ -441,7 +462,7 @@ def _check_policy(kind: str, processor: Processor[Any, Any]) -> None:
     if has_finish(processor) or not is_restartable(processor):
         remedy = "" if has_finish(processor) else ", or declare `restartable = True` in the class where that is no loss"
         raise ValueError(
-            f"{kind}: max_items={processor.max_items!r} replaces workers, and what {lost} would be lost with each: "
+            f"{kind}: max_items={processor.max_items} replaces workers, and what {lost} would be lost with each: "
             f"leave it out{remedy}"
         )
 
@@ -449,10 +470,10 @@ def _check_policy(kind: str, processor: Processor[Any, Any]) -> None:
 def _check_seconds(kind: str, argument: str, value: object, least: str) -> None:
     """Raise unless `value` is a finite number of seconds."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{kind}: {argument} must be a number of seconds, not {value!r}")
+        raise TypeError(f"{kind}: {argument} must be a number of seconds, not {short(value)}")
     # Written so that what is no number fails.
     if not (0 <= value < float("inf")) or (value == 0 and least != "0 or more"):
-        raise ValueError(f"{kind}: {argument} must be a finite number of seconds, {least}, not {value!r}")
+        raise ValueError(f"{kind}: {argument} must be a finite number of seconds, {least}, not {short(value)}")
 
 
 def _check_job(kind: str, job: object) -> None:
@@ -462,9 +483,9 @@ def _check_job(kind: str, job: object) -> None:
             f"{job.__name__}(), where you would pass a Processor"
         )
     if isinstance(job, Element):
-        raise TypeError(f"{kind}({job!r}): the job is an element of a pipeline itself; add {job!r} as it is")
+        raise TypeError(f"{kind}({short(job)}): the job is an element of a pipeline itself; add {short(job)} as it is")
     if not callable(job):
-        raise TypeError(f"{kind}: the job must be a callable of one argument, not {job!r}")
+        raise TypeError(f"{kind}: the job must be a callable of one argument, not {short(job)}")
     _check_call(f"{kind}({_job_code(job)})", job, "a function such as `def job(item)`")
 
 
@@ -627,9 +648,9 @@ class Join(Element, Generic[How_co]):
         if n is not None:
             _check_count("Join", "the number of branches", n, or_else=", or left out to join the innermost open fork")
         if not isinstance(how, str):
-            raise TypeError(f"Join: how must be 'merge' or 'zip', not {how!r}")
+            raise TypeError(f"Join: how must be 'merge' or 'zip', not {short(how)}")
         if how not in ("merge", "zip"):
-            raise ValueError(f"Join: how must be 'merge' or 'zip', not {how!r}")
+            raise ValueError(f"Join: how must be 'merge' or 'zip', not {short(how)}")
         object.__setattr__(self, "n", n)
         object.__setattr__(self, "how", how)
 
@@ -645,7 +666,7 @@ def check_redact(redact: object) -> None:
     if redact is None:
         return
     if not callable(redact):
-        raise TypeError(f"Pipeline: redact must be a callable of one argument, or None, not {redact!r}")
+        raise TypeError(f"Pipeline: redact must be a callable of one argument, or None, not {short(redact)}")
     _check_call(f"Pipeline: redact={_job_code(redact)}", redact, "a function such as `def redact(item)`")
 
 

@@ -102,8 +102,9 @@ class Stats:
         raise KeyError(f"no Processor is called {processor!r}; there are {known}")
 
     def __str__(self) -> str:
+        width = max([20, *(len(step.processor) for step in self.steps)])
         lines = [
-            f"{'processor':20} {'workers':>8} {'in':>10} {'out':>10} {'waiting':>8} "
+            f"{'processor':{width}} {'workers':>8} {'in':>10} {'out':>10} {'waiting':>8} "
             f"{'mean':>9} {'p99':>9} {'busy':>5} {'CPU':>5}"
         ]
         for step in self.steps:
@@ -111,7 +112,7 @@ class Stats:
                 f"{step.workers}" if step.most_workers == step.workers else f"{step.workers} (≤{step.most_workers})"
             )
             lines.append(
-                f"{step.processor[:20]:20} {workers:>8} {step.items_in:>10,} {step.items_out:>10,} {step.waiting:>8,} "
+                f"{step.processor:{width}} {workers:>8} {step.items_in:>10,} {step.items_out:>10,} {step.waiting:>8,} "
                 f"{_duration(step.mean):>9} {_duration(step.p99):>9} {step.busy:>5.0%} {step.cpu:>5.0%}"
             )
         bottleneck = self.bottleneck

@@ -105,6 +105,35 @@ class Outputs(TestCase):
         assert inline(Processor(repr)).run(None) == ["None"]
         assert pipeline.run([]) == []
         assert pipeline.run({"a": 1}) == ["a"]
+        # What says of itself that it is none of many, though its type looks like it.
+        for one in (Uniterable(), Dimensionless()):
+            assert pipeline.run(one) == [one]
+
+
+class Uniterable:
+    __iter__ = None
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Uniterable
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __getitem__(self, index: int) -> Any:
+        raise AssertionError
+
+
+class Dimensionless:
+    """As arrays without dimensions are."""
+
+    shape = ()
+
+    def __iter__(self) -> Any:
+        raise TypeError("iteration over a 0-d array")
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Dimensionless
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Order(TestCase):

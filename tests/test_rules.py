@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from functools import partial
 from typing import Any
 
 from conveyor.description import Description
@@ -14,6 +15,11 @@ from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, Repli
 
 def load(item):
     return item
+
+
+class Twice:
+    def __call__(self, item):
+        return 2 * item
 
 
 class Count(Processor):
@@ -79,6 +85,13 @@ def test_rule_1_everything_is_an_element():
         (None, "None is not an element"),
         (3, "3 is not an element"),
         ([Pipe()], "[Pipe()] is not an element"),
+        ([P, P], "pass what is in it one by one, as in add(*elements)"),
+        (Element, "add one of Processor, Pipe"),
+        (str.strip, "wrap it: Processor(str.strip)"),
+        (", ".join, "wrap it: Processor(', '.join)"),
+        (partial(pow, 2), "wrap it: Processor(partial(pow, 2))"),
+        (Twice(), "wrap it: Processor(Twice())"),
+        (list(range(10**6)), "[0, 1, 2, 3, 4, 5, ...] is not an element"),
     ]:
         assert remedy in broken(1, start, value)
     assert "Processor(load)" in broken(1, Description(), load)
@@ -192,7 +205,7 @@ def test_rule_5_a_fork_decided_at_run_time_is_one_branch():
     auto = [P, Pipe(), BalancingFork()]
     assert lanes(*auto) == lanes(*auto, P) == [((0,),)]
     message = broken(5, described(*auto), P, P)
-    assert "2 elements for 1 open branch" in message and "BalancingFork() opens one branch" in message
+    assert "2 elements for 1 open branch: add one element; BalancingFork() opens one branch" in message
     assert "BalancingFork(2)" in message
     assert lanes(*auto, P, Pipe(), Join()) == [()]
     described(P, Pipe(), ReplicatingFork(2), Pipe(), BalancingFork(max=3), (P, P))
@@ -224,6 +237,7 @@ def test_rule_6_an_even_part():
     assert lanes(*halves, Join(4)) == [((0, 1),), ((2, 3),)]
     message = broken(6, described(P, Pipe(), ReplicatingFork(3), Pipe()), Join(2))
     assert "Join(2) on 3 open branches" in message and "2 does not divide 3" in message
+    assert "or a number that divides 3" in message
     assert "Join(3) on 2 open branches" in broken(6, described(P, Pipe(), ReplicatingFork(2), Pipe()), Join(3))
 
 
@@ -235,7 +249,9 @@ def test_rule_6_no_straddling():
     message = broken(6, described(*parts), Join(6))
     assert "covers 2 of the 4 open branches of ReplicatingFork(4) and branches of another fork" in message
     mixed = [P, Pipe(), ReplicatingFork(2), Pipe(), (ReplicatingFork(3), Pipe()), Pipe()]
-    assert "covers 2 of the 3" in broken(6, described(*mixed), Join(2))
+    message = broken(6, described(*mixed), Join(2))
+    # Not Join(3), which does not divide what is open.
+    assert "covers 2 of the 3" in message and "Join(3)" not in message and "use Join() for all" in message
     assert lanes(*mixed, Join(4)) == [()]
     # Two of the three branches of the outer fork, each whole, are no even part of it.
     uneven = [P, Pipe(), ReplicatingFork(3), Pipe(), (ReplicatingFork(2), Pipe(), Pipe()), Pipe()]
@@ -274,6 +290,7 @@ def test_rule_6_zip_needs_a_replicating_fork():
 def test_rule_6_a_fork_decided_at_run_time_is_closed_without_a_number():
     for rows, join in [
         ([P, Pipe(), BalancingFork(), P, Pipe()], Join(1)),
+        ([P, Pipe(), BalancingFork(), P, Pipe()], Join(2)),
         ([P, Pipe(), ReplicatingFork(2), Pipe(), BalancingFork(max=2), P, Pipe()], Join(2)),
     ]:
         message = broken(6, described(*rows), join)

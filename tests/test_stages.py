@@ -103,6 +103,11 @@ class Passing(Processor):
         return item
 
 
+class Unshowable:
+    def __repr__(self):
+        raise OSError
+
+
 class Idle(Processor):
     def finish(self):
         return None
@@ -146,10 +151,15 @@ def test_repr_is_the_code():
         (Processor(functools.partial(add, more=2)), "Processor(partial(add, more=2))"),
         (Processor(functools.partial(two, 1)), "Processor(partial(two, 1))"),
         (Processor(Scale()), "Processor(Scale())"),
-        (Processor(Scale().method), "Processor(method)"),
+        (Processor(Scale().method), "Processor(Scale().method)"),
+        (Processor(str.strip), "Processor(str.strip)"),
+        (Processor(", ".join), "Processor(', '.join)"),
+        (Processor(bytes.fromhex), "Processor(bytes.fromhex)"),
+        (Processor(functools.partial(sorted, key=len)), "Processor(partial(sorted, key=len))"),
+        (Passing(), "Passing()"),
         (Processor(len), "Processor(len)"),
         (Processor(int), "Processor(int)"),
-        (Count(), "Count()"),
+        (Count(3), "Count(...)"),
         (Settings(), "Settings()"),
         (Settings(workers=3), "Settings(workers=3)"),
         (Times(by=3), "Times(by=3)"),
@@ -167,8 +177,11 @@ def test_repr_is_the_code():
         (Join(2, how="zip"), "Join(2, how='zip')"),
         (Join(how="zip"), "Join(how='zip')"),
     ]:
-        assert repr(element) == code
+        assert repr(element) == code, repr(element)
         assert isinstance(element, Element)
+    assert repr(Processor(functools.partial(two, Unshowable()))).startswith(
+        "Processor(partial(two, <Unshowable instance at"
+    )
     processor = Processor(lambda item: item)
     assert repr(processor) == f"Processor(<lambda at test_stages.py:{processor.job.__code__.co_firstlineno}>)"
 
@@ -270,6 +283,9 @@ def test_numbers_are_refused_by_name():
         (lambda: Processor(load, keep_none=1), TypeError, ["keep_none", "True or False", "1"]),
         (lambda: Processor(load, name=3), TypeError, ["name", "str", "3"]),
         (lambda: Processor(load, name=""), ValueError, ["name", "empty"]),
+        (lambda: Processor(load, name="two\nlines"), ValueError, ["name", "printable", "'two\\nlines'"]),
+        (lambda: Processor(load, batch=Unshowable()), TypeError, ["batch", "<Unshowable instance at"]),
+        (lambda: Pipe(list(range(10**6))), TypeError, ["maxsize", "[0, 1, 2, 3, 4, 5, ...]"]),
     ]:
         message = raised(kind, call)
         assert all(word in message for word in words), message
@@ -280,6 +296,10 @@ def test_jobs_are_refused_by_name():
     for call, words in [
         (lambda: Processor(), ["no job", "Processor(load)"]),
         (lambda: Processor(3), ["callable of one argument", "3"]),
+        (
+            lambda: Processor(Unshowable()),
+            ["callable of one argument", "<Unshowable instance at"],
+        ),
         (lambda: Processor(nothing), ["nothing", "takes ()", "one item"]),
         (lambda: Processor(two), ["two", "(first, second)", "one item"]),
         (lambda: Processor(keyword_only), ["keyword_only", "(item, *, more)"]),
@@ -288,7 +308,7 @@ def test_jobs_are_refused_by_name():
         (lambda: Processor(functools.partial(coroutine)), ["async"]),
         (lambda: Processor(AsynchronousScale()), ["AsynchronousScale", "async"]),
         (lambda: Processor(Count), ["Count", "pass the instance", "Count()"]),
-        (lambda: Processor(Count()), ["Count()", "as it is"]),
+        (lambda: Processor(Passing()), ["Passing()", "as it is"]),
         (lambda: Processor(Pipe()), ["Pipe()", "as it is"]),
         (lambda: Idle(), ["Idle", "neither a process method nor a job", "def process(self, item)"]),
     ]:

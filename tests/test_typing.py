@@ -64,6 +64,9 @@ def records(text: str) -> list[dict[str, Any]]:
 def count(found: list[dict[str, Any]]) -> int:
     return len(found)
 
+def pair(row: tuple[int, str]) -> str:
+    return row[0] * row[1]
+
 class Same(Processor):
     def process(self, item: Any) -> Any:
         return item
@@ -150,11 +153,14 @@ three = fork.add(Processor(len), Processor(str), Processor(ratio)).add(Pipe())
 four = fork.add(Processor(len), Processor(str), Processor(ratio), Processor(list.copy)).add(Pipe())
 five = fork.add(Processor(len), Processor(len), Processor(len), Processor(len), Processor(str)).add(Pipe())
 two.add(Join()).run(lines)  # is list[int | str]
-two.add(Join(2, how="zip")).run(lines)  # is list[tuple[int | str, ...]]
+two.add(Join(2, how="zip")).run(lines)  # is list[tuple[Any, ...]]
 three.add(Join(3)).run(lines)  # is list[int | str | float]
-three.add(Join(3, how="zip")).run(lines)  # is list[tuple[int | str | float, ...]]
-four.add(Join(how="zip")).run(lines)  # is list[tuple[int | str | float | Any, ...]]
+three.add(Join(3, how="zip")).run(lines)  # is list[tuple[Any, ...]]
+four.add(Join(how="zip")).run(lines)  # is list[tuple[Any, ...]]
 five.add(Join(how="zip")).run(lines)  # is list[tuple[Any, ...]]
+# Each branch has its own place in the row, which no tuple of any length can say, or None.
+two.add(Join(2, how="zip")).add(Processor(pair)).run(lines)  # is list[str]
+two.add(Join(2, how="zip")).add(Processor(count))  # error: expected "Callable[[tuple[Any, ...]],
 fork.add(Processor(len), Pipe())  # is Pipeline[str, int | Any]
 fork.add(Pipe(), Pipe())  # is Pipeline[str, list[str]]
 two.add(Processor(hex), Processor(str.upper))  # is Pipeline[str, str]

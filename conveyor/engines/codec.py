@@ -10,7 +10,6 @@ later, to give it again: of a giver that does so (`Giver`) each item is pickled 
 from __future__ import annotations
 
 import pickle
-import reprlib
 from collections.abc import Sequence, Set
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
@@ -40,10 +39,7 @@ LEAST_ALLOWANCE = PIPE_BYTES // 64
 LEAST_INTERVAL = 8
 
 # How many objects of a giver are watched for one that comes again.
-WATCHED = 4
-
-# How many characters stand for an item in an error, at most.
-SHOWN = 200
+WATCHED = 16
 
 Spec = tuple[tuple[Any, int, int], ...]
 
@@ -360,19 +356,3 @@ def unpicklable(items: Sequence[Any]) -> tuple[int, BaseException] | None:
         except BaseException as error:
             return index, error
     return None
-
-
-class _Shortener(reprlib.Repr):
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = 80
-        self.maxlong = 40
-
-
-def short(value: Any) -> str:
-    """Return a repr of at most some 200 characters, whatever the value's own does."""
-    try:
-        text = _Shortener().repr(value)
-    except BaseException as error:
-        return f"<{type(value).__name__} object whose repr raised {type(error).__name__}>"
-    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

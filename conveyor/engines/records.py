@@ -14,7 +14,8 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from conveyor.engines.channels import Header
-from conveyor.engines.codec import ATOMS, short
+from conveyor.engines.codec import ATOMS
+from conveyor.showing import short
 from conveyor.values import NamedTuple
 
 if TYPE_CHECKING:

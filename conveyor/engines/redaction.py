@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-from conveyor.engines.codec import SHOWN, short
+from conveyor.showing import SHOWN, short
 
 Redact = Callable[[Any], str]
 
