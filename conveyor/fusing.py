@@ -47,6 +47,11 @@ class Fused:
         self._jobs = tuple(job for _, job, _ in stages)
         self._keep_none = [keep_none for _, _, keep_none in stages]
 
+    @property
+    def last(self) -> str:
+        """The name of the last job."""
+        return self._names[-1]
+
     def __call__(self, item: Any) -> Any:
         return self._run(self._jobs, item)
 

@@ -286,6 +286,19 @@ class Counting(TestCase):
         assert self.give_up(core, 0) == []
         assert core.end(0.3) == [Fail(0, None, None, None, 1, "failures")]
 
+    def test_a_share_as_it_was_at_that_item(self) -> None:
+        # Of 64, and 65 that are acknowledged at once, the 31st to the 60th of the latter: more than 0.24 of the 124 that
+        # there were then, and less than of all 129.
+        core = Driven(Processor(job, on_error="skip"), Pipe(1024), max_failures=0.24)
+        core.machine.first.sizer.size = 150
+        core.feed(0.0, "A", 64)
+        core.reply(0.1, 0, 0, 64)
+        core.machine.first.sizer.size = 150
+        assert core.feed(0.2, "B", 65) == [Lease(0, 1, (("B", 0, 65),), 65, 65)]
+        commands = core.reply(0.3, 0, 1, 65, given_up=[(index, 1, 7.0, "why") for index in range(30, 60)])
+        assert commands[-1] == Fail(0, None, None, None, 30, "failures")
+        assert [type(command) for command in commands[:-1]] == [GaveUp] * 30
+
     def test_none(self) -> None:
         core = Driven(Processor(job, on_error="skip"), Pipe(64))
         for lease in range(200):

@@ -18,6 +18,10 @@ def same(item):
     return item
 
 
+def function_of(item):
+    return lambda: item
+
+
 def increment(item):
     return item + 1
 
@@ -85,6 +89,12 @@ def chain(*processors, **settings):
 
 class FusingTest(TestCase):
     """Chains."""
+
+    def test_an_output_that_cannot_be_pickled_is_the_last_ones(self):
+        pipeline = Pipeline(fuse=True).add(Processor(same)).add(Pipe()).add(Processor(function_of))
+        with self.assertRaises(ProcessorError) as caught:
+            pipeline.run([1])
+        assert (caught.exception.processor, caught.exception.phase) == ("function_of", "pickle")
 
     def test_one_process_and_several_abreast(self):
         pipeline = chain(Processor(process_number), Processor(same), Processor(same_process), fuse=True, cores=3)

@@ -12,6 +12,7 @@ import signal
 import tempfile
 import time
 import unittest
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -51,6 +52,12 @@ def refuse_fives(item):
     return item
 
 
+def refuse_some(item):
+    if 4000 <= item < 4500:
+        raise ValueError(item)
+    return item
+
+
 def refuse_all(item):
     raise ValueError(item)
 
@@ -84,6 +91,19 @@ def some_cannot_be_pickled(item):
         yield (lambda: 0) if index == item else (item, index)
 
 
+def yield_and_die_once(path, item):
+    yield lambda: 0
+    yield 1
+    yield 2
+    # Longer than a value waits to be sent.
+    time.sleep(0.2)
+    yield 3
+    if not os.path.exists(path):
+        Path(path).touch()
+        os._exit(3)
+    yield 4
+
+
 def apologize(item, error):
     return "sorry", item, type(error).__name__
 
@@ -98,6 +118,10 @@ def fail_to_apologize(item, error):
 
 def unpicklable_apology(item, error):
     return lambda: 0
+
+
+def yielded_apology(item, error):
+    yield item
 
 
 def leave(item):
@@ -206,6 +230,38 @@ class Handles(Processor):
         return "handled", item, self.calls
 
 
+class EndsBadly(Processor):
+    """Has an output at the end that cannot be pickled."""
+
+    def __init__(self, yields, **settings):
+        super().__init__(**settings)
+        self.yields = yields
+
+    def process(self, item):
+        return item
+
+    def finish(self):
+        return iter_of(5, lambda: 0, 6) if self.yields else lambda: 0
+
+
+def iter_of(*values):
+    yield from values
+
+
+class DiesAtTheEnd(Processor):
+    """Ends its process in `finish`."""
+
+    def __init__(self, restartable):
+        super().__init__()
+        self.restartable = restartable
+
+    def process(self, item):
+        return item
+
+    def finish(self):
+        os._exit(6)
+
+
 class Counts(Processor):
     """Has state that is not to be lost."""
 
@@ -281,9 +337,13 @@ class Policies(Base):
         ) as caught:
             self.make(Processor(refuse_thirds, on_error=fail_to_apologize)).run([1, 2, 3])
         assert (caught.exception.phase, caught.exception.number) == ("on_error", 2)
-        with self.assertRaises(ProcessorError) as caught:
-            self.make(Processor(refuse_thirds, on_error=unpicklable_apology)).run([1, 2, 3])
-        assert (caught.exception.phase, caught.exception.number) == ("pickle", 2)
+        # A generator is one output, as anything else: it is not taken apart.
+        for apology in (unpicklable_apology, yielded_apology):
+            pipeline = self.make(Processor(refuse_thirds, on_error=apology))
+            with self.subTest(apology=apology), self.assertRaises(ProcessorError) as caught:
+                pipeline.run([1, 2, 3])
+            assert (caught.exception.phase, caught.exception.number) == ("pickle", 2)
+            assert "(the output was <" in str(caught.exception) and pipeline.failures == ()
 
     def test_it_gets_the_item_as_it_was(self):
         pipeline = self.make(Processor(spoil_and_refuse_thirds, retries=2, backoff=0, on_error=apologize))
@@ -341,10 +401,41 @@ class Policies(Base):
         pipeline = self.make(Processor(some_cannot_be_pickled, on_error=lambda item, error: item))
         assert pipeline.run(range(2)) == [0, (0, 1), (0, 2), (0, 3), (1, 0), 1, (1, 2), (1, 3)]
 
+    def test_what_finish_gives_is_no_items_and_is_not_given_up(self):
+        for on_error in ("raise", "skip", apologize):
+            for yields in (False, True):
+                with self.subTest(on_error=on_error, yields=yields), self.assertRaises(ProcessorError) as caught:
+                    self.make(EndsBadly(yields, on_error=on_error)).run([1, 2])
+                assert (caught.exception.phase, caught.exception.number) == ("pickle", None)
+
     def test_batches(self):
         pipeline = self.make(Processor(refuse_batch, batch=3, on_error=apologize))
         assert pipeline.run(range(10)) == [3, 12, ("sorry", [6, 7, 8], "ValueError"), 9]
         assert said(pipeline) == [("refuse_batch", 6, 8, "[6, 7, 8]", "ValueError", 1)]
+
+    def test_a_batch_has_a_first_and_a_last_item(self):
+        with self.assertRaises(ProcessorError) as caught:
+            self.make(Processor(refuse_batch, batch=3)).run(range(10))
+        assert (caught.exception.number, caught.exception.last) == (6, 8)
+        assert "[items 6 to 8: [6, 7, 8]]" in str(caught.exception)
+
+    def test_an_item_is_shown_as_it_came(self):
+        for retries in (0, 2):
+            with self.subTest(retries=retries):
+                pipeline = self.make(Processor(spoil_and_refuse_thirds, retries=retries, backoff=0, on_error="skip"))
+                assert len(pipeline.run([[item] for item in range(6)])) == 4
+                assert [failed.item for failed in pipeline.failures] == ["[0]", "[3]"]
+
+    def test_it_is_said_which_output_cannot_be_pickled(self):
+        with self.assertRaisesRegex(ProcessorError, r"\(the output was <function .*<lambda>"):
+            self.make(Processor(cannot_be_pickled)).run([1, 4])
+
+    def test_a_share_is_judged_at_each_item(self):
+        # Over it among the first 5,000, and under it in the end.
+        pipeline = self.make(Processor(refuse_some, on_error="skip"), max_failures=0.1)
+        with self.assertRaises(TooManyFailuresError) as caught:
+            pipeline.run(range(20_000))
+        assert caught.exception.failures == 445
 
     def test_in_forks(self):
         pipeline = Pipeline(**self.settings).add(Processor(same)).add(Pipe()).add(ReplicatingFork(2))
@@ -415,6 +506,27 @@ class Deaths(Base):
         pipeline = self.make(Processor(leave, on_error=leave_again))
         assert pipeline.run(range(10)) == [*range(7), 8, 9]
         assert [(failed.number, failed.item) for failed in pipeline.failures] == [(7, None)]
+
+    def test_what_was_left_out_before_a_death_is_said_once(self):
+        for most in (None, 0):
+            with self.subTest(max_failures=most), tempfile.TemporaryDirectory() as folder:
+                job = partial(yield_and_die_once, os.path.join(folder, "died"))
+                pipeline = self.make(Processor(job, on_error="skip"), max_failures=most)
+                if most is None:
+                    assert pipeline.run([0]) == [1, 2, 3, 4]
+                    assert [(failed.number, failed.error.phase) for failed in pipeline.failures] == [(0, "pickle")]
+                else:
+                    with self.assertRaises(TooManyFailuresError):
+                        pipeline.run([0])
+
+    def test_finish_kills(self):
+        # To declare it restartable changes nothing, and so is no remedy.
+        for restartable in (False, True):
+            with self.subTest(restartable=restartable), self.assertRaises(WorkerDiedError) as caught:
+                self.make(DiesAtTheEnd(restartable)).run([1, 2])
+            assert (caught.exception.phase, caught.exception.exitcode) == ("finish", 6)
+            assert "cannot be called again" in str(caught.exception)
+            assert "restartable" not in str(caught.exception)
 
     def test_an_item_that_kills_when_it_is_unpickled(self):
         # Nobody can tell it from those that are unpickled with it, and nobody is accused.
@@ -595,6 +707,26 @@ class SettingsTest(TestCase):
         )
         assert repr(Handles()) == "Handles()"
         assert repr(Pipeline(max_failures=0.5)) == "Pipeline(max_failures=0.5)"
+
+    def test_what_is_given_wins_over_what_the_class_says(self):
+        class Eager(Processor):
+            workers, keep_none, retries, retry_on, backoff = 4, True, 3, OSError, 5.0
+            timeout, on_error, name, batch = 2.0, "skip", "eager", 3
+
+            def process(self, item):
+                return item
+
+        given = {
+            **{"workers": None, "keep_none": False, "retries": 0, "retry_on": Exception, "backoff": 0.1},
+            **{"timeout": None, "on_error": "raise", "name": None, "batch": None},
+        }
+        eager = Eager(**given)
+        assert {name: getattr(eager, name) for name in given} == given
+        assert repr(eager) == (
+            "Eager(name=None, workers=None, batch=None, keep_none=False, retries=0, retry_on=Exception, backoff=0.1, "
+            "timeout=None, on_error='raise')"
+        )
+        assert Eager(retries=1).timeout == 2.0 and Eager().retries == 3
 
     def test_waits_grow_and_are_never_twice_the_same(self):
         policy = policy_of(Processor(same, retries=9, backoff=2))

@@ -262,6 +262,9 @@ class Machine:
 
     def _loss_of_state(self, step: Step, event: WorkerLost) -> Fail:
         worker = step.worker(event.worker)
+        if worker is not None and worker.leases and all(lease.finish for lease in worker.leases):
+            # To declare it restartable would not help.
+            return Fail(step.index, event.worker, None, None, event.cause, "finish")
         if worker is not None and event.begun is not None and was_overdue(worker, event):
             number, units = event.begun
             lease = next(lease for lease in worker.leases if lease.number == number)
@@ -314,30 +317,31 @@ class Machine:
         """Have something done outside the core."""
         if isinstance(command, Finish) and not self._cancelled:
             # Of few items a share says something only now.
-            failures = [self._too_many_at(index, ended=True) for index in self._given_up_at]
+            done = {step.index: step.acknowledged for step in self.steps}
+            failures = [self._too_many_at(index, done[index], ended=True) for index in self._given_up_at]
             command = next(filter(None, failures), command)
         self._commands.append(command)
         if isinstance(command, Finish | Fail):
             self._over = True
 
-    def give_up(self, command: GaveUp) -> None:
-        """Take in that a unit was given up, and end the run where that is one too many."""
+    def give_up(self, command: GaveUp, items: int) -> None:
+        """Take in that a unit was given up, when the step was done with so many items, and end the run where that is
+        one too many."""
         if self._cancelled:
             return
         self.command(command)
         self._given_up += 1
-        items = self._given_up_at.get(command.step, 0) + command.last - command.first + 1
-        self._given_up_at[command.step] = items
-        failure = self._too_many_at(command.step, ended=False)
+        given_up = self._given_up_at.get(command.step, 0) + command.last - command.first + 1
+        self._given_up_at[command.step] = given_up
+        failure = self._too_many_at(command.step, items, ended=False)
         if failure is not None and not self._over:
             self.command(failure)
 
-    def _too_many_at(self, index: int, ended: bool) -> Fail | None:
+    def _too_many_at(self, index: int, items: int, ended: bool) -> Fail | None:
         """Return the failure where more was given up than the run may, or than the share of a step's items that may."""
-        step, most = self.nodes[index], self._plan.max_failures
-        assert isinstance(step, Step)
+        most = self._plan.max_failures
         given_up = self._given_up if isinstance(most, int) else self._given_up_at[index]
-        if too_many(given_up, step.acknowledged, ended, most):
+        if too_many(given_up, items, ended, most):
             return Fail(index, None, None, None, self._given_up, "failures")
         return None
 

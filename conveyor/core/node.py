@@ -31,8 +31,8 @@ class Surroundings(Protocol):
     def command(self, command: Command) -> None:
         """Have something done outside the core."""
 
-    def give_up(self, command: GaveUp) -> None:
-        """Take in that a unit was given up."""
+    def give_up(self, command: GaveUp, items: int) -> None:
+        """Take in that a unit was given up, when the step was done with so many items."""
 
     def start_worker(self, team: Team) -> None:
         """Have one more worker started."""

@@ -349,10 +349,11 @@ class Step(Node):
             self.sizer.observe(event.units, lease.seconds)
             self.team.done(event.units, lease.seconds)
             self._outputs_per_unit += (lease.outputs / event.units - self._outputs_per_unit) * WEIGHT
-            lease.outputs = 0
-            lease.seconds = 0.0
-        for index, attempts, when, why in event.given_up:
-            self.surroundings.give_up(GaveUp(self.index, *lease.unit_at(index, self.unit), attempts, when, why))
+            lease.outputs, lease.seconds = 0, 0.0
+        for index, *why in event.given_up:
+            # Judged as it was at that unit, however many are acknowledged at once.
+            items = self.acknowledged - lease.given + lease.items + min((index + 1) * self.unit, lease.given)
+            self.surroundings.give_up(GaveUp(self.index, *lease.unit_at(index, self.unit), *why), items)
         if event.final and lease.items:
             # It was told to begin no more just when it was about to.
             self._take_back(lease, lease.items)

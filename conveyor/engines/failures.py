@@ -37,6 +37,10 @@ class Failure(NamedTuple):
     attempts: int = 1
     processor: str | None = None
 
+    def about(self, output: str) -> Failure:
+        """Return the same, saying which output it was."""
+        return self._replace(message=f"{self.message} (the output was {output})")
+
 
 class FailedUnit(Exception):
     """The job, or pickling for it, failed on the unit that comes `units` after the last one acknowledged.

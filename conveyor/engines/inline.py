@@ -143,7 +143,7 @@ class _Step:
         try:
             return call()
         except (Exception, SystemExit) as error:
-            raise self._error(error, phase, None, None) from error
+            raise self._error(error, phase, None) from error
 
     def _process(self, unit: Any, items: int) -> Iterator[Any]:
         number = self._begun
@@ -180,7 +180,7 @@ class _Step:
                 time.sleep(policy.delay(attempts))
                 continue
             if not policy.gives_up:
-                raise self._error(failed, "process", number, self._shown(unit), attempts) from failed
+                raise self._error(failed, "process", number, items, self._shown(unit), attempts) from failed
             replacement = self._give_up(job, failed, "process", unit, number, items, attempts)
             if replacement is not None:
                 yield replacement
@@ -195,22 +195,27 @@ class _Step:
         number: int,
         items: int,
         attempts: int = 1,
+        output: Any = _NOTHING,
     ) -> Any:
         """Report a unit, or an output of it; return what goes on in its place."""
-        policy = policy_of(job)
-        failed = self._error(error, phase, number, self._shown(unit), attempts)
+        policy, shown, replacement = policy_of(job), self._shown(unit), None
+        failed = self._error(error, phase, number, items, shown, attempts, output)
+        if policy.replaces:
+            assert callable(policy.on_error)
+            try:
+                replacement = policy.on_error(copied(unit), error)  # type: ignore[arg-type]
+            except (Exception, SystemExit) as second:
+                raise self._error(second, "on_error", number, items, shown) from second
+            try:
+                replacement = copied(replacement)
+            except Exception as second:
+                raise self._error(second, "pickle", number, items, shown, output=replacement) from second
         self._given_up += items
         self._session.failures.append(
             FailedItem(self._node.name, number, number + items - 1, failed.item, failed, attempts, time.time())
         )
         self._session.judge(self._given_up, self._begun, ended=False)
-        if not policy.replaces:
-            return None
-        assert callable(policy.on_error)
-        try:
-            return policy.on_error(copied(unit), error)  # type: ignore[arg-type]
-        except (Exception, SystemExit) as second:
-            raise self._error(second, "on_error", number, self._shown(unit)) from second
+        return replacement
 
     def _pass_on(self, output: Any, unit: Any, source: tuple[Processor[Any, Any], int, int] | None) -> Iterator[Any]:
         """Pass on an output, as it is behind a hop; one that cannot be pickled is given up, or ends the run."""
@@ -218,24 +223,32 @@ class _Step:
         try:
             copy = copied(output)
         except Exception as error:
-            number = None if source is None else source[1]
-            item = None if source is None else self._shown(unit)
-            if source is None or not self._policy.gives_up:
-                raise self._error(error, "pickle", number, item) from error
-            replacement = self._give_up(source[0], error, "pickle", unit, *source[1:])
-            if replacement is None:
+            if source is None:
+                raise self._error(error, "pickle", None, output=output) from error
+            job, number, items = source
+            if not self._policy.gives_up:
+                raise self._error(error, "pickle", number, items, self._shown(unit), output=output) from error
+            copy = self._give_up(job, error, "pickle", unit, number, items, output=output)
+            if copy is None:
                 self._tally.items_out -= 1
                 return
-            try:
-                copy = copied(replacement)
-            except Exception as second:
-                raise self._error(second, "pickle", number, item) from second
         yield from self._output.accept(copy)
 
     def _error(
-        self, error: BaseException, phase: str, number: int | None, item: str | None, attempts: int = 1
+        self,
+        error: BaseException,
+        phase: str,
+        number: int | None,
+        items: int = 1,
+        item: str | None = None,
+        attempts: int = 1,
+        output: Any = _NOTHING,
     ) -> ProcessorError:
-        return processor_error(self._node.name, failure_of(error, phase, item, attempts), number, None, error)
+        failure = failure_of(error, phase, item, attempts)
+        if output is not _NOTHING:
+            failure = failure.about(self._shown(output))
+        last = None if number is None else number + items - 1
+        return processor_error(self._node.name, failure, number, last, error)
 
 
 class _Replicate:

@@ -82,12 +82,17 @@ class Units:
 
     def fresh(self, index: int) -> Any:
         """Return a unit as it came: the job that failed at it may have changed it."""
+        unit, self._afresh[index] = self._as_it_came(index), _USED
+        return unit
+
+    def _as_it_came(self, index: int) -> Any:
         if not self._afresh or self._afresh[index] is _USED:
             spec, blobs = self._source
             self._afresh = list(self._cut(items_of(spec, list(map(items_anyhow, blobs)))))
-        unit, self._afresh[index] = self._afresh[index], _USED
-        return unit
+        return self._afresh[index]
 
     def text_of(self, index: int, shown: Callable[[Any], str]) -> str | None:
         """Return what a message says of a unit, None where there is none."""
-        return shown(self.all[index]) if index < len(self.all) else None
+        if index >= len(self.all):
+            return None
+        return shown(self._as_it_came(index) if self._again else self.all[index])

@@ -102,6 +102,8 @@ class Worker:
         self._waiting: deque[Message] = deque()
         self._cancelled = False
         self._closing = False
+        # Whether the lease at hand is the job's `finish`, for which no policy speaks.
+        self._finishing = False
         # The lease at hand, and what may still be given for it.
         self._lease = 0
         self._credit = 0
@@ -182,7 +184,7 @@ class Worker:
                 self._closing = True
 
     def _serve(self, header: tuple[Any, ...], blobs: list[Any]) -> None:
-        _, self._lease, spec, self._credit, finish, again, keep, self._skip, verdict = header
+        _, self._lease, spec, self._credit, self._finishing, again, keep, self._skip, verdict = header
         self._begin = self._may_begin if self._note is None else self._note.begins(self._lease, self._timed)
         self._since = time.perf_counter()
         self._spent.begin()
@@ -192,7 +194,7 @@ class Worker:
         self._forget()
         try:
             self._stop_if_told()
-            if finish:
+            if self._finishing:
                 self._finish()
             elif not self._begin(0, 1):
                 pass
@@ -500,6 +502,8 @@ class Worker:
         if not isinstance(failed, _Failed):
             failed = _Failed(failed, 0, 0)
         index = self._acknowledged + self._units
+        # First: what is had once more for the next attempt is not as it came any more.
+        item = self._text_of(index, failed.error)
         while policy.tries_again(failed.error, attempts):
             self._pause(policy.delay(attempts), failed)
             attempts += 1
@@ -510,7 +514,7 @@ class Worker:
                 failed = again
         if not policy.gives_up:
             raise self._raised(failed.error, "process", self._units, attempts) from None
-        failure = failure_of(failed.error, "process", self._text_of(index, failed.error), attempts)
+        failure = failure_of(failed.error, "process", item, attempts)
         self._note_given_up(index, attempts, tuple(failure))
         self._put_in_place(self._replacement(index, failed.error), failed.unsent)
 
@@ -556,6 +560,9 @@ class Worker:
             value = self._policy.on_error(self._lease_units.fresh(index), error)  # type: ignore[arg-type]
         except BaseException as second:
             raise self._raised(second, "on_error", units) from None
+        if type(value) is GeneratorType:
+            # It is not taken apart, and what cannot be sent would be asked to be replaced again, without end.
+            raise self._unpicklable(TypeError("cannot pickle 'generator' object"), value, units - self._units)
         try:
             return frozen(value)
         except Unpicklable as refused:
@@ -564,7 +571,7 @@ class Worker:
     def _instead_of(self, output: Any, cause: BaseException, units: int) -> Any:
         """Return what goes on in the place of an output that cannot be pickled, of a unit so far behind those done."""
         raised = self._unpicklable(cause, output, units)
-        if not self._policy.gives_up:
+        if self._finishing or not self._policy.gives_up:
             raise raised from None
         index = self._acknowledged + self._units + units
         self._note_given_up(index, 1, tuple(raised.failure))
@@ -617,14 +624,11 @@ class Worker:
         within = self._within
         partial = len(outputs) - total(self._runs) if within else 0
         self._acknowledged += self._units
-        given_up: list[Any] = []
         if within:
             partial += self._left_out
             self._left_out = 0
-        if self._given_up:
-            # Of the unit at hand it is said when that is acknowledged, so that it is said once.
-            given_up = [each for each in self._given_up if each[0] < self._acknowledged]
-            self._given_up = self._given_up[len(given_up) :]
+        # Also of the unit at hand: who does it again leaves out what is said of it here, as given.
+        given_up, self._given_up = self._given_up, []
         header = (
             *("reply", self._lease, self._units, runs, counts, final, starving, seconds, cpu, waited, partial),
             given_up,
@@ -641,8 +645,11 @@ class Worker:
     def _unpicklable(self, cause: BaseException, output: Any, units: int) -> FailedUnit:
         """Return the failure for an output that cannot be pickled, of a unit so far behind those that are done."""
         raised = self._raised(cause, "pickle", self._units + units)
-        message = f"{raised.failure.message} (the output was {self._shown(output)})"
-        return FailedUnit(raised.units, raised.failure._replace(message=message))
+        failure = raised.failure.about(self._shown(output))
+        if isinstance(self._call, Fused):
+            # What the others gave was not pickled.
+            failure = failure._replace(processor=self._call.last)
+        return FailedUnit(raised.units, failure)
 
     def _replace_in(self, start: int, part: list[Any], error: BaseException) -> None:
         """Find the output that cannot be pickled, and the unit that gave it, and put something else in its place."""
