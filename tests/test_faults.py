@@ -20,6 +20,7 @@ import threading
 import time
 import unittest
 import warnings
+from functools import partial
 from multiprocessing import queues, resource_tracker
 from pathlib import Path
 
@@ -146,6 +147,32 @@ class DiesInTeardown(Files):
     def teardown(self):
         self.append("left", os.getpid())
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_child(path, item):
+    """Fork at one item, note the child, and return whether this is it."""
+    if item != 1:
+        return False
+    with warnings.catch_warnings():
+        # Of a fork beside the thread of a queue.
+        warnings.simplefilter("ignore")
+        child = os.fork()
+    if child:
+        Path(path).write_text(str(child))
+    return not child
+
+
+def fork_and_return(path, item):
+    """Both come back, parent and child."""
+    in_child(path, item)
+    return item
+
+
+def fork_and_raise(path, item):
+    """The parent comes back, the child with an error."""
+    if in_child(path, item):
+        raise ValueError("the child's")
+    return item
 
 
 class LeavesGrandchild(Files):
@@ -580,6 +607,16 @@ class Faults(Base):
             assert read_number(os.path.join(self.folder, "grandchild")) in _everyone(), "nobody waits for it"
         finally:
             kill(read_number(os.path.join(self.folder, "grandchild")) or 0x7FFFFFFF)
+
+    def test_a_child_that_comes_back(self):
+        # It would go on as if it were the worker, over the same channel, and stay for ever.
+        for job in (fork_and_return, fork_and_raise):
+            with self.subTest(job=job):
+                pipeline = self.make(Processor(partial(job, os.path.join(self.folder, job.__name__))))
+                assert pipeline.run(range(3)) == list(range(3))
+                child = read_number(os.path.join(self.folder, job.__name__))
+                assert child
+                wait_until(lambda child=child: child not in _everyone() or _everyone()[child].state == "Z", "its end")
 
     # The ends of the pipeline
 

@@ -50,6 +50,18 @@ def announce(item):
     say("busy")
     return item
 
+def print_it(item):
+    print("job", item)
+    return item
+
+DIED = __file__ + ".died"
+
+def die_once(item):
+    if item == 50 and not os.path.exists(DIED):
+        open(DIED, "w").close()
+        os._exit(3)
+    return item
+
 def sleeps(item):
     say("busy")
     time.sleep(1000)
@@ -415,6 +427,58 @@ class ShutdownTest(TestCase):
                     assert script.note().end() == 0, script.stderr()
                     assert script.stderr() == "", script.stderr()
 
+    def test_a_program_that_a_broken_pipe_ends(self):
+        # As those set it up whose output goes to `head`.  A broker, or a worker, that is gone is none of their pipes.
+        for method, channel in WAYS:
+            with self.subTest(method=method, channel=channel):
+                body = """
+                    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+                    for _ in range(10):
+                        assert make(Processor(same), Processor(same)).run(range(1000)) == list(range(1000))
+                    assert make(Processor(die_once, workers=2)).run(range(100)) == list(range(100))
+                    for job in (os._exit, int):
+                        try:
+                            make(Processor(job)).run(["x"] if job is int else [3])
+                        except ProcessorError:
+                            pass
+                    with make(Processor(same)) as pipeline:
+                        pipeline.run([1])
+                        broker = multiprocessing.active_children()[0]
+                        broker.kill()
+                        broker.join()
+                        try:
+                            pipeline.run(range(100))
+                        except ProcessError:
+                            pass
+                    say("good")
+                """
+                script = Script(self, body, start_method=method, channel=channel)
+                script.wait_for("good")
+                assert script.note().end() == 0, script.stderr()
+
+    def test_a_program_without_standard_streams(self):
+        # As daemons are started: what a job prints must not end up in a channel that has taken their numbers.
+        for closed in ((0, 1), (0, 1, 2), (1,)):
+            for method, channel in WAYS:
+                with self.subTest(closed=closed, method=method, channel=channel):
+                    body = f"""
+                        pipe = os.dup(1)
+                        for descriptor in {closed}:
+                            os.close(descriptor)
+                        assert make(Processor(print_it), Processor(print_it)).run(range(1000)) == list(range(1000))
+                        for descriptor in {closed}:
+                            try:
+                                os.fstat(descriptor)
+                            except OSError:
+                                continue
+                            raise AssertionError(descriptor)
+                        os.write(pipe, b"good\\n")
+                        os._exit(0)
+                    """
+                    script = Script(self, body, start_method=method, channel=channel)
+                    script.wait_for("good")
+                    assert script.note().end() == 0, script.stderr()
+
     def test_ctrl_c_while_a_stream_is_closed_or_dropped(self):
         # The source holds its thread for a while, so that the end of the stream takes a while too.
         body = """
@@ -552,6 +616,18 @@ class LeavingTest(TestCase):
                 with self.assertRaises(ZeroDivisionError):
                     for result in pipeline.stream(source()):
                         1 // (3 - result)
+
+    def test_close_by_the_source(self):
+        def source(pipeline):
+            yield from range(100)
+            pipeline.close()
+            yield from range(100)
+
+        for pipeline in self.pipelines():
+            for _ in range(2):
+                pipeline.open()
+                with self.assertRaises(StateError):
+                    pipeline.run(source(pipeline))
 
     def test_close_in_the_middle(self):
         for pipeline in self.pipelines():

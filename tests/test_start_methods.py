@@ -234,6 +234,50 @@ class StartMethodsTest(TestCase):
                     else:
                         self.bad(body.format(method=method), "ConveyorError", "not read from a file", how=how)
 
+    def test_jobs_of_what_other_processes_do_not_import(self):
+        body = """
+            from conveyor import *
+            def double(item):
+                return item * 2
+            if __name__ == "__main__":
+                print(Pipeline(start_method={method!r}).add(Processor(double)).run([1]))
+        """
+        for package in ("", "package"):
+            os.makedirs(os.path.join(self.folder, "all", package), exist_ok=True)
+            with open(os.path.join(self.folder, "all", package, "__main__.py"), "w") as file:
+                file.write(textwrap.dedent(body.format(method="{method}")))
+        for name, command in (("", ["all"]), ("package", ["-m", "all.package"])):
+            for method in ("fork", "forkserver", "spawn"):
+                with open(os.path.join(self.folder, "all", name, "__main__.py"), "w") as file:
+                    file.write(textwrap.dedent(body.format(method=method)))
+                done = subprocess.run(
+                    [sys.executable, "-W", "error", *command],
+                    capture_output=True,
+                    text=True,
+                    timeout=30,
+                    cwd=self.folder,
+                    env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{self.folder}"},
+                )
+                with self.subTest(command=command, method=method):
+                    if method == "fork":
+                        assert (done.stdout, done.stderr) == ("[2]\n", "")
+                    else:
+                        assert "JobPicklingError" in done.stderr and "the __main__.py of a package" in done.stderr
+                        assert done.stdout == "" and "define the job as" in done.stderr
+
+    def test_a_working_directory_that_is_gone(self):
+        body = """
+            import os, tempfile
+            if __name__ == "__main__":
+                with tempfile.TemporaryDirectory() as folder:
+                    os.chdir(folder)
+                print(Pipeline(start_method={method!r}).add(Processor(len)).run(["ab"]))
+        """
+        self.good(body.format(method="fork"), "[2]")
+        for method in ("forkserver", "spawn"):
+            with self.subTest(method=method):
+                self.bad(body.format(method=method), "ConveyorError", "working directory is gone", method)
+
     def test_jobs_of_a_module_run_from_anywhere(self):
         for method in ("spawn", "forkserver"):
             for how in ("-c",):

@@ -49,6 +49,8 @@ _BUFFERS = 256
 _GONE = ("handle is closed", "got end of file during message")
 # Where the death of the other side cannot be waited for, it is looked for so often (seconds).
 _LOOK_INTERVAL = 0.25
+# A program may have it that who writes to someone who has gone is ended by a signal.
+_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 # A worker that cannot send over its queue what it was asked to leaves with this code.
 UNSENT = 4
 
@@ -147,6 +149,9 @@ class FarEnd(ABC):
 
     def prepare(self) -> None:
         """Take now what sending will need: afterwards a job may leave neither memory nor threads for it."""
+
+    def forsake(self) -> None:
+        """In a copy of this process, have it be another's: what is sent or received there raises Gone."""
 
 
 class BrokerEnd(ABC):
@@ -296,7 +301,7 @@ class PipeFarEnd(FarEnd):
         unsent = deque(memoryview(buffer) for buffer in pack(header, blobs))
         with gone():
             while unsent:
-                _drop(unsent, self._socket.sendmsg(tuple(islice(unsent, _BUFFERS))))
+                _drop(unsent, self._socket.sendmsg(tuple(islice(unsent, _BUFFERS)), (), _NO_SIGNAL))
 
     def receive(self) -> Message:
         messages = self._incoming.messages
@@ -330,6 +335,9 @@ class PipeFarEnd(FarEnd):
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
+
+    def forsake(self) -> None:
+        self._socket.close()
 
     def close(self) -> None:
         self._socket.close()
@@ -371,7 +379,7 @@ class PipeBrokerEnd(BrokerEnd):
         unsent = self._unsent
         try:
             while unsent:
-                count = self._socket.sendmsg(tuple(islice(unsent, _BUFFERS)))
+                count = self._socket.sendmsg(tuple(islice(unsent, _BUFFERS)), (), _NO_SIGNAL)
                 self._left += count
                 _drop(unsent, count)
         except BlockingIOError:
@@ -429,9 +437,7 @@ class QueueFarEnd(FarEnd):
     def prepare(self) -> None:
         # A feeder thread that finds no memory to begin with is waited for without end by the one who starts it.
         self._outward._on_queue_feeder_error = _die_unsent
-        with self._outward._notempty, signals_blocked(signal.valid_signals()):
-            # Whoever may send this process a signal means the job, which may block one of them, or wait for it.
-            self._outward._start_thread()
+        _start_feeder(self._outward)
 
     def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
         if self._outward is None:
@@ -471,6 +477,9 @@ class QueueFarEnd(FarEnd):
 
     def ready(self, seconds: float = 0) -> bool:
         return self._inward is None or bool(self._inward._reader.poll(seconds))
+
+    def forsake(self) -> None:
+        self._inward = self._outward = None
 
     @property
     def sender(self) -> threading.Thread | None:
@@ -538,8 +547,20 @@ class QueueBrokerEnd(BrokerEnd):
         _close_queues(self._inward, self._outward)
 
 
+def _start_feeder(queue: Any) -> None:
+    """Start the thread that writes to a queue, without any signals.
+
+    Whoever sends this process one means the job, which may block it, or wait for it; and where SIGPIPE ends whoever
+    writes to someone who has gone, that is not to be this process.
+    """
+    with queue._notempty, signals_blocked(signal.valid_signals()):
+        queue._start_thread()
+
+
 def _put(queue: Any, header: Header, blobs: Sequence[Any]) -> None:
     try:
+        if queue._thread is None and not queue._closed:
+            _start_feeder(queue)
         queue.put(b"".join(pack(header, blobs)))
     except (ValueError, RuntimeError) as error:
         # A queue that was closed meanwhile, or whose thread cannot be started any more because the interpreter

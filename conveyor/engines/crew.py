@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from conveyor.engines import life
 from conveyor.engines.arena import Arena
-from conveyor.engines.channels import BrokerEnd, Header, channel
+from conveyor.engines.channels import PIPE, BrokerEnd, Header, channel
 from conveyor.engines.children import Child
 from conveyor.engines.codec import Blob, spec_of
 from conveyor.engines.grace import Standstills
@@ -229,6 +229,9 @@ class Crew:
         near, far = channel(self._orders.channel, context)
         note = self._notes.new()
         foreign = list(self._ends) if self._fork else []
+        if self._fork and self._orders.channel == PIPE:
+            # Else the worker would keep its own channel open, and never see its end.  Those of a queue are one object.
+            foreign.append(near)
         process = context.Process(
             target=life.main,
             args=(number, assignment, far, note, self.arena, foreign, os.getpid()),

@@ -105,6 +105,9 @@ def main(
     die_with_parent(parent)
     end.watch_parent()
     end.prepare()
+    if hasattr(os, "register_at_fork"):
+        # A child of the job has no business with it, and ends where it comes back as if it were the worker.
+        os.register_at_fork(after_in_child=end.forsake)
     if arena is not None:
         arena = arena.of_worker(number, assignment.most_bytes)
     if arena is not None:

@@ -46,6 +46,7 @@ from conveyor.engines.starting import (
     redact_for,
     signals_held,
 )
+from conveyor.engines.streams import standard_descriptors_taken
 from conveyor.errors import (
     ConveyorError,
     MissingMainGuardError,
@@ -133,7 +134,8 @@ class Session:
         try:
             with interrupts_held():
                 try:
-                    self._start()
+                    with standard_descriptors_taken():
+                        self._start()
                 except OSError as error:
                     if error.errno not in SCARCITY:
                         raise

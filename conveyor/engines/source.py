@@ -123,10 +123,10 @@ class Source:
     def join(self) -> None:
         """Wait a moment for the thread; one that is stuck in the caller's own code is left to itself."""
         self.stop()
-        if self._thread.ident is not None:
-            self._thread.join(JOIN_SECONDS)
-        if self._look_out is not None:
-            self._look_out.join(JOIN_SECONDS)
+        for thread in (self._thread, self._look_out):
+            # The caller's own code may close the pipeline, while it is being asked for an item.
+            if thread is not None and thread.ident is not None and thread is not threading.current_thread():
+                thread.join(JOIN_SECONDS)
 
     def error(self) -> SourceError:
         """Return what went wrong, with the caller's exception as its cause."""

@@ -76,6 +76,14 @@ def jobs_for(plan: Plan, method: str, chosen: bool) -> list[Processor[Any, Any] 
             f'The script was not read from a file, and start_method="{method}" has each process read it again: save it '
             'as a file, or use Pipeline(start_method="fork") where the system has it.'
         )
+    if method != FORK:
+        try:
+            os.getcwd()
+        except OSError as error:
+            raise ConveyorError(
+                f'The working directory is gone, and start_method="{method}" has new processes begin there ({error}): '
+                'change to one that exists, or use Pipeline(start_method="fork") where the system has it.'
+            ) from error
     for step in plan.steps:
         if method == FORK:
             jobs.append(step.processor)
@@ -99,14 +107,25 @@ def _pickled(what: str, short: str, value: Any, method: str, chosen: bool, proce
     except Exception as error:
         raise JobPicklingError(_refusal(what, short, method, chosen, error), processor) from error
     main = sys.modules.get("__main__")
-    if b"__main__" in pickled and main is not None and not _importable(main):
-        reason = "it is defined in an interactive session, which other processes cannot import"
+    reason = "" if main is None or b"__main__" not in pickled else _why_not_importable(main)
+    if reason:
         raise JobPicklingError(_refusal(what, short, method, chosen, reason), processor)
     return pickled
 
 
-def _importable(main: Any) -> bool:
-    return getattr(main, "__spec__", None) is not None or getattr(main, "__file__", None) is not None
+def _why_not_importable(main: Any) -> str:
+    """Say why new processes will not find what is defined in `__main__`; nothing where they will."""
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name.rpartition(".")[2] == "__main__":
+        # `multiprocessing` leaves these out.
+        return (
+            "it is defined in the __main__.py of a package, a folder or an archive, which other processes do not import"
+        )
+    if spec is None and getattr(main, "__file__", None) is None:
+        return (
+            "it is defined in an interactive session, or a script that has ended, which other processes cannot import"
+        )
+    return ""
 
 
 def _findable(main: Any) -> bool:

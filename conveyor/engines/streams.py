@@ -1,7 +1,7 @@
 """The standard output and error streams of a process of ours.
 
-Law: a line that a job has printed is out, whatever becomes of its worker.  What the parent had not written yet when it
-forked this process is the parent's to write, and is dropped here.
+Law: a line that a job has printed is out, whatever becomes of its worker, and never in what belongs to the pipeline.
+What the parent had not written yet when it forked this process is the parent's to write, and is dropped here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,32 @@ import io
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
+
+# The descriptors of standard input, output and error.
+_STANDARD = (0, 1, 2)
+
+
+@contextlib.contextmanager
+def standard_descriptors_taken() -> Iterator[None]:
+    """Have nothing that is opened in the block become standard input, output or error, where these are closed.
+
+    Processes that are started in the block find there what swallows everything.
+    """
+    held = []
+    if os.name == "posix":
+        for descriptor in _STANDARD:
+            try:
+                os.fstat(descriptor)
+            except OSError:
+                # The system gives the lowest that is free.
+                held.append(os.open(os.devnull, os.O_RDWR))
+                os.set_inheritable(held[-1], True)
+    try:
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
 
 
 def settle_streams() -> None:
