@@ -148,7 +148,9 @@ def parse(text: Text) -> Outline:
             tree = ast.parse(text.source, text.path)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         # A syntax error's own text repeats the path, and its line is worth having.
-        problem = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else str(error)
+        problem = str(error)
+        if isinstance(error, SyntaxError):
+            problem = error.msg if error.lineno is None else f"line {error.lineno}: {error.msg}"
         return Outline(text.path, 0, None, f"{type(error).__name__}: {problem}")
     return Outline(text.path, text.source.count(b"\n"), prune(tree), None)
 
@@ -325,7 +327,7 @@ def render(census: Census, folder: Path) -> str:
     text = [
         f"Census of {folder}",
         f"{census.files:,} files, {census.lines:,} lines, {census.functions:,} functions, "
-        f"{census.imported_modules:,} modules imported, {len(census.broken):,} files that do not parse",
+        f"{census.imported_modules:,} modules imported, {len(census.broken):,} files that could not be read or parsed",
     ]
     if census.most_complex:
         text += ["", "Most complex functions", "  complexity  function"]
@@ -338,7 +340,7 @@ def render(census: Census, folder: Path) -> str:
         for module, count in census.most_imported:
             text.append(f"  {count:>5,}  {module:<{width}}  {'#' * max(1, round(40 * count / longest))}")
     if census.broken:
-        text += ["", "Files that do not parse"]
+        text += ["", "Files that could not be read or parsed"]
         text += [f"  {short(broken.path)}: {broken.problem}" for broken in census.broken]
     return "\n".join(text)
 
@@ -357,6 +359,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--start-method", choices=("fork", "forkserver", "spawn"), help="how processes are started")
     options = parser.parse_args(arguments)
     folder = (options.folder or Path(sysconfig.get_paths()["stdlib"])).resolve()
+    if not folder.is_dir():
+        parser.error(f"{folder} is no folder")
     paths = source_files(folder)
     if not paths:
         parser.error(f"there is no .py file under {folder}")
@@ -394,10 +398,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
 
 
 if __name__ == "__main__":

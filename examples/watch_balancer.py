@@ -12,12 +12,17 @@ from __future__ import annotations
 import argparse
 import ast
 import lzma
+import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from conveyor import Pipe, Pipeline, Processor
+try:
+    from conveyor import Pipe, Pipeline, Processor
+except ModuleNotFoundError:  # run from a checkout, without an installation
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from conveyor import Pipe, Pipeline, Processor
 
 
 class Module(NamedTuple):
@@ -51,13 +56,13 @@ def measure_repetition(module: Module) -> Module:
     size = len(module.source)
     if not size:
         return module._replace(source=b"")
-    return module._replace(source=b"", repeats=1 - len(lzma.compress(module.source, preset=6)) / size)
+    return module._replace(source=b"", repeats=max(0.0, 1 - len(lzma.compress(module.source, preset=6)) / size))
 
 
 def source_files(folder: Path) -> Iterator[str]:
     """The Python files below a folder."""
     for path in sorted(folder.rglob("*.py")):
-        if "site-packages" not in path.parts:
+        if "site-packages" not in path.parts and path.is_file():
             yield str(path)
 
 
@@ -77,9 +82,13 @@ def main() -> None:
     """Run, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path(sysconfig.get_paths()["stdlib"]))
-    parser.add_argument("--items", type=int, default=None, help="no more than so many files")
+    parser.add_argument("--items", type=int, default=None, help="no more than so many files, 1 or more")
     arguments = parser.parse_args()
+    if arguments.items is not None and arguments.items < 1:
+        parser.error(f"--items must be 1 or more, not {arguments.items}")
     paths = list(source_files(arguments.folder))[: arguments.items]
+    if not paths:
+        parser.error(f"there is no .py file under {arguments.folder}, or it is no folder")
     modules: list[Module] = []
     with build_pipeline() as pipeline:
         known = 0
