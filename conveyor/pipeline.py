@@ -502,14 +502,18 @@ class _Running:
 
 def _iterable(items: Any) -> Iterable[Any]:
     """Return what is to be iterated over: a str, bytes or what is not iterable is one item."""
-    # An array without dimensions says that it can be iterated over, and then cannot.
-    if isinstance(items, str | bytes | bytearray) or getattr(items, "shape", None) == ():
+    if isinstance(items, str | bytes | bytearray):
         return [items]
-    # Asking the type does not start what can be iterated over only once.  None says there that it cannot be.
+    # Asking the type does not start what can be iterated over only once.
     kind = type(items)
-    if getattr(kind, "__iter__", None) is None and (hasattr(kind, "__iter__") or not hasattr(kind, "__getitem__")):
-        return [items]
-    return items  # type: ignore[no-any-return]
+    if hasattr(kind, "shape"):
+        # An array without dimensions says that it can be iterated over, and then cannot.
+        shape = getattr(items, "shape", None)
+        if isinstance(shape, tuple) and not shape:
+            return [items]
+    # None says there that it cannot be.
+    iterable = kind.__iter__ is not None if hasattr(kind, "__iter__") else hasattr(kind, "__getitem__")
+    return items if iterable else [items]
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

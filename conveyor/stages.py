@@ -78,7 +78,7 @@ class _Unsaid:
         return "<as the class says>"
 
 
-_UNSAID = _Unsaid()
+_UNSAID: Any = _Unsaid()
 
 # Of a function whose call gives something to be awaited: CO_COROUTINE and CO_ASYNC_GENERATOR of `inspect`.
 _ASYNC = 0x80 | 0x200
@@ -260,16 +260,16 @@ class Processor(Element, Generic[In_contra, Out_co]):
         self,
         job: Any = None,
         *,
-        name: Any = _UNSAID,
-        workers: Any = _UNSAID,
-        batch: Any = _UNSAID,
-        keep_none: Any = _UNSAID,
-        retries: Any = _UNSAID,
-        retry_on: Any = _UNSAID,
-        backoff: Any = _UNSAID,
-        timeout: Any = _UNSAID,
+        name: str | None = _UNSAID,
+        workers: int | Literal["auto"] | None = _UNSAID,
+        batch: int | None = _UNSAID,
+        keep_none: bool = _UNSAID,
+        retries: int = _UNSAID,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...] = _UNSAID,
+        backoff: float = _UNSAID,
+        timeout: float | None = _UNSAID,
         on_error: Any = _UNSAID,
-        max_items: Any = _UNSAID,
+        max_items: int | None = _UNSAID,
     ) -> None:
         # Only what was given is set, so that class attributes of a subclass stand.
         if job is not None:
@@ -372,9 +372,14 @@ def _job_code(job: object) -> str:
         return _value_code(job)
     owner = getattr(job, "__self__", None)
     if owner is not None and not isinstance(owner, ModuleType):
-        return f"{owner.__name__ if isinstance(owner, type) else _value_code(owner)}.{name}"
+        return f"{owner.__name__ if isinstance(owner, type) else _owner_code(owner)}.{name}"
     qualified = getattr(job, "__qualname__", name)
     return qualified if isinstance(qualified, str) and "<" not in qualified else name
+
+
+def _owner_code(owner: object) -> str:
+    """Whose method it is: itself where that is a plain value, else its class, as its own `repr` may say much."""
+    return short(owner) if type(owner) in (str, bytes, int, float) else f"{type(owner).__name__}(...)"
 
 
 def _value_code(value: object) -> str:
@@ -389,7 +394,7 @@ def _value_code(value: object) -> str:
 
 def _setting_code(value: object) -> str:
     """The value of a setting as it would stand in code: classes and functions by their names."""
-    if isinstance(value, tuple):
+    if type(value) is tuple:
         return f"({', '.join(map(_setting_code, value))}{',' * (len(value) == 1)})"
     if isinstance(value, type):
         return value.__name__

@@ -168,6 +168,15 @@ def fork_and_return(path, item):
     return item
 
 
+def fork_and_return_large(path, item):
+    """The child comes back late, with something else."""
+    if in_child(path, item):
+        time.sleep(0.2)
+        Path(path).with_name("late").touch()
+        return b"Z" * 10**6
+    return bytes([65 + item]) * 10**6
+
+
 def fork_and_raise(path, item):
     """The parent comes back, the child with an error."""
     if in_child(path, item):
@@ -610,10 +619,17 @@ class Faults(Base):
 
     def test_a_child_that_comes_back(self):
         # It would go on as if it were the worker, over the same channel, and stay for ever.
-        for job in (fork_and_return, fork_and_raise):
+        for job in (fork_and_return, fork_and_raise, fork_and_return_large):
             with self.subTest(job=job):
                 pipeline = self.make(Processor(partial(job, os.path.join(self.folder, job.__name__))))
-                assert pipeline.run(range(3)) == list(range(3))
+                results = []
+                for result in pipeline.stream(range(3)):
+                    if job is fork_and_return_large and not results:
+                        # The child writes where the worker's output is, if it writes.
+                        wait_until(lambda: os.path.exists(os.path.join(self.folder, "late")), "the child")
+                        time.sleep(0.1)
+                    results.append(result if job is not fork_and_return_large else (result[0] - 65, len(result)))
+                assert results == ([0, 1, 2] if job is not fork_and_return_large else [(n, 10**6) for n in range(3)])
                 child = read_number(os.path.join(self.folder, job.__name__))
                 assert child
                 wait_until(lambda child=child: child not in _everyone() or _everyone()[child].state == "Z", "its end")

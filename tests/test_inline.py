@@ -108,6 +108,7 @@ class Outputs(TestCase):
         # What says of itself that it is none of many, though its type looks like it.
         for one in (Uniterable(), Dimensionless()):
             assert pipeline.run(one) == [one]
+        assert pipeline.run(Attributes(a=1)) == ["a"]
 
 
 class Uniterable:
@@ -120,6 +121,12 @@ class Uniterable:
 
     def __getitem__(self, index: int) -> Any:
         raise AssertionError
+
+
+class Attributes(dict):  # type: ignore[type-arg]
+    """Has an attribute for each key, and raises KeyError for any other."""
+
+    __getattr__ = dict.__getitem__
 
 
 class Dimensionless:

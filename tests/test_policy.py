@@ -91,6 +91,28 @@ def some_cannot_be_pickled(item):
         yield (lambda: 0) if index == item else (item, index)
 
 
+def yield_and_fail(path, fails_again, item):
+    first = not os.path.exists(path)
+    if first:
+        Path(path).write_text(str(os.getpid()))
+    yield from range(9)
+    if first:
+        Path(path + "!").touch()
+    if first or fails_again:
+        raise ValueError(item)
+    yield "fine"
+
+
+def wait_until_waiting(path):
+    """Until the worker that has written there its number sleeps; return whether it has given all its values by then."""
+    stat = Path("/proc", Path(path).read_text(), "stat")
+    calm = 0
+    while calm < 20:
+        time.sleep(0.005)
+        calm = calm + 1 if stat.read_text().rpartition(") ")[2][0] == "S" else 0
+    return os.path.exists(path + "!")
+
+
 def yield_and_die_once(path, item):
     yield lambda: 0
     yield 1
@@ -506,6 +528,26 @@ class Deaths(Base):
         pipeline = self.make(Processor(leave, on_error=leave_again))
         assert pipeline.run(range(10)) == [*range(7), 8, 9]
         assert [(failed.number, failed.item) for failed in pipeline.failures] == [(7, None)]
+
+    def test_a_unit_that_is_done_again_is_given_up_once(self):
+        # The first worker is killed when it has given up the unit, and waits for room for what stands in its place.
+        for fails_again in (True, False):
+            with self.subTest(fails_again=fails_again), tempfile.TemporaryDirectory() as folder:
+                path = os.path.join(folder, "worker")
+                job = partial(yield_and_fail, path, fails_again)
+                pipeline = self.make(
+                    Processor(job, on_error=apologize), Pipe(maxsize=1), Processor(same), Pipe(maxsize=1)
+                )
+                results, killed = [], False
+                for result in pipeline.stream([0]):
+                    results.append(result)
+                    # With the room that this made it may have given its last value.
+                    if not killed and wait_until_waiting(path):
+                        os.kill(int(Path(path).read_text()), signal.SIGKILL)
+                        killed = True
+                assert killed
+                assert results == [*range(9), ("sorry", 0, "ValueError") if fails_again else "fine"]
+                assert [failed.number for failed in pipeline.failures] == [0] * fails_again
 
     def test_what_was_left_out_before_a_death_is_said_once(self):
         for most in (None, 0):

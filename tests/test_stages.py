@@ -151,7 +151,7 @@ def test_repr_is_the_code():
         (Processor(functools.partial(add, more=2)), "Processor(partial(add, more=2))"),
         (Processor(functools.partial(two, 1)), "Processor(partial(two, 1))"),
         (Processor(Scale()), "Processor(Scale())"),
-        (Processor(Scale().method), "Processor(Scale().method)"),
+        (Processor(Scale().method), "Processor(Scale(...).method)"),
         (Processor(str.strip), "Processor(str.strip)"),
         (Processor(", ".join), "Processor(', '.join)"),
         (Processor(bytes.fromhex), "Processor(bytes.fromhex)"),

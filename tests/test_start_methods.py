@@ -244,8 +244,6 @@ class StartMethodsTest(TestCase):
         """
         for package in ("", "package"):
             os.makedirs(os.path.join(self.folder, "all", package), exist_ok=True)
-            with open(os.path.join(self.folder, "all", package, "__main__.py"), "w") as file:
-                file.write(textwrap.dedent(body.format(method="{method}")))
         for name, command in (("", ["all"]), ("package", ["-m", "all.package"])):
             for method in ("fork", "forkserver", "spawn"):
                 with open(os.path.join(self.folder, "all", name, "__main__.py"), "w") as file:

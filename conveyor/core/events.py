@@ -42,9 +42,9 @@ class Replied(NamedTuple):
     done.  `starving`: the worker has no credit for its next output, or gives back what it has because outputs are
     so much heavier than those before, and waits.  `size` is the bytes of
     all blobs.  Since its last reply the worker has spent `seconds` of wall time on this lease; of these it used a
-    core for `cpu`, and waited for something that is no core for `waited`.  `given_up`: of the units
-    acknowledged, and the one that it is at, which were given up: their index in the lease, the number of attempts,
-    when, and why.
+    core for `cpu`, and waited for something that is no core for `waited`.  `given_up`: which
+    units were given up, or lost an output, since the last reply, of those acknowledged and the one that it is at: of
+    each its index in the lease, the number of attempts, when, and why.
     """
 
     worker: int

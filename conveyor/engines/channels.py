@@ -51,6 +51,8 @@ _GONE = ("handle is closed", "got end of file during message")
 _LOOK_INTERVAL = 0.25
 # A program may have it that who writes to someone who has gone is ended by a signal.
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+# What macOS has instead; Python has no name for it.
+_SO_NOSIGPIPE = 0x1022
 # A worker that cannot send over its queue what it was asked to leaves with this code.
 UNSENT = 4
 
@@ -150,8 +152,16 @@ class FarEnd(ABC):
     def prepare(self) -> None:
         """Take now what sending will need: afterwards a job may leave neither memory nor threads for it."""
 
+    @property
+    def forsaken(self) -> bool:
+        """Whether this process is a copy of the one whose end it is."""
+        return self._forsaken
+
+    _forsaken = False
+
     def forsake(self) -> None:
-        """In a copy of this process, have it be another's: what is sent or received there raises Gone."""
+        """Take in that this process is a copy: what is sent or received here raises Gone."""
+        self._forsaken = True
 
 
 class BrokerEnd(ABC):
@@ -205,6 +215,9 @@ def channel(kind: str, context: Any) -> tuple[BrokerEnd, FarEnd]:
     if kind == PIPE:
         near, far = socket.socketpair()
         near.setblocking(False)
+        if sys.platform == "darwin":
+            for each in (near, far):
+                each.setsockopt(socket.SOL_SOCKET, _SO_NOSIGPIPE, 1)
         return PipeBrokerEnd(near), PipeFarEnd(far)
     inward, outward = context.Queue(), context.Queue()
     for queue in (inward, outward):
@@ -337,6 +350,7 @@ class PipeFarEnd(FarEnd):
         return bool(poll.poll(seconds * 1000))
 
     def forsake(self) -> None:
+        super().forsake()
         self._socket.close()
 
     def close(self) -> None:
@@ -479,6 +493,7 @@ class QueueFarEnd(FarEnd):
         return self._inward is None or bool(self._inward._reader.poll(seconds))
 
     def forsake(self) -> None:
+        super().forsake()
         self._inward = self._outward = None
 
     @property
@@ -551,10 +566,11 @@ def _start_feeder(queue: Any) -> None:
     """Start the thread that writes to a queue, without any signals.
 
     Whoever sends this process one means the job, which may block it, or wait for it; and where SIGPIPE ends whoever
-    writes to someone who has gone, that is not to be this process.
+    writes to someone who has gone, the write is to fail instead.
     """
     with queue._notempty, signals_blocked(signal.valid_signals()):
-        queue._start_thread()
+        if queue._thread is None:
+            queue._start_thread()
 
 
 def _put(queue: Any, header: Header, blobs: Sequence[Any]) -> None:

@@ -40,6 +40,8 @@ LEAST_INTERVAL = 8
 
 # How many objects of a giver are watched for one that comes again.
 WATCHED = 16
+# Of what is heavy fewer, as all that are watched are kept meanwhile.
+WATCHED_HEAVY = 4
 
 Spec = tuple[tuple[Any, int, int], ...]
 
@@ -235,7 +237,8 @@ class Giver:
             return
         self.repeats = any(item is each for each in self._first)
         self._first.append(item)
-        self._known = self.repeats or len(self._first) == WATCHED
+        most = WATCHED if len(self._first) <= WATCHED_HEAVY or weight(item) < BLOB_BYTES else WATCHED_HEAVY
+        self._known = self.repeats or len(self._first) > most
         self.wary = not self._known
         if self._known:
             self._first.clear()

@@ -230,7 +230,7 @@ class Crew:
         note = self._notes.new()
         foreign = list(self._ends) if self._fork else []
         if self._fork and self._orders.channel == PIPE:
-            # Else the worker would keep its own channel open, and never see its end.  Those of a queue are one object.
+            # Else the worker would keep its own channel open, and never see its end.  Those of a queue are not apart.
             foreign.append(near)
         process = context.Process(
             target=life.main,

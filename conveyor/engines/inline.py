@@ -198,7 +198,7 @@ class _Step:
         output: Any = _NOTHING,
     ) -> Any:
         """Report a unit, or an output of it; return what goes on in its place."""
-        policy, shown, replacement = policy_of(job), self._shown(unit), None
+        policy, shown, replacement, when = policy_of(job), self._shown(unit), None, time.time()
         failed = self._error(error, phase, number, items, shown, attempts, output)
         if policy.replaces:
             assert callable(policy.on_error)
@@ -212,7 +212,7 @@ class _Step:
                 raise self._error(second, "pickle", number, items, shown, output=replacement) from second
         self._given_up += items
         self._session.failures.append(
-            FailedItem(self._node.name, number, number + items - 1, failed.item, failed, attempts, time.time())
+            FailedItem(self._node.name, number, number + items - 1, failed.item, failed, attempts, when)
         )
         self._session.judge(self._given_up, self._begun, ended=False)
         return replacement

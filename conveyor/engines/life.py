@@ -106,7 +106,7 @@ def main(
     end.watch_parent()
     end.prepare()
     if hasattr(os, "register_at_fork"):
-        # A child of the job has no business with it, and ends where it comes back as if it were the worker.
+        # A child that the job forks must not use the channel; where it comes back as if it were the worker, it ends.
         os.register_at_fork(after_in_child=end.forsake)
     if arena is not None:
         arena = arena.of_worker(number, assignment.most_bytes)

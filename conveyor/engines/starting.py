@@ -108,9 +108,27 @@ def _pickled(what: str, short: str, value: Any, method: str, chosen: bool, proce
         raise JobPicklingError(_refusal(what, short, method, chosen, error), processor) from error
     main = sys.modules.get("__main__")
     reason = "" if main is None or b"__main__" not in pickled else _why_not_importable(main)
-    if reason:
+    if reason and _looks_into_main(pickled):
         raise JobPicklingError(_refusal(what, short, method, chosen, reason), processor)
     return pickled
+
+
+def _looks_into_main(pickled: bytes) -> bool:
+    """Whether something in a pickle is to be looked up in `__main__`."""
+    import pickletools
+
+    texts: list[Any] = []
+    memo: list[Any] = []
+    for operation, argument, _ in pickletools.genops(pickled):
+        if operation.name == "STACK_GLOBAL" and texts[-2:-1] == ["__main__"]:
+            return True
+        if operation.name == "MEMOIZE":
+            memo.append(texts[-1] if texts else None)
+        elif operation.name in ("BINGET", "LONG_BINGET"):
+            texts.append(memo[int(argument or 0)])
+        else:
+            texts.append(argument if operation.name.endswith("UNICODE") else None)
+    return False
 
 
 def _why_not_importable(main: Any) -> str:

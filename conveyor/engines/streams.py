@@ -11,10 +11,16 @@ import io
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterator
 
 # The descriptors of standard input, output and error.
 _STANDARD = (0, 1, 2)
+
+# What is held, and by how many blocks: two threads may be at it.
+_lock = threading.Lock()
+_held: list[int] = []
+_blocks = 0
 
 
 @contextlib.contextmanager
@@ -23,20 +29,40 @@ def standard_descriptors_taken() -> Iterator[None]:
 
     Processes that are started in the block find there what swallows everything.
     """
-    held = []
-    if os.name == "posix":
-        for descriptor in _STANDARD:
-            try:
-                os.fstat(descriptor)
-            except OSError:
-                # The system gives the lowest that is free.
-                held.append(os.open(os.devnull, os.O_RDWR))
-                os.set_inheritable(held[-1], True)
+    global _blocks
+    with _lock:
+        _blocks += 1
     try:
+        if os.name == "posix":
+            with _lock:
+                _hold()
         yield
     finally:
-        for descriptor in held:
-            os.close(descriptor)
+        with _lock:
+            _blocks -= 1
+            while not _blocks and _held:
+                with contextlib.suppress(OSError):
+                    os.close(_held.pop())
+
+
+def _renew_lock() -> None:
+    """In a process that was forked, where nobody is left who could give it back."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+def _hold() -> None:
+    for descriptor in _STANDARD:
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The system gives the lowest that is free.
+            _held.append(os.open(os.devnull, os.O_RDWR))
+            os.set_inheritable(_held[-1], True)
 
 
 def settle_streams() -> None:

@@ -81,6 +81,10 @@ class SharedEnd(FarEnd):
     def sender(self) -> threading.Thread | None:
         return self._end.sender
 
+    @property
+    def forsaken(self) -> bool:
+        return self._end.forsaken
+
     def keep(self, keeper: Keeper) -> None:
         self._end.keep(keeper)
 

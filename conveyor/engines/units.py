@@ -6,13 +6,14 @@ can be had once more as it came, where a job may have changed it before it faile
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from conveyor.engines.codec import decode, items_of
 from conveyor.engines.failures import FailedUnit, failure_of
 from conveyor.engines.notes import Note
-from conveyor.engines.sparing import items_anyhow, items_sparing, what_broke
+from conveyor.engines.sparing import Broken, items_anyhow, items_sparing, what_broke
 
 _USED = object()
 
@@ -82,17 +83,20 @@ class Units:
 
     def fresh(self, index: int) -> Any:
         """Return a unit as it came: the job that failed at it may have changed it."""
-        unit, self._afresh[index] = self._as_it_came(index), _USED
-        return unit
-
-    def _as_it_came(self, index: int) -> Any:
         if not self._afresh or self._afresh[index] is _USED:
             spec, blobs = self._source
             self._afresh = list(self._cut(items_of(spec, list(map(items_anyhow, blobs)))))
-        return self._afresh[index]
+        unit, self._afresh[index] = self._afresh[index], _USED
+        return unit
 
     def text_of(self, index: int, shown: Callable[[Any], str]) -> str | None:
         """Return what a message says of a unit, None where there is none."""
         if index >= len(self.all):
             return None
-        return shown(self._as_it_came(index) if self._again else self.all[index])
+        unit = self.all[index]
+        if self._again:
+            # One that cannot be had once more is shown as the job left it.
+            with contextlib.suppress(Exception):
+                again = self.fresh(index)
+                unit = unit if type(again) is Broken else again
+        return shown(unit)

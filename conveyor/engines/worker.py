@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from conveyor.core.groups import Runs, append_run, total, with_one_less
 from conveyor.core.sizing import DEEPER, LINGER, TARGET_SECONDS
-from conveyor.engines.channels import FarEnd, Message
+from conveyor.engines.channels import FarEnd, Gone, Message
 from conveyor.engines.codec import (
     BLOB_BYTES,
     LIGHT,
@@ -222,6 +222,11 @@ class Worker:
         if self._cancelled or self._closing:
             raise _Stopped
 
+    def _end_if_forsaken(self) -> None:
+        """End a child that the job has forked, and that came back out of it, before it touches what is the worker's."""
+        if self._end.forsaken:
+            raise Gone("this process was forked by the job")
+
     def _stop_if_told_meanwhile(self) -> None:
         while self._end.ready():
             self._receive()
@@ -257,6 +262,7 @@ class Worker:
                     # Nobody waits for what those before it gave.
                     raise self._failure(error, len(returned)) from None
                 failed = error
+            self._end_if_forsaken()
             if returned:
                 self._take(returned)
                 start += len(returned)
@@ -495,15 +501,15 @@ class Worker:
         """Try the unit at hand again, or give it up, as the policy says; raises FailedUnit where that ends the run."""
         policy, attempts = self._policy, 1
         if isinstance(failed, Unpicklable):
-            # A second attempt would give the same.
+            # A second attempt would give the same.  What is sent while it waits is not to say yet that it was given up.
+            if policy.replaces:
+                self._await_credit()
             value = self._instead_of(failed.item, failed.__cause__ or failed, 0)
             self._put_in_place(value, 0)
             return
         if not isinstance(failed, _Failed):
             failed = _Failed(failed, 0, 0)
         index = self._acknowledged + self._units
-        # First: what is had once more for the next attempt is not as it came any more.
-        item = self._text_of(index, failed.error)
         while policy.tries_again(failed.error, attempts):
             self._pause(policy.delay(attempts), failed)
             attempts += 1
@@ -514,7 +520,10 @@ class Worker:
                 failed = again
         if not policy.gives_up:
             raise self._raised(failed.error, "process", self._units, attempts) from None
-        failure = failure_of(failed.error, "process", item, attempts)
+        failure = failure_of(failed.error, "process", self._text_of(index, failed.error), attempts)
+        if policy.replaces and self._await_credit():
+            # Before it is noted: what is sent while it waits is not to say so of a unit that may be done again.
+            failed.unsent = 0
         self._note_given_up(index, attempts, tuple(failure))
         self._put_in_place(self._replacement(index, failed.error), failed.unsent)
 
@@ -598,6 +607,7 @@ class Worker:
 
     def _flush(self, final: bool = False, starving: bool = False) -> None:
         """Send what there is, and acknowledge the units that are done."""
+        self._end_if_forsaken()
         outputs = self._outputs
         blobs: list[Any] = []
         counts: list[int] = []
@@ -627,7 +637,7 @@ class Worker:
         if within:
             partial += self._left_out
             self._left_out = 0
-        # Also of the unit at hand: who does it again leaves out what is said of it here, as given.
+        # Also of the unit at hand: whoever does it again skips the outputs counted here, so it is not said twice.
         given_up, self._given_up = self._given_up, []
         header = (
             *("reply", self._lease, self._units, runs, counts, final, starving, seconds, cpu, waited, partial),
