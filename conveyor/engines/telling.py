@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from conveyor.engines.channels import FarEnd, Gone, Header, Message
 from conveyor.engines.forwarding import forwarder
 from conveyor.engines.heavy import Keeper
+from conveyor.engines.interrupts import signals_blocked
 from conveyor.engines.records import SAID, WARNING, Levels, packed_warning
 
 if TYPE_CHECKING:
@@ -117,16 +118,8 @@ class SharedEnd(FarEnd):
 @contextlib.contextmanager
 def _signals_kept_back() -> Iterator[None]:
     """Have no signal handler of the job's run in the block; those of the main thread are all there are."""
-    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
+    with signals_blocked(_HANDLED if threading.current_thread() is threading.main_thread() else ()):
         yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    try:
-        # One that is due runs here, and may raise.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Awaited:
