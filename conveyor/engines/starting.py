@@ -71,19 +71,8 @@ def jobs_for(plan: Plan, method: str, chosen: bool) -> list[Processor[Any, Any] 
     `chosen`: the start method was not asked for by the user.
     """
     jobs: list[Processor[Any, Any] | bytes] = []
-    if method != FORK and not _findable(sys.modules.get("__main__")):
-        raise ConveyorError(
-            f'The script was not read from a file, and start_method="{method}" has each process read it again: save it '
-            'as a file, or use Pipeline(start_method="fork") where the system has it.'
-        )
     if method != FORK:
-        try:
-            os.getcwd()
-        except OSError as error:
-            raise ConveyorError(
-                f'The working directory is gone, and start_method="{method}" has new processes begin there ({error}): '
-                'change to one that exists, or use Pipeline(start_method="fork") where the system has it.'
-            ) from error
+        _check_where_processes_begin(method)
     for step in plan.steps:
         if method == FORK:
             jobs.append(step.processor)
@@ -91,6 +80,23 @@ def jobs_for(plan: Plan, method: str, chosen: bool) -> list[Processor[Any, Any] 
         what = f"The job of Processor {step.name!r}"
         jobs.append(_pickled(what, "the job", step.processor, method, chosen, step.name))
     return jobs
+
+
+def _check_where_processes_begin(method: str) -> None:
+    """Raise ConveyorError where new processes would not find the script, or the directory, that they begin with."""
+    remedy = 'or use Pipeline(start_method="fork") where the system has it.'
+    if not _findable(sys.modules.get("__main__")):
+        raise ConveyorError(
+            f'The script was not read from a file, and start_method="{method}" has each process read it again: save it '
+            f"as a file, {remedy}"
+        )
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ConveyorError(
+            f'The working directory is gone, and start_method="{method}" has new processes begin there ({error}): '
+            f"change to one that exists, {remedy}"
+        ) from error
 
 
 def redact_for(redact: Redact | None, method: str, chosen: bool) -> Redact | bytes | None:
