@@ -17,7 +17,9 @@ import time
 import unittest
 from unittest import mock
 
+from conveyor import Pipe, Pipeline, Processor
 from conveyor.engines.channels import PIPE, QUEUE, Gone, PipeBrokerEnd, PipeFarEnd, channel, pack
+from conveyor.engines.interrupts import signals_blocked
 from tests.support import TestCase, nothing_left, unlink_semaphores
 
 MESSAGES = [
@@ -26,6 +28,14 @@ MESSAGES = [
     (("c",), [b"", b"x" * 1000, b""]),
     (("d",), [b"y" * 70_000, bytearray(b"z")]),
 ]
+
+
+def count_sockets(item):
+    return sum(os.path.realpath(f"/proc/self/fd/{name}").find("socket:") > 0 for name in os.listdir("/proc/self/fd"))
+
+
+def count_sockets_again(item):
+    return item, count_sockets(item)
 
 
 def plain(message):
@@ -416,6 +426,34 @@ class ProcessTest(TestCase):
                 far.close()
                 process.close()
                 del ready, near, far
+
+
+class OneSideTest(TestCase):
+    """What one side does of itself."""
+
+    def test_a_worker_has_its_own_end_alone(self):
+        # With the broker's end as well it would never see that the broker is gone.
+        for method in ("fork", "forkserver", "spawn"):
+            with self.subTest(method=method):
+                pipeline = Pipeline(start_method=method, channel="pipe")
+                pipeline.add(Processor(count_sockets)).add(Pipe()).add(Processor(count_sockets_again, workers=2))
+                self.assertEqual(pipeline.run([1]), [(1, 1)])
+
+    def test_signals_are_blocked_no_longer_than_that(self):
+        # Also where one that was due is handled just then, by a handler that raises.
+        real = signal.pthread_sigmask
+        before = real(signal.SIG_BLOCK, [])
+
+        def handled(how, signals):
+            found = real(how, signals)
+            if how == signal.SIG_BLOCK and signals:
+                raise KeyboardInterrupt
+            return found
+
+        with mock.patch("signal.pthread_sigmask", handled), self.assertRaises(KeyboardInterrupt):
+            with signals_blocked({signal.SIGUSR1}):
+                raise AssertionError
+        assert real(signal.SIG_BLOCK, []) == before
 
 
 if __name__ == "__main__":

@@ -108,6 +108,19 @@ class Turns(Processor):
         yield self.count
 
 
+def in_turn(count, size, times):
+    """Fill so many buffers in turn, and yield them."""
+    buffers = [bytearray(size) for _ in range(count)]
+    for number in range(times):
+        buffer = buffers[number % count]
+        buffer[0] = number
+        yield buffer
+
+
+def first_byte(buffer):
+    return buffer[0]
+
+
 def append_one(item):
     item.append(1)
     return len(item)
@@ -440,6 +453,19 @@ class Behaviour(Basics):
 
     def test_generators_run_before_the_next_item_is_begun(self):
         self.check([NowOrLater()], range(2000), list(now_or_later(range(2000))))
+
+    def test_buffers_that_are_filled_in_turn(self):
+        # As many as are watched for coming again.
+        for count, size in ((2, 8), (16, 8), (4, 300_000)):
+            with self.subTest(count=count, size=size):
+                expected = list(range(60))
+                assert self.make(Processor(first_byte)).run(in_turn(count, size, 60)) == expected
+                assert (
+                    self.make(Processor(functools.partial(in_turn, count, size)), Pipe(), Processor(first_byte)).run(
+                        [60]
+                    )
+                    == expected
+                )
 
     def test_an_item_that_stands_twice_in_the_input_is_not_shared_by_the_job(self):
         shared = []

@@ -162,6 +162,12 @@ def in_child(path, item):
     return not child
 
 
+def has_ended(path):
+    """Whether the child that is noted there has."""
+    child, everyone = read_number(path), _everyone()
+    return child is not None and (child not in everyone or everyone[child].state == "Z")
+
+
 def fork_and_return(path, item):
     """Both come back, parent and child."""
     in_child(path, item)
@@ -169,10 +175,9 @@ def fork_and_return(path, item):
 
 
 def fork_and_return_large(path, item):
-    """The child comes back late, with something else."""
+    """The child comes back late, when the worker's output is sent, with something else."""
     if in_child(path, item):
         time.sleep(0.2)
-        Path(path).with_name("late").touch()
         return b"Z" * 10**6
     return bytes([65 + item]) * 10**6
 
@@ -619,20 +624,20 @@ class Faults(Base):
 
     def test_a_child_that_comes_back(self):
         # It would go on as if it were the worker, over the same channel, and stay for ever.
-        for job in (fork_and_return, fork_and_raise, fork_and_return_large):
+        letters = [letter * 10**6 for letter in (b"A", b"B", b"C")]
+        for job, expected in (
+            (fork_and_return, [0, 1, 2]),
+            (fork_and_raise, [0, 1, 2]),
+            (fork_and_return_large, letters),
+        ):
             with self.subTest(job=job):
-                pipeline = self.make(Processor(partial(job, os.path.join(self.folder, job.__name__))))
+                path = os.path.join(self.folder, job.__name__)
                 results = []
-                for result in pipeline.stream(range(3)):
-                    if job is fork_and_return_large and not results:
-                        # The child writes where the worker's output is, if it writes.
-                        wait_until(lambda: os.path.exists(os.path.join(self.folder, "late")), "the child")
-                        time.sleep(0.1)
-                    results.append(result if job is not fork_and_return_large else (result[0] - 65, len(result)))
-                assert results == ([0, 1, 2] if job is not fork_and_return_large else [(n, 10**6) for n in range(3)])
-                child = read_number(os.path.join(self.folder, job.__name__))
-                assert child
-                wait_until(lambda child=child: child not in _everyone() or _everyone()[child].state == "Z", "its end")
+                for result in self.make(Processor(partial(job, path))).stream(range(3)):
+                    # Until then the child may write, where the worker's output is.
+                    wait_until(partial(has_ended, path), "the end of the child")
+                    results.append(result)
+                assert results == expected
 
     # The ends of the pipeline
 

@@ -7,12 +7,15 @@ Law: each test is a script of its own, run by this Python with every warning an 
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
 import textwrap
 import unittest
+from functools import partial
 
+from conveyor.engines import starting
 from tests.support import ROOT, TestCase
 
 MODULE = """
@@ -262,6 +265,17 @@ class StartMethodsTest(TestCase):
                     else:
                         assert "JobPicklingError" in done.stderr and "the __main__.py of a package" in done.stderr
                         assert done.stdout == "" and "define the job as" in done.stderr
+
+    def test_what_merely_names_main_is_not_of_it(self):
+        def looked_up(module):
+            kind = type("Kind", (), {"__module__": module})
+            sys.modules[module].Kind = kind
+            self.addCleanup(delattr, sys.modules[module], "Kind")
+            return pickle.dumps(["__main__", kind, kind], 5)
+
+        assert starting._looks_into_main(looked_up("__main__"))
+        assert not starting._looks_into_main(looked_up(__name__))
+        assert not starting._looks_into_main(pickle.dumps(partial(print, "__main__", sep="print"), 5))
 
     def test_a_working_directory_that_is_gone(self):
         body = """
