@@ -104,10 +104,10 @@ class Sizes(TestCase):
             seconds = lease.items * TARGET_SECONDS / 2.5
             commands = core.reply(1.0, 0, lease.lease, lease.items, ("a", lease.items), seconds=seconds)
             leases += [each for each in commands if isinstance(each, Lease)]
-        # What suits the job is 2.5 at once: they double up to 4 times that, and are a 32nd of what waits, but for the 2.
+        # What suits the job is 2.5 at once: they double up to 8 times that, and are an 8th of what waits, but for the 2.
         assert sum(sizes) == 400
-        assert sizes[:9] == [1, 2, 2, 4, 8, 10, 10, 10, 10], sizes
-        assert sorted(sizes[5:], reverse=True) == sizes[5:] and sizes[-1] == 2, sizes
+        assert sizes[:9] == [1, 2, 2, 4, 8, 16, 20, 20, 20], sizes
+        assert sorted(sizes[6:], reverse=True) == sizes[6:] and sizes[-2:] == [2, 1], sizes
 
     def test_at_the_end_what_is_left_goes_ahead_at_once(self) -> None:
         core = Driven(Processor(job), Pipe(64))

@@ -87,11 +87,11 @@ class Chunks(TestCase):
 
     def test_where_much_waits_they_are_a_part_of_it(self) -> None:
         sizer = Sizer(1000, Scale(), Aim())
-        for size, longest in ((1, 1), (2, 2), (4, 4), (8, 8), (10, 16), (10, 32), (10, 42), (10, 42)):
+        for size, longest in ((1, 1), (2, 2), (4, 4), (8, 8), (10, 16), (10, 32), (10, 64), (10, 84), (10, 84)):
             # However long the line is, they at most double.
             assert (sizer.size, sizer.size_of(10**6)) == (size, longest)
             sizer.observe(size, size * TARGET_SECONDS / 10.5)
-        assert [sizer.size_of(waiting) for waiting in (0, 319, 352, 640, 1280, 1344)] == [10, 10, 11, 20, 40, 42]
+        assert [sizer.size_of(waiting) for waiting in (0, 79, 88, 160, 640, 672)] == [10, 10, 11, 20, 80, 84]
 
     def test_however_much_waits_a_stretched_one_is_not_stretched_again(self) -> None:
         aim = Aim()
@@ -104,7 +104,7 @@ class Chunks(TestCase):
 
     def test_however_much_waits_a_dear_item_is_a_chunk(self) -> None:
         sizer = Sizer(1000, Scale(), Aim())
-        for seconds, size in ((TARGET_SECONDS * 5, 1), (TARGET_SECONDS * 1.5, 2)):
+        for seconds, size in ((TARGET_SECONDS * 5, 1), (TARGET_SECONDS * 3, 2)):
             for _ in range(30):
                 sizer.observe(1, seconds)
             assert (sizer.size, sizer.size_of(10**6)) == (1, size)

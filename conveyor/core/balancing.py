@@ -17,8 +17,8 @@ The rules follow from one model: a step needs rate x service time workers.
 4. *Give back.* Where a stalled step lacks workers and has no cores to grow on, the others keep what they need.
 5. *Shrink.* Workers that were not needed for a while go.
 6. *Rest.* Each turn, from growing to shrinking or back, makes a step wait four times as long before its next change.
-   Once there was time to find out, there is one change a minute at most, beyond a few at once, until some step needs
-   many more workers than it has: then the load has moved.
+   Once there was time to find out, there is one change in two minutes at most, beyond a few at once, until some step
+   has needed many more workers than it has for a while: then the load has moved.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from math import ceil, exp, inf
 
 from conveyor.values import NamedTuple
 
-# How often to look: soon after something changed or may have to, else ever more seldom.
-SHORTEST_PAUSE, LONGEST_PAUSE, SLOWER = 0.02, 0.25, 1.25
+# How often to look: soon after the start, and after something changed or may have to, else ever more seldom.
+FIRST_PAUSE, SHORTEST_PAUSE, LONGEST_PAUSE, SLOWER = 0.01, 0.02, 0.25, 1.25
 # Seconds of a stall before a step gets what it needs: a little less than the shortest pause, so one look will do.
 PROMPT = 0.019
 # A step counts as busy when its workers are at work for this share of the time.
@@ -59,8 +59,9 @@ KEEP = 1.3
 # Fewer workers than this share of all are not worth a change.
 WORTH = 0.7
 # After so many seconds of work it has been found out who needs what: from then on there are so many changes at once,
-# and so many in the long run, whatever noise says, until some step needs so many times the workers that it has.
-FINDING_OUT, MOST_CHANGES, CHANGES_PER_SECOND, MOVED = 30.0, 3.0, 1 / 60, 1.4
+# and so many in the long run, whatever noise says, until some step needs so many times the workers that it has, and has
+# done so for so many seconds.
+FINDING_OUT, MOST_CHANGES, CHANGES_PER_SECOND, MOVED, MOVING = 30.0, 4.0, 1 / 120, 1.4, 5.0
 # How far back costs, load, the flow between steps and turns are remembered: as costs may shift, and noise averages out.
 COSTS, LOAD, FLOW, TURNS = 1.0, 1.0, 20.0, 1800.0
 
@@ -232,6 +233,8 @@ class Memory(NamedTuple):
     # Since when something was done without a break, and how many changes may be made.
     since: float = 0.0
     changes: float = inf
+    # For how long some step has needed many more workers than it has.
+    moved: float = 0.0
 
 
 def decide(
@@ -246,12 +249,13 @@ def decide(
         return memory, []
     if memory.next == -inf or len(memory.traces) != len(sights):
         traces = tuple(Trace(sight, quiet=now) for sight in sights)
-        return Memory(now + SHORTEST_PAUSE, now, SHORTEST_PAUSE, others, traces, now), []
+        return Memory(now + FIRST_PAUSE, now, FIRST_PAUSE, others, traces, now), []
     seconds = now - memory.then
     seen = [trace.seen(sight, seconds) for trace, sight in zip(memory.traces, sights, strict=True)]
     look = Look(seen, cores, max(0.0, cores - (others - memory.others) / seconds), now)
     look.watch(seconds)
-    since = memory.since if any(trace.active for trace in seen) and not look.moved() else now
+    moved = memory.moved + seconds if look.moved() else 0.0
+    since = memory.since if any(trace.active for trace in seen) and moved < MOVING else now
     finding_out = max(FINDING_OUT, *(STARTS * sight.start for sight in sights))
     changes = inf if now - since < finding_out else min(MOST_CHANGES, memory.changes + seconds * CHANGES_PER_SECOND)
     if changes >= 1:
@@ -260,9 +264,9 @@ def decide(
     if changes >= 1:
         look.shrink()
     longest = min(LONGEST_PAUSE, memory.pause * SLOWER, look.soonest)
-    pause = SHORTEST_PAUSE if look.decisions else max(SHORTEST_PAUSE, longest)
+    pause = SHORTEST_PAUSE if look.decisions else max(min(SHORTEST_PAUSE, memory.pause), longest)
     changes -= len(look.decisions)
-    return Memory(now + pause, now, pause, others, tuple(look.traces), since, changes), look.decisions
+    return Memory(now + pause, now, pause, others, tuple(look.traces), since, changes, moved), look.decisions
 
 
 def needs(traces: Sequence[Trace], cores: float, free: float) -> list[float]:
@@ -321,7 +325,10 @@ class Look:
             trace = self.traces[index]
             wanted, wait = self.wanted(trace, self.needs[index])
             if wanted > trace.workers:
-                missing = max(trace.sight.start, wait) - trace.lost
+                loss = max(trace.sight.start, wait)
+                # At first there is nothing to wait for where so much waits that it will be lost for certain.
+                certain = trace.units and trace.changed == -inf and trace.stall >= STARTS * loss
+                missing = 0.0 if certain else loss - trace.lost
                 if missing <= 0:
                     self.add(index, wanted)
                 elif self.has_cores(trace):
@@ -379,7 +386,7 @@ class Look:
                 self.resize(index, keep, f"{reason}: {enough(keep)} here")
 
     def moved(self) -> bool:
-        """Whether the load has moved to a step that has too few workers for it."""
+        """Whether the load seems to have moved to a step that has too few workers for it."""
         pairs = zip(self.traces, self.needs, strict=True)
         return any(trace.stalled and need > MOVED * trace.workers for trace, need in pairs)
 

@@ -20,7 +20,7 @@ TARGET_SECONDS = 0.016
 LINGER, AHEAD = 0.625, 1.25
 # Where much waits, so that nobody falls idle, a chunk is this part of what waits for each worker, and at most so many
 # times that much work.
-PART, DEEPER = 1 / 32, 4
+PART, DEEPER = 1 / 8, 8
 # A broker that uses a core for more than the one share has more work in each chunk, up to so many times, and one that
 # uses it for less than the other has less again: a step of two between them would go back and forth.
 LOADED, EASY, MOST_STRETCHED = 0.5, 0.2, 8

@@ -51,7 +51,7 @@ FLUSH_SECONDS = TARGET_SECONDS * LINGER
 SLOW_SECONDS = 0.002
 # What is called in one stride is accounted for in one go.  Within it the worker looks at the clock, and whether it may
 # begin more, after so many units: one of them may take a thousand times as long as those before it.
-STRIDE_SECONDS = 0.0005
+STRIDE_SECONDS = 0.002
 LOOK_UNITS = 128
 
 NONE_TYPE = type(None)
