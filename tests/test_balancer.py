@@ -266,7 +266,9 @@ class BusyBrokerTest(TestCase):
 
     def messages(self, share):
         """How many messages bring the results of 1,000 items where so large a share of a core is taken for much."""
-        with mock.patch.object(sizing, "LOADED", share), mock.patch.object(broker, "TELL_LOAD_SECONDS", 0.02):
+        # However much waits, it is not more at once for that reason.
+        settings = mock.patch.multiple(sizing, LOADED=share, PART=0.0)
+        with settings, mock.patch.object(broker, "TELL_LOAD_SECONDS", 0.02):
             with Pipeline(start_method="fork").add(Processor(blink)) as pipeline:
                 pipeline.run([1])
                 receive, found = pipeline._session.receive, []

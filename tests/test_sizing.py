@@ -9,7 +9,18 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conveyor.core.sizing import LARGEST, PIPE_BYTES, TARGET_BYTES, TARGET_SECONDS, UNWEIGHED, Aim, Scale, Sizer
+from conveyor.core.sizing import (
+    FEW,
+    LARGEST,
+    MOST_BYTES,
+    PIPE_BYTES,
+    TARGET_BYTES,
+    TARGET_SECONDS,
+    UNWEIGHED,
+    Aim,
+    Scale,
+    Sizer,
+)
 from tests.support import TestCase
 
 EXAMPLES = settings(max_examples=200, deadline=None, derandomize=True, database=None)
@@ -39,8 +50,11 @@ class Chunks(TestCase):
         assert sizes(TARGET_SECONDS * 3) == [1] * 20
 
     def test_it_is_aimed_at_some_bytes(self) -> None:
-        assert sizes(1e-7, weight=TARGET_BYTES // 5)[:5] == [1, 2, 4, 5, 5]
-        assert sizes(1e-7, weight=TARGET_BYTES * 5) == [1] * 20
+        assert sizes(1e-7, weight=TARGET_BYTES // 500, limit=10_000)[8:12] == [256, 500, 500, 500]
+        # Of few items more, up to a bound of its own.
+        assert sizes(1e-7, weight=TARGET_BYTES // 100)[:10] == [1, 2, 4, 8, 16, 32, 64, 128, FEW, FEW]
+        assert sizes(1e-7, weight=MOST_BYTES // 5)[:5] == [1, 2, 4, 5, 5]
+        assert sizes(1e-7, weight=MOST_BYTES * 5) == [1] * 20
 
     def test_it_is_a_quarter_of_a_small_pipe(self) -> None:
         scale = Scale(most=4000)
@@ -154,7 +168,9 @@ class Chunks(TestCase):
             sizer.observe(units, seconds)
             assert 1 <= sizer.size <= min(limit, LARGEST, 2 * before)
             assert sizer.seconds is not None and sizer.seconds >= 0
-            assert sizer.size == 1 or sizer.size * scale.bytes <= min(TARGET_BYTES, most // 4)
+            assert sizer.size == 1 or sizer.size * scale.bytes <= min(
+                max(TARGET_BYTES, min(FEW * scale.bytes, MOST_BYTES)), most // 4
+            )
             assert sizer.size == 1 or sizer.size * sizer.seconds <= TARGET_SECONDS * 1.001
 
 

@@ -2,8 +2,8 @@
 
 Law: a pure estimate from what workers report; knows no node and no clock.  A chunk is big enough that its hop
 costs little beside its work, and small enough that no other worker waits for it and no result dawdles: it is
-aimed at `TARGET_SECONDS` of work and at most `TARGET_BYTES`, or a quarter of what the pipe holds, starts at one item
-and at most doubles with each reply, so that a wrong guess about the next step costs one small chunk.  One dear item
+aimed at `TARGET_SECONDS` of work and bounded in bytes, starts at one item and at most doubles with each reply, so that
+a wrong guess about the next step costs one small chunk.  One dear item
 among many cheap ones says little of the next ones: it takes two dear chunks in a row for much smaller chunks.  Where
 much more waits than that, a chunk is larger: the last item in line has to wait for all of them anyway, and the chunks
 become smaller again as the line does (guided self-scheduling: Polychronopoulos and Kuck, 1987).
@@ -25,7 +25,10 @@ PART, DEEPER = 1 / 8, 8
 # uses it for less than the other has less again: a step of two between them would go back and forth.
 LOADED, EASY, MOST_STRETCHED = 0.5, 0.2, 8
 LONGEST_SECONDS = TARGET_SECONDS * MOST_STRETCHED
-TARGET_BYTES = 256 * 1024
+# All objects of a chunk live at the same time: of small ones no more than the caches of a core hold and its garbage
+# collector does not look at again and again.  So few items may have more bytes together, up to so many.
+TARGET_BYTES = 64 * 1024
+FEW, MOST_BYTES = 256, 256 * 1024
 LARGEST = 16384
 # The weight of a new observation in the running mean: about the last ten replies count.
 WEIGHT = 0.2
@@ -128,17 +131,17 @@ class Sizer:
     2
     >>> for _ in range(2):
     ...     sizer.observe(units=2, seconds=0.016)
-    >>> sizer.size_of(waiting=10), sizer.size_of(waiting=96), sizer.size_of(waiting=10_000)
-    (2, 3, 8)
+    >>> sizer.size_of(waiting=10), sizer.size_of(waiting=40), sizer.size_of(waiting=10_000)
+    (2, 5, 8)
     """
 
-    __slots__ = ("_aim", "_limit", "_longest", "_most_bytes", "_scale", "_surprised", "seconds", "size")
+    __slots__ = ("_aim", "_limit", "_longest", "_part", "_scale", "_surprised", "seconds", "size")
 
     def __init__(self, limit: int, scale: Scale, aim: Aim) -> None:
         self._aim = aim
         self._limit = max(1, min(limit, LARGEST))
         self._scale = scale
-        self._most_bytes = min(TARGET_BYTES, scale.most // 4)
+        self._part = scale.most // 4
         self.seconds: float | None = None
         self._surprised = False
         self.size = self._longest = 1
@@ -169,6 +172,8 @@ class Sizer:
         assert self.seconds is not None
         if self.seconds * best > target:
             best = max(1, int(target / self.seconds))
-        if self._scale.bytes * best > self._most_bytes:
-            best = max(1, int(self._most_bytes / self._scale.bytes))
+        weight = self._scale.bytes
+        most_bytes = min(max(TARGET_BYTES, min(FEW * weight, MOST_BYTES)), self._part)
+        if weight * best > most_bytes:
+            best = max(1, int(most_bytes / weight))
         return best
