@@ -10,6 +10,7 @@ import itertools
 import os
 import signal
 import tempfile
+import threading
 import time
 import unittest
 from functools import partial
@@ -282,6 +283,13 @@ class DiesAtTheEnd(Processor):
 
     def finish(self):
         os._exit(6)
+
+
+def one_and_two(had):
+    """Two items; the end comes when what they gave was had: what a queue has not sent is lost with its process."""
+    yield 1
+    yield 2
+    assert had.wait(60)
 
 
 class Counts(Processor):
@@ -564,8 +572,14 @@ class Deaths(Base):
     def test_finish_kills(self):
         # To declare it restartable changes nothing, and so is no remedy.
         for restartable in (False, True):
+            had = threading.Event()
+            results = []
             with self.subTest(restartable=restartable), self.assertRaises(WorkerDiedError) as caught:
-                self.make(DiesAtTheEnd(restartable)).run([1, 2])
+                for result in self.make(DiesAtTheEnd(restartable)).stream(one_and_two(had)):
+                    results.append(result)
+                    if len(results) == 2:
+                        had.set()
+            assert results == [1, 2]
             assert (caught.exception.phase, caught.exception.exitcode) == ("finish", 6)
             assert "cannot be called again" in str(caught.exception)
             assert "restartable" not in str(caught.exception)
