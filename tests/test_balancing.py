@@ -316,6 +316,25 @@ class GivingBack(TestCase):
         ]
         assert found[1][-1] == "2.5 s of work waiting for second: 2 workers are enough here"
 
+    def test_a_load_that_has_moved_is_no_matter_of_rations(self) -> None:
+        idle, much = Work(cpu=0.01, waiting=0, at_work=0.5), Work(cpu=0.01)
+        for seconds, moved in (3.0, False), (8.0, True):
+            film = Film(START._replace(workers=2), START, cores=16)
+            film.play(40, idle, idle)
+            film.memory = film.memory._replace(changes=0.0)
+            found = film.play(seconds, idle, much)
+            assert bool(found) == moved, found
+            if moved:
+                at, step, before, after, _ = found[0]
+                assert 4.7 <= at - 40 <= 5.8 and (step, before) == (1, 1) and after > 4, found
+
+    def test_the_ration_is_never_overdrawn(self) -> None:
+        film = Film(*[START._replace(workers=4)] * 10, cores=64)
+        busy, quiet = Work(cpu=0.01, waiting=0, at_work=4), Work(cpu=0.01, waiting=0, at_work=0.4)
+        film.play(40, *[busy] * 10)
+        assert len(film.play(20, *[quiet] * 10)) >= 10
+        assert 0 <= film.memory.changes < 1
+
     def test_more_than_the_cores_can_serve(self) -> None:
         film = Film(START, cores=4)
         film.play(10, Work(cpu=0.0, waited=0.1))

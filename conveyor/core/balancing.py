@@ -12,8 +12,9 @@ The rules follow from one model: a step needs rate x service time workers.
 2. *Stalled* is a step with work waiting whose workers are busy; one that starves or is blocked is not.  The one that
    stalls most, in seconds of work waiting per worker, is served first.
 3. *Grow.* A stalled step gets what it needs and some headroom, as soon as the time lost to the stall amounts to what a
-   start takes.  Until its first unit is back its job counts as CPU alone, and till then workers at most double.  A step
-   that has what it needs and goes on stalling, with cores idle, gets a few more.
+   start takes, and the first time at once where ten times as much waits.  Until its first unit is back its job counts
+   as CPU alone, and till then workers at most double.  A step that has what it needs and goes on stalling, with cores
+   idle, gets a few more.
 4. *Give back.* Where a stalled step lacks workers and has no cores to grow on, the others keep what they need.
 5. *Shrink.* Workers that were not needed for a while go.
 6. *Rest.* Each turn, from growing to shrinking or back, makes a step wait four times as long before its next change.
@@ -30,7 +31,7 @@ from conveyor.values import NamedTuple
 
 # How often to look: soon after the start, and after something changed or may have to, else ever more seldom.
 FIRST_PAUSE, SHORTEST_PAUSE, LONGEST_PAUSE, SLOWER = 0.01, 0.02, 0.25, 1.25
-# Seconds of a stall before a step gets what it needs: a little less than the shortest pause, so one look will do.
+# Seconds of a stall before a step gets what it needs: a little less than the usual shortest pause, so one look will do.
 PROMPT = 0.019
 # A step counts as busy when its workers are at work for this share of the time.
 BUSY = 0.8
@@ -52,7 +53,8 @@ MORE = 1.5
 MOST_FOR_A_CORE, MOST_WAITING = 4, 32
 # Seconds for which a step that has what it needs stalls before it gets more, and others stall before one gives back.
 SETTLING = 0.5
-# Seconds for which a worker was not needed before it goes, and how many times its start and a unit's time at least.
+# Seconds for which a worker was not needed before it goes, and how many times its start and a unit's time at least.  So
+# many times a start is also what has to wait for a step to grow at once, and how long it takes to find out.
 PATIENCE, STARTS, UNITS = 3.0, 10, 10
 # A step keeps so many times the workers that are at work.
 KEEP = 1.3
@@ -265,7 +267,8 @@ def decide(
         look.shrink()
     longest = min(LONGEST_PAUSE, memory.pause * SLOWER, look.soonest)
     pause = SHORTEST_PAUSE if look.decisions else max(min(SHORTEST_PAUSE, memory.pause), longest)
-    changes -= len(look.decisions)
+    # One look may take more of them than there are, and must not be paid for long after.
+    changes = max(0.0, changes - len(look.decisions))
     return Memory(now + pause, now, pause, others, tuple(look.traces), since, changes, moved), look.decisions
 
 
@@ -326,7 +329,7 @@ class Look:
             wanted, wait = self.wanted(trace, self.needs[index])
             if wanted > trace.workers:
                 loss = max(trace.sight.start, wait)
-                # At first there is nothing to wait for where so much waits that it will be lost for certain.
+                # Before its first change there is nothing to wait for where so much waits that it is lost for certain.
                 certain = trace.units and trace.changed == -inf and trace.stall >= STARTS * loss
                 missing = 0.0 if certain else loss - trace.lost
                 if missing <= 0:

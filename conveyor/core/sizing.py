@@ -3,10 +3,10 @@
 Law: a pure estimate from what workers report; knows no node and no clock.  A chunk is big enough that its hop
 costs little beside its work, and small enough that no other worker waits for it and no result dawdles: it is
 aimed at `TARGET_SECONDS` of work and bounded in bytes, starts at one item and at most doubles with each reply, so that
-a wrong guess about the next step costs one small chunk.  One dear item
-among many cheap ones says little of the next ones: it takes two dear chunks in a row for much smaller chunks.  Where
-much more waits than that, a chunk is larger: the last item in line has to wait for all of them anyway, and the chunks
-become smaller again as the line does (guided self-scheduling: Polychronopoulos and Kuck, 1987).
+a wrong guess about the next step costs one small chunk.  One dear item among many cheap ones says little of the next
+ones: it takes two dear chunks in a row for much smaller chunks.  Where much more waits than that, a chunk is larger:
+the last item in line has to wait for all of them anyway, and the chunks become smaller again as the line does (guided
+self-scheduling: Polychronopoulos and Kuck, 1987).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from conveyor.core.groups import Runs, append_run, total, with_one_less
-from conveyor.core.sizing import DEEPER, LINGER, TARGET_SECONDS
+from conveyor.core.sizing import LINGER, LONGEST_SECONDS, TARGET_SECONDS
 from conveyor.engines.channels import FarEnd, Gone, Message
 from conveyor.engines.codec import (
     BLOB_BYTES,
@@ -49,8 +49,9 @@ if TYPE_CHECKING:
 FLUSH_SECONDS = TARGET_SECONDS * LINGER
 # A value that a generator took so long to yield is sent at once: who knows when the next one comes.
 SLOW_SECONDS = 0.002
-# What is called in one stride is accounted for in one go.  Within it the worker looks at the clock, and whether it may
-# begin more, after so many units: one of them may take a thousand times as long as those before it.
+# What is called in one stride, as much as should take so long, is accounted for in one go.  Where that is more units
+# than so many, the worker looks within it at the clock, and whether it may begin more, whenever it has called so many:
+# one of them may take a thousand times as long as those before it.
 STRIDE_SECONDS = 0.002
 LOOK_UNITS = 128
 
@@ -277,7 +278,7 @@ class Worker:
                 self._stride_seconds = (now - begun) / len(returned)
             begun = now
             # What is left is sent with the rest where that will be done soon, for a lease of that length.
-            linger = max(self._linger, min(count * self._stride_seconds * LINGER, self._linger * DEEPER))
+            linger = max(self._linger, min(count * self._stride_seconds, LONGEST_SECONDS) * LINGER)
             late = now - self._since > linger and (count - start) * self._stride_seconds > linger
             if start < count and (careful or self._giver.wary or late or heavy):
                 self._flush()
