@@ -18,9 +18,9 @@ TARGET_SECONDS = 0.016
 # the present one, to hide the hop, where a usual lease is expected to take no more than this share; one of dearer items
 # would sit behind a busy worker while another falls idle.
 LINGER, AHEAD = 0.625, 1.25
-# Where much waits, so that nobody falls idle, a chunk is this part of what waits for each worker, and at most so many
-# times that much work.
-PART, DEEPER = 1 / 8, 8
+# Where much waits, so that nobody falls idle, a chunk is this part of what waits for each worker, up to
+# `LONGEST_SECONDS`.
+PART = 1 / 8
 # A broker that uses a core for more than the one share has more work in each chunk, up to so many times, and one that
 # uses it for less than the other has less again: a step of two between them would go back and forth.
 LOADED, EASY, MOST_STRETCHED = 0.5, 0.2, 8
@@ -135,13 +135,13 @@ class Sizer:
     (2, 5, 8)
     """
 
-    __slots__ = ("_aim", "_limit", "_longest", "_part", "_scale", "_surprised", "seconds", "size")
+    __slots__ = ("_aim", "_limit", "_longest", "_most_bytes", "_scale", "_surprised", "seconds", "size")
 
     def __init__(self, limit: int, scale: Scale, aim: Aim) -> None:
         self._aim = aim
         self._limit = max(1, min(limit, LARGEST))
         self._scale = scale
-        self._part = scale.most // 4
+        self._most_bytes = scale.most // 4
         self.seconds: float | None = None
         self._surprised = False
         self.size = self._longest = 1
@@ -163,17 +163,17 @@ class Sizer:
             # A large chunk is better evidence than a single item, whose time is mostly that of the hop.
             weight = WEIGHT if units >= self.size / 2 else WEIGHT / 4
             self.seconds += (sample - self.seconds) * weight if sample > self.seconds else (sample - self.seconds) / 2
-        self.size = min(self._best(1), self.size * 2)
-        self._longest = min(self._best(DEEPER), self._longest * 2)
+        self.size = min(self._best(self._aim.seconds), self.size * 2)
+        self._longest = min(self._best(LONGEST_SECONDS), self._longest * 2)
 
-    def _best(self, times: int) -> int:
-        """Return how many units are so many times the work that chunks are aimed at, or what else bounds them."""
-        best, target = self._limit, min(self._aim.seconds * times, LONGEST_SECONDS)
+    def _best(self, target: float) -> int:
+        """Return how many units are so many seconds of work, or what else bounds them."""
+        best = self._limit
         assert self.seconds is not None
         if self.seconds * best > target:
             best = max(1, int(target / self.seconds))
         weight = self._scale.bytes
-        most_bytes = min(max(TARGET_BYTES, min(FEW * weight, MOST_BYTES)), self._part)
+        most_bytes = min(max(TARGET_BYTES, min(FEW * weight, MOST_BYTES)), self._most_bytes)
         if weight * best > most_bytes:
             best = max(1, int(most_bytes / weight))
         return best
