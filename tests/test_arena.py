@@ -127,14 +127,14 @@ class ArenaTest(TestCase):
 
     def test_who_changes_in_place_gets_copies_for_a_while(self):
         kinds = []
-        for number in range(4 * arenas.COPIED_AFTER_CHANGE):
+        for number in range(6 * arenas.COPIED_AFTER_CHANGE):
             item = decode(self.received(encode([buffer(number)], arena=self.writer)))[0]
             kinds.append(item.mapping is not None)
             item.view()[0] ^= 1
             sent = encode([item], arena=self.reader)
             assert decode(self.received(sent, self.writer))[0].view() == item.view()
         # It is looked at again ever more seldom.
-        assert [number for number, kind in enumerate(kinds) if kind] == [0, 16, 48]
+        assert [number for number, kind in enumerate(kinds) if kind] == [0, 16, 80]
 
     def drafts(self):
         """Items that come to a reader who changes what it gets, so that each is a draft."""

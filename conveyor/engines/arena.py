@@ -55,13 +55,17 @@ MOST_KEPT = 64
 # So many buffers are kept for what is copied, and there are so many drafts, with as many bytes as may be seen.
 MOST_BUFFERS = 8
 # After a job has changed in place what was mapped, so many times it gets a copy: that costs less than to copy page by
-# page, as it is touched.  Then it is looked at again; and each time that it has changed again, about twice as many
+# page, as it is touched.  Then it is looked at again; and each time that it has changed again, about four times as many
 # times more, up to so many.
-COPIED_AFTER_CHANGE, MOST_COPIED = 15, 127
+COPIED_AFTER_CHANGE, MOST_COPIED = 15, 255
 # After it has held on to what it passed on, there is no draft for a while: each time that it has done so again, about
 # twice as many times more, up to so many.
 MOST_HELD = 63
 _GRAIN = mmap.ALLOCATIONGRANULARITY
+# What is mapped to be written whole: to have all of it at once takes half as long as page by page.
+_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
+_MAPPED_WHOLE = getattr(mmap, "MAP_SHARED", 0) | _POPULATE
+_OWN_WHOLE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0) | _POPULATE
 
 
 class Arena:
@@ -224,8 +228,7 @@ class Arena:
         elif place not in self._own:
             # Where it cannot be mapped, it can still be written.
             with contextlib.suppress(OSError, ValueError):
-                flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
-                self._keep_mapped(place, mmap.mmap(self._descriptor, capacity, flags, offset=place))
+                self._keep_mapped(place, mmap.mmap(self._descriptor, capacity, _MAPPED_WHOLE, offset=place))
 
     def _keep_mapped(self, place: int, mapping: mmap.mmap) -> None:
         """Have a slot of its own mapped for the next time."""
@@ -337,7 +340,7 @@ class Arena:
         """What the job gets is to be copied for a while."""
         if not self._copies:
             self._copies = self._after_change
-            self._after_change = min(MOST_COPIED, 2 * self._after_change + 1)
+            self._after_change = min(MOST_COPIED, 4 * self._after_change + 3)
 
     def opened(self, blob: Heavy) -> tuple[Any, list[Any]]:
         extents: dict[int, tuple[int, int]] = {}
@@ -420,6 +423,7 @@ class Arena:
             if not warm:
                 # Now it has its memory.
                 _write_all(self._descriptor, source, place)
+                self._prepare((place, capacity), warm=True)
             mapping = self._own.pop(place, None) or mmap.mmap(self._descriptor, capacity, offset=place)
         except (OSError, ValueError):
             self.freed([place])
@@ -444,7 +448,7 @@ class Arena:
             if size <= len(memory.mapping) <= 2 * size and memory.free:
                 return memoryview(memory.mapping)[:size]
         if len(self._buffers) < MOST_BUFFERS and sum(len(each.mapping) for each in self._buffers) < self._most_seen:
-            self._buffers.append(Memory(mmap.mmap(-1, _capacity(size))))
+            self._buffers.append(Memory(mmap.mmap(-1, _capacity(size), _OWN_WHOLE)))
             return memoryview(self._buffers[-1].mapping)[:size]
         for index, memory in enumerate(self._buffers):
             if memory.free:

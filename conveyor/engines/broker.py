@@ -312,11 +312,14 @@ class Broker:
     def _from_worker(self, each: WorkerProcess, header: Header, blobs: list[Any]) -> None:
         match header[0]:
             case "reply":
-                _, lease, units, runs, counts, final, starving, seconds, cpu, waited, partial, given_up = header
+                _, lease, units, runs, counts, final, starving, seconds, cpu, waited, partial, given_up, gone = header
                 outputs = tuple((Blob(blob, count), count) for blob, count in zip(blobs, counts, strict=True))
                 size = sum(map(len, blobs))
                 rest = (final, starving, seconds, cpu, waited, partial, given_up)
                 self._handle(events.Replied(each.number, lease, units, runs, outputs, size, *rest))
+                if gone:
+                    # Not before what is passed on of it was taken in.
+                    self._holdings.gone(each.number, gone)
             case "raised":
                 _, lease, units, failure = header
                 self._handle(events.Raised(each.number, lease, units, failure))

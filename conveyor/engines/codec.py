@@ -9,8 +9,11 @@ later, to give it again: of a giver that does so (`Giver`) each item is pickled 
 
 from __future__ import annotations
 
+import contextlib
 import pickle
-from collections.abc import Sequence, Set
+import weakref
+from collections.abc import Callable, Sequence, Set
+from functools import partial
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +43,7 @@ LEAST_INTERVAL = 8
 
 # How many objects of a giver are watched for one that comes again.
 WATCHED = 16
-# Of what is heavy fewer, as all that are watched are kept meanwhile.
+# Of what is heavy fewer, as all that cannot be watched from afar are kept meanwhile.
 WATCHED_HEAVY = 4
 
 Spec = tuple[tuple[Any, int, int], ...]
@@ -226,7 +229,7 @@ class Giver:
     __slots__ = ("_first", "_known", "repeats", "wary")
 
     def __init__(self) -> None:
-        self._first: list[Any] = []
+        self._first: list[Callable[[], Any]] = []
         self._known = False
         self.wary = False
         self.repeats = False
@@ -235,13 +238,29 @@ class Giver:
         """Take in what was given; of items that cannot be changed there is nothing to be known."""
         if self._known or type(item) in ATOMS:
             return
-        self.repeats = any(item is each for each in self._first)
-        self._first.append(item)
+        self.repeats = any(item is each() for each in self._first)
+        self._first.append(_watched(item))
         most = WATCHED if len(self._first) <= WATCHED_HEAVY or weight(item) < BLOB_BYTES else WATCHED_HEAVY
         self._known = self.repeats or len(self._first) > most
         self.wary = not self._known
         if self._known:
             self._first.clear()
+
+
+def _watched(item: Any) -> Callable[[], Any]:
+    """Return what returns an item, as long as anybody else has it: what nobody has any more does not come again.
+
+    What lives in shared memory can only be passed on without a copy if it is not kept here.
+    """
+    # One that has a finalizer may be saved by that, and come again, when nothing can be seen of it any more.
+    if not hasattr(type(item), "__del__"):
+        with contextlib.suppress(TypeError):
+            return weakref.ref(item)
+    return partial(_same, item)
+
+
+def _same(item: Any) -> Any:
+    return item
 
 
 class Unpicklable(Exception):

@@ -39,7 +39,8 @@ class Units:
     def take(self, spec: Any, blobs: list[Any], again: bool, keep: bool) -> list[Any]:
         """Return the units of a lease; raises FailedUnit where one cannot be unpickled.
 
-        `again`: it begins with what is left of the blob that was kept; `keep`: the next one does.
+        `again`: it begins with what is left of the blob that was kept; `keep`: the next one does.  `blobs` is empty
+        afterwards where they are not needed once more, so that nobody has what lives nowhere else.
         """
         # Of a blob that was sent with an earlier lease, only what is left of it is used, so its items are fresh.
         all_blobs, known = ([self._kept_blob, *blobs], self._kept) if again else (blobs, [])
@@ -53,6 +54,8 @@ class Units:
         except BaseException as error:
             decoded, self._kept = self._decoded_sparingly(spec, all_blobs, error), []
         self._kept_blob = all_blobs[-1] if keep else None
+        if not self._again:
+            blobs.clear()
         if self._note is not None:
             self._note.unpickling = False
         self.all = self._cut(items_of(spec, decoded))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
@@ -646,12 +646,14 @@ class Worker:
         )
         self._forget()
         self._within = within
-        if final and self._arena is not None and blobs:
-            # What nobody has any more is passed on without a copy.
+        gone: Sequence[int] = ()
+        if final and self._arena is not None:
+            # What nobody has any more is passed on without a copy, or said to be gone.
             outputs = part = []
             self._lease_units.leave()
             self._arena.give(blobs)
-        self._end.send(header, blobs)
+            gone = self._arena.gone()
+        self._end.send((*header, gone), blobs)
 
     def _unpicklable(self, cause: BaseException, output: Any, units: int) -> FailedUnit:
         """Return the failure for an output that cannot be pickled, of a unit so far behind those that are done."""
