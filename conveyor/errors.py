@@ -8,7 +8,8 @@ pickling with those fields.
 from __future__ import annotations
 
 import signal
-from typing import Any
+
+from conveyor.hints import Any
 
 
 class ConveyorError(Exception):

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from operator import length_hint
 from types import GeneratorType
-from typing import Any
 
+from conveyor.hints import Any
 from conveyor.plan import Node, Plan, StepNode, Target
 from conveyor.policy import policy_of
 from conveyor.stages import Processor

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from types import GeneratorType
-from typing import Any
+
+from conveyor.hints import Any
 
 
 def outputs_of(returned: Any, keep_none: bool) -> Iterator[Any]:

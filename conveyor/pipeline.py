@@ -10,15 +10,14 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 
-from conveyor import drawing
 from conveyor.cores import usable_cores
 from conveyor.description import Description
 from conveyor.engines.interrupts import interrupts_held
 from conveyor.errors import StateError
 from conveyor.failed import FailedItem
 from conveyor.fusing import fused
+from conveyor.hints import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 from conveyor.memory import usable_memory
 from conveyor.showing import short
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork, check_redact, code_of
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     # What can stand on one of several branches.  What a Pipe gives there is Any, as nothing says what comes to it.
     Step = Processor[Any, A] | Pipe
 else:
-    from typing import TypeVar
+    from conveyor.hints import TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -204,6 +203,9 @@ class Pipeline(Generic[In, Out]):
         return self._description.code(f"{type(self).__name__}({given})")
 
     def __str__(self) -> str:
+        # What most programs never ask for is not imported at the start of all.
+        from conveyor import drawing
+
         return drawing.draw(self._description)
 
     # Running

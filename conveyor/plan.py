@@ -7,8 +7,7 @@ walks it, the core of every other engine routes chunks along it.  Nodes stand in
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+from conveyor.hints import TYPE_CHECKING, Any
 from conveyor.values import dataclass
 
 if TYPE_CHECKING:

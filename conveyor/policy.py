@@ -7,9 +7,9 @@ workers share these decisions, so that they cannot differ.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from conveyor.errors import ItemTimeoutError
+from conveyor.hints import Any
 from conveyor.stages import Processor
 from conveyor.values import NamedTuple
 

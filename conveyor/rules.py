@@ -11,9 +11,9 @@ other are neighbours in that tree.  A `BalancingFork()` opens one lane: how many
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from conveyor.errors import RuleError
+from conveyor.hints import Any
 from conveyor.showing import short
 from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork, check_processor, code_of
 from conveyor.values import dataclass, replace

@@ -6,7 +6,8 @@ Law: short, and never an error of its own, whatever the value's `repr` does.
 from __future__ import annotations
 
 import reprlib
-from typing import Any
+
+from conveyor.hints import Any
 
 SHOWN = 200
 """How many characters of a value a message shows at most."""

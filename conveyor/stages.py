@@ -11,8 +11,8 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 
+from conveyor.hints import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 from conveyor.showing import short
 from conveyor.values import dataclass
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         max_items: int | None
 
 else:
-    from typing import TypeVar
+    from conveyor.hints import TypeVar
 
     In_contra = TypeVar("In_contra", contravariant=True)
     Out_co = TypeVar("Out_co", covariant=True)

@@ -1,14 +1,15 @@
 """Frozen data classes and named tuples, without what the standard library's cost at every import.
 
 Law: to a type checker, and to whoever uses an instance, these are `dataclasses` and `typing.NamedTuple`; only how they
-come to be differs.  The former write the source of each method and compile it, some 1 ms for each class, and need
-`inspect` for that, another 9 ms: that was more than half of what `import conveyor` took, in each process of a pipeline
-that is spawned as well.  The latter compiles each annotation, which took two thirds of the time for a class.
+come to be differs, and what is said of wrong arguments.  The former write the source of each method and compile it,
+some 1 ms for each class, and need `inspect` for that, another 9 ms: that was more than half of what `import conveyor`
+took, in each process of a pipeline that is spawned as well.  The latter compiles each annotation, and has methods of
+its own for each class, which took two thirds of the time for one, and takes time once more when all are taken apart.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from conveyor.hints import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dataclasses import dataclass as dataclass
@@ -64,27 +65,31 @@ else:
         return cls
 
     def _init(self, /, *positional, **named):
-        fields, given = self._value_fields, self.__dict__
-        names = self.__match_args__
-        if len(positional) > len(names):
-            raise TypeError(f"{type(self).__name__}() takes {len(names)} positional arguments, not {len(positional)}")
-        for name, value in zip(names, positional, strict=False):
-            if name in named:
-                raise TypeError(f"{type(self).__name__}() got two values for {name!r}")
-            named[name] = value
-        for name, each in fields.items():
-            if name in named:
-                given[name] = named.pop(name)
-            elif each.default is not _MISSING:
-                given[name] = each.default
-            elif each.default_factory is not _MISSING:
-                given[name] = each.default_factory()
-            else:
-                raise TypeError(f"{type(self).__name__}() is missing {name!r}")
-        if named:
-            raise TypeError(f"{type(self).__name__}() has no {', '.join(map(repr, named))}")
+        self.__dict__.update(_filled(type(self), positional, named))
         if hasattr(self, "__post_init__"):
             self.__post_init__()
+
+    def _filled(cls, positional, named):
+        """Return the values of all fields by their names, where these are given."""
+        filled, names = {}, cls.__match_args__
+        if len(positional) > len(names):
+            raise TypeError(f"{cls.__name__}() takes {len(names)} positional arguments, not {len(positional)}")
+        for name, value in zip(names, positional, strict=False):
+            if name in named:
+                raise TypeError(f"{cls.__name__}() got two values for {name!r}")
+            named[name] = value
+        for name, each in cls._value_fields.items():
+            if name in named:
+                filled[name] = named.pop(name)
+            elif each.default is not _MISSING:
+                filled[name] = each.default
+            elif each.default_factory is not _MISSING:
+                filled[name] = each.default_factory()
+            else:
+                raise TypeError(f"{cls.__name__}() is missing {name!r}")
+        if named:
+            raise TypeError(f"{cls.__name__}() has no {', '.join(map(repr, named))}")
+        return filled
 
     def _values(value):
         return tuple([getattr(value, name) for name in value._value_fields])
@@ -120,19 +125,36 @@ else:
             owner.__dataclass_fields__ = fields
             return fields
 
+    # What gives the value at an index: the fastest there is, in whatever Python this is.
+    _At = type(vars(namedtuple("_Pattern", ("first",)))["first"])
+
     class _NamedTupleMaker(type):
         """Makes of a class body what `typing.NamedTuple` would make of it."""
 
         def __new__(mcs, name, bases, body):
-            if not bases:
-                return super().__new__(mcs, name, bases, body)
-            annotations = body.pop("__annotations__", {})
-            defaults = [body.pop(each) for each in annotations if each in body]
-            made = namedtuple(name, annotations, defaults=defaults, module=body.pop("__module__"))
-            made.__annotations__ = made.__new__.__annotations__ = annotations
-            for each, value in body.items():
-                setattr(made, each, value)
-            return made
+            fields = tuple(body.setdefault("__annotations__", {}))
+            defaults = {each: body.pop(each) for each in fields if each in body}
+            body["_value_fields"] = {each: _Field(defaults.get(each, _MISSING), _MISSING, False) for each in fields}
+            body.update((each, _At(index, "")) for index, each in enumerate(fields))
+            body.update(__slots__=(), _fields=fields, __match_args__=fields, _field_defaults=defaults)
+            return super().__new__(mcs, name, bases, body)
 
-    class NamedTuple(metaclass=_NamedTupleMaker):
+    class NamedTuple(tuple, metaclass=_NamedTupleMaker):
         """A tuple whose fields have names."""
+
+        def __new__(cls, /, *values, **named):
+            if named or len(values) != len(cls._fields):
+                values = _filled(cls, values, named).values()
+            return tuple.__new__(cls, values)
+
+        def __getnewargs__(self):
+            return tuple(self)
+
+        def __repr__(self):
+            return f"{type(self).__name__}({', '.join(map('{}={!r}'.format, self._fields, self))})"
+
+        def _asdict(self):
+            return dict(zip(self._fields, self, strict=True))
+
+        def _replace(self, /, **changes):
+            return type(self)(**{**self._asdict(), **changes})

@@ -5,9 +5,8 @@ Law: frozen wishes, no behaviour.  The shell carries them out in order; none of 
 
 from __future__ import annotations
 
-from typing import Any
-
 from conveyor.core.payloads import Piece
+from conveyor.hints import Any
 from conveyor.values import NamedTuple
 
 # A consumer that was not told otherwise can keep to itself for so long what is not worth a message.

@@ -7,9 +7,9 @@ handled, and can be replayed from them.  Blobs are opaque handles: the core neve
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from conveyor.core.groups import Runs
+from conveyor.hints import Any
 from conveyor.values import NamedTuple
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
-from typing import Any
 
 from conveyor.core.groups import Runs
+from conveyor.hints import Any
 from conveyor.values import NamedTuple
 
 

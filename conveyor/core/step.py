@@ -11,7 +11,6 @@ and without `ordered` for the leases that workers are at, which those behind the
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
 
 from conveyor.core.attempts import DIED, OVERDUE, Attempts
 from conveyor.core.balancing import Sight
@@ -27,6 +26,7 @@ from conveyor.core.sizing import WEIGHT, Sizer
 from conveyor.core.staff import Team
 from conveyor.core.times import Times
 from conveyor.core.watch import Watch, was_overdue
+from conveyor.hints import Any
 from conveyor.stats import StepStats
 
 # While a worker has nothing to do, another must not have more than this ahead of it that it has not begun.

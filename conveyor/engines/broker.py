@@ -13,7 +13,6 @@ import signal
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from conveyor.core import commands, events
 from conveyor.core.machine import Machine
@@ -28,6 +27,7 @@ from conveyor.engines.life import settle
 from conveyor.engines.sayings import Sayings
 from conveyor.engines.starting import UNGUARDED
 from conveyor.errors import ProcessError
+from conveyor.hints import Any
 from conveyor.stats import Stats
 
 # What a worker that has torn down its job gets to end its process.

@@ -27,11 +27,11 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any
 
 from conveyor.engines.heavy import Heavy, Keeper
 from conveyor.engines.interrupts import signals_blocked
 from conveyor.engines.waiting import wait_for_any
+from conveyor.hints import Any
 
 Header = tuple[Any, ...]
 Message = tuple[Header, list[Any]]

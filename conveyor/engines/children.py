@@ -10,9 +10,9 @@ import contextlib
 import multiprocessing.process
 import os
 import signal
-from typing import Any
 
 from conveyor.engines.waiting import wait_for
+from conveyor.hints import Any
 
 
 class Child:

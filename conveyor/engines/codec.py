@@ -15,10 +15,10 @@ import weakref
 from collections.abc import Callable, Sequence, Set
 from functools import partial
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any
 
 from conveyor.core.payloads import Piece, Weave, woven
 from conveyor.engines.heavy import Heavy
+from conveyor.hints import TYPE_CHECKING, Any
 from conveyor.plan import PIPE_BYTES
 
 if TYPE_CHECKING:

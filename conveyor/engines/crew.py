@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 from conveyor.engines import life
 from conveyor.engines.arena import Arena
@@ -25,6 +24,7 @@ from conveyor.engines.notes import Note, Notes
 from conveyor.engines.starting import FORK, PREFIX, SPAWN, fork_warning_ignored, signals_held
 from conveyor.engines.waiting import Waiter
 from conveyor.errors import ProcessError
+from conveyor.hints import TYPE_CHECKING, Any
 from conveyor.plan import Plan
 from conveyor.values import NamedTuple
 

@@ -10,7 +10,6 @@ import contextlib
 import pickle
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
 
 from conveyor.errors import (
     ItemTimeoutError,
@@ -22,6 +21,7 @@ from conveyor.errors import (
 )
 from conveyor.failed import FailedItem
 from conveyor.fusing import StageError
+from conveyor.hints import Any
 from conveyor.values import NamedTuple
 
 

@@ -7,10 +7,10 @@ of its file.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 from conveyor.engines.channels import Gone
 from conveyor.engines.records import RECORD, SAID, packed_record
+from conveyor.hints import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import logging

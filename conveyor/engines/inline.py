@@ -13,7 +13,6 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, zip_longest
-from typing import Any, Protocol
 
 from conveyor.core.attempts import too_many
 from conveyor.core.staff import Durations
@@ -22,6 +21,7 @@ from conveyor.engines.failures import failure_of, processor_error, too_many_fail
 from conveyor.engines.redaction import Redact, shown_by
 from conveyor.errors import ProcessorError, SourceError, StateError
 from conveyor.failed import FailedItem
+from conveyor.hints import Any, Protocol
 from conveyor.jobs import outputs_of
 from conveyor.plan import BalanceNode, LeaveNode, MergeNode, Node, Plan, ReplicateNode, SinkNode, StepNode, ZipNode
 from conveyor.policy import policy_of

@@ -7,12 +7,13 @@ and a worker does not outlive its broker, whatever it is at.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import pickle
 import signal
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 from conveyor.engines.arena import Arena
 from conveyor.engines.channels import FarEnd, Gone
@@ -23,6 +24,7 @@ from conveyor.engines.redaction import Redact
 from conveyor.engines.streams import settle_streams
 from conveyor.engines.telling import SharedEnd, Voice
 from conveyor.engines.worker import Worker
+from conveyor.hints import Any
 from conveyor.stages import Processor
 from conveyor.values import NamedTuple
 
@@ -74,21 +76,31 @@ def settle(foreign: list[Any]) -> None:
     settle_streams()
 
 
+@functools.cache
+def _prctl() -> Callable[..., int] | None:
+    """Return the system call that says what becomes of this process, None where there is none."""
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        found: Callable[..., int] = ctypes.CDLL(None).prctl
+        return found
+    return None
+
+
 def prepare() -> None:
-    """Import what every worker needs and nobody else: better once, before they are forked."""
+    """Find what every worker needs and nobody else: better once, before they are forked."""
     if os.name == "posix":
-        with contextlib.suppress(ImportError):
-            import ctypes  # noqa: F401
+        _prctl()
 
 
 def die_with_parent(parent: int) -> None:
     """Ask the kernel, where it can be asked, to end this process when its parent dies, busy or not."""
-    with contextlib.suppress(ImportError, OSError, AttributeError):
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
-    if hasattr(os, "getppid") and os.name == "posix" and os.getppid() != parent:
-        os._exit(ORPHANED)
+    if os.name == "posix":
+        prctl = _prctl()
+        if prctl is not None:
+            prctl(1, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(ORPHANED)
 
 
 def main(

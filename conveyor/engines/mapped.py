@@ -11,9 +11,9 @@ import mmap
 import os
 import sys
 import weakref
-from typing import Any
 
 from conveyor.engines.heavy import Heavy
+from conveyor.hints import Any
 
 # The bytes that are copied at once where all pages are.
 _STRIDE = 1 << 20

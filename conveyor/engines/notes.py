@@ -15,7 +15,8 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing import reduction
-from typing import Any
+
+from conveyor.hints import Any
 
 # One cache line each, so that two workers never write to the same.
 WORDS = 8

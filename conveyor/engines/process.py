@@ -18,7 +18,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
 
 from conveyor.core.sizing import first_pull
 from conveyor.engines import broker, life
@@ -57,6 +56,7 @@ from conveyor.errors import (
     cause_of_death,
 )
 from conveyor.failed import FailedItem
+from conveyor.hints import Any, cast
 from conveyor.plan import Plan, SinkNode, StepNode
 from conveyor.stats import Stats
 from conveyor.values import replace

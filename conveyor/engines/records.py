@@ -11,10 +11,10 @@ import contextlib
 import pickle
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any
 
 from conveyor.engines.channels import Header
 from conveyor.engines.codec import ATOMS
+from conveyor.hints import TYPE_CHECKING, Any
 from conveyor.showing import short
 from conveyor.values import NamedTuple
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from typing import Any
 
+from conveyor.hints import Any
 from conveyor.showing import SHOWN, short
 
 Redact = Callable[[Any], str]

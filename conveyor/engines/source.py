@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
 
 from conveyor.engines.channels import FarEnd, Gone
 from conveyor.engines.codec import (
@@ -33,6 +32,7 @@ from conveyor.engines.codec import (
 from conveyor.engines.heavy import Heavy
 from conveyor.engines.interrupts import interrupts_held
 from conveyor.errors import SourceError
+from conveyor.hints import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conveyor.engines.arena import Arena

@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable
-from typing import Any, ClassVar
 
 from conveyor.engines.codec import decode
 from conveyor.engines.heavy import Heavy
+from conveyor.hints import Any, ClassVar
 
 
 class Broken:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+
+from conveyor.hints import Any
 
 try:
     # Here, before workers are forked: each would have to look for it.

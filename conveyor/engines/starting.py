@@ -14,11 +14,11 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 from conveyor.engines.interrupts import signals_blocked
 from conveyor.engines.redaction import Redact
 from conveyor.errors import ConveyorError, JobPicklingError, MissingMainGuardError
+from conveyor.hints import Any
 from conveyor.plan import Plan
 from conveyor.stages import Processor
 

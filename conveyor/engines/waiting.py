@@ -11,7 +11,8 @@ import os
 import select
 import selectors
 from collections.abc import Callable
-from typing import Any
+
+from conveyor.hints import Any
 
 
 def wait_for(thing: Any, seconds: float | None = None) -> bool:

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any
 
 from conveyor.core.groups import Runs, append_run, total, with_one_less
 from conveyor.core.sizing import LINGER, LONGEST_SECONDS, TARGET_SECONDS
@@ -38,6 +37,7 @@ from conveyor.engines.spent import Spent
 from conveyor.engines.units import Units
 from conveyor.errors import ProcessorError
 from conveyor.fusing import Fused, StageError
+from conveyor.hints import TYPE_CHECKING, Any
 from conveyor.jobs import is_generator_function, outputs_of, up_to_generator
 from conveyor.policy import policy_of
 from conveyor.stages import Processor, work_of
