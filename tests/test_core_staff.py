@@ -11,8 +11,8 @@ from typing import Any
 from conveyor import Pipe, Pipeline, Processor
 from conveyor.core.commands import Emit, EndWorker, Finish, Lease, Recall, StartWorker
 from conveyor.core.events import RunStarted
+from conveyor.core.sharing import SHARED_SECONDS, SILENT_SECONDS
 from conveyor.core.staff import Durations
-from conveyor.core.step import SILENT_SECONDS
 from tests.driving import Driven
 from tests.support import TestCase
 
@@ -180,8 +180,10 @@ class TakingBack(TestCase):
         core = self.unequal()
         assert core.machine.timer is None
         assert core.reply(1.002, 1, 4, 2, ("e", 2), seconds=0.0002) == []
-        assert core.machine.timer == 1.0 + SILENT_SECONDS
+        # More may be on its way.
+        assert core.machine.timer == 1.001 + SHARED_SECONDS
         assert core.tick(1.004) == []
+        assert core.machine.timer == 1.0 + SILENT_SECONDS
         assert core.tick(1.011) == [Recall(0, 3, 1)]
         # It is at the first unit, so the second one and the whole lease behind it go to the other.
         assert core.begun(1.012, 0, 3, 1) == [
@@ -199,6 +201,26 @@ class TakingBack(TestCase):
         assert core.feed(2.1, "E", 1) == [Lease(1, 8, (("E", 0, 1),), 1, 1)]
         assert core.reply(2.2, 0, 5, 0) == [Emit((("g", 0, 8),), 8)]
         assert core.feed(2.3, "F", 1) == [Lease(0, 9, (("F", 0, 1),), 1, 1)]
+
+    def test_not_while_more_comes_in(self) -> None:
+        core = Driven(Processor(job, workers=2), Pipe(64))
+        for number in range(4):
+            core.feed(0.1 * number, "AB"[number % 2], 1)
+            core.reply(0.1 * number + 0.05, 0, number, 1, ("a", 1), seconds=0.016)
+        assert core.feed(1.0, "C", 2) == [Lease(0, 4, (("C", 0, 1),), 1, 1), Lease(1, 5, (("C", 1, 2),), 1, 1)]
+        assert core.feed(1.0005, "D", 1) == [Lease(0, 6, (("D", 0, 1),), 1, 1)]
+        # The second has nothing to do, and what the first has not begun takes 16 ms; but what comes next is for it.
+        assert core.reply(1.001, 1, 5, 1, ("c", 1), seconds=0.016) == []
+        assert core.machine.timer == 1.0005 + SHARED_SECONDS
+        assert core.feed(1.002, "E", 1) == [Lease(1, 7, (("E", 0, 1),), 1, 1)]
+        assert core.reply(1.003, 1, 7, 1, ("e", 1), seconds=0.016) == []
+        assert core.tick(1.002 + SHARED_SECONDS) == [Recall(0, 4, 1)]
+
+    def test_at_once_where_nothing_more_comes(self) -> None:
+        core = self.unequal()
+        assert core.end(1.0015) == []
+        assert core.reply(1.002, 1, 4, 2, ("e", 2), seconds=0.0002) == []
+        assert core.machine.timer == 1.0 + SILENT_SECONDS
 
     def test_without_order(self) -> None:
         core = self.unequal(ordered=False)

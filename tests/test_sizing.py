@@ -138,10 +138,20 @@ class Chunks(TestCase):
     def test_a_broker_with_much_to_do_has_larger_chunks(self) -> None:
         aim = Aim()
         sizer = Sizer(1000, Scale(), aim)
-        for share, size in ((0.4, 8), (0.6, 16), (0.6, 32), (0.3, 32), (0.9, 64), (0.9, 64), (0.1, 32), (0.0, 16)):
+        for share, size in ((0.6, 8), (0.8, 16), (0.8, 32), (0.3, 32), (0.9, 64), (0.9, 64), (0.1, 32), (0.0, 16)):
             aim.loaded(share)
             for _ in range(8):
                 sizer.observe(sizer.size, sizer.size * 0.002)
+            assert sizer.size == size, (share, sizer.size)
+
+    def test_it_has_more_bytes_in_each_too(self) -> None:
+        aim, scale = Aim(), Scale()
+        scale.weigh(1, TARGET_BYTES // 512)
+        sizer = Sizer(100_000, scale, aim)
+        for share, size in ((0.6, 512), (0.8, 1024), (0.9, 2048), (0.9, 4096), (0.9, 4096), (0.1, 2048)):
+            aim.loaded(share)
+            for _ in range(14):
+                sizer.observe(sizer.size, sizer.size * 1e-7)
             assert sizer.size == size, (share, sizer.size)
 
     def test_a_single_item_is_weaker_evidence_than_a_chunk(self) -> None:

@@ -233,7 +233,7 @@ class Machine:
         if step.team.ready(event.worker, event.seconds) and not self._over:
             self.now = now
             step.joined(event.worker)
-        if self.aim.stretched:
+        if self.aim.stretch > 1:
             self.command(Linger(event.worker, self.aim.linger))
 
     def _worker_lost(self, event: WorkerLost, now: float) -> None:

@@ -22,8 +22,9 @@ LINGER, AHEAD = 0.625, 1.25
 # `LONGEST_SECONDS`.
 PART = 1 / 8
 # A broker that uses a core for more than the one share has more work in each chunk, up to so many times, and one that
-# uses it for less than the other has less again: a step of two between them would go back and forth.
-LOADED, EASY, MOST_STRETCHED = 0.5, 0.2, 8
+# uses it for less than the other has less again: a step of two between them would go back and forth.  At half a core it
+# holds nobody up yet: four million ints took a tenth longer with larger chunks there, on 16 cores.
+LOADED, EASY, MOST_STRETCHED = 0.7, 0.2, 8
 LONGEST_SECONDS = TARGET_SECONDS * MOST_STRETCHED
 # All objects of a chunk live at the same time: of small ones no more than the caches of a core hold and its garbage
 # collector does not look at again and again.  So few items may have more bytes together, up to so many.
@@ -106,9 +107,9 @@ class Aim:
         return self.seconds * AHEAD
 
     @property
-    def stretched(self) -> bool:
-        """Whether it is for more than usual."""
-        return self.seconds > TARGET_SECONDS
+    def stretch(self) -> float:
+        """For how many times as much as usual."""
+        return self.seconds / TARGET_SECONDS
 
     def loaded(self, share: float) -> bool:
         """Take in which share of a core the broker has used of late; return whether that has changed the aim."""
@@ -173,7 +174,9 @@ class Sizer:
         if self.seconds * best > target:
             best = max(1, int(target / self.seconds))
         weight = self._scale.bytes
-        most_bytes = min(max(TARGET_BYTES, min(FEW * weight, MOST_BYTES)), self._most_bytes)
+        # The broker's time is dearer than what a chunk costs its worker beyond that.
+        most_bytes = max(TARGET_BYTES, min(FEW * weight, MOST_BYTES)) * self._aim.stretch
+        most_bytes = min(most_bytes, self._most_bytes)
         if weight * best > most_bytes:
             best = max(1, int(most_bytes / weight))
         return best

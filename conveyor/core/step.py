@@ -22,6 +22,7 @@ from conveyor.core.invariants import check_step
 from conveyor.core.leases import Lease, Rest, Worker, place
 from conveyor.core.node import Node, Output, Surroundings
 from conveyor.core.payloads import Piece, Pieces
+from conveyor.core.sharing import to_recall
 from conveyor.core.sizing import WEIGHT, Sizer
 from conveyor.core.staff import Team
 from conveyor.core.times import Times
@@ -29,10 +30,6 @@ from conveyor.core.watch import Watch, was_overdue
 from conveyor.hints import Any
 from conveyor.stats import StepStats
 
-# While a worker has nothing to do, another must not have more than this ahead of it that it has not begun.
-SHARED_SECONDS = 0.002
-# A worker that has said nothing for so long is at an item that takes longer than was expected.
-SILENT_SECONDS = 0.01
 # Items at some of which so many workers in a row have died are handed out one by one: fewer may have died of something
 # else.
 DEATHS_IN_COMPANY = 2
@@ -62,6 +59,8 @@ class Step(Node):
         self.sizer = Sizer(max(1, self.bound // (4 * self.unit)), self.scale, surroundings.aim)
         self._finishes = node.finishes
         self._queue = Pieces()
+        # When something came in last.
+        self._came_at = surroundings.now
         self._rests: list[Rest] = []
         self._attempts = Attempts(node)
         # How many items came in, were taken out of the queue, and were acknowledged, in all.
@@ -138,11 +137,13 @@ class Step(Node):
         self.weigh(0, items, size)
         self._queue.push(blob, items)
         self.entered += items
+        self._came_at = self.surroundings.now
         self.wake()
 
     def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
         self._queue.extend(pieces, items)
         self.entered += items
+        self._came_at = self.surroundings.now
         if runs is not None:
             self._regroup.push(*self._batcher.units(runs, items))
         self.wake()
@@ -446,22 +447,13 @@ class Step(Node):
         self.look_at = None
         if self._queue.items >= self.unit or self._rests or self._spare(True) < 1 or (self._ended and self._finishes):
             return
-        if all(worker.leases or worker.leaving for worker in self.workers):
-            return
-        now, seconds = self.surroundings.now, self.sizer.seconds or 0.0
-        for worker in sorted(self.workers, key=lambda worker: -worker.outstanding):
-            ahead = -(-worker.outstanding // self.unit) - 1
-            if ahead < 1:
-                return
-            if worker.recalled:
-                continue
-            if ahead * seconds >= SHARED_SECONDS or now >= worker.heard + SILENT_SECONDS:
-                worker.recalled = worker.asked = True
-                lease = next(lease for lease in worker.leases if lease.items)
-                self.surroundings.command(Recall(worker.number, lease.number, self._begun_units(lease) + 1))
-                return
-            look_at = worker.heard + SILENT_SECONDS
-            self.look_at = look_at if self.look_at is None else min(look_at, self.look_at)
+        came_at = None if self._ended else self._came_at
+        seconds, stretch = self.sizer.seconds or 0.0, self.surroundings.aim.stretch
+        worker, self.look_at = to_recall(self.workers, self.unit, seconds, came_at, stretch, self.surroundings.now)
+        if worker is not None:
+            worker.recalled = worker.asked = True
+            lease = next(lease for lease in worker.leases if lease.items)
+            self.surroundings.command(Recall(worker.number, lease.number, self._begun_units(lease) + 1))
 
     def _begun_units(self, lease: Lease) -> int:
         """How many units of a lease have been acknowledged."""

@@ -39,7 +39,7 @@ SPIN_SECONDS = 0.0002
 # When nothing has run for so long, workers give back the memory that they have ready for what is heavy.
 REST_SECONDS = 1.0
 # How often the core is told which share of a core is used here.
-TELL_LOAD_SECONDS = 0.25
+TELL_LOAD_SECONDS = 0.1
 # Where the death of the caller cannot be waited for, it is looked for so often.
 LOOK_SECONDS = 0.25
 
