@@ -128,7 +128,7 @@ class Machine:
             else:
                 continue
             for output in outputs:
-                output.node.feeders.append(node.wake)
+                output.node.feeders.append(node.room_made)
                 output.node.hands = max(output.node.hands, len(node.workers) if isinstance(node, Step) else 0)
             if isinstance(description, MergeNode) and isinstance(node, BalanceMerge):
                 fork = self.nodes[description.fork]

@@ -146,10 +146,14 @@ class Node(ABC):
         """Have this node pumped."""
         self.surroundings.wake(self)
 
+    def room_made(self) -> None:
+        """Take in that there may be more room behind this node."""
+        self.wake()
+
     def wake_feeders(self) -> None:
-        """There may be more room here: have the nodes that feed this one pumped."""
-        for wake in self.feeders:
-            wake()
+        """There may be more room here: say so to the nodes that feed this one."""
+        for room_made in self.feeders:
+            room_made()
 
 
 class Lane:

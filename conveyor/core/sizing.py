@@ -164,19 +164,19 @@ class Sizer:
             # A large chunk is better evidence than a single item, whose time is mostly that of the hop.
             weight = WEIGHT if units >= self.size / 2 else WEIGHT / 4
             self.seconds += (sample - self.seconds) * weight if sample > self.seconds else (sample - self.seconds) / 2
-        self.size = min(self._best(self._aim.seconds), self.size * 2)
-        self._longest = min(self._best(LONGEST_SECONDS), self._longest * 2)
+        most = self._most()
+        self.size = min(self._best(most, self._aim.seconds), self.size * 2)
+        self._longest = min(self._best(most, LONGEST_SECONDS), self._longest * 2)
 
-    def _best(self, target: float) -> int:
-        """Return how many units are so many seconds of work, or what else bounds them."""
-        best = self._limit
-        assert self.seconds is not None
-        if self.seconds * best > target:
-            best = max(1, int(target / self.seconds))
+    def _most(self) -> int:
+        """Return how many units a chunk has at most, however little work they are."""
         weight = self._scale.bytes
         # The broker's time is dearer than what a chunk costs its worker beyond that.
         most_bytes = max(TARGET_BYTES, min(FEW * weight, MOST_BYTES)) * self._aim.stretch
         most_bytes = min(most_bytes, self._most_bytes)
-        if weight * best > most_bytes:
-            best = max(1, int(most_bytes / weight))
-        return best
+        return max(1, int(most_bytes / weight)) if weight * self._limit > most_bytes else self._limit
+
+    def _best(self, most: int, target: float) -> int:
+        """Return how many units are so many seconds of work, up to `most`."""
+        assert self.seconds is not None
+        return max(1, int(target / self.seconds)) if self.seconds * most > target else most

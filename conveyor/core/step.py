@@ -56,6 +56,8 @@ class Step(Node):
         self.watch = Watch(node.timeout, surroundings)
         self.times = Times(team, surroundings.now)
         self._dealt_to = False
+        # Whether it has looked in vain for room behind it: else it needs no pump to hear of more.
+        self._short = True
         self.sizer = Sizer(max(1, self.bound // (4 * self.unit)), self.scale, surroundings.aim)
         self._finishes = node.finishes
         self._queue = Pieces()
@@ -75,10 +77,8 @@ class Step(Node):
         self._leases: dict[int, Lease] = {}
         self._order: deque[Lease | Rest] = deque()
         self._starving: deque[Lease] = deque()
-        # Outputs that may still come on credit, or have come and wait for their turn.
-        self.promised = 0
-        # Items in the hands of workers beyond the one unit that each may work on.
-        self._ahead = 0
+        # Outputs that may still come on credit, or wait for their turn; items that workers have beyond one unit each.
+        self.promised = self._ahead = 0
         self._regroup = Regroup()
         self._batcher = Batcher(self.unit)
         self._outputs_per_unit = 1.0
@@ -152,12 +152,17 @@ class Step(Node):
         self._ended = True
         self.wake()
 
+    def room_made(self) -> None:
+        if self._short:
+            self.wake()
+
     # What goes on
 
     def pump(self) -> None:
         if self._cancelled:
             return
         self._count_time()
+        self._short = self._dealt_to
         if not self._leases:
             # With nothing under way, groups that are empty already must not wait for the next output.
             closed = self._regroup.feed([], 0)
@@ -181,8 +186,10 @@ class Step(Node):
 
     def _spare(self, waits: bool, weighed: bool = True) -> int:
         """How many more outputs may be promised to a lease; one that waits for another leaves the other's reserve."""
-        spare = self.output.room(weighed) + self.most_workers - self.promised
-        return spare - self._reserve if waits else spare
+        spare = self.output.room(weighed) + self.most_workers - self.promised - self._reserve * waits
+        if spare < 1:
+            self._short = True
+        return spare
 
     def _credit(self, waits: bool) -> int:
         """How many outputs may be promised to a lease that is known to need some."""
@@ -330,7 +337,7 @@ class Step(Node):
         lease = self._leases[event.lease]
         worker = lease.worker
         self.watch.heard(worker)
-        outputs = sum(items for _, items in event.blobs)
+        outputs = sum([items for _, items in event.blobs])
         acknowledged = min(event.units * self.unit, -(-lease.items // self.unit) * self.unit)
         assert event.units * self.unit == acknowledged, "a worker did what had been taken back from it"
         acknowledged = lease.items if self._cancelled and event.final else min(acknowledged, lease.items)
@@ -391,8 +398,8 @@ class Step(Node):
             order.popleft()
 
     def _emit(self, event: Replied) -> None:
-        pieces = tuple((blob, 0, items) for blob, items in event.blobs)
-        outputs = sum(items for _, items in event.blobs)
+        pieces = tuple([(blob, 0, items) for blob, items in event.blobs])
+        outputs = sum([items for _, items in event.blobs])
         self.promised -= outputs
         runs = None if event.runs is None else self._regroup.feed(event.runs, outputs)
         if outputs:
@@ -620,7 +627,7 @@ class Step(Node):
 
     def _take_stock(self) -> None:
         """See what the time from now on is spent with."""
-        idle = sum(1 for worker in self.workers if not worker.leases)
+        idle = len([worker for worker in self.workers if not worker.leases])
         starving = len({lease.worker for lease in self._starving}) if self._starving else 0
         times = self.times
         times.busy = len(self.workers) - idle - starving
