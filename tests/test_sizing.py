@@ -144,6 +144,15 @@ class Chunks(TestCase):
                 sizer.observe(sizer.size, sizer.size * 0.002)
             assert sizer.size == size, (share, sizer.size)
 
+    def test_of_batches_all_items_are_weighed(self) -> None:
+        scale = Scale()
+        scale.weigh(1, 1000)
+        for unit, size in ((1, 256), (16, 16), (100, 2), (1000, 1)):
+            sizer = Sizer(10_000, scale, Aim(), unit)
+            for _ in range(14):
+                sizer.observe(sizer.size, sizer.size * 1e-7)
+            assert sizer.size == size, (unit, sizer.size)
+
     def test_it_has_more_bytes_in_each_too(self) -> None:
         aim, scale = Aim(), Scale()
         scale.weigh(1, TARGET_BYTES // 512)

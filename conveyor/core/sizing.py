@@ -136,11 +136,13 @@ class Sizer:
     (2, 5, 8)
     """
 
-    __slots__ = ("_aim", "_limit", "_longest", "_most_bytes", "_scale", "_surprised", "seconds", "size")
+    __slots__ = ("_aim", "_limit", "_longest", "_most_bytes", "_scale", "_surprised", "_unit", "seconds", "size")
 
-    def __init__(self, limit: int, scale: Scale, aim: Aim) -> None:
+    def __init__(self, limit: int, scale: Scale, aim: Aim, unit: int = 1) -> None:
         self._aim = aim
         self._limit = max(1, min(limit, LARGEST))
+        # How many items a unit has.
+        self._unit = unit
         self._scale = scale
         self._most_bytes = scale.most // 4
         self.seconds: float | None = None
@@ -170,9 +172,10 @@ class Sizer:
 
     def _most(self) -> int:
         """Return how many units a chunk has at most, however little work they are."""
-        weight = self._scale.bytes
+        item = self._scale.bytes
+        weight = item * self._unit
         # The broker's time is dearer than what a chunk costs its worker beyond that.
-        most_bytes = max(TARGET_BYTES, min(FEW * weight, MOST_BYTES)) * self._aim.stretch
+        most_bytes = max(TARGET_BYTES, min(FEW * item, MOST_BYTES)) * self._aim.stretch
         most_bytes = min(most_bytes, self._most_bytes)
         return max(1, int(most_bytes / weight)) if weight * self._limit > most_bytes else self._limit
 

@@ -58,7 +58,7 @@ class Step(Node):
         self._dealt_to = False
         # Whether it has looked in vain for room behind it: else it needs no pump to hear of more.
         self._short = True
-        self.sizer = Sizer(max(1, self.bound // (4 * self.unit)), self.scale, surroundings.aim)
+        self.sizer = Sizer(max(1, self.bound // (4 * self.unit)), self.scale, surroundings.aim, self.unit)
         self._finishes = node.finishes
         self._queue = Pieces()
         # When something came in last.
