@@ -339,7 +339,9 @@ class SimulatedShell(FakeShell):
         fatal = not node.restartable or (not self.finished and self.is_at_finish(number))
         if fatal and (self.finished or self.random() >= self.chances.fatal):
             return False
-        if not self.finished and self.lone_suspect(number) is not None and self.random() >= self.chances.fatal:
+        # What is given up for such a death, the inline engine knows nothing of.
+        harmless = node.gives_up or self.random() >= self.chances.fatal
+        if not self.finished and self.lone_suspect(number) is not None and harmless:
             culprit = self.lone_suspect(number)
             if self.deaths[node.index, culprit or 0] + 1 >= core_attempts.ITEM_ATTEMPTS:
                 return False
@@ -392,7 +394,10 @@ class SimulatedShell(FakeShell):
                 if self.deaths[node.index, culprit] >= attempts and not node.gives_up:
                     self.expected_failure = ("item", node.index, culprit)
         elif not node.restartable:
-            self.expected_failure = ("state", node.index, None)
+            # To declare it restartable would not help one that has nothing but that to do.
+            leases = page.leases.get(number, {}).values()
+            at_finish = leases and all(handed.finish for handed in leases)
+            self.expected_failure = ("finish" if at_finish else "state", node.index, None)
         page.lose(number)
         idle = not self.unacknowledged.pop(number)
         del self.workers[number]

@@ -180,10 +180,8 @@ class TakingBack(TestCase):
         core = self.unequal()
         assert core.machine.timer is None
         assert core.reply(1.002, 1, 4, 2, ("e", 2), seconds=0.0002) == []
-        # More may be on its way.
-        assert core.machine.timer == 1.001 + SHARED_SECONDS
-        assert core.tick(1.004) == []
         assert core.machine.timer == 1.0 + SILENT_SECONDS
+        assert core.tick(1.004) == []
         assert core.tick(1.011) == [Recall(0, 3, 1)]
         # It is at the first unit, so the second one and the whole lease behind it go to the other.
         assert core.begun(1.012, 0, 3, 1) == [
@@ -215,6 +213,26 @@ class TakingBack(TestCase):
         assert core.feed(1.002, "E", 1) == [Lease(1, 7, (("E", 0, 1),), 1, 1)]
         assert core.reply(1.003, 1, 7, 1, ("e", 1), seconds=0.016) == []
         assert core.tick(1.002 + SHARED_SECONDS) == [Recall(0, 4, 1)]
+
+    def test_from_one_that_is_silent_as_long_as_more_comes_in(self) -> None:
+        core = Driven(Processor(job, workers=2), Pipe(64), ordered=False)
+        for number in range(4):
+            core.feed(0.1 * number, "AB"[number % 2], 1)
+            core.reply(0.1 * number + 0.05, 0, number, 1, ("a", 1), seconds=0.016)
+            core.consume(0.1 * number + 0.06, 1)
+        assert core.feed(1.0, "C", 2) == [Lease(0, 4, (("C", 0, 1),), 1, 1), Lease(1, 5, (("C", 1, 2),), 1, 1)]
+        assert core.feed(1.0005, "D", 1) == [Lease(0, 6, (("D", 0, 1),), 1, 1)]
+        found: list[Any] = []
+        lease = 5
+        for count in range(8):
+            # One item after the other is done by the second, each before 2 ms have passed.
+            now = 1.001 + 0.0015 * count
+            found += core.reply(now, 1, lease, 1, ("e", 1), seconds=0.001)
+            core.consume(now, 1)
+            (handed,) = [each for each in core.feed(now + 0.001, "E", 1) if isinstance(each, Lease)]
+            assert handed.worker == 1
+            lease = handed.lease
+        assert [each for each in found if isinstance(each, Recall)] == [Recall(0, 4, 1)]
 
     def test_at_once_where_nothing_more_comes(self) -> None:
         core = self.unequal()

@@ -66,8 +66,17 @@ class Sharing(TestCase):
         assert self.chosen(*two, came_at=10.0 - SHARED_SECONDS) == (0, None)
         assert self.chosen(worker(0, 50), worker(1, 1), came_at=10.0) == (None, None)
 
+    def test_who_is_silent_is_not_waited_for_as_long_as_more_comes_in(self) -> None:
+        two = worker(0, 50), worker(1)
+        for now in (10.005, 10.0 + SILENT_SECONDS):
+            assert self.chosen(*two, now=now, came_at=now) == ((0, None) if now == 10.01 else (None, 10.005 + 0.002))
+
+    def test_where_nobody_has_anything_there_is_nothing_to_look_at(self) -> None:
+        assert self.chosen(worker(0), worker(1), came_at=10.0) == (None, None)
+        assert self.chosen(worker(0, 1), worker(1), came_at=10.0) == (None, None)
+
     def test_a_broker_with_much_to_do_leaves_more(self) -> None:
         two = worker(0, 9), worker(1)
         assert self.chosen(*two, stretch=4.0) == (0, None)
-        assert self.chosen(*two, stretch=8.0) == (None, 10.0 + SILENT_SECONDS)
+        assert self.chosen(*two, stretch=8.0) == (None, 10.0 + 8 * SILENT_SECONDS)
         assert self.chosen(*two, stretch=4.0, came_at=9.995) == (None, 9.995 + 4 * SHARED_SECONDS)

@@ -26,6 +26,13 @@ class Simulation(TestCase):
         result = main(["--seeds", str(seeds), "--events", "3000", "--first-seed", "500"], said.append)
         assert result == 0 and len(said) == 1, "\n".join(said)
 
+    def test_seeds_that_failed_once(self) -> None:
+        # A join that is blocked and tells nobody; a worker that dies in `finish` with a state; one that dies of what
+        # is given up for that.
+        for seed in (7700510, 7700042, 9900607):
+            with self.subTest(seed=seed):
+                simulate(Scenario(seed, events=3000))
+
     def test_a_seed_is_the_same_each_time(self) -> None:
         for seed in range(3):
             assert simulate(Scenario(seed, 500)) == simulate(Scenario(seed, 500))

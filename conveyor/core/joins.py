@@ -70,6 +70,8 @@ class Join(Node):
             self.output.end()
         if moved or self.sharing:
             self.wake_feeders()
+        if self.output.room() < 1 and any(lane.items for lane in self.lanes):
+            self.output.press()
 
     @abstractmethod
     def move(self) -> bool:

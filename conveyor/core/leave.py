@@ -35,6 +35,9 @@ class Leave(Node):
     def weigh(self, port: int, items: int, size: int) -> None:
         self.output.weigh(items, size)
 
+    def press(self) -> None:
+        self.output.press()
+
     def need(self) -> int:
         return self.output.need()
 

@@ -1,7 +1,8 @@
 """Whom to take back from what it has not begun, for one that has nothing to do.
 
 Law: a pure choice.  To take back costs messages, which the broker may have no time for: so it is not done for what is
-over in a moment, nor while more comes in, which goes to whoever has nothing to do.
+over in a moment, nor while more comes in, which goes to whoever has nothing to do.  But what is behind an item that
+takes longer than was expected does not wait for as long as more comes in.
 """
 
 from __future__ import annotations
@@ -25,11 +26,9 @@ def to_recall(
     `seconds` is what a unit of so many items takes; `came_at`: when something came in, None where nothing more does;
     `stretch`: for how many times as much work as usual chunks are aimed, as the broker has too little time.
     """
-    shared = SHARED_SECONDS * stretch
+    shared, silent = SHARED_SECONDS * stretch, SILENT_SECONDS * stretch
     if all(worker.leases or worker.leaving for worker in workers):
         return None, None
-    if came_at is not None and now < came_at + shared:
-        return None, came_at + shared
     look_at: float | None = None
     for worker in sorted(workers, key=lambda worker: -worker.outstanding):
         ahead = -(-worker.outstanding // unit) - 1
@@ -37,8 +36,10 @@ def to_recall(
             break
         if worker.recalled:
             continue
-        if ahead * seconds >= shared or now >= worker.heard + SILENT_SECONDS:
+        at = worker.heard + silent
+        if ahead * seconds >= shared:
+            at = min(at, now if came_at is None else came_at + shared)
+        if now >= at:
             return worker, None
-        at = worker.heard + SILENT_SECONDS
         look_at = at if look_at is None else min(at, look_at)
     return None, look_at

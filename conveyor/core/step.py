@@ -143,7 +143,8 @@ class Step(Node):
     def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
         self._queue.extend(pieces, items)
         self.entered += items
-        self._came_at = self.surroundings.now
+        if items:
+            self._came_at = self.surroundings.now
         if runs is not None:
             self._regroup.push(*self._batcher.units(runs, items))
         self.wake()
