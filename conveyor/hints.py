@@ -1,8 +1,8 @@
 """What annotations are written with, without `typing`: to import that takes 3 ms, at the start of each program and in
 each process that is spawned.
 
-Law: to a type checker each name is the one of `typing`.  When the program runs, no annotation is evaluated, and the
-names do no more than to stand where Python looks at them.
+Law: to a type checker each name is the one of `typing`.  When the program runs, no annotation is evaluated but by tools
+that ask for it, and the names do no more than to stand there.
 """
 
 from __future__ import annotations
@@ -26,13 +26,17 @@ else:
 
         __class_getitem__ = classmethod(GenericAlias)
 
-    Any = ClassVar = Generic = Literal = Protocol = _Subscripted
+    Any = ClassVar = Generic = Protocol = _Subscripted
 
-    class TypeVar:
-        """Something to write in brackets."""
+    class Literal:
+        """What may be written with values in brackets, which are no types."""
 
-        def __init__(self, name, **settings):
-            self.__name__ = name
+        def __class_getitem__(cls, values):
+            return cls
+
+    def TypeVar(name, **settings):
+        """Return something to write in brackets, and beside other types."""
+        return type(name, (), {})
 
     def overload(function):
         """Return the function, which the next of its name replaces."""

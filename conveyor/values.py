@@ -1,10 +1,11 @@
 """Frozen data classes and named tuples, without what the standard library's cost at every import.
 
-Law: to a type checker, and to whoever uses an instance, these are `dataclasses` and `typing.NamedTuple`; only how they
-come to be differs, and what is said of wrong arguments.  The former write the source of each method and compile it,
-some 1 ms for each class, and need `inspect` for that, another 9 ms: that was more than half of what `import conveyor`
-took, in each process of a pipeline that is spawned as well.  The latter compiles each annotation, and has methods of
-its own for each class, which took two thirds of the time for one, and takes time once more when all are taken apart.
+Law: to a type checker, and to whoever uses an instance, these are `dataclasses` and `typing.NamedTuple`; what differs
+is how they come to be, what is said of wrong arguments, and that the latter has no `_make`.  The former write the
+source of each method and compile it, some 1 ms for each class, and need `inspect` for that, another 9 ms: that was
+more than half of what `import conveyor` took, in each process of a pipeline that is spawned as well.  The latter
+compiles each annotation, and has methods of its own for each class, which took two thirds of the time for one, and
+takes time once more when all are taken apart.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from typing import NamedTuple as NamedTuple
 else:
     from collections import namedtuple
+    from operator import itemgetter
 
     _MISSING = object()
 
@@ -125,13 +127,20 @@ else:
             owner.__dataclass_fields__ = fields
             return fields
 
-    # What gives the value at an index: the fastest there is, in whatever Python this is.
+    # What gives the value at an index: the fastest that there is here.
     _At = type(vars(namedtuple("_Pattern", ("first",)))["first"])
+    if _At is property:
+
+        def _At(index, doc):
+            return property(itemgetter(index))
 
     class _NamedTupleMaker(type):
         """Makes of a class body what `typing.NamedTuple` would make of it."""
 
         def __new__(mcs, name, bases, body):
+            if "__annotations__" not in body and any(hasattr(base, "_fields") for base in bases):
+                # The same record, with more methods.
+                return super().__new__(mcs, name, bases, {"__slots__": (), **body})
             fields = tuple(body.setdefault("__annotations__", {}))
             defaults = {each: body.pop(each) for each in fields if each in body}
             body["_value_fields"] = {each: _Field(defaults.get(each, _MISSING), _MISSING, False) for each in fields}
@@ -158,3 +167,6 @@ else:
 
         def _replace(self, /, **changes):
             return type(self)(**{**self._asdict(), **changes})
+
+        # What `copy.replace` asks for.
+        __replace__ = _replace

@@ -13,7 +13,8 @@ from typing import Any
 
 from conveyor import values
 from conveyor.core.commands import Verdict
-from conveyor.stages import BalancingFork, Join, Pipe, ReplicatingFork
+from conveyor.pipeline import Pipeline
+from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork
 from conveyor.stats import Decision
 from tests.support import ROOT, TestCase
 
@@ -198,6 +199,17 @@ class NamedTuplesTest(TestCase):
             with self.subTest(number=number):
                 self.assertEqual(tried(look, ours), tried(look, theirs))
 
+    def test_a_record_with_more_methods(self) -> None:
+        class More(tuples(values)[0]):
+            """The same fields."""
+
+            @property
+            def double(self) -> int:
+                return 2 * self.x
+
+        assert (More(1, name="a"), More(4).double, More(4)._replace(y=1)) == ((1, 5, "a"), 8, (4, 1, None))
+        assert not hasattr(More(1), "__dict__")
+
     def test_a_field_that_there_is_not(self) -> None:
         with self.assertRaisesRegex(TypeError, r"Alone\(\) has no 'y'"):
             tuples(values)[1](1)._replace(y=2)
@@ -206,6 +218,36 @@ class NamedTuplesTest(TestCase):
         verdict = Verdict("died", -9, 3, 1, 2)
         again = pickle.loads(pickle.dumps(verdict))
         assert type(again) is Verdict and again == verdict
+
+
+class HintsTest(TestCase):
+    """Annotations, to tools that evaluate them when a program runs."""
+
+    def test_they_can_be_evaluated(self) -> None:
+        import inspect
+
+        @dataclasses.dataclass
+        class Scaled(Processor[float, float]):
+            factor: float = 2.0
+
+            def process(self, item: float) -> float:
+                return item * self.factor
+
+        for each in (Pipeline.run, Pipeline.stream, Pipeline.open, Processor, Processor.process, Join, Pipe, Scaled):
+            with self.subTest(each=each):
+                typing.get_type_hints(each)
+        assert typing.get_type_hints(Scaled)["factor"] is float
+        assert list(inspect.signature(Pipeline.run, eval_str=True).parameters) == ["self", "items"]
+
+    def test_a_class_with_variables_of_its_own(self) -> None:
+        kind = typing.TypeVar("kind")
+
+        class Same(Processor[kind, kind], typing.Generic[kind]):
+            def process(self, item: Any) -> Any:
+                return item
+
+        assert Pipeline(engine="inline").add(Same[int]()).run([1]) == [1]
+        assert Pipeline[int, int](engine="inline").add(Same()).run([2]) == [2]
 
 
 class ImportsTest(TestCase):
