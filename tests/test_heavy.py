@@ -146,6 +146,28 @@ def checksum(item):
     return item.number, zlib.crc32(item.view())
 
 
+class Wiped(Buffer):
+    """One that wipes its memory when nobody has it any more."""
+
+    def __del__(self):
+        self.view()[:] = bytes(len(self.view()))
+
+
+def wiped(item):
+    """The same memory, changed in place, in the hands of another."""
+    touch_first(item)
+    return Wiped(item.memory, item.number)
+
+
+def wiped_inside(item):
+    return {"of": [wiped(item)]}
+
+
+def number_and_sum(item):
+    item = item if isinstance(item, Buffer) else item["of"][0]
+    return item.number, zlib.crc32(item.view())
+
+
 class Keeping(Processor):
     """Keeps the last few items, and says what the oldest of them has."""
 
@@ -295,6 +317,11 @@ class Heavy(Basics):
         pipeline = self.make(Processor(part), Pipe(), Processor(checksum))
         assert pipeline.run(buffers(3)) == [checksum(part(item)) for item in buffers(3)]
         assert self.make(Processor(part)).run(buffers(3)) == list(map(part, buffers(3)))
+
+    def test_what_wipes_itself_arrives_as_it_was_given(self):
+        expected = [(number, zlib.crc32(touch_first(buffer(number)).view())) for number in range(40)]
+        for job in (wiped, wiped_inside):
+            assert self.make(Processor(job), Pipe(), Processor(number_and_sum)).run(buffers(40)) == expected
 
     def test_two_views_of_one_memory_become_two(self):
         results = self.make(Processor(twice), Pipe(), Processor(change_the_first)).run(buffers(5))

@@ -252,6 +252,11 @@ class Arena:
         self._own.clear()
         self._buffers.clear()
 
+    @property
+    def drafting(self) -> bool:
+        """Whether there are drafts, in which something may be that is passed on."""
+        return bool(self._drafts)
+
     def give(self, blobs: Iterable[Any]) -> None:
         """Have what blobs refer to in drafts never change any more: what lives there goes on in other memory."""
         if not self._drafts:

@@ -88,9 +88,12 @@ def _encode_into(arena: Arena, items: list[Any], drafts: bool) -> Any:
 
     try:
         parts = _Parts()
-        if arena.streams:
-            # Bytes in the items are what is large, as was so the last time.
-            pickle.Pickler(parts, 5, buffer_callback=keep_in_band).dump(items)
+        drafts = drafts and arena.drafting
+        if arena.streams or drafts:
+            # Bytes in the items are what is large, as was so the last time; or it has to be known what all there is.
+            pickler = pickle.Pickler(parts, 5, buffer_callback=keep_in_band)
+            pickler.dump(items)
+            drafts = drafts and not _has_finalizer(pickler)
             data, size = b"", sum(map(len, parts))
         else:
             data = pickle.dumps(items, 5, buffer_callback=keep_in_band)
@@ -113,6 +116,11 @@ def _encode_into(arena: Arena, items: list[Any], drafts: bool) -> Any:
         for buffer in held:
             buffer.release()
     return pickle.dumps(items, 5) if stored is None else Heavy(data, *stored)
+
+
+def _has_finalizer(pickler: Any) -> bool:
+    """Whether something that was pickled has a `__del__`, which may change it when nobody has it any more."""
+    return any(hasattr(type(each), "__del__") for _, each in pickler.memo.copy().values())
 
 
 def kinds_of(items: Sequence[Any]) -> Set[type]:
