@@ -202,6 +202,12 @@ class Pipeline(Generic[In, Out]):
         given = ", ".join(arguments)
         return self._description.code(f"{type(self).__name__}({given})")
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Pipeline cannot be copied or pickled, as it has workers of its own: build another where one is "
+            "wanted, for example with a function that returns it"
+        )
+
     def __str__(self) -> str:
         # What most programs never ask for is not imported at the start of all.
         from conveyor import drawing

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import multiprocessing
 import os
 import resource
 import signal
@@ -23,6 +24,7 @@ import warnings
 from functools import partial
 from multiprocessing import queues, resource_tracker
 from pathlib import Path
+from unittest import mock
 
 from conveyor import (
     Pipe,
@@ -811,6 +813,21 @@ class ForkQueueTest(Faults, TestCase):
     """Forked workers, over queues."""
 
     settings = {"start_method": "fork", "channel": "queue"}
+
+    def test_no_thread_for_what_is_to_be_sent_to_a_worker(self):
+        start, caller, started = channels._start_feeder, os.getpid(), []
+
+        def start_one(queue):
+            """In the broker, that by which it speaks to the caller, and no more."""
+            if os.getpid() != caller and multiprocessing.parent_process().pid == caller:
+                started.append(queue)
+                if len(started) > 1:
+                    raise RuntimeError("can't start new thread")
+            start(queue)
+
+        words = "could not send a message to a worker: can't start new thread"
+        with mock.patch.object(channels, "_start_feeder", start_one), self.fails(ProcessError, words):
+            self.make(Processor(same, workers=2)).run(range(10))
 
 
 @slow

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import warnings
 from functools import partial
 from typing import Any
 
 from conveyor.description import Description
 from conveyor.errors import ConveyorError, ImplicitJoinWarning, ImplicitPipeWarning, RuleError
+from conveyor.pipeline import Pipeline
 from conveyor.rules import one_pipe
 from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
 
@@ -96,6 +99,17 @@ def test_rule_1_everything_is_an_element():
         assert remedy in broken(1, start, value)
     assert "Processor(load)" in broken(1, Description(), load)
     assert "3" in broken(1, described(P, Pipe(), ReplicatingFork(2)), P, 3)
+
+
+def test_a_pipeline_is_neither_copied_nor_pickled():
+    # A copy would share the steps, and what is added to one would be in the other.
+    for way in (copy.copy, copy.deepcopy, pickle.dumps):
+        try:
+            way(Pipeline().add(P))
+        except TypeError as error:
+            assert "with a function that returns it" in str(error)
+        else:
+            raise AssertionError(way)
 
 
 def test_rule_2_a_processor_first():

@@ -7,6 +7,7 @@ told to close, its workers.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -17,7 +18,7 @@ from functools import partial
 from conveyor.core import commands, events
 from conveyor.core.machine import Machine
 from conveyor.engines.arena import Arena
-from conveyor.engines.channels import BrokerEnd, FarEnd, Header
+from conveyor.engines.channels import BrokerEnd, FarEnd, Gone, Header
 from conveyor.engines.children import descriptor_of
 from conveyor.engines.codec import Blob, spec_of
 from conveyor.engines.crew import Crew, Orders, Peer, WorkerProcess
@@ -109,6 +110,9 @@ class Broker:
                 self._look_around()
         except BaseException as error:
             what = str(error) if isinstance(error, ProcessError) else ""
+            if isinstance(error, Gone):
+                # Over a queue, for want of a thread; that a worker is dead, its own descriptor says.
+                what = f"The broker process of the pipeline could not send a message to a worker: {error}."
             self._fail_with(("broken", what, traceback_of(error)))
         finally:
             self._crew.end()
@@ -234,7 +238,9 @@ class Broker:
         if not self._closing:
             self._closing = True
             for each in self._workers.values():
-                each.peer.send(("close",))
+                # One to whom nothing can be sent is killed.
+                with contextlib.suppress(Gone):
+                    each.peer.send(("close",))
                 if not each.dead:
                     # One that was stopped would never leave.
                     each.child.wake()
@@ -411,7 +417,8 @@ class Broker:
         if not self._failed and not (self._closing and news[0] != "raised"):
             self._failed = True
             self._results.send(("failed", news, self._stats()))
-            self._feed.send(("stop", self._run))
+            with contextlib.suppress(Gone):
+                self._feed.send(("stop", self._run))
         if not self._closing:
             self._close_workers(GRACE_SECONDS)
 
