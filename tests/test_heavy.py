@@ -16,6 +16,7 @@ import resource
 import signal
 import time
 import unittest
+import weakref
 import zlib
 from pathlib import Path
 from unittest import mock
@@ -161,6 +162,17 @@ def wiped(item):
 
 def wiped_inside(item):
     return {"of": [wiped(item)]}
+
+
+def wipe(view):
+    view[:] = bytes(len(view))
+
+
+def wiped_by_another(item):
+    """The same, and it does not know of it."""
+    given = Buffer(touch_first(item).memory, item.number)
+    weakref.finalize(given, wipe, item.view())
+    return given
 
 
 def number_and_sum(item):
@@ -320,7 +332,7 @@ class Heavy(Basics):
 
     def test_what_wipes_itself_arrives_as_it_was_given(self):
         expected = [(number, zlib.crc32(touch_first(buffer(number)).view())) for number in range(40)]
-        for job in (wiped, wiped_inside):
+        for job in (wiped, wiped_inside, wiped_by_another):
             assert self.make(Processor(job), Pipe(), Processor(number_and_sum)).run(buffers(40)) == expected
 
     def test_two_views_of_one_memory_become_two(self):

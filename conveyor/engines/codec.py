@@ -119,8 +119,11 @@ def _encode_into(arena: Arena, items: list[Any], drafts: bool) -> Any:
 
 
 def _has_finalizer(pickler: Any) -> bool:
-    """Whether something that was pickled has a `__del__`, which may change it when nobody has it any more."""
-    return any(hasattr(type(each), "__del__") for _, each in pickler.memo.copy().values())
+    """Whether something that was pickled has a `__del__` or `weakref.finalize`, which may change it at its end."""
+    return any(
+        hasattr(type(each), "__del__") or any(seen.__callback__ is not None for seen in weakref.getweakrefs(each))
+        for _, each in pickler.memo.copy().values()
+    )
 
 
 def kinds_of(items: Sequence[Any]) -> Set[type]:
