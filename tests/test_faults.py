@@ -826,8 +826,13 @@ class ForkQueueTest(Faults, TestCase):
             start(queue)
 
         words = "could not send a message to a worker: can't start new thread"
-        with mock.patch.object(channels, "_start_feeder", start_one), self.fails(ProcessError, words):
-            self.make(Processor(same, workers=2)).run(range(10))
+        with mock.patch.object(channels, "_start_feeder", start_one):
+            with self.fails(ProcessError, words):
+                self.make(Processor(same, workers=2)).run(range(10))
+            # Those that cannot be told to leave do not keep it open.
+            pipeline = self.make(Processor(same, workers=2))
+            pipeline.open()
+            pipeline.close()
 
 
 @slow

@@ -238,9 +238,11 @@ class Broker:
         if not self._closing:
             self._closing = True
             for each in self._workers.values():
-                # One to whom nothing can be sent is killed.
-                with contextlib.suppress(Gone):
+                try:
                     each.peer.send(("close",))
+                except Gone:
+                    # It would wait for ever to be told.
+                    each.child.kill()
                 if not each.dead:
                     # One that was stopped would never leave.
                     each.child.wake()
