@@ -90,7 +90,7 @@ def _encode_into(arena: Arena, items: list[Any], drafts: bool) -> Any:
         parts = _Parts()
         drafts = drafts and arena.drafting
         if arena.streams or drafts:
-            # Bytes in the items are what is large, as was so the last time; or it has to be known what all there is.
+            # Bytes in the items are what is large, as was so the last time; or what is in drafts has to be looked at.
             pickler = pickle.Pickler(parts, 5, buffer_callback=keep_in_band)
             pickler.dump(items)
             drafts = drafts and not _has_finalizer(pickler)
