@@ -218,6 +218,13 @@ class ImplicitPipeWarning(UserWarning):
     """A Pipe was put in where the rules want one and the pipeline has none."""
 
 
+class StartMethodWarning(UserWarning):
+    """The pipeline starts its processes in another way than it would without the other threads of the program.
+
+    It comes once in a process for each reason, and only where the user named no start method.
+    """
+
+
 class ImplicitJoinWarning(ImplicitPipeWarning):
     """Branches still open at the end of a pipeline were joined into its results."""
 

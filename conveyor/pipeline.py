@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from conveyor.cores import usable_cores
 from conveyor.description import Description
 from conveyor.engines.interrupts import interrupts_held
-from conveyor.errors import StateError
+from conveyor.errors import StartMethodWarning, StateError
 from conveyor.failed import FailedItem
 from conveyor.fusing import fused
 from conveyor.hints import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
@@ -353,6 +353,8 @@ class Pipeline(Generic[In, Out]):
             if self._fuse:
                 plan = fused(plan)
             session = process.Session(plan, self._start_method, self._channel, self._redact)
+            if (warning := session.start_warning) is not None:
+                warnings.warn(warning, StartMethodWarning, stacklevel=stacklevel)
         self._session = self._last = session
         self._guard = _Guard(session)
         try:

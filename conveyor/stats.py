@@ -80,12 +80,16 @@ class Stats:
         cores: how many cores its workers may use.
         steps: one `StepStats` for each Processor, in the order of the pipeline.
         decisions: the changes of the numbers of workers, oldest first; at most the newest thousand.
+        start_method: how the processes were started: "fork", "forkserver" or "spawn"; None with the inline engine.
+        start_reason: why they were started so.
     """
 
     seconds: float
     cores: int
     steps: tuple[StepStats, ...]
     decisions: tuple[Decision, ...]
+    start_method: str | None = None
+    start_reason: str = ""
 
     @property
     def bottleneck(self) -> str | None:

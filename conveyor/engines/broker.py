@@ -18,16 +18,18 @@ from functools import partial
 from conveyor.core import commands, events
 from conveyor.core.machine import Machine
 from conveyor.engines.arena import Arena
-from conveyor.engines.channels import BrokerEnd, FarEnd, Gone, Header
+from conveyor.engines.channels import BrokerEnd, FarEnd, Gone, Header, Message
 from conveyor.engines.children import descriptor_of
 from conveyor.engines.codec import Blob, spec_of
-from conveyor.engines.crew import Crew, Orders, Peer, WorkerProcess
+from conveyor.engines.crew import Crew, Orders, Peer, WorkerProcess, whole
 from conveyor.engines.failures import traceback_of
 from conveyor.engines.grace import GRACE_SECONDS, SLICE_SECONDS, Grace, Standstills
-from conveyor.engines.life import settle
+from conveyor.engines.life import ORPHANED, settle
+from conveyor.engines.records import SAID, WARNING, packed_warning
 from conveyor.engines.sayings import Sayings
 from conveyor.engines.starting import UNGUARDED
-from conveyor.errors import ProcessError
+from conveyor.engines.waiting import wait_for_any
+from conveyor.errors import ProcessError, StartMethodWarning
 from conveyor.hints import Any
 from conveyor.stats import Stats
 
@@ -43,6 +45,8 @@ REST_SECONDS = 1.0
 TELL_LOAD_SECONDS = 0.1
 # Where the death of the caller cannot be waited for, it is looked for so often.
 LOOK_SECONDS = 0.25
+# After a fork beside native threads, the caller is warned where no item has ended for so long.
+DOUBT_SECONDS = 30.0
 
 
 class Broker:
@@ -92,6 +96,13 @@ class Broker:
         # Where an item may take only so long, standstills are looked for while somebody is at one.
         self._timed = any(assignment.timed for assignment in orders.assignments.values())
         self._standstills = Standstills()
+        # When the caller is warned that a fork beside native threads may be why nothing ends; None where it is not.
+        self._doubt_at = time.monotonic() + DOUBT_SECONDS if orders.pools else None
+
+    def take_in(self, messages: list[Message]) -> None:
+        """Take in what the caller has sent behind the orders."""
+        for header, blobs in messages:
+            self._from_caller(header, blobs)
 
     # The loop
 
@@ -100,7 +111,7 @@ class Broker:
         try:
             if os.name == "posix" and os.getppid() != self._parent:
                 self._caller_gone()
-            else:
+            elif not self._closing:
                 for index, team in self._machine.staff.teams.items():
                     for number in team.numbers:
                         self._crew.start(index, number)
@@ -149,7 +160,7 @@ class Broker:
             waits.append(self._grace.slice())
         if self._timed and self._machine.timed:
             waits.append(SLICE_SECONDS)
-        for due in (self._timer, self._rest_at):
+        for due in (self._timer, self._rest_at, self._doubt_at):
             if due is not None:
                 waits.append(max(0.0, due - time.monotonic()))
         return min(waits, default=None)
@@ -171,6 +182,8 @@ class Broker:
                 each.peer.send(("rest",))
         if self._parent_descriptor is None and hasattr(os, "getppid") and os.getppid() != self._parent:
             self._caller_gone()
+        if self._doubt_at is not None and time.monotonic() >= self._doubt_at:
+            self._doubt()
         timer = self._timer
         if timer is not None and time.monotonic() >= timer:
             self._handle(events.Ticked(time.process_time() + self._caller_seconds))
@@ -179,6 +192,24 @@ class Broker:
             for each in self._workers.values():
                 if not each.dead:
                     each.child.kill()
+
+    def _doubt(self) -> None:
+        """Warn the caller where somebody is at work, and no item has ended."""
+        stuck = [each for each in self._workers.values() if not each.ready or (each.begun() or (0, 0))[0]]
+        if not stuck or (self._opened and not self._machine.under_way):
+            # There was nothing to end yet.
+            self._doubt_at = time.monotonic() + DOUBT_SECONDS
+            return
+        self._doubt_at = None
+        name = stuck[0].assignment.name
+        text = (
+            f"No item has ended for {DOUBT_SECONDS:g} s, and the workers were forked beside "
+            f"{', '.join(self._orders.pools)}. In a forked process such a pool has no threads, so the job of Processor "
+            f'{name!r} may wait for it for ever. Remedy: Pipeline(start_method="spawn"), with jobs that can be '
+            "pickled; or start the pipeline before the first call of that library."
+        )
+        where = "conveyor", 0, None
+        self._sayings.pass_on((SAID, WARNING), [packed_warning(text, StartMethodWarning, *where)])
 
     def _tell_load(self) -> None:
         """Tell the core which share of a core is used here."""
@@ -323,6 +354,8 @@ class Broker:
                 _, lease, units, runs, counts, final, starving, seconds, cpu, waited, partial, given_up, gone = header
                 outputs = tuple((Blob(blob, count), count) for blob, count in zip(blobs, counts, strict=True))
                 size = sum(map(len, blobs))
+                if units:
+                    self._doubt_at = None
                 rest = (final, starving, seconds, cpu, waited, partial, given_up)
                 self._handle(events.Replied(each.number, lease, units, runs, outputs, size, *rest))
                 if gone:
@@ -342,7 +375,7 @@ class Broker:
                 self._handle(events.WorkerReady(each.number, time.monotonic() - each.started))
                 if not self._opened and all(every.ready for every in self._workers.values()):
                     self._opened = True
-                    self._results.send(("opened",))
+                    self._results.send(("opened", str(self._crew.threads)))
             case "said":
                 self._sayings.pass_on(header, blobs)
             case "failed":
@@ -426,13 +459,26 @@ class Broker:
 
 
 def main(
-    orders: Orders,
+    orders: Orders | None,
     feed: BrokerEnd,
     results: BrokerEnd,
     questions: BrokerEnd,
     arena: Arena | None,
     foreign: list[FarEnd | Arena],
 ) -> None:
-    """The whole life of a broker process."""
+    """The whole life of a broker process; one that was not forked is sent its orders."""
     settle(foreign)
-    Broker(orders, feed, results, questions, arena).serve()
+    messages: list[Message] = []
+    if orders is None:
+        parent = os.getppid()
+        while not messages:
+            messages, alive = results.receive()
+            if not messages and (not alive or os.getppid() != parent):
+                os._exit(ORPHANED)
+            if not messages:
+                wait_for_any([results.waitable()], LOOK_SECONDS)
+        (_, orders), blobs = messages.pop(0)
+        orders = whole(orders, blobs)
+    broker = Broker(orders, feed, results, questions, arena)
+    broker.take_in(messages)
+    broker.serve()

@@ -17,6 +17,7 @@ from functools import partial
 from types import GeneratorType
 
 from conveyor.core.payloads import Piece, Weave, woven
+from conveyor.engines import by_value
 from conveyor.engines.heavy import Heavy
 from conveyor.hints import TYPE_CHECKING, Any
 from conveyor.plan import PIPE_BYTES
@@ -60,8 +61,17 @@ def encode(items: list[Any], kinds: Set[type] | None = None, arena: Arena | None
     if LIGHT.issuperset(kinds):
         return pickle.dumps(items, 5)
     if ATOMS.issuperset(kinds) or (Frozen not in kinds and len(set(map(id, items))) == len(items)):
-        return pickle.dumps(items, 5) if arena is None else _encode_into(arena, items, drafts)
-    return pickle.dumps(tuple([item.data if type(item) is Frozen else pickle.dumps(item, 5) for item in items]), 5)
+        return dumps(items) if arena is None else _encode_into(arena, items, drafts)
+    return pickle.dumps(tuple([item.data if type(item) is Frozen else dumps(item) for item in items]), 5)
+
+
+def dumps(value: Any) -> bytes:
+    """Return the pickle of an item, or of a list of items; what the script defines by value, where it travels so."""
+    try:
+        data = pickle.dumps(value, 5)
+    except Exception as error:
+        return by_value.dumps_instead(value, error)
+    return by_value.dumps(value) if by_value.sessions and by_value.MAIN in data else data
 
 
 class _Parts(list[Any]):
@@ -88,15 +98,25 @@ def _encode_into(arena: Arena, items: list[Any], drafts: bool) -> Any:
 
     try:
         parts = _Parts()
-        drafts = drafts and arena.drafting
-        if arena.streams or drafts:
-            # Bytes in the items are what is large, as was so the last time; or what is in drafts has to be looked at.
-            pickler = pickle.Pickler(parts, 5, buffer_callback=keep_in_band)
-            pickler.dump(items)
+        drafts = drafts and arena.drafting and not by_value.sessions
+        streams = drafts or (arena.streams and not by_value.sessions)
+        pickler: pickle.Pickler | None = None
+        data = b""
+        try:
+            if streams:
+                # Bytes in the items are what is large, as was so the last time; or what is in drafts is looked at.
+                pickler = pickle.Pickler(parts, 5, buffer_callback=keep_in_band)
+                pickler.dump(items)
+            else:
+                data = pickle.dumps(items, 5, buffer_callback=keep_in_band)
+        except Exception as error:
+            return by_value.dumps_instead(items, error)
+        if by_value.sessions and by_value.MAIN in data:
+            return by_value.dumps(items)
+        if pickler is not None:
             drafts = drafts and not _has_finalizer(pickler)
-            data, size = b"", sum(map(len, parts))
+            size = sum(map(len, parts))
         else:
-            data = pickle.dumps(items, 5, buffer_callback=keep_in_band)
             size = len(data)
             parts.append(data)
         arena.streams = size >= max(LEAST_STREAM_BYTES, LEAST_BYTES * len(items))
@@ -115,7 +135,7 @@ def _encode_into(arena: Arena, items: list[Any], drafts: bool) -> Any:
             view.release()
         for buffer in held:
             buffer.release()
-    return pickle.dumps(items, 5) if stored is None else Heavy(data, *stored)
+    return dumps(items) if stored is None else Heavy(data, *stored)
 
 
 def _has_finalizer(pickler: Any) -> bool:
@@ -296,7 +316,7 @@ def frozen(item: Any) -> Any:
     if type(item) in ATOMS or type(item) is GeneratorType:
         return item
     try:
-        return Frozen(pickle.dumps(item, 5))
+        return Frozen(dumps(item))
     except BaseException as error:
         raise Unpicklable(item) from error
 
@@ -385,7 +405,7 @@ def unpicklable(items: Sequence[Any]) -> tuple[int, BaseException] | None:
     """Return the index of the first item that cannot be pickled, with the reason; None where all can be."""
     for index, item in enumerate(items):
         try:
-            pickle.dumps(item, 5)
+            dumps(item)
         except BaseException as error:
             return index, error
     return None

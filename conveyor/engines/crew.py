@@ -17,11 +17,13 @@ from conveyor.engines.arena import Arena
 from conveyor.engines.channels import PIPE, BrokerEnd, Header, channel
 from conveyor.engines.children import Child
 from conveyor.engines.codec import Blob, spec_of
+from conveyor.engines.foreign_threads import ForeignThreads, foreign_threads
 from conveyor.engines.grace import Standstills
 from conveyor.engines.holdings import Holdings
 from conveyor.engines.life import Assignment
 from conveyor.engines.notes import Note, Notes
-from conveyor.engines.starting import FORK, PREFIX, SPAWN, fork_warning_ignored, signals_held
+from conveyor.engines.spawning import process_of
+from conveyor.engines.starting import FORK, FORKSERVER, PREFIX, SPAWN, fork_warning_ignored, signals_held
 from conveyor.engines.waiting import Waiter
 from conveyor.errors import ProcessError
 from conveyor.hints import TYPE_CHECKING, Any
@@ -36,6 +38,8 @@ class Orders(NamedTuple):
     """What the broker is told at its start: everything but the jobs themselves is plain data.
 
     `assignments` has one for each step, by the index of its node; `caller` is the process that gives the orders.
+    `import_main`: workers that are fresh interpreters import the script.  `pools`: the pools of native threads that the
+    caller had when this process was forked from it, in words.
     """
 
     plan: Plan
@@ -43,6 +47,24 @@ class Orders(NamedTuple):
     channel: str
     start_method: str
     caller: int
+    import_main: bool = True
+    pools: tuple[str, ...] = ()
+
+
+def parted(orders: Orders) -> tuple[Orders, list[Any]]:
+    """Return orders without what may be large, and that: it is sent as it is, and never copied on the way."""
+    bare = {index: each._replace(job=b"", redact=None) for index, each in orders.assignments.items()}
+    blobs = [blob for each in orders.assignments.values() for blob in (each.job, each.redact or b"")]
+    return orders._replace(assignments=bare), blobs
+
+
+def whole(orders: Orders, blobs: list[Any]) -> Orders:
+    """Return orders as they were before they were parted."""
+    assignments = {
+        index: each._replace(job=blobs[2 * place], redact=blobs[2 * place + 1] or None)
+        for place, (index, each) in enumerate(orders.assignments.items())
+    }
+    return orders._replace(assignments=assignments)
 
 
 class Peer:
@@ -201,7 +223,9 @@ class Crew:
         self._orders = orders
         # The ends of the caller's channels, and those of the workers', for a process that is forked to close.
         self._ends = ends
-        self._fork = orders.start_method != SPAWN
+        # Where something that the script has imported has started threads, this process cannot fork safely, either.
+        self.threads = foreign_threads() if orders.start_method == FORKSERVER else ForeignThreads()
+        self._fork = orders.start_method == FORK or (orders.start_method == FORKSERVER and not self.threads)
         self._notes = Notes(self._fork)
         self.arena = arena
         self.holdings = Holdings()
@@ -232,9 +256,11 @@ class Crew:
         if self._fork and self._orders.channel == PIPE:
             # Else the worker would keep its own channel open, and never see its end.  Those of a queue are not apart.
             foreign.append(near)
-        process = context.Process(
+        process = process_of(
+            method,
+            self._orders.import_main,
             target=life.main,
-            args=(number, assignment, far, note, self.arena, foreign, os.getpid()),
+            args=(number, assignment if self._fork else None, far, note, self.arena, foreign, os.getpid()),
             name=f"{PREFIX}{assignment.name}",
         )
         self._ends.append(near)
@@ -257,6 +283,11 @@ class Crew:
         each.peer = Peer(near, self.waiter, partial(self._heard, each), lambda: None, sent)
         each.end = near
         self.waiter.add(child.waitable, partial(self._died, each))
+        if not self._fork:
+            # Not with its start: it may die before it reads them.
+            each.peer.send(
+                ("assignment", assignment._replace(job=b"", redact=None)), [assignment.job, assignment.redact or b""]
+            )
 
     def bury(self, each: WorkerProcess) -> tuple[tuple[int, int] | None, bool]:
         """Take in what one that has died said last, and let go of it.

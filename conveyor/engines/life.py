@@ -15,6 +15,7 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
+from conveyor.engines import by_value
 from conveyor.engines.arena import Arena
 from conveyor.engines.channels import FarEnd, Gone
 from conveyor.engines.failures import failure_of
@@ -49,6 +50,7 @@ class Assignment(NamedTuple):
     most_bytes: int
     levels: Levels | None = None
     redact: Redact | bytes | None = None
+    by_value: bool = False
 
 
 def ignore(number: int, frame: FrameType | None) -> None:
@@ -105,14 +107,14 @@ def die_with_parent(parent: int) -> None:
 
 def main(
     number: int,
-    assignment: Assignment,
+    assignment: Assignment | None,
     end: FarEnd,
     note: Note | None,
     arena: Arena | None,
     foreign: list[Any],
     parent: int,
 ) -> None:
-    """The whole life of a worker process."""
+    """The whole life of a worker process; one that was not forked is sent its assignment."""
     settle(foreign)
     die_with_parent(parent)
     end.watch_parent()
@@ -120,6 +122,14 @@ def main(
     if hasattr(os, "register_at_fork"):
         # A child that the job forks must not use the channel; where it comes back as if it were the worker, it ends.
         os.register_at_fork(after_in_child=end.forsake)
+    if assignment is None:
+        try:
+            (_, assignment), (job, redact) = end.receive()
+        except Gone:
+            os._exit(ORPHANED)
+        assignment = assignment._replace(job=job, redact=redact or None)
+    if assignment.by_value:
+        by_value.sessions, by_value.is_fresh = 1, True
     if arena is not None:
         arena = arena.of_worker(number, assignment.most_bytes)
     if arena is not None:
@@ -131,7 +141,7 @@ def main(
         phase = "load"
         try:
             job = assignment.job
-            processor: Processor[Any, Any] = pickle.loads(job) if isinstance(job, bytes) else job
+            processor: Processor[Any, Any] = job if isinstance(job, Processor) else pickle.loads(job)
             voice.take_over()
             phase = "setup"
             processor.setup()

@@ -20,30 +20,32 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from conveyor.core.sizing import first_pull
-from conveyor.engines import broker, life
+from conveyor.engines import broker, by_value, life
 from conveyor.engines.arena import KEPT_BYTES, Arena
 from conveyor.engines.channels import PIPE, QUEUE, BrokerEnd, FarEnd, Gone, Header, channel
 from conveyor.engines.children import Child
 from conveyor.engines.codec import decode, items_of
-from conveyor.engines.crew import Orders
+from conveyor.engines.crew import Orders, parted
 from conveyor.engines.failures import Failure, death, failed_item, overdue, processor_error, too_many_failures
+from conveyor.engines.foreign_threads import foreign_threads
+from conveyor.engines.fork_gate import gate
 from conveyor.engines.grace import GRACE_SECONDS, Grace
 from conveyor.engines.interrupts import interrupts_held
 from conveyor.engines.life import Assignment
 from conveyor.engines.records import SAID, hear, levels
 from conveyor.engines.redaction import Redact, shown_by
 from conveyor.engines.source import Source
+from conveyor.engines.spawning import process_of
 from conveyor.engines.starting import (
     FORK,
     PREFIX,
     SPAWN,
     UNGUARDED,
     check_importing,
-    choose_start_method,
     fork_warning_ignored,
-    jobs_for,
-    redact_for,
+    is_news,
     signals_held,
+    start_for,
 )
 from conveyor.engines.streams import standard_descriptors_taken
 from conveyor.errors import (
@@ -66,6 +68,9 @@ PATIENCE_SECONDS = 2.0
 # How long `close` waits for workers that are still at an item of a run that was given up.
 LEAVING_SECONDS = 0.3
 
+# How often a source that has no thread of its own looks whether there is room.
+FEED_SECONDS = 0.002
+
 # How the system says that it has nothing left to start a process with.  Any other error stays what it is: a signal
 # handler of the caller may raise what it likes meanwhile.
 SCARCITY = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
@@ -82,12 +87,9 @@ class Session:
 
     def __init__(self, plan: Plan, start_method: str | None, kind: str | None, redact: Redact | None) -> None:
         check_importing()
-        method = choose_start_method(start_method)
+        self._start_as = start_for(plan, redact, start_method)
         self._plan = plan
-        self._method = method
         self._channel = kind or (PIPE if os.name == "posix" else QUEUE)
-        jobs = jobs_for(plan, method, start_method is None)
-        sent = redact_for(redact, method, start_method is None)
         self.shown = shown_by(redact)
         grouped, now = plan.grouped(), levels()
         assignments = {
@@ -100,9 +102,10 @@ class Session:
                 timed=step.timeout is not None,
                 most_bytes=plan.bytes_at(step.to),
                 levels=now,
-                redact=sent,
+                redact=self._start_as.redact,
+                by_value=self._start_as.by_value,
             )
-            for step, job in zip(plan.steps, jobs, strict=True)
+            for step, job in zip(plan.steps, self._start_as.jobs, strict=True)
         }
         sink = plan.nodes[-1]
         assert isinstance(sink, SinkNode)
@@ -124,10 +127,19 @@ class Session:
         self._hearing = threading.Lock()
         # What workers have said, and the caller's handlers have not dealt with yet.
         self._said: deque[tuple[Header, list[Any]]] = deque()
-        self._orders = Orders(bare(plan), assignments, self._channel, method, os.getpid())
+        self._orders = Orders(
+            bare(plan),
+            assignments,
+            self._channel,
+            self._start_as.method,
+            os.getpid(),
+            self._start_as.import_main,
+            self._start_as.pools,
+        )
         self._fars: tuple[FarEnd, ...] = ()
         self.arena: Arena | None = None
         self._child: Child | None = None
+        self._started = False
 
     def open(self) -> None:
         """Start the workers, and wait until they have set up their jobs."""
@@ -140,19 +152,40 @@ class Session:
                     if error.errno not in SCARCITY:
                         raise
                     raise ProcessError(f"The broker process of the pipeline could not be started: {error}.") from error
+            if self._start_as.method != FORK:
+                self._send_orders()
             if self._channel == QUEUE:
                 # Has the queue's thread started now: at the end of the interpreter it could not be.
                 with interrupts_held():
                     self.send("hello")
                     self.questions.send(("hello",))
-            self._expect("opened")
+            _, threads = self._expect("opened")
+            if threads:
+                why = f"{self._start_as.reason}; the broker spawned the workers beside threads of the script: {threads}"
+                self._start_as = self._start_as._replace(reason=why)
         except BaseException:
             self.abort()
             raise
 
+    @property
+    def start_warning(self) -> str | None:
+        """What the user is to know of how the processes start; None where there is nothing, or it was said before."""
+        return self._start_as.warning if is_news(self._start_as) else None
+
+    def _send_orders(self) -> None:
+        """Send a fresh broker its orders: not with its start, as it may die before it reads them."""
+        orders, blobs = parted(self._orders)
+        with contextlib.suppress(Gone):
+            # That it has died is what is heard next.
+            self.results.send(("orders", orders), blobs)
+
     def _start(self) -> None:
-        context: Any = multiprocessing.get_context(FORK if self._method == FORK else SPAWN)
-        if self._method == FORK:
+        self._started = True
+        if self._start_as.by_value:
+            by_value.sessions += 1
+        forked = self._start_as.method == FORK
+        context: Any = multiprocessing.get_context(FORK if forked else SPAWN)
+        if forked:
             # Here, where it is done once for all sessions.
             life.prepare()
         nears: list[BrokerEnd] = []
@@ -168,17 +201,24 @@ class Session:
             self.feed, self.results, self.questions = self._fars
             if self.arena is not None:
                 self.results.keep(self.arena)
-            foreign = [*(_open_ends - {self.arena}), *self._fars] if self._method == FORK else []
-            arguments = (self._orders, *nears, self.arena, foreign)
-            process = context.Process(target=broker.main, args=arguments, name=f"{PREFIX}broker")
+            foreign = [*(_open_ends - {self.arena}), *self._fars] if forked else []
+            arguments = (self._orders if forked else None, *nears, self.arena, foreign)
+            process = process_of(
+                FORK if forked else SPAWN,
+                self._start_as.import_main,
+                target=broker.main,
+                args=arguments,
+                name=f"{PREFIX}broker",
+            )
             _open_ends.update(self._fars)
             # `multiprocessing.util` is imported by now, and so waits for children only after this.
             atexit.register(self.abort)
-            with signals_held(FORK if self._method == FORK else SPAWN), contextlib.ExitStack() as stack:
-                if threading.active_count() == 1:
-                    # Threads of compiled libraries see to themselves; Python has none that could hold a lock.
+            with signals_held(FORK if forked else SPAWN), contextlib.ExitStack() as stack:
+                if self._start_as.warning is not None or not foreign_threads():
+                    # What Python would say of other threads was said, or is none of those that could hold a lock.
                     stack.enter_context(fork_warning_ignored())
-                process.start()
+                with gate.closed():
+                    process.start()
                 self._child = Child(process)
         finally:
             for near in nears:
@@ -301,7 +341,10 @@ class Session:
                     while answer[:2] != ("stats", self._question):
                         answer, _ = self.questions.receive()
                     self._stats = answer[2]
-            return self._stats
+            stats = self._stats
+        if stats is None:
+            return None
+        return replace(stats, start_method=self._start_as.method, start_reason=self._start_as.reason)
 
     def send(self, *header: Any) -> None:
         """Send a message about results."""
@@ -309,11 +352,11 @@ class Session:
             # A broker that has gone left word why, or is missed by the next `receive`.
             self.results.send(header)
 
-    def _expect(self, kind: str) -> None:
+    def _expect(self, kind: str) -> Header:
         while True:
             header, _ = self.receive()
             if header[0] == kind:
-                return
+                return header
 
     # Errors
 
@@ -393,6 +436,8 @@ class Session:
         if self._ended:
             return
         self._ended = True
+        if self._start_as.by_value:
+            by_value.sessions -= self._started
         atexit.unregister(self.abort)
         if not self.mine:
             if self.arena is not None:
@@ -469,6 +514,8 @@ class Run:
                 wait = self._tell_within if self._untold else math.inf
                 if wait == 0.0 or (wait < math.inf and not self._session.results.ready(wait)):
                     self._tell()
+                if self.source.stays:
+                    self._feed_meanwhile()
                 header, blobs = self._session.receive()
                 match header:
                     case ("results", run, spec, within) if run == self.number:
@@ -501,6 +548,12 @@ class Run:
             raise
         self.source.join()
         self._session.finished(self)
+
+    def _feed_meanwhile(self) -> None:
+        """Pull in this very frame what there is room for, until a message is here."""
+        self.source.feed()
+        while not self._session.results.ready(FEED_SECONDS):
+            self.source.feed()
 
     def _tell(self) -> None:
         """Give back the room of what was taken."""

@@ -35,7 +35,7 @@ class _Shown:
 
     def __call__(self, item: Any) -> str:
         try:
-            if isinstance(self._redact, bytes):
+            if not callable(self._redact):
                 # Not before it is needed: a worker whose items do well need not import what it needs.
                 self._redact = pickle.loads(self._redact)
             text = self._redact(item)  # type: ignore[operator]

@@ -29,8 +29,10 @@ from conveyor.engines.codec import (
     unpicklable,
     weight,
 )
+from conveyor.engines.fork_gate import gate
 from conveyor.engines.heavy import Heavy
 from conveyor.engines.interrupts import interrupts_held
+from conveyor.engines.main_module import importing
 from conveyor.errors import SourceError
 from conveyor.hints import TYPE_CHECKING, Any
 
@@ -94,6 +96,8 @@ class Source:
         self._failures: tuple[type[BaseException], ...] = (BaseException,)
         # Whether it may wait for room: in the caller's own frame it would wait for what only the caller can make.
         self._may_wait = True
+        # Whether all of it is pulled in the caller's own frame, whenever that waits for results.
+        self.stays = False
         self._thread = threading.Thread(
             target=context.run, args=(self._feed,), name=f"conveyor-source-{run}", daemon=True
         )
@@ -102,6 +106,11 @@ class Source:
         """Begin to pull."""
         with contextlib.suppress(Gone):
             self._end.send(("start", self._run))
+        if importing() is not None:
+            # A thread would wait for this import where it pickles something of the module.
+            self.stays = True
+            self._failures, self._may_wait = (Exception, SystemExit), False
+            return
         items = self._items
         if type(items) in _PROMPT and len(items) < min(self._credit, FEW):  # type: ignore[arg-type]
             # They are sent sooner than a thread is started, unless they are so heavy that some have to wait.
@@ -113,6 +122,11 @@ class Source:
         # A start that is interrupted would leave a thread that is neither there nor gone.
         with interrupts_held():
             self._thread.start()
+
+    def feed(self) -> None:
+        """Pull and send in the caller's own frame, as far as there is room."""
+        if not self._over.is_set():
+            self._feed()
 
     def stop(self) -> None:
         """Pull no more; an item being pulled just now is dropped."""
@@ -174,28 +188,13 @@ class Source:
                 return True
             wanted = 1 if giver.wary else min(self._credit, self._growing, self._blob_items)
             sent = self._sent
-            begun = time.perf_counter()
-            try:
-                if prompt or wanted == 1:
-                    self._pulled = []
-                    self._pull(iterator, wanted)
-                    if not prompt and self._pulled:
-                        giver.gave(self._pulled[0])
-                else:
-                    part = self._stoppable(iterator, wanted)
-                    self._pulled = deque()
-                    self._pull(map(frozen, part) if giver.repeats else part, wanted)
-                    self._pulling.clear()
-            except Unpicklable as refused:
-                self._sent += len(self._pulled)
-                self._fail(refused.__cause__ or refused, refused.item)
-                return True
-            except self._failures as error:
-                self._fail(error)
-                return True
-            elapsed = time.perf_counter() - begun
-            if not self._send():
-                return True
+            with gate.passed(self._cut_pull_short):
+                begun = time.perf_counter()
+                if not self._pull_some(iterator, wanted, prompt):
+                    return True
+                elapsed = time.perf_counter() - begun
+                if not self._send():
+                    return True
             if self._exhausted:
                 self._end.send(("end", self._run))
                 return True
@@ -211,6 +210,38 @@ class Source:
                 self._growing = max(self._growing, wanted * 2)
             elif elapsed > SLOW_SECONDS:
                 self._growing = max(1, wanted // 2)
+
+    def _pull_some(self, iterator: Iterator[Any], wanted: int, prompt: bool) -> bool:
+        """Pull as many items as wanted, or fewer; return whether that went well."""
+        giver = self._giver
+        try:
+            if prompt or wanted == 1:
+                self._pulled = []
+                self._pull(iterator, wanted)
+                if not prompt and self._pulled:
+                    giver.gave(self._pulled[0])
+            elif self.stays:
+                self._pulled = []
+                self._pull(map(frozen, iterator) if giver.repeats else iterator, wanted)
+            else:
+                part = self._stoppable(iterator, wanted)
+                self._pulled = deque()
+                self._pull(map(frozen, part) if giver.repeats else part, wanted)
+                self._pulling.clear()
+        except Unpicklable as refused:
+            self._sent += len(self._pulled)
+            self._fail(refused.__cause__ or refused, refused.item)
+            return False
+        except self._failures as error:
+            self._fail(error)
+            return False
+        return True
+
+    def _cut_pull_short(self) -> None:
+        """Have the pull that is under way end with the item at hand."""
+        if self._pulling.is_set():
+            self._cut_short = self._tokens
+            self._tokens.clear()
 
     def _pull(self, items: Iterator[Any], wanted: int) -> None:
         """Pull as many items as wanted, or fewer where they are heavy."""
@@ -256,7 +287,8 @@ class Source:
                     # Of a pull that ends this very moment, the next one has tokens of its own.
                     self._cut_short = tokens
                     tokens.clear()
-                    self._send()
+                    with gate.passed(lambda: None):
+                        self._send()
 
     def _send(self) -> bool:
         """Send everything that was pulled, as one blob; return whether that went well."""

@@ -11,16 +11,19 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 
+from conveyor.engines import by_value as by_values
+from conveyor.engines.foreign_threads import ForeignThreads, foreign_threads
 from conveyor.engines.interrupts import signals_blocked
+from conveyor.engines.main_module import importing, is_findable, is_guarded, why_not_importable
 from conveyor.engines.redaction import Redact
 from conveyor.errors import ConveyorError, JobPicklingError, MissingMainGuardError
 from conveyor.hints import Any
 from conveyor.plan import Plan
 from conveyor.stages import Processor
+from conveyor.values import NamedTuple
 
 FORK, FORKSERVER, SPAWN = "fork", "forkserver", "spawn"
 PREFIX = "conveyor-"
@@ -29,9 +32,30 @@ PREFIX = "conveyor-"
 UNGUARDED = 97
 
 
+# Where jobs and items are unpickled.
+_LOADERS = ("conveyor.engines.codec", "conveyor.engines.life", "conveyor.engines.sparing", "conveyor.engines.redaction")
+
+
+def module_being_loaded() -> str | None:
+    """The name of the module that this thread imports because a job or an item needs it; None where it does no such."""
+    frame = module = importing()
+    while frame is not None and module is not None:
+        name = str(frame.f_globals.get("__name__"))
+        if name.startswith("conveyor.engines."):
+            return str(module.f_globals.get("__name__")) if name in _LOADERS else None
+        frame = frame.f_back
+    return None
+
+
 def check_importing() -> None:
     """Raise MissingMainGuardError in a process that is still being started, and may not start others."""
     current = multiprocessing.current_process()
+    if current.name.startswith(PREFIX) and (module := module_being_loaded()) is not None:
+        raise MissingMainGuardError(
+            f"The module {module!r} runs a pipeline while it is imported, and a process of that pipeline imports it to "
+            "load a job or an item: put what runs the pipeline into a function, or under "
+            '`if __name__ == "__main__":`.'
+        )
     if getattr(current, "_inheriting", False):
         if current.name.startswith(PREFIX):
             # The caller hears of it by the code, and raises the error where the user sees it.
@@ -44,12 +68,33 @@ def check_importing() -> None:
         )
 
 
-def choose_start_method(wanted: str | None) -> str:
-    """Return how the processes are to be started.
+class Start(NamedTuple):
+    """How the processes of a session start, and what reaches them.
 
-    Where the system forks safely and this process has no thread but the one that asks, it is "fork": nothing
-    has to be pickled, so jobs may be lambdas and closures.  A fork while another thread holds a lock can leave
-    that lock held for ever in the child, so with other threads it is "forkserver": a fresh broker forks.
+    `reason` says why they start so, and `warning` what the user is to know of that, None where there is nothing.
+    `import_main`: a fresh interpreter imports the script.  `by_value`: what the script defines travels by value.
+    `jobs`: each step's job as it reaches a worker: itself where workers are forked from here, else pickled; so is
+    `redact`.
+    `pools`: the pools of native threads that were alive at a fork, in words.
+    """
+
+    method: str
+    reason: str
+    jobs: list[Processor[Any, Any] | bytes]
+    redact: Redact | bytes | None
+    import_main: bool = True
+    by_value: bool = False
+    pools: tuple[str, ...] = ()
+    warning: str | None = None
+
+
+def start_for(plan: Plan, redact: Redact | None, wanted: str | None) -> Start:
+    """Return how the processes are to be started; raises ConveyorError where that cannot be done as it is wanted.
+
+    Without a wish it is "fork" where the system forks safely: nothing has to be pickled, so jobs may be lambdas and
+    closures.  A fork while another thread holds a lock can leave that lock held for ever in the child.  So beside
+    threads that are not known to be harmless it is "forkserver": a fresh interpreter, which has no such threads, forks
+    the workers.  Where the jobs cannot go there, it is "fork" all the same.  Both come with a warning.
     """
     available = multiprocessing.get_all_start_methods()
     if wanted is not None:
@@ -57,66 +102,98 @@ def choose_start_method(wanted: str | None) -> str:
             raise ConveyorError(
                 f"start_method={wanted!r} is not available on this system: choose one of {available}, or leave it out."
             )
-        return wanted
+        reason = f"start_method={wanted!r} was asked for"
+        return _forked(plan, redact, reason) if wanted == FORK else _fresh(plan, redact, wanted, reason)
     if FORK not in available:
-        return SPAWN
-    if sys.platform == "darwin" or threading.active_count() > 1:
-        return FORKSERVER
-    return FORK
-
-
-def jobs_for(plan: Plan, method: str, chosen: bool) -> list[Processor[Any, Any] | bytes]:
-    """Return each step's job as it reaches a worker: itself where workers are forked from here, else pickled.
-
-    `chosen`: the start method was not asked for by the user.
-    """
-    jobs: list[Processor[Any, Any] | bytes] = []
-    if method != FORK:
-        _check_where_processes_begin(method)
-    for step in plan.steps:
-        if method == FORK:
-            jobs.append(step.processor)
-            continue
-        what = f"The job of Processor {step.name!r}"
-        jobs.append(_pickled(what, "the job", step.processor, method, chosen, step.name))
-    return jobs
-
-
-def _check_where_processes_begin(method: str) -> None:
-    """Raise ConveyorError where new processes would not find the script, or the directory, that they begin with."""
-    remedy = 'or use Pipeline(start_method="fork") where the system has it.'
-    if not _findable(sys.modules.get("__main__")):
-        raise ConveyorError(
-            f'The script was not read from a file, and start_method="{method}" has each process read it again: save it '
-            f"as a file, {remedy}"
-        )
+        return _fresh(plan, redact, SPAWN, "this system knows no other way")
+    if sys.platform == "darwin":
+        return _fresh(plan, redact, FORKSERVER, "a fork is not safe beside the libraries of macOS")
+    threads = foreign_threads()
+    if not threads:
+        return _forked(plan, redact, "no thread is alive that could hold a lock at a fork")
     try:
-        os.getcwd()
-    except OSError as error:
-        raise ConveyorError(
-            f'The working directory is gone, and start_method="{method}" has new processes begin there ({error}): '
-            f"change to one that exists, {remedy}"
-        ) from error
+        start = _fresh(plan, redact, FORKSERVER, f"other threads are alive: {threads}", beside_threads=True)
+    except ConveyorError as error:
+        return _forked(plan, redact, f"other threads are alive ({threads}), but {_first_sentence(error)}")._replace(
+            warning=_warning_of_fork(threads, error)
+        )
+    return start._replace(warning=_warning_of_fresh(threads, start))
 
 
-def redact_for(redact: Redact | None, method: str, chosen: bool) -> Redact | bytes | None:
-    """Return the `redact` of the pipeline as it reaches a worker."""
-    if redact is None or method == FORK:
-        return redact
-    return _pickled("The `redact` of the pipeline", "it", redact, method, chosen, None)
+def _forked(plan: Plan, redact: Redact | None, reason: str) -> Start:
+    jobs: list[Processor[Any, Any] | bytes] = [step.processor for step in plan.steps]
+    return Start(FORK, reason, jobs, redact, pools=foreign_threads().native)
 
 
-def _pickled(what: str, short: str, value: Any, method: str, chosen: bool, processor: str | None) -> bytes:
+def _fresh(plan: Plan, redact: Redact | None, method: str, reason: str, beside_threads: bool = False) -> Start:
+    """Return a start with fresh interpreters; raises ConveyorError where the jobs cannot go there.
+
+    `beside_threads`: the user named no start method, so the script may lack its main guard.
+    """
+    installed = by_values.is_installed()
+    main = _Main(guarded=not (installed or beside_threads) or is_guarded(), optional=installed or beside_threads)
+    main.check(method)
+    # Beside threads, what the program has set since its import is to be there, as it would be without them.
+    main.by_value = installed and (beside_threads or bool(main.why_not))
+    pickled = [
+        _pickled(f"The job of Processor {step.name!r}", "the job", step.processor, method, main, step.name)
+        for step in plan.steps
+    ]
+    sent = None if redact is None else _pickled("The `redact` of the pipeline", "it", redact, method, main, None)
+    return Start(method, reason, [*pickled], sent, main.imported, main.by_value)
+
+
+class _Main:
+    """What is known of the script, for those that are to import it.
+
+    `guarded`: it may be imported as it is.  `optional`: new processes need not import it.
+    """
+
+    def __init__(self, guarded: bool, optional: bool) -> None:
+        self._optional = optional
+        self.why_not = why_not_importable()
+        if not self.why_not and not guarded:
+            self.why_not = 'it is defined in a script that has no `if __name__ == "__main__":` guard'
+        # Whether what it defines travels by value.
+        self.by_value = False
+        self.imported = is_findable() and not (optional and self.why_not)
+
+    def check(self, method: str) -> None:
+        """Raise ConveyorError where new processes would not find the script, or the directory, that they begin with."""
+        remedy = 'or use Pipeline(start_method="fork") where the system has it.'
+        if not self.imported and not self._optional:
+            raise ConveyorError(
+                f'The script was not read from a file, and start_method="{method}" has each process read it again: '
+                f"save it as a file, {remedy}"
+            )
+        try:
+            os.getcwd()
+        except OSError as error:
+            raise ConveyorError(
+                f'The working directory is gone, and start_method="{method}" has new processes begin there ({error}): '
+                f"change to one that exists, {remedy}"
+            ) from error
+
+
+def _pickled(what: str, short: str, value: Any, method: str, main: _Main, processor: str | None) -> bytes:
     """Return the pickle of what workers need; `what` and `short` say what that is."""
     try:
         pickled = pickle.dumps(value, 5)
+        if by_values.MAIN not in pickled or not _looks_into_main(pickled):
+            return pickled
+        if not main.by_value:
+            if main.why_not:
+                raise JobPicklingError(_refusal(what, short, method, main.why_not), processor)
+            return pickled
+    except JobPicklingError:
+        raise
     except Exception as error:
-        raise JobPicklingError(_refusal(what, short, method, chosen, error), processor) from error
-    main = sys.modules.get("__main__")
-    reason = "" if main is None or b"__main__" not in pickled else _why_not_importable(main)
-    if reason and _looks_into_main(pickled):
-        raise JobPicklingError(_refusal(what, short, method, chosen, reason), processor)
-    return pickled
+        if not by_values.is_installed():
+            raise JobPicklingError(_refusal(what, short, method, error), processor) from error
+    try:
+        return by_values.dumps(value)
+    except Exception as error:
+        raise JobPicklingError(_refusal(what, short, method, error), processor) from error
 
 
 def _looks_into_main(pickled: bytes) -> bool:
@@ -137,39 +214,58 @@ def _looks_into_main(pickled: bytes) -> bool:
     return False
 
 
-def _why_not_importable(main: Any) -> str:
-    """Say why new processes will not find what is defined in `__main__`; nothing where they will."""
-    spec = getattr(main, "__spec__", None)
-    if spec is not None and spec.name.rpartition(".")[2] == "__main__":
-        # `multiprocessing` leaves these out.
-        return (
-            "it is defined in the __main__.py of a package, a folder or an archive, which other processes do not import"
-        )
-    if spec is None and getattr(main, "__file__", None) is None:
-        return (
-            "it is defined in an interactive session, or a script that has ended, which other processes cannot import"
-        )
-    return ""
-
-
-def _findable(main: Any) -> bool:
-    """Whether new processes, which look for what `__main__` says it was read from, will find that."""
-    path = getattr(main, "__file__", None)
-    return getattr(main, "__spec__", None) is not None or path is None or os.path.exists(path)
-
-
-def _refusal(what: str, short: str, method: str, chosen: bool, reason: object) -> str:
-    why = f'start_method="{method}"'
-    if chosen and FORK in multiprocessing.get_all_start_methods():
-        others = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
-        if others:
-            why += f" (chosen because this process has other threads: {', '.join(others[:5])})"
+def _refusal(what: str, short: str, method: str, reason: object) -> str:
     remedy = f"define {short} as a function or class at the top level of a module"
+    if not by_values.is_installed():
+        remedy += "; or `pip install cloudpickle`, which sends it by value"
     if FORK in multiprocessing.get_all_start_methods():
-        if chosen:
-            remedy += "; or open the pipeline before any other thread is started"
         remedy += '; or use Pipeline(start_method="fork"), if no other thread can hold a lock at that moment'
-    return f"{what} has to be pickled for {why}, and cannot be: {reason}. Remedy: {remedy}."
+    return f'{what} has to be pickled for start_method="{method}", and cannot be: {reason}. Remedy: {remedy}.'
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).partition(" Remedy: ")[0].rstrip(".")
+
+
+def _warning_of_fresh(threads: ForeignThreads, start: Start) -> str:
+    travels = (
+        "what the script defines travels by value" if start.by_value else "what the program has set since is not there"
+    )
+    return (
+        f"Other threads are alive that may hold a lock at a fork: {threads}. So a fresh interpreter starts the workers,"
+        f' as start_method="forkserver" does: jobs are pickled, and {travels}. To decide for yourself, name a start '
+        'method: Pipeline(start_method="forkserver"), or "fork" where no job needs what these threads may hold.'
+    )
+
+
+def _warning_of_fork(threads: ForeignThreads, error: Exception) -> str:
+    return (
+        f"Other threads are alive that may hold a lock at a fork: {threads}. The workers are forked all the same, "
+        f"because a fresh interpreter cannot take the jobs: {_first_sentence(error)}. A job that needs such a lock, or "
+        f"the threads of a compiled library, waits for ever. {_remedy_of(error)} Or name a start method: "
+        'Pipeline(start_method="fork").'
+    )
+
+
+def _remedy_of(error: Exception) -> str:
+    _, found, remedy = str(error).partition(" Remedy: ")
+    remedy = remedy.partition("; or use Pipeline(")[0].rstrip(".")
+    return f"Remedy: {remedy}." if found else "Remedy: start the pipeline before these threads."
+
+
+# The warnings that were given in this process.
+_given: set[tuple[str, ...]] = set()
+
+
+def is_news(start: Start) -> bool:
+    """Whether a start has a warning that this process was not given yet; threads count without their numbers."""
+    if start.warning is None:
+        return False
+    key = (start.method, "".join(each for each in start.reason if not each.isdigit()))
+    if key in _given:
+        return False
+    _given.add(key)
+    return True
 
 
 # To set a filter takes time at each fork, and earlier versions say nothing that it would have to ignore.

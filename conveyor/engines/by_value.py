@@ -1,0 +1,91 @@
+"""What the script defines, sent by value: with `cloudpickle`, where that is installed.
+
+Pickle sends a function or a class as the name of its module and its own.  What `__main__`, a cell of a notebook or a
+closure defines has no such name in another interpreter; cloudpickle sends the definition itself.
+
+Law: used only for what plain pickle cannot send, and for what names `__main__` where fresh interpreters lack that.  A
+class of the script is one class everywhere: its definition is sent along, and loaded where it is not there yet.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import pickle
+import sys
+
+from conveyor.hints import Any
+
+# How many sessions are open that send the script by value; 1 in a worker that got it so.  While there are any, what
+# names `__main__` is sent by value from this process.
+sessions = 0
+
+# Whether this process is a fresh interpreter of a pipeline, and the script's classes that it was sent, by name.
+is_fresh = False
+_defined: dict[str, Any] = {}
+
+MAIN = b"__main__"
+
+
+@functools.cache
+def is_installed() -> bool:
+    """Whether cloudpickle is there to be imported."""
+    if "cloudpickle" in sys.modules:
+        return sys.modules["cloudpickle"] is not None
+    from importlib.util import find_spec
+
+    return find_spec("cloudpickle") is not None
+
+
+def dumps(value: Any) -> bytes:
+    """Return the pickle of a value, with what the script defines by value."""
+    file = io.BytesIO()
+    _pickler_class()(file, 5).dump(value)
+    return file.getvalue()
+
+
+def dumps_instead(value: Any, error: Exception) -> bytes:
+    """Return the pickle by value of what plain pickle refused with that error; raises it where this cannot, either."""
+    if not is_installed():
+        raise error
+    try:
+        return dumps(value)
+    except Exception:
+        raise error from None
+
+
+def of_main(name: str, definition: bytes) -> Any:
+    """Return the script's class of that name: the one that is here, else the one that is defined by these bytes."""
+    main: Any = sys.modules["__main__"]
+    if not is_fresh:
+        return getattr(main, name)
+    if name not in _defined:
+        _defined[name] = pickle.loads(definition)
+        # Where plain pickle, and the job, look for it.
+        setattr(main, name, _defined[name])
+    return _defined[name]
+
+
+@functools.cache
+def _definition(kind: type) -> bytes:
+    import cloudpickle
+
+    data: bytes = cloudpickle.dumps(kind, 5)
+    return data
+
+
+def _is_of_main(kind: Any) -> bool:
+    return isinstance(kind, type) and kind.__module__ == "__main__" and "." not in kind.__qualname__
+
+
+@functools.cache
+def _pickler_class() -> Any:
+    import cloudpickle
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, value: Any) -> Any:
+            if _is_of_main(value):
+                return of_main, (value.__qualname__, _definition(value))
+            return super().reducer_override(value)
+
+    return Pickler
