@@ -12,13 +12,14 @@ middle of a message.
 
 from __future__ import annotations
 
+# Not `socket`: programs replace its classes (gevent, PySocks, pytest-socket), and ours would be of theirs.
+import _socket
 import contextlib
 import errno
 import os
 import pickle
 import select
 import signal
-import socket
 import struct
 import sys
 import threading
@@ -27,6 +28,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from multiprocessing import reduction
 
 from conveyor.engines.heavy import Heavy, Keeper
 from conveyor.engines.interrupts import signals_blocked
@@ -50,7 +52,7 @@ _GONE = ("handle is closed", "got end of file during message")
 # Where the death of the other side cannot be waited for, it is looked for so often (seconds).
 _LOOK_INTERVAL = 0.25
 # A program may have it that who writes to someone who has gone is ended by a signal.
-_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+_NO_SIGNAL = getattr(_socket, "MSG_NOSIGNAL", 0)
 # What macOS has instead; Python has no name for it.
 _SO_NOSIGPIPE = 0x1022
 # A worker that cannot send over its queue what it was asked to leaves with this code.
@@ -213,11 +215,10 @@ class BrokerEnd(ABC):
 def channel(kind: str, context: Any) -> tuple[BrokerEnd, FarEnd]:
     """Return the two ends of a new channel; both may be handed to a process of `context` when it is started."""
     if kind == PIPE:
-        near, far = socket.socketpair()
-        near.setblocking(False)
+        near, far = _socket.socketpair()
         if sys.platform == "darwin":
             for each in (near, far):
-                each.setsockopt(socket.SOL_SOCKET, _SO_NOSIGPIPE, 1)
+                each.setsockopt(_socket.SOL_SOCKET, _SO_NOSIGPIPE, 1)
         return PipeBrokerEnd(near), PipeFarEnd(far)
     inward, outward = context.Queue(), context.Queue()
     for queue in (inward, outward):
@@ -232,8 +233,7 @@ class _Incoming:
     def __init__(self) -> None:
         self.messages: deque[Message] = deque()
         self.keeper: Keeper | None = None
-        # Read into again and again: fresh memory costs more than the copy of what came.  Made late, because this
-        # object is sent to a process that is started, and what is sent there has to fit into a pipe.
+        # Read into again and again: fresh memory costs more than the copy of what came.
         self._scratch = bytearray()
         self._arrived = b""
         self._body: memoryview | None = None
@@ -242,14 +242,14 @@ class _Incoming:
         # Whether a read was left by an exception, so that some of what came may be lost.
         self.torn = False
 
-    def read(self, connected: socket.socket) -> int:
+    def read(self, connected: _socket.socket) -> int:
         """Read once; return the number of bytes, 0 when the other side has gone."""
         self.torn = True
         count = self._read(connected)
         self.torn = False
         return count
 
-    def _read(self, connected: socket.socket) -> int:
+    def _read(self, connected: _socket.socket) -> int:
         if self._body is None:
             if not self._scratch:
                 self._scratch = bytearray(_READ)
@@ -297,10 +297,15 @@ def _drop(unsent: deque[memoryview], count: int) -> None:
 class PipeFarEnd(FarEnd):
     """The far end of a socket pair."""
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: _socket.socket) -> None:
+        # The program's default timeout would apply otherwise.
+        connected.setblocking(True)
         self._socket = connected
         self._incoming = _Incoming()
         self._watching = False
+
+    def __reduce__(self) -> Any:
+        return _far_end_of, (reduction.DupFd(self._socket.fileno()),)
 
     def keep(self, keeper: Keeper) -> None:
         self._incoming.keeper = keeper
@@ -360,12 +365,16 @@ class PipeFarEnd(FarEnd):
 class PipeBrokerEnd(BrokerEnd):
     """The broker's end of a socket pair."""
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: _socket.socket) -> None:
+        connected.setblocking(False)
         self._socket = connected
         self._incoming = _Incoming()
         self._unsent: deque[memoryview] = deque()
         # In bytes.
         self._left = 0
+
+    def __reduce__(self) -> Any:
+        return _broker_end_of, (reduction.DupFd(self._socket.fileno()),)
 
     def keep(self, keeper: Keeper) -> None:
         self._incoming.keeper = keeper
@@ -425,6 +434,16 @@ class PipeBrokerEnd(BrokerEnd):
         self._unsent.clear()
         self._left = self.sent
         self._socket.close()
+
+
+def _far_end_of(duplicate: Any) -> PipeFarEnd:
+    """Return, in another process, the end that was sent there."""
+    return PipeFarEnd(_socket.socket(fileno=duplicate.detach()))
+
+
+def _broker_end_of(duplicate: Any) -> PipeBrokerEnd:
+    """Return, in another process, the end that was sent there."""
+    return PipeBrokerEnd(_socket.socket(fileno=duplicate.detach()))
 
 
 class QueueFarEnd(FarEnd):

@@ -291,5 +291,19 @@ def signals_held(method: str) -> Iterator[None]:
 
         # Starting it would let the signal through.
         resource_tracker.ensure_running()
-    with signals_blocked({signal.SIGINT}):
+    with signals_blocked({signal.SIGINT}), default_method_left_open():
         yield
+
+
+@contextlib.contextmanager
+def default_method_left_open() -> Iterator[None]:
+    """Let the program still choose its own default start method after the block.
+
+    To start a process with "spawn" asks for that default, and so settles it.
+    """
+    settled: str | None = multiprocessing.get_start_method(allow_none=True)
+    try:
+        yield
+    finally:
+        if settled is None:
+            multiprocessing.set_start_method(None, force=True)
