@@ -195,7 +195,7 @@ class Broker:
 
     def _doubt(self) -> None:
         """Warn the caller where somebody is at work, and no item has ended."""
-        stuck = [each for each in self._workers.values() if not each.ready or (each.begun() or (0, 0))[0]]
+        stuck = [each for each in self._workers.values() if not each.ready or each.begun() not in (None, (0, 0))]
         if not stuck or (self._opened and not self._machine.under_way):
             # There was nothing to end yet.
             self._doubt_at = time.monotonic() + DOUBT_SECONDS

@@ -120,6 +120,11 @@ class FarEnd(ABC):
     def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
         """Send a message; raises Gone when the other side is."""
 
+    def send_within(self, seconds: float, header: Header) -> bool:
+        """Send a message if that takes no longer; return whether it was sent.  Raises Gone when the other side is."""
+        self.send(header)
+        return True
+
     @abstractmethod
     def receive(self) -> Message:
         """Wait for a message; raises Gone when the other side is."""
@@ -303,6 +308,8 @@ class PipeFarEnd(FarEnd):
         self._socket = connected
         self._incoming = _Incoming()
         self._watching = False
+        # Whether a message is being sent, or was left by an exception: then the other side cannot read what follows.
+        self._amid_message = False
 
     def __reduce__(self) -> Any:
         return _far_end_of, (reduction.DupFd(self._socket.fileno()),)
@@ -318,8 +325,27 @@ class PipeFarEnd(FarEnd):
     def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
         unsent = deque(memoryview(buffer) for buffer in pack(header, blobs))
         with gone():
+            self._amid_message = True
             while unsent:
                 _drop(unsent, self._socket.sendmsg(tuple(islice(unsent, _BUFFERS)), (), _NO_SIGNAL))
+            self._amid_message = False
+
+    def send_within(self, seconds: float, header: Header) -> bool:
+        if self._amid_message:
+            return False
+        unsent = deque(memoryview(buffer) for buffer in pack(header, ()))
+        deadline = time.monotonic() + seconds
+        poll = select.poll()
+        with gone():
+            poll.register(self._socket.fileno(), select.POLLOUT)
+            self._amid_message = True
+            while unsent:
+                if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                    return False
+                with contextlib.suppress(BlockingIOError):
+                    _drop(unsent, self._socket.sendmsg(tuple(unsent), (), _NO_SIGNAL | _socket.MSG_DONTWAIT))
+            self._amid_message = False
+        return True
 
     def receive(self) -> Message:
         messages = self._incoming.messages

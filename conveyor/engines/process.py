@@ -68,6 +68,8 @@ PATIENCE_SECONDS = 2.0
 # How long `close` waits for workers that are still at an item of a run that was given up.
 LEAVING_SECONDS = 0.3
 
+# How long to wait for room to tell the broker of an end: one that is stopped, or not there yet, reads nothing.
+TELL_SECONDS = 0.1
 # How often a source that has no thread of its own looks whether there is room.
 FEED_SECONDS = 0.002
 
@@ -254,7 +256,12 @@ class Session:
         """Give up a run; its workers finish the item at hand, and are free then."""
         self._active = None
         self._left = run
-        self.send("cancel", run.number)
+        told = True
+        with contextlib.suppress(Gone):
+            told = self.results.send_within(TELL_SECONDS, ("cancel", run.number))
+        if not told:
+            # It stands still, or is amid a message that was broken off: nothing can be asked of it any more.
+            self.abort()
 
     def _note(self, header: Header) -> None:
         """Take in a message while no run is going on."""
@@ -459,12 +466,19 @@ class Session:
             listening = self._hearing.acquire(blocking=False)
             # One that was stopped could neither end its workers nor take away its semaphores.
             self._child.wake()
-            self.send("abort", listening)
-            if listening:
-                try:
+            told = False
+            with contextlib.suppress(Gone):
+                told = self.results.send_within(TELL_SECONDS, ("abort", listening))
+            try:
+                if told and listening:
                     self._hear_out(grace)
-                finally:
+            finally:
+                if listening:
                     self._hearing.release()
+            if not told:
+                # That its channels end tells it as much.
+                for end in self._fars:
+                    end.close()
             while grace.left() and not self._child.wait(grace.slice()):
                 pass
             self._child.end()
