@@ -11,6 +11,9 @@ may print what it likes. An HTML comment on the line above the fence, which a re
 
 - `<!-- test: continues -->`: the block goes on with the names of the one before it in the same file;
 - `<!-- test: skip, because ... -->`: the block is shown and not run.
+
+README.md fits on 200 lines.  Every link between the documents leads to a file and a heading that are there, docs/index.md
+has a link to every page, and README.md shows no figure of a benchmark that docs/benchmarks.md does not have.
 """
 
 from __future__ import annotations
@@ -38,6 +41,25 @@ from tests.support import ROOT, TestCase, nothing_left
 FENCE = re.compile(r"^```python[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!--\s*test:\s*(continues|skip)\b.*-->\s*\Z")
 PRINTS = re.compile(r"#[ \t]*prints[ \t]?(.*)$", re.MULTILINE)
+# What is in a fence of any kind, and is no text.
+FENCED = re.compile(r"^```.*?^```[ \t]*$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ +(.+?)[ \t]*$", re.MULTILINE)
+
+# The columns of the benchmarks in README.md, and how docs/benchmarks.md calls the contestants.
+CONTESTANTS = {
+    "loop": "a plain loop",
+    "queues": "multiprocessing.Queue by hand",
+    "`Pool`": "Pool.imap",
+    "executor": "ProcessPoolExecutor",
+    "joblib": "joblib",
+    "mpire": "mpire",
+    "pypeln": "pypeln",
+    "Ray": "Ray",
+}
+
+README_LINES = 200
+README_CHARACTERS = 9216
 
 
 class Block(NamedTuple):
@@ -72,11 +94,16 @@ def blocks(text: str, path: str) -> Iterator[Block]:
         before = source
 
 
+def documents(root: Path = ROOT) -> dict[str, str]:
+    """The text of README.md and of each page in docs/, by its path."""
+    paths = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    return {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+
+
 def all_blocks() -> Iterator[Block]:
     """The blocks of all documents."""
-    for document in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        if document.exists():
-            yield from blocks(document.read_text(encoding="utf-8"), document.relative_to(ROOT).as_posix())
+    for path, text in documents().items():
+        yield from blocks(text, path)
 
 
 def run_block(block: Block) -> str:
@@ -155,6 +182,77 @@ class TestDocuments(TestCase):
 
     def test_readme_has_examples(self) -> None:
         self.assertTrue([block for block in all_blocks() if block.path == "README.md"])
+
+
+def links(text: str) -> list[str]:
+    """The targets of the links in a document, but for those that lead into the world."""
+    return [target for target in LINK.findall(FENCED.sub("", text)) if "://" not in target]
+
+
+def anchors(text: str) -> set[str]:
+    """The names by which links lead to headings."""
+    headings = HEADING.findall(FENCED.sub("", text))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(root: Path) -> list[str]:
+    """The links of documents that lead to a file or a heading that is not there."""
+    broken = []
+    for path, text in documents(root).items():
+        for link in links(text):
+            target, _, anchor = link.partition("#")
+            file = (root / path).parent / target if target else root / path
+            if not file.exists() or (anchor and anchor not in anchors(file.read_text(encoding="utf-8"))):
+                broken.append(f"{path}: {link}")
+    return broken
+
+
+def ratios(section: str, contestant: str) -> list[str]:
+    """The ratios of a contestant in a section of docs/benchmarks.md, with the best settings where it has any."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
+    column = rows[0].index("ratio")
+    worse = ("defaults", "item by item")
+    return [row[column] for row in rows if row[0].startswith(contestant) and not row[0].endswith(worse)]
+
+
+class TestPages(TestCase):
+    """What the documents are, beside their examples."""
+
+    def test_the_readme_is_short(self) -> None:
+        text = documents()["README.md"]
+        self.assertLessEqual(len(text.splitlines()), README_LINES)
+        self.assertLessEqual(len(text), README_CHARACTERS)
+
+    def test_every_link_leads_somewhere(self) -> None:
+        self.assertEqual(broken_links(ROOT), [])
+
+    def test_a_link_that_leads_nowhere_is_found(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            (root / "docs").mkdir()
+            (root / "docs" / "page.md").write_text("# A page\n[a](../README.md#one-two) [b](other.md) [c](#page)\n")
+            (root / "README.md").write_text(
+                "# One, two\n[a](docs/page.md#a-page) [b](#one) [c](https://example.org)\n```text\n# one\n[d](none)\n```\n"
+            )
+            broken = ["README.md: #one", "docs/page.md: other.md", "docs/page.md: #page"]
+            self.assertEqual(broken_links(root), broken)
+
+    def test_the_index_has_every_page(self) -> None:
+        texts = documents()
+        pages = {path.removeprefix("docs/") for path in texts if path.startswith("docs/")} - {"index.md"}
+        self.assertEqual(pages - set(links(texts["docs/index.md"])), set())
+
+    def test_the_figures_of_the_readme_are_those_of_the_benchmarks(self) -> None:
+        texts = documents()
+        sections = texts["docs/benchmarks.md"].split("\n## ")[1:]
+        table = texts["README.md"].split("\n## Benchmarks\n")[1].split("\n## ")[0]
+        heading, _, *rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("|")]
+        self.assertEqual([cell.strip() for cell in heading[1:]], list(CONTESTANTS))
+        for name, *figures in rows:
+            [section] = [section for section in sections if section.startswith(name.strip())]
+            for contestant, figure in zip(CONTESTANTS.values(), figures, strict=True):
+                with self.subTest(workload=name, contestant=contestant):
+                    self.assertEqual([figure.strip()], ratios(section, contestant) or [""])
 
 
 class TestDocstrings(TestCase):

@@ -6,8 +6,8 @@ Law: one run of mypy over one generated file, `SOURCE`.  In it
 - a line that ends in `# error: TEXT` has to be reported, with TEXT in the report;
 - every other line has to pass without a word.
 
-Names of modules are left out of types.  The examples of README.md are in the file too, each in a function of its own;
-they have to pass but for `README_ERRORS`.
+Names of modules are left out of types.  The examples of README.md and of docs/ are in the file too, each in a
+function of its own; they have to pass but for `DOCUMENT_ERRORS`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.support import ROOT, TestCase, slow
-from tests.test_readme import blocks
+from tests.test_readme import all_blocks
 
 SOURCE = """
 from __future__ import annotations
@@ -200,8 +200,8 @@ Processor(3)  # error: No overload variant of "Processor"
 Join(how="product")  # error: No overload variant of "Join"
 """
 
-# Lines of README.md that show a mistake, or that leave to Python what mypy has to be told.
-README_ERRORS = {
+# Lines of documents that show a mistake, or that leave to Python what mypy has to be told.
+DOCUMENT_ERRORS = {
     ">>> Pipeline().add(len)": "No overload variant of",
     ">>> Pipeline().add(Pipe)": "No overload variant of",
     ">>> seen = []": "Need type annotation",
@@ -216,7 +216,7 @@ FLAGS = (
     "--follow-imports=silent",
     "--check-untyped-defs",
     "--disallow-any-generics",
-    # README.md gives a variable another pipeline, of another type.
+    # A document gives a variable another pipeline, of another type.
     "--allow-redefinition",
 )
 
@@ -252,14 +252,14 @@ def source_cases() -> Iterator[Case]:
             yield Case(line)
 
 
-def readme_cases() -> Iterator[Case]:
-    """The examples of README.md."""
-    for block in blocks((ROOT / "README.md").read_text(encoding="utf-8"), "README.md"):
-        yield Case(f"def readme_line_{block.line}() -> None:")
+def document_cases() -> Iterator[Case]:
+    """The examples of README.md and of docs/."""
+    for block in all_blocks():
+        yield Case(f"def {re.sub(r'[^a-z]', '_', block.path.lower())}_line_{block.line}() -> None:")
         if block.is_doctest:
             for example in doctest.DocTestParser().get_examples(block.source):
                 for number, line in enumerate(example.source.splitlines()):
-                    error = README_ERRORS.get(f">>> {line}", "") if number == 0 else ""
+                    error = DOCUMENT_ERRORS.get(f">>> {line}", "") if number == 0 else ""
                     yield Case(f"    {line}", error=error)
         else:
             for line in block.source.splitlines():
@@ -301,13 +301,13 @@ class SourceTest(TestCase):
 
 @unittest.skipUnless(importlib.util.find_spec("mypy"), "mypy is not installed: pip3 install mypy")
 class TypingTest(TestCase):
-    """What mypy says of `SOURCE` and of README.md."""
+    """What mypy says of `SOURCE` and of the documents."""
 
     time_limit = 300.0
 
     @slow
     def test_each_line_has_its_type_or_its_error(self) -> None:
-        cases = [*source_cases(), *readme_cases()]
+        cases = [*source_cases(), *document_cases()]
         reports = reports_of_mypy("".join(f"{case.code}\n" for case in cases))
         wrong = [
             f"{case.code.strip()}\n    should be: {case.type or case.error or 'accepted'}\n    mypy: {'; '.join(said)}"
