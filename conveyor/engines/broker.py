@@ -22,10 +22,11 @@ from conveyor.engines.channels import BrokerEnd, FarEnd, Gone, Header, Message
 from conveyor.engines.children import descriptor_of
 from conveyor.engines.codec import Blob, spec_of
 from conveyor.engines.crew import Crew, Orders, Peer, WorkerProcess, whole
+from conveyor.engines.descendants import Orphans
 from conveyor.engines.failures import traceback_of
-from conveyor.engines.grace import GRACE_SECONDS, SLICE_SECONDS, Grace, Standstills
+from conveyor.engines.grace import EXIT_SECONDS, GRACE_SECONDS, SLICE_SECONDS, Grace, Standstills
 from conveyor.engines.life import ORPHANED, settle
-from conveyor.engines.records import SAID, WARNING, packed_warning
+from conveyor.engines.records import NOTICE, SAID, WARNING, packed_warning
 from conveyor.engines.sayings import Sayings
 from conveyor.engines.starting import UNGUARDED
 from conveyor.engines.waiting import wait_for_any
@@ -33,8 +34,6 @@ from conveyor.errors import ProcessError, StartMethodWarning
 from conveyor.hints import Any
 from conveyor.stats import Stats
 
-# What a worker that has torn down its job gets to end its process.
-EXIT_SECONDS = 5.0
 # The exit codes of workers that may have been ended from outside.
 FROM_OUTSIDE = {-getattr(signal, name) for name in ("SIGKILL", "SIGTERM") if hasattr(signal, name)}
 # Longer than a cheap job and the way to its worker and back take together.
@@ -96,6 +95,7 @@ class Broker:
         # Where an item may take only so long, standstills are looked for while somebody is at one.
         self._timed = any(assignment.timed for assignment in orders.assignments.values())
         self._standstills = Standstills()
+        self._orphans = Orphans()
         # When the caller is warned that a fork beside native threads may be why nothing ends; None where it is not.
         self._doubt_at = time.monotonic() + DOUBT_SECONDS if orders.pools else None
 
@@ -127,6 +127,12 @@ class Broker:
             self._fail_with(("broken", what, traceback_of(error)))
         finally:
             self._crew.end()
+        self._orphans.sweep()
+        self._sweep()
+        while self._orphans.sweeping:
+            for callback in self._waiter.wait(SLICE_SECONDS):
+                callback()
+            self._sweep()
         self._sayings.tell()
         self._results.send(("closed",))
         self._flush_results()
@@ -158,6 +164,8 @@ class Broker:
         waits = [LOOK_SECONDS] if self._parent_descriptor is None else []
         if self._grace is not None:
             waits.append(self._grace.slice())
+        if self._orphans.sweeping:
+            waits.append(SLICE_SECONDS)
         if self._timed and self._machine.timed:
             waits.append(SLICE_SECONDS)
         for due in (self._timer, self._rest_at, self._doubt_at):
@@ -174,6 +182,9 @@ class Broker:
         self._sayings.look()
         if self._run and time.monotonic() >= self._load_since + TELL_LOAD_SECONDS:
             self._tell_load()
+            self._orphans.reap(self._living())
+        if self._orphans.sweeping:
+            self._sweep()
         if self._holdings.changed:
             self._free_memory()
         if self._rest_at is not None and time.monotonic() >= self._rest_at:
@@ -245,8 +256,19 @@ class Broker:
 
     # Workers
 
+    def _living(self) -> set[int]:
+        """Return the processes of the workers that are not known to be dead."""
+        return {each.child.pid for each in self._workers.values() if not each.dead}
+
+    def _sweep(self) -> None:
+        """Go on to end what dead workers have left."""
+        ended = self._orphans.look(self._living())
+        if ended:
+            self._sayings.pass_on((SAID, NOTICE, "WARNING", ended), [])
+
     def _worker_died(self, each: WorkerProcess) -> None:
         begun, unpickling = self._crew.bury(each)
+        self._orphans.left_by(each.child.pid, each.assignment.name)
         if self._crew.arena is not None and self._holdings.ever and not self._closing:
             self._crew.arena.reclaim(each.number, self._holdings.used())
         if each.leaving:
@@ -386,7 +408,8 @@ class Broker:
             case "closed":
                 each.closed = True
                 if self._closing and all(every.closed or every.dead for every in self._workers.values()):
-                    self._close_workers(EXIT_SECONDS)
+                    # They end by themselves before that, unless something keeps them from it.
+                    self._close_workers(EXIT_SECONDS + GRACE_SECONDS * 2)
 
     # What the core wants
 

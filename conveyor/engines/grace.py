@@ -12,6 +12,8 @@ from collections import deque
 
 # What workers get to leave by themselves when a run has failed or is abandoned.
 GRACE_SECONDS = 0.3
+# What a worker that has torn down its job gets to end its process; threads of the job may take as long.
+EXIT_SECONDS = 5.0
 # What one look at the clock takes off at most.  A wait as long as this is seldom much longer where cores are to be had.
 SLICE_SECONDS = 0.02
 # Who is so much late was not held up by a busy machine alone, unless that has much more to do than it has cores.

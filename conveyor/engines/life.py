@@ -6,18 +6,16 @@ and a worker does not outlive its broker, whatever it is at.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import gc
 import os
 import pickle
 import signal
-from collections.abc import Callable
 from types import FrameType
 
-from conveyor.engines import by_value
+from conveyor.engines import by_value, descendants
 from conveyor.engines.arena import Arena
 from conveyor.engines.channels import FarEnd, Gone
+from conveyor.engines.descendants import prctl
 from conveyor.engines.failures import failure_of
 from conveyor.engines.notes import Note
 from conveyor.engines.records import Levels
@@ -25,6 +23,7 @@ from conveyor.engines.redaction import Redact
 from conveyor.engines.streams import settle_streams
 from conveyor.engines.telling import SharedEnd, Voice
 from conveyor.engines.worker import Worker
+from conveyor.engines.worker_exit import end_what_runs
 from conveyor.hints import Any
 from conveyor.stages import Processor
 from conveyor.values import NamedTuple
@@ -78,29 +77,19 @@ def settle(foreign: list[Any]) -> None:
     settle_streams()
 
 
-@functools.cache
-def _prctl() -> Callable[..., int] | None:
-    """Return the system call that says what becomes of this process, None where there is none."""
-    with contextlib.suppress(ImportError, OSError, AttributeError):
-        import ctypes
-
-        found: Callable[..., int] = ctypes.CDLL(None).prctl
-        return found
-    return None
-
-
 def prepare() -> None:
     """Find what every worker needs and nobody else: better once, before they are forked."""
     if os.name == "posix":
-        _prctl()
+        prctl()
+        descendants.prepare()
 
 
 def die_with_parent(parent: int) -> None:
     """Ask the kernel, where it can be asked, to end this process when its parent dies, busy or not."""
     if os.name == "posix":
-        prctl = _prctl()
-        if prctl is not None:
-            prctl(1, signal.SIGKILL, 0, 0, 0)
+        call = prctl()
+        if call is not None:
+            call(1, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(ORPHANED)
 
@@ -117,6 +106,7 @@ def main(
     """The whole life of a worker process; one that was not forked is sent its assignment."""
     settle(foreign)
     die_with_parent(parent)
+    descendants.mark_descendants()
     end.watch_parent()
     end.prepare()
     if hasattr(os, "register_at_fork"):
@@ -159,6 +149,7 @@ def main(
             except BaseException as error:
                 end.send(("failed", tuple(failure_of(error, phase))))
         end.send(("closed",))
+        end_what_runs(assignment.name, shared)
         end.flush()
         end.close()
     except Gone:

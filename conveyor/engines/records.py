@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # The first word of each message about what was said; the second says what it is.
 SAID = "said"
-RECORD, WARNING, DROPPED = "record", "warning", "dropped"
+RECORD, WARNING, DROPPED, NOTICE = "record", "warning", "dropped", "notice"
 
 # A value whose pickle is longer goes as text.
 PICKLE_BYTES = 64 * 1024
@@ -159,7 +159,7 @@ def hear(header: Header, blobs: list[Any]) -> None:
         _show(blobs[0])
         return
     try:
-        import logging
+        import logging  # noqa: F401
     except Exception:
         # No descriptor is left to read it by, say.
         return
@@ -167,8 +167,17 @@ def hear(header: Header, blobs: list[Any]) -> None:
         _handle(record_of(blobs[0]))
     elif kind == DROPPED:
         text = "%d log records and warnings of workers were dropped, because they were not taken in time"
-        fields = {"name": "conveyor", "msg": text, "args": (header[2],)}
-        _handle(logging.makeLogRecord({**fields, "levelno": logging.WARNING, "levelname": "WARNING"}))
+        _handle(_own_record("WARNING", text, header[2]))
+    elif kind == NOTICE:
+        _handle(_own_record(header[2], "%s", header[3]))
+
+
+def _own_record(level: str, text: str, *values: Any) -> logging.LogRecord:
+    """Return a record of Conveyor's own."""
+    import logging
+
+    fields = {"name": "conveyor", "levelno": getattr(logging, level), "levelname": level}
+    return logging.makeLogRecord({**fields, "msg": text, "args": values})
 
 
 def record_of(blob: Any) -> logging.LogRecord:
