@@ -64,6 +64,9 @@ class Pipeline(Generic[In, Out]):
     - `fuse` (False): whether adjacent Processors that are plain functions run in one process, as many side by side as
       there are cores: for jobs so small that handing items on costs more than they do.  Nothing is copied between them
       then.
+    - `seed`: an int, from which each worker derives its random numbers (those of `random`, and of numpy and torch where
+      they are loaded).  None: each derives them from the state of `random` here, and they differ at each opening.  The
+      inline engine does not use it: jobs draw from the generators of the calling process there.
     - `redact`: what shows an item (or a batch) in errors: a callable that takes one, and returns the str that stands
       there instead of its repr; None: its repr, shortened.
 
@@ -90,6 +93,7 @@ class Pipeline(Generic[In, Out]):
         max_failures: int | float | None = None,
         fuse: bool = False,
         redact: Callable[[Any], str] | None = None,
+        seed: int | None = None,
     ) -> None:
         _check_choice("engine", engine, ENGINES)
         _check_choice("start_method", start_method, START_METHODS)
@@ -105,6 +109,8 @@ class Pipeline(Generic[In, Out]):
                 raise TypeError(f"Pipeline: cores must be an int of 1 or more, or None, not {short(cores)}")
             if cores < 1:
                 raise ValueError(f"Pipeline: cores must be 1 or more, not {short(cores)}")
+        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+            raise TypeError(f"Pipeline: seed must be an int, or None, not {short(seed)}")
         if max_failures is not None:
             if isinstance(max_failures, bool) or not isinstance(max_failures, int | float):
                 raise TypeError(
@@ -124,6 +130,7 @@ class Pipeline(Generic[In, Out]):
         self._max_failures = max_failures
         self._fuse = fuse
         self._redact = redact
+        self._seed = seed
         self._description = Description()
         self._session: Any = None
         # The last session, for what it can tell when it is over.
@@ -195,6 +202,7 @@ class Pipeline(Generic[In, Out]):
             "cores": self._cores,
             "max_failures": self._max_failures,
             "fuse": self._fuse or None,
+            "seed": self._seed,
         }
         arguments = [f"{name}={value!r}" for name, value in settings.items() if value is not None]
         if self._redact is not None:
@@ -352,7 +360,7 @@ class Pipeline(Generic[In, Out]):
 
             if self._fuse:
                 plan = fused(plan)
-            session = process.Session(plan, self._start_method, self._channel, self._redact)
+            session = process.Session(plan, self._start_method, self._channel, self._redact, self._seed)
             if (warning := session.start_warning) is not None:
                 warnings.warn(warning, StartMethodWarning, stacklevel=stacklevel)
         self._session = self._last = session

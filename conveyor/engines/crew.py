@@ -22,6 +22,7 @@ from conveyor.engines.grace import Standstills
 from conveyor.engines.holdings import Holdings
 from conveyor.engines.life import Assignment
 from conveyor.engines.notes import Note, Notes
+from conveyor.engines.seeding import Seats
 from conveyor.engines.spawning import process_of
 from conveyor.engines.starting import FORK, FORKSERVER, PREFIX, SPAWN, fork_warning_ignored, signals_held
 from conveyor.engines.waiting import Waiter
@@ -230,13 +231,14 @@ class Crew:
         self.arena = arena
         self.holdings = Holdings()
         self.waiter = Waiter()
+        self._seats = Seats()
         self.workers: dict[int, WorkerProcess] = {}
         self._heard = heard
         self._died = died
 
     def start(self, step: int, number: int) -> None:
         """Start one more; raises ProcessError where there is nothing left to start it with."""
-        assignment = self._orders.assignments[step]
+        assignment = self._seeded(step, number)
         try:
             if self._fork:
                 # Done once; here, where it is an error of the start if it fails.
@@ -245,6 +247,14 @@ class Crew:
         except OSError as error:
             # No descriptor, process or room for a semaphore is left.  To wait for better times may be to wait for ever.
             raise ProcessError(f"A worker of Processor {assignment.name!r} could not be started: {error}.") from error
+
+    def _seeded(self, step: int, number: int) -> Assignment:
+        """Return what a worker is told, with a seed that no other has."""
+        assignment = self._orders.assignments[step]
+        if assignment.seed is None:
+            return assignment
+        index, before = self._seats.take(step, number, [each.number for each in self.workers.values() if not each.dead])
+        return assignment._replace(seed=f"{assignment.seed} {step} {index} {before}")
 
     def _launch(self, assignment: Assignment, number: int) -> None:
         started = time.monotonic()

@@ -20,6 +20,7 @@ from conveyor.engines.failures import failure_of
 from conveyor.engines.notes import Note
 from conveyor.engines.records import Levels
 from conveyor.engines.redaction import Redact
+from conveyor.engines.seeding import seed_generators
 from conveyor.engines.streams import settle_streams
 from conveyor.engines.telling import SharedEnd, Voice
 from conveyor.engines.worker import Worker
@@ -38,6 +39,7 @@ class Assignment(NamedTuple):
     `job` is a Processor, or the pickle of one.  `grouped`: the number of outputs of each unit is to be told.  `timed`:
     the broker has to know since when the worker is at each unit.  `most_bytes` is what the pipe holds that its outputs
     go to.  `levels`: what log records it makes.  `redact`, or the pickle of it, shows items in errors.
+    Random numbers derive from `seed`, where there is one.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Assignment(NamedTuple):
     levels: Levels | None = None
     redact: Redact | bytes | None = None
     by_value: bool = False
+    seed: str | None = None
 
 
 def ignore(number: int, frame: FrameType | None) -> None:
@@ -127,6 +130,8 @@ def main(
     end = shared = SharedEnd(end)
     voice = Voice(shared, assignment.levels)
     voice.take_over()
+    if assignment.seed is not None:
+        seed_generators(assignment.seed)
     try:
         phase = "load"
         try:

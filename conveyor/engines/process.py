@@ -34,6 +34,7 @@ from conveyor.engines.interrupts import interrupts_held
 from conveyor.engines.life import Assignment
 from conveyor.engines.records import SAID, hear, levels
 from conveyor.engines.redaction import Redact, shown_by
+from conveyor.engines.seeding import seed_of_pipeline
 from conveyor.engines.source import Source
 from conveyor.engines.spawning import process_of
 from conveyor.engines.starting import (
@@ -87,13 +88,15 @@ class Session:
     Raises, from any method, what ended the session; nothing of it is left then.
     """
 
-    def __init__(self, plan: Plan, start_method: str | None, kind: str | None, redact: Redact | None) -> None:
+    def __init__(
+        self, plan: Plan, start_method: str | None, kind: str | None, redact: Redact | None, seed: int | None = None
+    ) -> None:
         check_importing()
         self._start_as = start_for(plan, redact, start_method)
         self._plan = plan
         self._channel = kind or (PIPE if os.name == "posix" else QUEUE)
         self.shown = shown_by(redact)
-        grouped, now = plan.grouped(), levels()
+        grouped, now, seed_text = plan.grouped(), levels(), seed_of_pipeline(seed)
         assignments = {
             step.index: Assignment(
                 step.name,
@@ -106,6 +109,7 @@ class Session:
                 levels=now,
                 redact=self._start_as.redact,
                 by_value=self._start_as.by_value,
+                seed=seed_text,
             )
             for step, job in zip(plan.steps, self._start_as.jobs, strict=True)
         }
