@@ -69,10 +69,9 @@ class Fused:
         for index, job in enumerate(self._jobs):
             given: list[Any] = []
             try:
-                given.extend(map(job, values))
-                if len(given) < len(values):
-                    # To `map`, the end; from a job, an error like any other.
-                    raise StopIteration
+                # No `map`: whatever takes values from one reads a StopIteration of the job as the end of it.
+                for value in values:
+                    given.append(job(value))
             except BaseException as cause:
                 # An error of an earlier job is one at a later item, and so never comes to be.
                 error = StageError(self._names[index], values[len(given)])

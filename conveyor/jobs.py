@@ -7,7 +7,7 @@ output.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from types import GeneratorType
 
 from conveyor.hints import Any
@@ -25,14 +25,6 @@ def outputs_of(returned: Any, keep_none: bool) -> Iterator[Any]:
         yield from returned
     elif returned is not None or keep_none:
         yield returned
-
-
-def up_to_generator(values: Iterable[Any]) -> Iterator[Any]:
-    """Yield the values up to the first generator, which is the last."""
-    for value in values:
-        yield value
-        if type(value) is GeneratorType:
-            return
 
 
 def is_generator_function(call: Any) -> bool:

@@ -652,7 +652,7 @@ class Behaviour(Basics):
         with nothing_left(), self.assertRaises(ProcessorError) as caught:
             self.make(Processor(stop_on_fifty)).run(range(100))
         assert (caught.exception.number, caught.exception.item) == (50, "50")
-        assert type(caught.exception.__cause__) is StopIteration
+        assert (type(caught.exception.__cause__), caught.exception.__cause__.args) == (StopIteration, ("fifty",))
 
     def test_the_loop_body_raises(self):
         with nothing_left(), self.assertRaises(ZeroDivisionError), self.make(Processor(same)) as pipeline:

@@ -49,7 +49,8 @@ class Units:
         if self._note is not None:
             self._note.unpickling = True
         try:
-            decoded = [*known, *map(decode, all_blobs[len(known) :])]
+            # No `map` here or below: a list reads a StopIteration that unpickling raises as the end of one.
+            decoded = [*known, *[decode(blob) for blob in all_blobs[len(known) :]]]
             self._kept = decoded[-1:] if keep else []
         except BaseException as error:
             decoded, self._kept = self._decoded_sparingly(spec, all_blobs, error), []
@@ -69,7 +70,7 @@ class Units:
     def _decoded_sparingly(self, spec: Any, blobs: list[Any], error: BaseException) -> list[Any]:
         """Return the items of blobs of which some cannot be unpickled; raises FailedUnit where one is in this lease."""
         try:
-            decoded = list(map(items_sparing, blobs))
+            decoded = [items_sparing(blob) for blob in blobs]
             broken = list(map(what_broke, items_of(spec, decoded)))
         except BaseException:
             raise FailedUnit(None, failure_of(error, "unpickle")) from None
@@ -88,7 +89,7 @@ class Units:
         """Return a unit as it came: the job that failed at it may have changed it."""
         if not self._afresh or self._afresh[index] is _USED:
             spec, blobs = self._source
-            self._afresh = list(self._cut(items_of(spec, list(map(items_anyhow, blobs)))))
+            self._afresh = list(self._cut(items_of(spec, [items_anyhow(blob) for blob in blobs])))
         unit, self._afresh[index] = self._afresh[index], _USED
         return unit
 

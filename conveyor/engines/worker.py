@@ -38,7 +38,7 @@ from conveyor.engines.units import Units
 from conveyor.errors import ProcessorError
 from conveyor.fusing import Fused, StageError
 from conveyor.hints import TYPE_CHECKING, Any
-from conveyor.jobs import is_generator_function, outputs_of, up_to_generator
+from conveyor.jobs import is_generator_function, outputs_of
 from conveyor.policy import policy_of
 from conveyor.stages import Processor, work_of
 
@@ -310,7 +310,7 @@ class Worker:
         """
         # What runs once for every few units costs as much as they do: nothing is looked up twice, or called in vain.
         call, begin, repeats, in_turn = self._call, self._begin, self._giver.repeats, self._in_turn
-        clock, extend, first = time.perf_counter, returned.extend, start
+        clock, append = time.perf_counter, returned.append
         look = 1 if self._timed else self._look_units
         until = clock() + self._linger
         while start < stop:
@@ -321,17 +321,19 @@ class Worker:
             if end == start:
                 return False
             part = units[start:end]
-            values: Iterable[Any] = call.over(part) if type(call) is Fused else map(call, part)
-            if repeats:
-                values = map(frozen, values)
-            if in_turn:
-                values = up_to_generator(values)
-            extend(values)
-            if in_turn and returned and type(returned[-1]) is GeneratorType:
-                return False
-            if len(returned) < end - first:
-                # To `map`, the end; from a job, an error like any other.
-                raise StopIteration
+            # No `map`: whatever takes values from one reads a StopIteration of the job as the end of it.
+            if type(call) is Fused:
+                values = call.over(part)
+                returned.extend(map(frozen, values) if repeats else values)
+            elif repeats or in_turn:
+                for unit in part:
+                    value = call(unit)
+                    append(frozen(value) if repeats else value)
+                    if in_turn and type(value) is GeneratorType:
+                        return False
+            else:
+                for unit in part:
+                    append(call(unit))
             last = returned[-1]
             if clock() > until:
                 return False
