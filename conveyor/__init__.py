@@ -26,7 +26,7 @@ from conveyor.errors import (
 from conveyor.failed import FailedItem
 from conveyor.pipeline import Pipeline, Stream
 from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
-from conveyor.stats import Decision, Stats, StepStats
+from conveyor.stats import Decision, Stats, StepStats, Unfused
 
 __version__ = "0.1.0"
 
@@ -58,5 +58,6 @@ __all__ = [
     "StepStats",
     "Stream",
     "TooManyFailuresError",
+    "Unfused",
     "WorkerDiedError",
 ]

@@ -1,7 +1,8 @@
 """Fusing: adjacent Processors of a chain in one process, several abreast.
 
 Law: a plan goes in, a plan comes out, and what they give is the same, as long as no job changes an object that another
-still has: between fused jobs nothing is copied.  A Processor with state, or with settings of its own, stays alone.
+still has: between fused jobs nothing is copied.  A Processor with state, or with settings of its own, stays alone; so
+does one whose job may remember what it was called with, unless the user has said that several workers may do it.
 Dataflow engines call this operator chaining.
 """
 
@@ -15,6 +16,7 @@ from conveyor.hints import Any
 from conveyor.plan import Node, Plan, StepNode, Target
 from conveyor.policy import policy_of
 from conveyor.stages import Processor
+from conveyor.stats import Unfused
 from conveyor.values import replace
 
 # What a job gives that is not one output.
@@ -140,17 +142,24 @@ def _nothing() -> Iterator[Any]:
 
 def fused(plan: Plan) -> Plan:
     """Return the plan with its chains of Processors made one each, with as many workers as there are cores, or up to
-    that where there are several chains."""
-    chains = _chains(plan)
+    that where there are several chains.  It says of each Processor that is in no chain why it is not."""
+    reasons = {step.index: _why_alone(step) for step in plan.steps}
+    chains = _chains(plan, {index for index, reason in reasons.items() if reason is None})
+    chained = {node.index for chain in chains for node in chain}
     removed = {node.index for chain in chains for node in chain[1:]}
     kept = [node for node in plan.nodes if node.index not in removed]
     number = {node.index: index for index, node in enumerate(kept)}
     merged = {chain[0].index: _merged(chain, plan.cores, alone=len(chains) == 1) for chain in chains}
     nodes = tuple(_renumbered(merged.get(node.index, node), number) for node in kept)
-    return replace(plan, nodes=nodes)
+    unfused = tuple(
+        Unfused(step.name, reasons[step.index] or "no other that can be fused is next to it")
+        for step in plan.steps
+        if step.index not in chained
+    )
+    return replace(plan, nodes=nodes, unfused=unfused)
 
 
-def _chains(plan: Plan) -> list[list[StepNode]]:
+def _chains(plan: Plan, fusable: set[int]) -> list[list[StepNode]]:
     fed: dict[int, int] = {}
     for node in plan.nodes:
         for target in _targets(node):
@@ -158,12 +167,12 @@ def _chains(plan: Plan) -> list[list[StepNode]]:
     chains: list[list[StepNode]] = []
     taken: set[int] = set()
     for step in plan.steps:
-        if step.index in taken:
+        if step.index in taken or step.index not in fusable:
             continue
         chain = [step]
-        while _fusable(chain[-1]):
+        while True:
             behind = plan.nodes[chain[-1].to.node]
-            if not isinstance(behind, StepNode) or not _fusable(behind) or fed[behind.index] != 1:
+            if not isinstance(behind, StepNode) or behind.index not in fusable or fed[behind.index] != 1:
                 break
             chain.append(behind)
         if len(chain) > 1:
@@ -172,11 +181,33 @@ def _chains(plan: Plan) -> list[list[StepNode]]:
     return chains
 
 
-def _fusable(step: StepNode) -> bool:
+def _why_alone(step: StepNode) -> str | None:
+    """Return in words why a Processor cannot be one of several that are fused, None where it can."""
     processor = step.processor
-    if type(processor) is not Processor or step.workers != 1 or processor.workers not in (None, "auto"):
-        return False
-    return step.batch is None and step.timeout is None and step.max_items is None and policy_of(processor).strict
+    if type(processor) is not Processor:
+        return f"its class, {type(processor).__name__}, may keep state on `self`"
+    # One worker is what a Processor has of which nothing is said; with "auto" it is the least, and there is no most.
+    if isinstance(processor.workers, int) or (step.workers, step.most) not in ((1, 1), (1, None)):
+        return "it has a number of workers of its own"
+    settings = ("batch", "timeout", "max_items")
+    given = [name for name in settings if getattr(step, name) is not None]
+    if not policy_of(processor).strict:
+        given.append("retries" if processor.retries else "on_error")
+    if given:
+        return f"it has {' and '.join(given)} of its own"
+    if step.most is None:
+        # With "auto", the user has said that several workers may do it.
+        return None
+    # Few pipelines are fused, and all would wait for the import.
+    from conveyor.job_inspection import memory_of
+
+    memory = memory_of(processor.job)
+    if memory is None:
+        return None
+    return (
+        f"its job may remember something from one item to the next ({memory}), and has one worker: where several, each "
+        'with its own, may do it, say workers="auto"'
+    )
 
 
 def _merged(chain: list[StepNode], cores: int, alone: bool) -> StepNode:

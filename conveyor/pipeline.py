@@ -63,7 +63,7 @@ class Pipeline(Generic[In, Out]):
       comes to one Processor; None: no number of them ends it.
     - `fuse` (False): whether adjacent Processors that are plain functions run in one process, as many side by side as
       there are cores: for jobs so small that handing items on costs more than they do.  Nothing is copied between them
-      then.
+      then.  A job that may remember earlier items stays alone; `stats().unfused` says which did, and why.
     - `seed`: an int, from which each worker derives its random numbers (those of `random`, and of numpy and torch where
       they are loaded).  None: each derives them from the state of `random` here, and they differ at each opening.  The
       inline engine does not use it: jobs draw from the generators of the calling process there.

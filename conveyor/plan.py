@@ -12,6 +12,7 @@ from conveyor.values import dataclass
 
 if TYPE_CHECKING:
     from conveyor.stages import Processor
+    from conveyor.stats import Unfused
 
 
 PIPE_BYTES = 16 * 1024 * 1024
@@ -153,12 +154,14 @@ Node = StepNode | ReplicateNode | BalanceNode | MergeNode | ZipNode | LeaveNode 
 @dataclass(frozen=True)
 class Plan:
     """All nodes, in topological order; `cores` is what workers that follow the load may use together; a run ends where
-    more than `max_failures` items are given up (a float: than that share of those of one step; None: however many)."""
+    more than `max_failures` items are given up (a float: than that share of those of one step; None: however many).
+    `unfused`: where fusing was asked for, what was left alone, and why."""
 
     nodes: tuple[Node, ...]
     ordered: bool
     cores: int
     max_failures: int | float | None = None
+    unfused: tuple[Unfused, ...] = ()
 
     def grouped(self) -> frozenset[int]:
         """The indices of the nodes whose input carries groups: those inside a tracked fork."""

@@ -31,6 +31,21 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Unfused:
+    """A Processor that `Pipeline(fuse=True)` left in processes of its own, and the reason in words.
+
+    >>> print(Unfused("parse", "it has timeout of its own"))
+    parse: not fused: it has timeout of its own
+    """
+
+    processor: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.processor}: not fused: {self.reason}"
+
+
+@dataclass(frozen=True)
 class StepStats:
     """What is known of one Processor; totals count from the moment at which the pipeline was opened.
 
@@ -82,6 +97,8 @@ class Stats:
         decisions: the changes of the numbers of workers, oldest first; at most the newest thousand.
         start_method: how the processes were started: "fork", "forkserver" or "spawn"; None with the inline engine.
         start_reason: why they were started so.
+        unfused: with `Pipeline(fuse=True)`, one `Unfused` for each Processor that was not fused with a neighbour, in
+            the order of the pipeline.
     """
 
     seconds: float
@@ -90,6 +107,7 @@ class Stats:
     decisions: tuple[Decision, ...]
     start_method: str | None = None
     start_reason: str = ""
+    unfused: tuple[Unfused, ...] = ()
 
     @property
     def bottleneck(self) -> str | None:
@@ -122,7 +140,7 @@ class Stats:
         bottleneck = self.bottleneck
         if bottleneck is not None:
             lines.append(f"bottleneck: {bottleneck}, {self[bottleneck].stalled:.2f} s of {self.seconds:.2f} s")
-        return "\n".join([*lines, *map(str, self.decisions)])
+        return "\n".join([*lines, *map(str, self.unfused), *map(str, self.decisions)])
 
 
 def _duration(seconds: float | None) -> str:
