@@ -137,6 +137,19 @@ class TheCore(TestCase):
         assert {"pickle", "signal"} <= found
 
 
+class TheClock(TestCase):
+    """One module has the system's clocks; what is imported elsewhere, a test suite may replace."""
+
+    def test_imports(self) -> None:
+        broken = [
+            f"{name}:{line}"
+            for name in MODULES
+            for line, imported in imports(name)
+            if imported == "time" and name != "conveyor.clock"
+        ]
+        assert not broken, f"{broken}: import it from conveyor.clock"
+
+
 class Errors(TestCase):
     """Law 5: every exception survives pickling, with its fields."""
 

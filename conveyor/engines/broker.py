@@ -11,10 +11,10 @@ import contextlib
 import math
 import os
 import signal
-import time
 from collections.abc import Callable
 from functools import partial
 
+from conveyor.clock import time
 from conveyor.core import commands, events
 from conveyor.core.machine import Machine
 from conveyor.engines.arena import Arena

@@ -23,16 +23,16 @@ import signal
 import struct
 import sys
 import threading
-import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from multiprocessing import reduction
 
+from conveyor.clock import time
 from conveyor.engines.heavy import Heavy, Keeper
 from conveyor.engines.interrupts import signals_blocked
-from conveyor.engines.waiting import wait_for_any
+from conveyor.engines.waiting import wait_for, wait_for_any
 from conveyor.hints import Any
 
 Header = tuple[Any, ...]
@@ -508,7 +508,7 @@ class QueueFarEnd(FarEnd):
             raise Gone("the channel is closed")
         reader = self._inward._reader
         with gone():
-            while not reader.poll(0):
+            while not wait_for(reader, 0):
                 self._wait(reader)
             return self._take()
 
@@ -518,7 +518,7 @@ class QueueFarEnd(FarEnd):
         if self._torn:
             raise Gone("what comes cannot be told apart any more")
         with gone():
-            return self._take() if self._inward._reader.poll(seconds) else None
+            return self._take() if wait_for(self._inward._reader, seconds) else None
 
     def _take(self) -> Message:
         self._torn = True
@@ -535,7 +535,7 @@ class QueueFarEnd(FarEnd):
                 raise Gone("the broker has gone")
 
     def ready(self, seconds: float = 0) -> bool:
-        return self._inward is None or bool(self._inward._reader.poll(seconds))
+        return self._inward is None or wait_for(self._inward._reader, seconds)
 
     def forsake(self) -> None:
         super().forsake()
@@ -597,7 +597,7 @@ class QueueBrokerEnd(BrokerEnd):
     def receive(self) -> tuple[list[Message], bool]:
         messages: list[Message] = []
         try:
-            while self._inward._reader.poll(0):
+            while wait_for(self._inward._reader, 0):
                 messages.append(_unpack_whole(self._inward.get(), self._keeper))
         except (EOFError, OSError):
             return messages, False

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
+from conveyor.clock import time
 from conveyor.engines import life
 from conveyor.engines.arena import Arena
 from conveyor.engines.channels import PIPE, BrokerEnd, Header, channel

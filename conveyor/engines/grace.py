@@ -7,8 +7,9 @@ one who counts.
 
 from __future__ import annotations
 
-import time
 from collections import deque
+
+from conveyor.clock import time
 
 # What workers get to leave by themselves when a run has failed or is abandoned.
 GRACE_SECONDS = 0.3

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, zip_longest
 
+from conveyor.clock import sleep, time
 from conveyor.core.attempts import too_many
 from conveyor.core.staff import Durations
 from conveyor.engines.codec import copied
@@ -177,7 +177,7 @@ class _Step:
             except (Exception, SystemExit) as error:
                 failed = error
             if policy.tries_again(failed, attempts):
-                time.sleep(policy.delay(attempts))
+                sleep(policy.delay(attempts))
                 continue
             if not policy.gives_up:
                 raise self._error(failed, "process", number, items, self._shown(unit), attempts) from failed

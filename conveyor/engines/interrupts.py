@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from types import FrameType
+
+from conveyor.clock import sleep
 
 # Long enough for the interpreter to leave a finalizer, in which an exception would only be printed.
 SOON_SECONDS = 0.02
@@ -42,7 +43,7 @@ def interrupts_held(finalizing: bool = False) -> Iterator[None]:
 
 
 def _interrupt_soon() -> None:
-    time.sleep(SOON_SECONDS)
+    sleep(SOON_SECONDS)
     main = threading.main_thread().ident
     if hasattr(signal, "pthread_kill") and main is not None:
         # To that thread, so that it is woken from whatever it waits for.

@@ -12,10 +12,10 @@ from __future__ import annotations
 import mmap
 import os
 import threading
-import time
 from collections.abc import Callable
 from multiprocessing import reduction
 
+from conveyor.clock import time
 from conveyor.hints import Any
 
 # One cache line each, so that two workers never write to the same.

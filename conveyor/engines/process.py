@@ -15,10 +15,10 @@ import multiprocessing
 import multiprocessing.util
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 
+from conveyor.clock import time
 from conveyor.core.sizing import first_pull
 from conveyor.engines import broker, by_value, life
 from conveyor.engines.arena import KEPT_BYTES, Arena

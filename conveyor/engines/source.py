@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from operator import itemgetter
 
+from conveyor.clock import time
 from conveyor.engines.channels import FarEnd, Gone
 from conveyor.engines.codec import (
     BLOB_BYTES,

@@ -5,10 +5,10 @@ Law: asks the system, and decides nothing.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 
+from conveyor.clock import time
 from conveyor.hints import Any
 
 try:

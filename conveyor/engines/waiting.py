@@ -1,7 +1,7 @@
 """Waiting for descriptors (on Windows, for handles) to become readable.
 
-Law: knows no process and no message.  `multiprocessing.connection` is imported only by who needs it, on Windows and
-with queues: with all that it brings along, that takes longer than to start a process.
+Law: knows no process and no message.  `multiprocessing.connection` is imported on Windows alone, where nothing else
+can wait: with all that it brings along, that takes longer than to start a process.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from conveyor.hints import Any
 
 def wait_for(thing: Any, seconds: float | None = None) -> bool:
     """Wait until a thing is readable, for at most `seconds` where that is not None; return whether it is."""
-    if os.name != "posix":
-        return bool(wait_for_any([thing], seconds))
-    poll = select.poll()
-    poll.register(thing, select.POLLIN)
-    return bool(poll.poll(None if seconds is None else math.ceil(seconds * 1000)))
+    return bool(wait_for_any([thing], seconds))
 
 
 def wait_for_any(things: list[Any], seconds: float | None = None) -> list[Any]:
     """Wait until some of many things (connections, too) are readable, likewise; return those that are."""
-    from multiprocessing import connection
+    if os.name != "posix":
+        from multiprocessing import connection
 
-    return list(connection.wait(things, seconds))
+        return list(connection.wait(things, seconds))
+    # The one above asks Python's clock, which a test may have replaced; the system has one of its own.
+    poll = select.poll()
+    by_descriptor = {thing if isinstance(thing, int) else thing.fileno(): thing for thing in things}
+    for descriptor in by_descriptor:
+        poll.register(descriptor, select.POLLIN)
+    ready = poll.poll(None if seconds is None else math.ceil(seconds * 1000))
+    return [by_descriptor[descriptor] for descriptor, _ in ready]
 
 
 class Waiter:

@@ -8,12 +8,12 @@ lease where that is due in as much again, unless a single item takes longer.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from types import GeneratorType
 
+from conveyor.clock import time
 from conveyor.core.groups import Runs, append_run, total, with_one_less
 from conveyor.core.sizing import LINGER, LONGEST_SECONDS, TARGET_SECONDS
 from conveyor.engines.channels import FarEnd, Gone, Message
