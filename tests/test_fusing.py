@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 import unittest
 
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ProcessorError, ReplicatingFork
@@ -18,8 +19,8 @@ def same(item):
     return item
 
 
-def function_of(item):
-    return lambda: item
+def lock_of(item):
+    return threading.Lock()
 
 
 def increment(item):
@@ -91,10 +92,10 @@ class FusingTest(TestCase):
     """Chains."""
 
     def test_an_output_that_cannot_be_pickled_is_the_last_ones(self):
-        pipeline = Pipeline(fuse=True).add(Processor(same)).add(Pipe()).add(Processor(function_of))
+        pipeline = Pipeline(fuse=True).add(Processor(same)).add(Pipe()).add(Processor(lock_of))
         with self.assertRaises(ProcessorError) as caught:
             pipeline.run([1])
-        assert (caught.exception.processor, caught.exception.phase) == ("function_of", "pickle")
+        assert (caught.exception.processor, caught.exception.phase) == ("lock_of", "pickle")
 
     def test_one_process_and_several_abreast(self):
         pipeline = chain(Processor(process_number), Processor(same), Processor(same_process), fuse=True, cores=3)

@@ -31,11 +31,13 @@ import tempfile
 import traceback
 import types
 import unittest
+import unittest.mock
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import conveyor
+from conveyor.engines import by_value
 from tests.support import ROOT, TestCase, nothing_left
 
 FENCE = re.compile(r"^```python[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
@@ -155,8 +157,10 @@ def run_doctests(tests: list[doctest.DocTest]) -> str:
     """Run doctests and return the report of those that failed."""
     report = io.StringIO()
     runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
-    for test in tests:
-        runner.run(test, out=report.write)
+    # The documents say what is so where nothing is installed beside Conveyor.
+    with unittest.mock.patch.object(by_value, "is_installed", return_value=False):
+        for test in tests:
+            runner.run(test, out=report.write)
     return report.getvalue()
 
 

@@ -374,7 +374,9 @@ class Machine:
         if not self._over:
             self.now = now
         steps = tuple(step.stats() for step in self.steps)
-        return Stats(self.now - self._opened, self._plan.cores, steps, tuple(self.staff.decisions), self._plan.unfused)
+        return Stats(
+            self.now - self._opened, self._plan.cores, steps, tuple(self.staff.decisions), unfused=self._plan.unfused
+        )
 
     # What tests ask for
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterable
 from types import FrameType
 
+from conveyor.clock import time
 from conveyor.hints import Any
 from conveyor.values import NamedTuple
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
+
+from conveyor.clock import time
 
 # How long a fork waits for sources to come to the end of an item.
 PARK_SECONDS = 0.1

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import sys
 import threading
-import time
+from conveyor.clock import time
 from multiprocessing import util
 
 from conveyor.engines.descendants import enumerated
