@@ -21,8 +21,9 @@ import warnings
 from pathlib import Path
 from unittest import mock
 
-from conveyor import ItemTimeoutError, Pipe, Pipeline, Processor, ProcessorError
+from conveyor import ItemTimeoutError, Pipe, Pipeline, ProcessError, Processor, ProcessorError
 from conveyor.engines import worker_exit
+from conveyor.engines.descendants import _PR_SET_CHILD_SUBREAPER, prctl
 from tests.support import SHORT, TestCase, _everyone, slow
 from tests.test_failures import wait_until
 from tests.test_survival import kill
@@ -160,6 +161,14 @@ class StartsOrphan(Files):
             self.say(f"child{item}", orphan)
             os._exit(0)
         os.waitpid(child, 0)
+
+
+class SaysWhoseChildItIs(StartsOrphan):
+    """Says which process its broker is."""
+
+    def start(self, item):
+        super().start(item)
+        self.say("broker", os.getppid())
 
 
 class StartsTree(Files):
@@ -362,6 +371,34 @@ class LeftByJobsTest(TestCase):
                 if number > 20 and not zombies(broker):
                     break
             stream.close()
+
+    # A broker that dies
+
+    @unittest.skipUnless(sys.platform == "linux", "needs Linux")
+    def test_workers_of_a_killed_broker_where_orphans_come_to_the_caller(self):
+        prctl()(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self.addCleanup(prctl(), _PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+        # What is the program's own is not taken from it.
+        own = subprocess.Popen(["sh", "-c", "exit 7"])
+        kept = subprocess.Popen(["sh", "-c", "read line; exit 8"], stdin=subprocess.PIPE)
+        wait_until(lambda: not lives(own.pid), "the program's own child has ended")
+        for method, channel in ENGINES:
+            if (method, channel) == ("spawn", "queue"):
+                # The semaphores of such a broker go with the caller.
+                continue
+            with self.subTest(method=method, channel=channel):
+                folder = self.new_folder()
+                pipeline = Pipeline(start_method=method, channel=channel).add(SaysWhoseChildItIs(folder, workers=2))
+                with self.assertRaises(ProcessError), pipeline:
+                    pipeline.run([1])
+                    kill(number_in(folder, "broker"))
+                    pipeline.run([1])
+                # What is left counts at the end of the test, zombies too.
+                orphan = number_in(folder, "child1")
+                self.addCleanup(kill, orphan)
+                self.assertFalse(lives(orphan))
+        kept.communicate(b"\n")
+        self.assertEqual((own.wait(), kept.wait()), (7, 8))
 
     # Threads
 

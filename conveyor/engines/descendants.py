@@ -14,7 +14,9 @@ import signal
 import sys
 from collections.abc import Callable, Collection
 
+from conveyor.engines.children import descriptor_of
 from conveyor.engines.grace import GRACE_SECONDS, Grace
+from conveyor.engines.waiting import wait_for
 from conveyor.hints import Any
 
 # How long a sweep takes at most.
@@ -49,7 +51,8 @@ def prepare() -> None:
 
 def mark_descendants() -> None:
     """Mark what this process starts from now on, with its number; what they start is marked with it too."""
-    if _LINUX:
+    # Where the broker cannot adopt orphans, a mark would only lead astray.
+    if _LINUX and prctl() is not None:
         with contextlib.suppress(ImportError, OSError, ValueError):
             import resource
 
@@ -57,7 +60,7 @@ def mark_descendants() -> None:
 
 
 def mark_of(pid: int) -> int | None:
-    """Return the number of the worker that a process descends from, or that it is; None where none has marked it."""
+    """Return the number of the worker, or else broker, that a process descends from or is; None without a mark."""
     try:
         import resource
 
@@ -74,6 +77,7 @@ class Orphans:
         call = prctl() if _LINUX else None
         # From now on the system gives this process every orphan among its descendants.
         self._adopts = call is not None and call(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+        mark_descendants()
         self._own = mark_of(os.getpid())
         # The Processors of workers that have died since the last sweep, by the number of their process.
         self._names: dict[int, str] = {}
@@ -131,10 +135,7 @@ class Orphans:
     def _is_left(self, pid: int, workers: Collection[int]) -> bool:
         if pid in workers or pid == _own_tracker():
             return False
-        try:
-            if os.getsid(pid) != os.getsid(0):
-                return False
-        except OSError:
+        if not _in_own_session(pid):
             return False
         mark = mark_of(pid)
         return not workers or not (mark is None or mark == self._own or mark in workers)
@@ -161,6 +162,30 @@ class Orphans:
             f"jobs left processes running, which the broker ended: {enumerated(ended)}. End what a job starts in its "
             "`teardown`; what is to stay needs a session of its own (start_new_session=True)."
         )
+
+
+def end_what_a_broker_left() -> None:
+    """End what descends from a broker that has died, and have the system forget it, as far as it is ours by now.
+
+    That is so where this process is the first of its container, or a subreaper.  Those children are known by their
+    marks; all others are the program's own.
+    """
+    if not _LINUX:
+        return
+    own = mark_of(os.getpid())
+    bound = Grace(SWEEP_SECONDS)
+    while bound.left():
+        marked = [pid for pid in children() if mark_of(pid) not in (None, own)]
+        left = [pid for pid in marked if not _reaped(pid) and _in_own_session(pid)]
+        if not left:
+            return
+        for pid in left:
+            if not _ends_by_itself(pid):
+                _signal(pid, signal.SIGKILL)
+        descriptor = descriptor_of(left[0])
+        if descriptor is not None:
+            wait_for(descriptor, bound.slice())
+            os.close(descriptor)
 
 
 def children() -> list[int]:
@@ -194,6 +219,21 @@ def enumerated(texts: list[str]) -> str:
     """Return texts as one, shortened where they are many."""
     more = len(texts) - NAMED
     return ", ".join(texts[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _in_own_session(pid: int) -> bool:
+    try:
+        return os.getsid(pid) == os.getsid(0)
+    except OSError:
+        return False
+
+
+def _reaped(pid: int) -> bool:
+    """Have the system forget a child if it is dead; return whether it has."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except OSError:
+        return True
 
 
 def _signal(pid: int, number: int) -> None:

@@ -26,6 +26,7 @@ from conveyor.engines.channels import PIPE, QUEUE, BrokerEnd, FarEnd, Gone, Head
 from conveyor.engines.children import Child
 from conveyor.engines.codec import decode, items_of
 from conveyor.engines.crew import Orders, parted
+from conveyor.engines.descendants import end_what_a_broker_left
 from conveyor.engines.failures import Failure, death, failed_item, overdue, processor_error, too_many_failures
 from conveyor.engines.foreign_threads import foreign_threads
 from conveyor.engines.fork_gate import gate
@@ -486,6 +487,8 @@ class Session:
             while grace.left() and not self._child.wait(grace.slice()):
                 pass
             self._child.end()
+            if self._child.exitcode != 0:
+                end_what_a_broker_left()
         for run in runs:
             run.source.join()
         for end in self._fars:
