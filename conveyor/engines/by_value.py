@@ -75,7 +75,10 @@ def _definition(kind: type) -> bytes:
 
 
 def _is_of_main(kind: Any) -> bool:
-    return isinstance(kind, type) and kind.__module__ == "__main__" and "." not in kind.__qualname__
+    """Whether it is a class that stands in the script under its own name; a local class does not."""
+    if not isinstance(kind, type) or kind.__module__ != "__main__":
+        return False
+    return getattr(sys.modules["__main__"], kind.__qualname__, None) is kind
 
 
 @functools.cache

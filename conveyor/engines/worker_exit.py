@@ -11,9 +11,9 @@ import multiprocessing
 import os
 import sys
 import threading
-from conveyor.clock import time
 from multiprocessing import util
 
+from conveyor.clock import time
 from conveyor.engines.descendants import enumerated
 from conveyor.engines.grace import EXIT_SECONDS, GRACE_SECONDS, Grace
 from conveyor.engines.records import NOTICE, SAID
