@@ -60,6 +60,8 @@ _SEMAPHORES = f"/mp-{_OWNER}"
 multiprocessing.process.current_process()._config["semprefix"] = _SEMAPHORES  # type: ignore[attr-defined]
 
 _HAS_ALARM = hasattr(signal, "setitimer")
+# A signal that nobody else uses; 0 where there is none.
+_DUMP = int(getattr(signal, "SIGRTMAX", 0))
 # After the first alarm, the time a test has for its own clean-up before it is told again.
 _GRACE_SECONDS = 10.0
 
@@ -158,29 +160,34 @@ def _watchdog(seconds: float, test: str) -> Iterator[None]:
         if os.getpid() != owner:
             return  # a forked child: its stacks are dumped, and its parent decides what becomes of it
         for process in _descendants(_everyone()):
-            if _catches_alarm(process):  # forked, so the same handler dumps its stacks; others the signal would kill
+            if _dumps_stacks(process):  # forked, so with the same handler; others the signal would kill
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(process, signal.SIGALRM)
+                    os.kill(process, _DUMP)
         raise HungTest(f"{test} is not done after {seconds:g} s; the stacks are on standard error")
 
     before = signal.signal(signal.SIGALRM, on_alarm)
     # The dump happens in the signal handler proper, so it comes even while the main thread is stuck in C;
     # then `chain` calls the handler set above.
     faulthandler.register(signal.SIGALRM, file=_error_file(), all_threads=True, chain=True)
+    if _DUMP:
+        # For the children: those of Conveyor put handlers that Python knows of out of action.
+        faulthandler.register(_DUMP, file=_error_file(), all_threads=True)
     signal.setitimer(signal.ITIMER_REAL, seconds, _GRACE_SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         faulthandler.unregister(signal.SIGALRM)
+        if _DUMP:
+            faulthandler.unregister(_DUMP)
         signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
 
 
-def _catches_alarm(process: int) -> bool:
+def _dumps_stacks(process: int) -> bool:
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{process}/status").read_text(errors="replace").splitlines():
             if line.startswith("SigCgt:"):
-                return bool(int(line.split()[1], 16) >> (signal.SIGALRM - 1) & 1)
+                return _DUMP > 0 and bool(int(line.split()[1], 16) >> (_DUMP - 1) & 1)
     return False
 
 

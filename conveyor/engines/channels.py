@@ -32,6 +32,7 @@ from multiprocessing import reduction
 from conveyor.clock import time
 from conveyor.engines.heavy import Heavy, Keeper
 from conveyor.engines.interrupts import signals_blocked
+from conveyor.engines.signals import start_resource_tracker
 from conveyor.engines.waiting import wait_for, wait_for_any
 from conveyor.hints import Any
 
@@ -225,6 +226,9 @@ def channel(kind: str, context: Any) -> tuple[BrokerEnd, FarEnd]:
             for each in (near, far):
                 each.setsockopt(_socket.SOL_SOCKET, _SO_NOSIGPIPE, 1)
         return PipeBrokerEnd(near), PipeFarEnd(far)
+    if os.name == "posix" and context.get_start_method() != "fork":
+        # Their semaphores are told to it.
+        start_resource_tracker()
     inward, outward = context.Queue(), context.Queue()
     for queue in (inward, outward):
         # Else its feeder thread prints a traceback where the other side has gone.

@@ -10,7 +10,6 @@ import gc
 import os
 import pickle
 import signal
-from types import FrameType
 
 from conveyor.engines import by_value, descendants
 from conveyor.engines.arena import Arena
@@ -21,6 +20,7 @@ from conveyor.engines.notes import Note
 from conveyor.engines.records import Levels
 from conveyor.engines.redaction import Redact
 from conveyor.engines.seeding import seed_generators
+from conveyor.engines.signals import settle_signals
 from conveyor.engines.streams import settle_streams
 from conveyor.engines.telling import SharedEnd, Voice
 from conveyor.engines.worker import Worker
@@ -55,26 +55,11 @@ class Assignment(NamedTuple):
     seed: str | None = None
 
 
-def ignore(number: int, frame: FrameType | None) -> None:
-    """Handle a signal by doing nothing.
-
-    Ctrl-C reaches every process of the terminal; the caller alone acts on it.  A handler, unlike SIG_IGN, is
-    not inherited by programs that a job starts, so those still end on Ctrl-C.
-    """
-
-
 def settle(foreign: list[Any]) -> None:
     """Make a new process one of ours: its own signals and streams, and no end of a channel that is not its own."""
     # What came with the fork is shared with its parent as long as nobody looks through it for garbage.
     gc.freeze()
-    signal.signal(signal.SIGINT, ignore)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, "SIGCHLD"):
-        # One that ignores it, and every program that it starts does so too, hears nothing of how its children end.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.set_wakeup_fd(-1)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    settle_signals()
     for end in foreign:
         end.close()
     settle_streams()

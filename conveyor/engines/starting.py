@@ -9,16 +9,15 @@ import contextlib
 import multiprocessing
 import os
 import pickle
-import signal
 import sys
 import warnings
 from collections.abc import Iterator
 
 from conveyor.engines import by_value as by_values
 from conveyor.engines.foreign_threads import ForeignThreads, foreign_threads
-from conveyor.engines.interrupts import signals_blocked
 from conveyor.engines.main_module import importing, is_findable, is_guarded, why_not_importable
 from conveyor.engines.redaction import Redact
+from conveyor.engines.signals import signals_of_the_program_held, start_resource_tracker
 from conveyor.errors import ConveyorError, JobPicklingError, MissingMainGuardError
 from conveyor.hints import Any
 from conveyor.plan import Plan
@@ -285,13 +284,11 @@ def fork_warning_ignored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_held(method: str) -> Iterator[None]:
-    """Keep Ctrl-C back while a process is started: the child must not see it before it has its own handler."""
-    if method == SPAWN and hasattr(signal, "pthread_sigmask"):
-        from multiprocessing import resource_tracker
-
-        # Starting it would let the signal through.
-        resource_tracker.ensure_running()
-    with signals_blocked({signal.SIGINT}), default_method_left_open():
+    """Keep signals of the program back while a process is started, which has no handlers of its own yet."""
+    if method == SPAWN and os.name == "posix":
+        # Else it would be started within, and let signals through.
+        start_resource_tracker()
+    with signals_of_the_program_held(), default_method_left_open():
         yield
 
 
