@@ -6,6 +6,7 @@ What elements mean is in `stages.py`, where they may stand in `rules.py`, how th
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 import warnings
@@ -19,6 +20,19 @@ from conveyor.failed import FailedItem
 from conveyor.fusing import fused
 from conveyor.hints import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 from conveyor.memory import usable_memory
+from conveyor.operations import (
+    ADD,
+    ADDED_TOO_LATE,
+    CLOSE,
+    ENDING_SECONDS,
+    OPEN,
+    RUN,
+    Claim,
+    Operation,
+    Turn,
+    closed,
+    refusal,
+)
 from conveyor.showing import short
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork, check_redact, code_of
 from conveyor.stats import Stats
@@ -69,6 +83,10 @@ class Pipeline(Generic[In, Out]):
       inline engine does not use it: jobs draw from the generators of the calling process there.
     - `redact`: what shows an item (or a batch) in errors: a callable that takes one, and returns the str that stands
       there instead of its repr; None: its repr, shortened.
+
+    Every method and property may be called from any thread at any time.  One thread at a time adds, opens, runs or
+    closes; what another one calls meanwhile raises StateError.  `close` ends what other threads do, and `stats` and
+    `failures` disturb nobody.
 
     Raises TypeError or ValueError for an argument it cannot use.
 
@@ -132,12 +150,14 @@ class Pipeline(Generic[In, Out]):
         self._redact = redact
         self._seed = seed
         self._description = Description()
+        # Only the operation whose turn it is changes what follows.
+        self._turn = Turn()
+        # What was opened, until it is closed.
         self._session: Any = None
-        # The last session, for what it can tell when it is over.
-        self._last: Any = None
         self._guard: _Guard | None = None
-        # Whether the session belongs to one run alone, and ends with it.
-        self._passing = False
+        # The last session, for what it can tell when it is over, and what the one before it knew.
+        self._last: Any = None
+        self._known: Stats | None = None
 
     # Describing
 
@@ -180,17 +200,21 @@ class Pipeline(Generic[In, Out]):
         k elements on m open branches: one each where k is m; a copy on each branch where k is 1; contiguous groups
         where k divides the number of forks that opened the branches, or m.  Raises RuleError for an element that
         cannot stand there, TypeError or ValueError for a Processor that has set itself up so that it cannot run,
-        StateError while the pipeline is open or running; the pipeline is then as before.
+        StateError while the pipeline is open or running; the pipeline is then as before.  Where another thread adds
+        just now, this one waits for a moment, and raises StateError after that.
         Warns with ImplicitPipeWarning where a Pipe was missing and has been put in.
 
         >>> Pipeline().add(Processor(str.strip)).add(Pipe()).add(Processor(len))
         Pipeline().add(Processor(str.strip)).add(Pipe()).add(Processor(len))
         """
-        if self._session is not None:
-            raise StateError(
-                "nothing can be added while the pipeline is open or running: close it first, or add before you open it"
-            )
-        self._description.add(elements, stacklevel=2)
+        operation = Operation(ADD)
+        try:
+            self._turn.begin(operation)
+            if self._session is not None:
+                raise StateError(ADDED_TOO_LATE)
+            self._description.add(elements, stacklevel=2)
+        finally:
+            self._turn.release(operation)
         return self
 
     def __repr__(self) -> str:
@@ -238,42 +262,86 @@ class Pipeline(Generic[In, Out]):
         ([1], [2])
         >>> pipeline.close()
         """
-        if self._session is not None:
-            raise StateError("the pipeline is open or running already: close it, or its stream, first")
-        self._passing = False
-        self._start(stacklevel=2)
+        self._open(stacklevel=2)
         return self
+
+    def _open(self, stacklevel: int) -> None:
+        operation = Operation(OPEN)
+        try:
+            self._turn.begin(operation)
+            if self._session is not None:
+                raise refusal(OPEN, OPEN)
+            self._start(operation, stacklevel + 1)
+            self._session, self._guard = operation.session, operation.guard
+        except BaseException:
+            self._abandon(operation)
+            raise
+        finally:
+            self._turn.release(operation)
 
     def close(self) -> None:
         """Have the workers tear down their jobs, and end them; a run still going on is given up.
 
         Does nothing when the pipeline is not open.  Raises ProcessorError where a `teardown` raised.  Whoever waits for
-        the results of a run that is given up so gets StateError.
+        the results of a run that is given up so gets StateError, and so does another thread that opens the pipeline.
+        Where another thread closes it, this one waits for that.
         """
         self._leave(abort=False)
 
     def _leave(self, *, abort: bool) -> None:
-        """End the session, if there is one: in peace, or at once."""
-        session, self._session = self._session, None
-        if session is not None:
-            if abort:
-                session.abort()
-            else:
-                session.close()
+        """End what there is, in peace or at once, and whatever other threads do."""
+        closing = Operation(CLOSE)
+        try:
+            while (holder := self._turn.take(closing)) is not closing:
+                if not holder.here:
+                    # The process that this one was forked from goes on with it.
+                    self._turn.release(holder)
+                    continue
+                if holder.kind == ADD:
+                    # Then nothing is open.
+                    return
+                holder.cancelled = True
+                if self._end_run(holder):
+                    continue
+                if holder.starting and holder.session is not None:
+                    holder.session.abort()
+                # What this thread is at, further up, ends there.  So does what others still do after so long.
+                if not holder.wait(ENDING_SECONDS if holder.starting else None):
+                    return
+            session, self._session = self._session, None
+            if session is not None:
+                if abort:
+                    session.abort()
+                else:
+                    session.close()
+        finally:
+            self._turn.release(closing)
+
+    def _end_run(self, operation: Operation) -> bool:
+        """End a run whose results another call takes; return False where somebody else ends it."""
+        claim = Claim()
+        try:
+            if not operation.claim(claim):
+                return False
+            if not operation.run.over:
+                operation.session.abort()
+            elif operation.passing:
+                operation.session.close()
+            return True
+        finally:
+            if operation.claimed(claim):
+                self._turn.release(operation)
 
     def __del__(self) -> None:
         session = getattr(self, "_session", None)
         if session is not None and (not session.ended or (self._guard is not None and self._guard.was_needed)):
             with interrupts_held(finalizing=True):
                 # Before the warning, which may be made an error.
-                self._leave(abort=True)
+                session.abort()
             warnings.warn(f"{self!r} was dropped while it was open: close it", ResourceWarning, stacklevel=2)
 
     def __enter__(self) -> Pipeline[In, Out]:
-        if self._session is not None:
-            raise StateError("the pipeline is open or running already: close it, or its stream, first")
-        self._passing = False
-        self._start(stacklevel=2)
+        self._open(stacklevel=2)
         return self
 
     def __exit__(
@@ -297,16 +365,16 @@ class Pipeline(Generic[In, Out]):
         [4]
         """
         results: list[Out] = []
-        self._refuse_another_run()
+        operation = Operation(RUN)
         try:
-            running = self._running(items, stacklevel=3)
+            running = self._running(operation, items, stacklevel=3)
             try:
                 for chunk in running.chunks:
                     results += chunk
             finally:
                 running.end()
         except BaseException:
-            self._abandon()
+            self._abandon(operation)
             raise
         return results
 
@@ -319,33 +387,50 @@ class Pipeline(Generic[In, Out]):
         >>> next(Pipeline(engine="inline").add(Processor(len)).stream(["a", "bc"]))
         1
         """
-        self._refuse_another_run()
+        operation = Operation(RUN)
         try:
-            return Stream(self._running(items, stacklevel=3))
+            return Stream(self._running(operation, items, stacklevel=3))
         except BaseException:
-            self._abandon()
+            self._abandon(operation)
             raise
 
-    def _refuse_another_run(self) -> None:
-        if self._session is not None and self._session.active:
-            raise StateError("a run is going on: take all of its results, or close its stream, before the next")
-
-    def _running(self, items: Any, stacklevel: int) -> _Running:
-        if self._session is not None and self._session.ended:
-            # The session died with its last run; what follows starts anew.
-            self._session = None
-        if self._session is None:
-            self._passing = True
-            self._start(stacklevel=stacklevel + 1)
-        return _Running(self, self._session.run(_iterable(items)), self._passing)
-
-    def _abandon(self) -> None:
-        """After an exception, which may have come at any moment, have nothing of the run go on."""
+    def _running(self, operation: Operation, items: Any, stacklevel: int) -> _Running:
+        self._turn.begin(operation)
         session = self._session
-        if session is not None and not session.ended and (self._passing or session.active):
-            session.abort()
+        if session is None or session.ended:
+            # One that was opened died with its last run; what follows starts anew.
+            operation.passing = session is None
+            self._start(operation, stacklevel=stacklevel + 1)
+            if not operation.passing:
+                self._session, self._guard = operation.session, operation.guard
+        else:
+            operation.session = session
+        operation.run = operation.session.run(_iterable(items))
+        # Now another thread may end it.  One that wanted to before has said so.
+        operation.offer()
+        if operation.cancelled:
+            raise closed()
+        return _Running(self, operation)
 
-    def _start(self, stacklevel: int) -> None:
+    def _abandon(self, operation: Operation) -> None:
+        """After an exception, which may have come at any moment, have nothing go on."""
+        claim = Claim()
+        try:
+            if operation.claim(claim) or operation.claimed(operation.own):
+                session = operation.session
+                if session is not None and (operation.kind == OPEN or operation.passing or session.active):
+                    session.abort()
+                    if operation.kind == OPEN:
+                        self._session = None
+            else:
+                # That thread may still be at it.
+                operation.wait(ENDING_SECONDS)
+        finally:
+            if operation.claimed(claim) or operation.claimed(operation.own):
+                self._turn.release(operation)
+
+    def _start(self, operation: Operation, stacklevel: int) -> None:
+        """Give an operation a session of its own."""
         cores = self._cores or usable_cores()
         plan = self._description.plan(
             cores=cores, ordered=self._ordered, memory=usable_memory(), stacklevel=stacklevel + 1
@@ -363,12 +448,19 @@ class Pipeline(Generic[In, Out]):
             session = process.Session(plan, self._start_method, self._channel, self._redact, self._seed)
             if (warning := session.start_warning) is not None:
                 warnings.warn(warning, StartMethodWarning, stacklevel=stacklevel)
-        self._session = self._last = session
-        self._guard = _Guard(session)
+        operation.session = session
+        operation.guard = _Guard(session)
+        if self._last is not None:
+            self._known = self._last.stats() or self._known
+        self._last = session
         try:
+            # Whoever cancels it from now on ends the session.
+            if operation.cancelled:
+                raise closed()
             session.open()
+            if operation.cancelled:
+                raise closed()
         except BaseException:
-            self._session = None
             session.abort()
             raise
 
@@ -386,10 +478,12 @@ class Pipeline(Generic[In, Out]):
         >>> [(failed.number, failed.item, failed.error.kind) for failed in pipeline.failures]
         [(1, "'two'", 'ValueError')]
         """
-        if self._last is None:
+        last = self._last
+        if last is None:
             return ()
-        places = {name: place for place, name in enumerate(self._last.names)}
-        return tuple(sorted(self._last.failures, key=lambda failed: (places[failed.processor], failed.number)))
+        places = {name: place for place, name in enumerate(last.names)}
+        # More may be given up meanwhile.
+        return tuple(sorted(last.failures.copy(), key=lambda failed: (places[failed.processor], failed.number)))
 
     def stats(self) -> Stats:
         """Return what is known of each Processor now: how many workers it has, what waits in front of it, how long a
@@ -405,7 +499,8 @@ class Pipeline(Generic[In, Out]):
         >>> pipeline.stats()["len"].items_in
         2
         """
-        stats: Stats | None = None if self._last is None else self._last.stats()
+        last, known = self._last, self._known
+        stats: Stats | None = (None if last is None else last.stats()) or known
         if stats is None:
             raise StateError("nothing is known yet: run the pipeline, or open it, before you ask for stats()")
         return stats
@@ -471,12 +566,25 @@ class Stream(Iterator[Out]):
         return self._results
 
     def __next__(self) -> Out:
-        return next(self._results)
+        try:
+            return next(self._results)
+        except ValueError as error:
+            if _is_busy(error):
+                raise StateError("another thread waits for the next result of this stream") from None
+            raise
 
     def close(self) -> None:
-        """Give up what has not been taken; where the pipeline was opened for this run alone, end its workers."""
+        """Give up what has not been taken; where the pipeline was opened for this run alone, end its workers.
+
+        May be called from any thread: whoever waits for the next result gets StateError.
+        """
         with interrupts_held():
-            self._results.close()
+            try:
+                self._results.close()
+            except ValueError as error:
+                if not _is_busy(error):
+                    raise
+                self._running.end()
 
     def __enter__(self) -> Stream[Out]:
         return self
@@ -485,14 +593,18 @@ class Stream(Iterator[Out]):
         self.close()
 
 
+def _is_busy(error: ValueError) -> bool:
+    """Whether a generator says that it cannot go on, as it is being executed elsewhere."""
+    return error.args == ("generator already executing",)
+
+
 class _Running:
     """A run, and the end of it."""
 
-    def __init__(self, pipeline: Pipeline[Any, Any], run: Any, passing: bool) -> None:
+    def __init__(self, pipeline: Pipeline[Any, Any], operation: Operation) -> None:
         self._pipeline = pipeline
-        self._run = run
-        self._passing = passing
-        self.chunks: Generator[list[Any], None, None] = run.chunks()
+        self._operation = operation
+        self.chunks: Generator[list[Any], None, None] = operation.run.chunks()
 
     def results(self) -> Generator[Any, None, None]:
         """Yield None at once, then each result; ends the run when it is closed or dropped."""
@@ -504,18 +616,28 @@ class _Running:
             self.end()
 
     def end(self) -> None:
-        """Give up what has not been taken."""
-        if self._run.over:
-            if self._passing:
-                self._pipeline._leave(abort=False)
-            return
-        # A stream that is dropped comes here while it is finalized.
-        with interrupts_held(finalizing=True):
-            if self._passing:
-                # Nobody needs the workers any more, so nobody waits for the item that they are at.
-                self._pipeline._leave(abort=True)
-            self.chunks.close()
-            self._run.cancel()
+        """Give up what has not been taken; does nothing where another thread has ended the run."""
+        operation, claim = self._operation, Claim()
+        try:
+            if not operation.claim(claim):
+                # That thread may still be at it.
+                operation.wait(ENDING_SECONDS)
+            elif operation.run.over:
+                if operation.passing:
+                    operation.session.close()
+            else:
+                # A stream that is dropped comes here while it is finalized.
+                with interrupts_held(finalizing=True):
+                    if operation.passing:
+                        # Nobody needs the workers any more, so nobody waits for the item that they are at.
+                        operation.session.abort()
+                    operation.run.cancel()
+                    # Where another thread is in it, that thread leaves it by itself.
+                    with contextlib.suppress(ValueError):
+                        self.chunks.close()
+        finally:
+            if operation.claimed(claim):
+                self._pipeline._turn.release(operation)
 
 
 def _iterable(items: Any) -> Iterable[Any]:

@@ -355,10 +355,13 @@ class Broker:
                 self._handle(events.Consumed(items))
             case ("gone", places):
                 self._holdings.gone(None, places)
-            case ("cancel", run) if run == self._run:
-                self._cancel()
             case ("cancel", run):
-                self._given_up = run
+                # Another thread of the caller may wait for results.
+                self._results.send(("cancelled", run))
+                if run == self._run:
+                    self._cancel()
+                else:
+                    self._given_up = run
             case ("close",):
                 self._close_workers(None)
             case ("abort", listening):
@@ -368,6 +371,8 @@ class Broker:
 
     def _cancel(self) -> None:
         self._cancelled = True
+        # The source may wait for room, and what it holds is to be given back now.
+        self._feed.send(("stop", self._run))
         self._handle(events.Cancelled())
 
     def _from_worker(self, each: WorkerProcess, header: Header, blobs: list[Any]) -> None:
@@ -500,8 +505,11 @@ def main(
                 os._exit(ORPHANED)
             if not messages:
                 wait_for_any([results.waitable()], LOOK_SECONDS)
-        (_, orders), blobs = messages.pop(0)
-        orders = whole(orders, blobs)
+        header, blobs = messages.pop(0)
+        if header[0] != "orders":
+            # The caller has changed its mind before it gave any.
+            return
+        orders = whole(header[1], blobs)
     broker = Broker(orders, feed, results, questions, arena)
     broker.take_in(messages)
     broker.serve()

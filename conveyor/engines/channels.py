@@ -503,30 +503,25 @@ class QueueFarEnd(FarEnd):
         _start_feeder(self._outward)
 
     def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
-        if self._outward is None:
-            raise Gone("the channel is closed")
-        _put(self._outward, header, blobs)
+        _put(_open_queue(self._outward), header, blobs)
 
     def receive(self) -> Message:
-        if self._inward is None:
-            raise Gone("the channel is closed")
-        reader = self._inward._reader
+        inward = _open_queue(self._inward)
         with gone():
-            while not wait_for(reader, 0):
-                self._wait(reader)
-            return self._take()
+            while not wait_for(inward._reader, 0):
+                self._wait(inward._reader)
+            return self._take(inward)
 
     def receive_within(self, seconds: float) -> Message | None:
-        if self._inward is None:
-            raise Gone("the channel is closed")
+        inward = _open_queue(self._inward)
         if self._torn:
             raise Gone("what comes cannot be told apart any more")
         with gone():
-            return self._take() if wait_for(self._inward._reader, seconds) else None
+            return self._take(inward) if wait_for(inward._reader, seconds) else None
 
-    def _take(self) -> Message:
+    def _take(self, inward: Any) -> Message:
         self._torn = True
-        data = self._inward.get()
+        data = inward.get()
         self._torn = False
         return _unpack_whole(data, self._keeper)
 
@@ -539,7 +534,10 @@ class QueueFarEnd(FarEnd):
                 raise Gone("the broker has gone")
 
     def ready(self, seconds: float = 0) -> bool:
-        return self._inward is None or wait_for(self._inward._reader, seconds)
+        # Another thread may close it at any moment.
+        with contextlib.suppress(Gone), gone():
+            return wait_for(_open_queue(self._inward)._reader, seconds)
+        return True
 
     def forsake(self) -> None:
         super().forsake()
@@ -609,6 +607,13 @@ class QueueBrokerEnd(BrokerEnd):
 
     def close(self) -> None:
         _close_queues(self._inward, self._outward)
+
+
+def _open_queue(queue: Any) -> Any:
+    """Return a queue of an end, as it was when it was looked at; raises Gone where the end was closed."""
+    if queue is None:
+        raise Gone("the channel is closed")
+    return queue
 
 
 def _start_feeder(queue: Any) -> None:

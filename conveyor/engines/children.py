@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing.process
 import os
 import signal
+import threading
 
 from conveyor.engines.waiting import wait_for
 from conveyor.hints import Any
@@ -26,6 +27,8 @@ class Child:
         self.waitable: Any = process.sentinel if self._descriptor is None else self._descriptor
         self.exitcode: int | None = None
         self.reaped = False
+        # Never released: whoever comes next finds it reaped.
+        self._reaping = threading.Lock()
 
     def wait(self, seconds: float) -> bool:
         """Wait up to `seconds` for its death; return whether it is dead, and if so reap it."""
@@ -66,7 +69,7 @@ class Child:
 
     def reap(self) -> None:
         """Take in the end of one that is dead, and give back what the system lent."""
-        if self.reaped:
+        if not self._reaping.acquire(blocking=False):
             return
         self.reaped = True
         self._process.join()

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice, zip_longest
 
 from conveyor.clock import sleep, time
@@ -29,6 +31,9 @@ from conveyor.stages import Processor, work_of
 from conveyor.stats import Stats, StepStats
 
 _NOTHING = object()
+# How long a thread that closes a pipeline waits for another one that is at a job.
+LETTING_GO_SECONDS = 1.0
+CLOSED = "the pipeline was closed while a run was going on"
 
 
 class _Part(Protocol):
@@ -350,29 +355,64 @@ class Session:
         self._ready: list[tuple[str, Processor[Any, Any]]] = []
         self._run: InlineRun | None = None
         self.ended = False
+        # Held by whoever is at a job, and whether somebody is.
+        self._work = threading.RLock()
+        self._at_work = False
+        self._unwanted = False
         # What was given up in the run that goes on, or was the last.
         self.failures: list[FailedItem] = []
         self._opened = time.monotonic()
+        self._closed: float | None = None
         self._tallies = {step.index: _Tally() for step in plan.steps}
 
     def open(self) -> None:
         """Set the jobs up."""
+        try:
+            self.work(self._set_up)
+        except BaseException:
+            self.abort()
+            raise
+
+    def _set_up(self) -> None:
         for step in self._plan.steps:
             self._jobs[step.index] = [self._copy(step) for _ in range(step.workers)]
             for job in self._jobs[step.index]:
+                if self._unwanted:
+                    return
                 try:
                     job.setup()
                 except BaseException as error:
-                    self.abort()
                     raise processor_error(step.name, failure_of(error, "setup"), None, None, error) from error
                 self._ready.append((step.name, job))
+
+    def work(self, call: Callable[[], Any]) -> Any:
+        """Return what a call gives that runs jobs; raises StateError where the pipeline was closed meanwhile.
+
+        One thread at a time is at a job.  Another one that closes the pipeline leaves it to that thread to tear the
+        jobs down.
+        """
+        with self._work:
+            try:
+                self._at_work = True
+                result = None if self._unwanted else call()
+            finally:
+                self._at_work = False
+        if self._unwanted:
+            raise StateError(CLOSED)
+        return result
+
+    def wait_for_work(self) -> bool:
+        """Wait, within a bound, until no thread is at a job; return whether that is so."""
+        if not self._work.acquire(timeout=LETTING_GO_SECONDS):
+            return False
+        self._work.release()
+        return not self._at_work
 
     def _copy(self, step: StepNode) -> Processor[Any, Any]:
         # State on `self` begins anew with each session, as it does in new processes.
         try:
             return copy.deepcopy(step.processor)
         except Exception as error:
-            self.abort()
             raise processor_error(step.name, failure_of(error, "load"), None, None, error) from error
 
     @property
@@ -397,9 +437,10 @@ class Session:
         self._run = InlineRun(self, self._build(), items)
         return self._run
 
-    def finished(self) -> None:
-        """Take in that the run is over."""
-        self._run = None
+    def finished(self, run: InlineRun) -> None:
+        """Take in that a run is over."""
+        if self._run is run:
+            self._run = None
 
     def _build(self) -> _Output:
         parts: dict[int, _Part] = {}
@@ -437,21 +478,27 @@ class Session:
 
     def stats(self) -> Stats:
         """Return what is known of the steps; the one that takes longest counts as having stalled all others."""
-        passed = time.monotonic() - self._opened
+        passed = (self._closed or time.monotonic()) - self._opened
         steps = tuple(self._tallies[step.index].stats(step, passed) for step in self._plan.steps)
         return Stats(passed, self._plan.cores, steps, ())
 
     def close(self) -> None:
         """Tear the jobs down; raises ProcessorError for the first `teardown` that raised."""
-        if self.ended:
+        self._unwanted = True
+        if not self.wait_for_work():
+            # Whoever is at a job sees that it is unwanted.
             return
-        self.ended = True
         first: ProcessorError | None = None
-        for name, job in self._ready:
-            try:
-                job.teardown()
-            except (Exception, SystemExit) as error:
-                first = first or processor_error(name, failure_of(error, "teardown"), None, None, error)
+        with self._work:
+            if self.ended:
+                return
+            self.ended = True
+            for name, job in self._ready:
+                try:
+                    job.teardown()
+                except (Exception, SystemExit) as error:
+                    first = first or processor_error(name, failure_of(error, "teardown"), None, None, error)
+            self._closed = time.monotonic()
         if first is not None:
             raise first
 
@@ -468,36 +515,42 @@ class InlineRun:
         self._session = session
         self._first = first
         self._items = items
+        # Whether nothing more will come, and whether it was given up.
+        self.over = False
+        self._left = False
 
     def chunks(self) -> Iterator[list[Any]]:
         """Yield the results, each in a list of its own."""
+        results = self._results()
         try:
-            for result in self._results():
+            while (result := self._session.work(partial(next, results, _NOTHING))) is not _NOTHING:
+                if self._left:
+                    raise StateError(
+                        "the stream was closed by another thread, or a signal handler, while it was waited for"
+                    )
                 yield [result]
-                if self._session.ended:
-                    raise StateError("the pipeline was closed while a run was going on")
         except GeneratorExit:
-            self._session.finished()
+            self._session.finished(self)
             raise
         except BaseException:
-            self._session.finished()
-            self._session.abort()
+            self.over = True
+            self._session.finished(self)
+            if not self._left:
+                self._session.abort()
             raise
-        self._session.finished()
+        self.over = True
+        self._session.finished(self)
 
     def _results(self) -> Iterator[Any]:
         for item in self._source():
             yield from self._first.accept(item)
         yield from self._first.end()
 
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will come."""
-        return not self._session.active
-
     def cancel(self) -> None:
-        """Give the run up."""
-        self._session.finished()
+        """Give the run up; whoever waits for its results gets StateError."""
+        self._left = self.over = True
+        self._session.finished(self)
+        self._session.wait_for_work()
 
     def _source(self) -> Iterator[Any]:
         number = 0

@@ -79,8 +79,27 @@ FEED_SECONDS = 0.002
 # handler of the caller may raise what it likes meanwhile.
 SCARCITY = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
+# How long a thread waits for others that are still at what belongs to a session that it ends, before it closes that.
+LETTING_GO_SECONDS = 1.0
+# How long a thread waits for another one that ends the same session.
+ENDING_SECONDS = 5.0
+FORKED = "a pipeline belongs to the process that opened it: this one was forked from there since"
+CLOSED = "the pipeline was closed while a run was going on"
+
 # The ends of all sessions in this process, for the broker of the next one to close its copies.
 _open_ends: set[FarEnd | Arena] = set()
+# One session starts at a time: else the broker of one would inherit ends that the other one has not yet closed.
+_starting = threading.RLock()
+
+
+def _forget_other_threads() -> None:
+    """In a process that was just forked, let go of what threads hold that are not here."""
+    global _starting
+    _starting = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 class Session:
@@ -129,9 +148,24 @@ class Session:
         self._owner = os.getpid()
         self._stats: Stats | None = None
         self._question = 0
-        self._asking = threading.Lock()
-        # Held by whoever reads the results.
-        self._hearing = threading.Lock()
+        # Held by whoever asks, and whether somebody does.
+        self._asking = threading.RLock()
+        self._asked = False
+        # Held by whoever reads the results, and whether somebody does.
+        self._hearing = threading.RLock()
+        self._listening = False
+        # Held by whoever takes results from a run, until they are unpickled.
+        self.taking = threading.RLock()
+        # Held by whoever sends messages about results, and by whoever sends items.
+        self._sending = threading.RLock()
+        self.feeding = threading.RLock()
+        # The thread that starts the processes just now.
+        self._starter: int | None = None
+        self._unwanted = False
+        # Never released: one thread ends the session.
+        self._ending = threading.Lock()
+        self._ender: int | None = None
+        self._gone = threading.Event()
         # What workers have said, and the caller's handlers have not dealt with yet.
         self._said: deque[tuple[Header, list[Any]]] = deque()
         self._orders = Orders(
@@ -151,14 +185,22 @@ class Session:
     def open(self) -> None:
         """Start the workers, and wait until they have set up their jobs."""
         try:
-            with interrupts_held():
-                try:
-                    with standard_descriptors_taken():
-                        self._start()
-                except OSError as error:
-                    if error.errno not in SCARCITY:
-                        raise
-                    raise ProcessError(f"The broker process of the pipeline could not be started: {error}.") from error
+            self._starter = threading.get_ident()
+            try:
+                self._refuse_when_unwanted()
+                with _starting, interrupts_held():
+                    try:
+                        with standard_descriptors_taken():
+                            self._start()
+                    except OSError as error:
+                        if error.errno not in SCARCITY:
+                            raise
+                        what = f"The broker process of the pipeline could not be started: {error}."
+                        raise ProcessError(what) from error
+            finally:
+                self._starter = None
+            # Whoever wanted to end it before has left that to this thread.
+            self._refuse_when_unwanted()
             if self._start_as.method != FORK:
                 self._send_orders()
             if self._channel == QUEUE:
@@ -182,9 +224,13 @@ class Session:
     def _send_orders(self) -> None:
         """Send a fresh broker its orders: not with its start, as it may die before it reads them."""
         orders, blobs = parted(self._orders)
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(Gone), self._sending:
             # That it has died is what is heard next.
             self.results.send(("orders", orders), blobs)
+
+    def _refuse_when_unwanted(self) -> None:
+        if self._unwanted:
+            raise StateError("the pipeline was closed while it was being opened")
 
     def _start(self) -> None:
         self._started = True
@@ -237,9 +283,13 @@ class Session:
 
     def run(self, items: Iterable[Any]) -> Run:
         """Start a run, once the workers have let go of one that was given up."""
+        if not self.mine:
+            raise StateError(FORKED)
         try:
             while self._left is not None:
-                self._note(self.receive()[0])
+                self.note(self.receive()[0])
+        except StateError:
+            raise
         except ConveyorError as error:
             raise StateError(
                 "the workers had to be ended, because the rest of the run before, which was given up, failed: "
@@ -248,36 +298,45 @@ class Session:
         self._runs += 1
         self.failures = []
         self._active = run = Run(self, self._runs, items, self._sink)
+        if self._ended:
+            # Who ended it may not have seen this run.
+            run.source.stop()
         run.source.start()
         return run
 
     def finished(self, run: Run) -> None:
         """Take in that a run is over, and its workers free for the next."""
+        self._rest()
+        if self._left is run:
+            self._left = None
         if self._active is run:
             self._active = None
-        self._rest()
 
     def leave(self, run: Run) -> None:
         """Give up a run; its workers finish the item at hand, and are free then."""
-        self._active = None
         self._left = run
-        told = True
-        with contextlib.suppress(Gone):
-            told = self.results.send_within(TELL_SECONDS, ("cancel", run.number))
-        if not told:
+        self._active = None
+        if run.finished:
+            # Another thread has just heard of that.
+            self._left = None
+        elif not self._tell(("cancel", run.number)):
             # It stands still, or is amid a message that was broken off: nothing can be asked of it any more.
             self.abort()
 
-    def _note(self, header: Header) -> None:
+    def note(self, header: Header) -> None:
         """Take in a message while no run is going on."""
-        if self._left is not None and header[:2] == ("finished", self._left.number):
-            self._left.source.join()
+        left = self._left
+        if left is not None and header[:2] == ("finished", left.number):
+            left.finished = True
+            left.source.join()
             self._left = None
-            self._rest()
+            self.finished(left)
 
     def _rest(self) -> None:
         """Give back memory that the run was given; some is kept for the next."""
-        if self.arena is not None:
+        if self.arena is None:
+            return
+        with self.feeding:
             with contextlib.suppress(Gone):
                 while self.feed.ready():
                     header, _ = self.feed.receive()
@@ -313,17 +372,23 @@ class Session:
         What workers say is dealt with here, and returned as well: whoever waits may have something to do meanwhile.
         """
         if not self.mine:
-            raise StateError("a pipeline belongs to the process that opened it: this one was forked from there since")
+            raise StateError(FORKED)
         if self._ended:
-            raise StateError("the pipeline was closed while a run was going on")
+            raise StateError(CLOSED)
         if self.arena is not None and (gone := self.arena.gone()):
             self.send("gone", gone)
         try:
             with self._hearing:
-                header, blobs = self.results.receive()
+                if self._listening:
+                    raise StateError("this thread waits for results already, where a signal handler interrupted it")
+                try:
+                    self._listening = True
+                    header, blobs = self.results.receive()
+                finally:
+                    self._listening = False
         except Gone:
             if self._ended:
-                raise StateError("the pipeline was closed while a run was going on") from None
+                raise StateError(CLOSED) from None
             raise self._broker_died() from None
         if header[0] == SAID:
             hear(header, blobs)
@@ -343,24 +408,45 @@ class Session:
 
     def stats(self) -> Stats | None:
         """Return what is known of the steps now; of a session that is over, what was known last."""
-        with self._asking:
-            if not self._ended and self.mine:
-                with contextlib.suppress(Gone):
-                    self._question += 1
-                    self.questions.send(("stats", self._question))
-                    answer: Header = ()
-                    # An answer to a question that was interrupted is still on its way.
-                    while answer[:2] != ("stats", self._question):
-                        answer, _ = self.questions.receive()
-                    self._stats = answer[2]
-            stats = self._stats
+        if self.mine:
+            with self._asking:
+                # One that has interrupted another, in the same thread, must not take its answer.
+                if self._child is not None and self._starter is None and not self._ended and not self._asked:
+                    with contextlib.suppress(Gone):
+                        try:
+                            self._asked = True
+                            self._ask()
+                        finally:
+                            self._asked = False
+        # In a copy of the process that opened it, somebody may have been asking when that was forked.
+        stats = self._stats
         if stats is None:
             return None
         return replace(stats, start_method=self._start_as.method, start_reason=self._start_as.reason)
 
+    def _ask(self) -> None:
+        self._question += 1
+        self.questions.send(("stats", self._question))
+        answer: Header = ()
+        # An answer to a question that was interrupted is still on its way.
+        while answer[:2] != ("stats", self._question):
+            answer, _ = self.questions.receive()
+        self._stats = answer[2]
+
+    def _tell(self, header: Header) -> bool:
+        """Send a short message that must not be waited for; return whether there was room for it."""
+        if not self._sending.acquire(timeout=TELL_SECONDS):
+            return False
+        try:
+            return self.results.send_within(TELL_SECONDS, header)
+        except Gone:
+            return True
+        finally:
+            self._sending.release()
+
     def send(self, *header: Any) -> None:
         """Send a message about results."""
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(Gone), self._sending:
             # A broker that has gone left word why, or is missed by the next `receive`.
             self.results.send(header)
 
@@ -423,7 +509,7 @@ class Session:
                 # Nobody wants to know any more what became of the rest of a run that was given up.
                 while self._left is not None and grace.left():
                     if self.results.ready(grace.slice()):
-                        self._note(self.receive()[0])
+                        self.note(self.receive()[0])
             if self._active is not None or self._left is not None:
                 self.abort()
                 return
@@ -435,19 +521,32 @@ class Session:
         self.abort()
 
     def abort(self) -> None:
-        """End everything now: workers get a moment to tear down their jobs, and are killed then."""
-        try:
+        """End everything now: workers get a moment to tear down their jobs, and are killed then.
+
+        Where another thread is at that, or still starts the workers, this one waits for it, within a bound.
+        """
+        self._unwanted = True
+        starter = self._starter
+        if starter is None:
             with interrupts_held():
-                self._abort()
-        finally:
-            # These are the caller's own handlers, which may take long.
-            while self._said:
-                hear(*self._said.popleft())
+                first = self._ending.acquire(blocking=False)
+                if first:
+                    self._ender = threading.get_ident()
+                    self._ended = True
+                    try:
+                        self._abort()
+                    finally:
+                        self._gone.set()
+            if first:
+                # These are the caller's own handlers, which may take long.
+                while self._said:
+                    hear(*self._said.popleft())
+                return
+        if self.mine and threading.get_ident() not in (starter, self._ender):
+            # Whoever starts it sees that it is unwanted.
+            self._gone.wait(ENDING_SECONDS)
 
     def _abort(self) -> None:
-        if self._ended:
-            return
-        self._ended = True
         if self._start_as.by_value:
             by_value.sessions -= self._started
         atexit.unregister(self.abort)
@@ -468,17 +567,16 @@ class Session:
         if self._child is not None:
             grace = Grace(GRACE_SECONDS + PATIENCE_SECONDS)
             # Another thread may be at it, or this one, where a signal handler has come here.
-            listening = self._hearing.acquire(blocking=False)
+            heard = self._hearing.acquire(blocking=False)
+            listening = heard and not self._listening
             # One that was stopped could neither end its workers nor take away its semaphores.
             self._child.wake()
-            told = False
-            with contextlib.suppress(Gone):
-                told = self.results.send_within(TELL_SECONDS, ("abort", listening))
+            told = self._tell(("abort", listening))
             try:
                 if told and listening:
                     self._hear_out(grace)
             finally:
-                if listening:
+                if heard:
                     self._hearing.release()
             if not told:
                 # That its channels end tells it as much.
@@ -491,6 +589,10 @@ class Session:
                 end_what_a_broker_left()
         for run in runs:
             run.source.join()
+        # Other threads hear now that the broker is gone.
+        for held in (self.taking, self._asking):
+            if held.acquire(timeout=LETTING_GO_SECONDS):
+                held.release()
         for end in self._fars:
             end.close()
             _open_ends.discard(end)
@@ -524,48 +626,47 @@ class Run:
         # How long to wait for more, in seconds, before telling of it.
         self._tell_within = math.inf
         self._over = False
+        # Whether the word of its end is here, and whether another thread has given it up.
+        self.finished = False
+        self._left = False
         self.source = Source(
-            number, items, session.feed, session.first_pull, session.first_bytes, session.shown, session.arena
+            number,
+            items,
+            session.feed,
+            session.first_pull,
+            session.first_bytes,
+            session.shown,
+            session.arena,
+            session.feeding,
         )
 
     def chunks(self) -> Iterator[list[Any]]:
         """Yield the results in lists, as they come; closing the iterator cancels the run."""
         try:
-            while True:
-                wait = self._tell_within if self._untold else math.inf
-                if wait == 0.0 or (wait < math.inf and not self._session.results.ready(wait)):
-                    self._tell()
-                if self.source.stays:
-                    self._feed_meanwhile()
-                header, blobs = self._session.receive()
-                match header:
-                    case ("results", run, spec, within) if run == self.number:
-                        results = self._decoded(spec, blobs)
-                        size = sum(map(len, blobs))
-                        # As many at a time as the consumer may have in hand while their room is given back.
-                        stride = self._worth
-                        if size > self._worth_bytes:
-                            stride = max(1, min(stride, self._worth_bytes * len(results) // size))
-                        # What is in shared memory lives as long as something here refers to it.
-                        del blobs
-                        for start in range(0, len(results), stride):
-                            part = results[start : start + stride] if len(results) > stride else results
-                            self._untold += len(part)
-                            self._untold_bytes += size * len(part) // len(results)
-                            if self._untold >= self._worth or self._untold_bytes >= self._worth_bytes:
-                                self._tell()
-                            yield part
-                        results = part = []
-                        self._tell_within = min(within, self._tell_within)
-                    case ("finished", run, _) if run == self.number:
-                        self._over = True
-                        break
+            while (taken := self._take()) is not None:
+                results, size, within = taken
+                # As many at a time as the consumer may have in hand while their room is given back.
+                stride = self._worth
+                if size > self._worth_bytes:
+                    stride = max(1, min(stride, self._worth_bytes * len(results) // size))
+                del taken
+                for start in range(0, len(results), stride):
+                    part = results[start : start + stride] if len(results) > stride else results
+                    self._untold += len(part)
+                    self._untold_bytes += size * len(part) // len(results)
+                    if self._untold >= self._worth or self._untold_bytes >= self._worth_bytes:
+                        self._tell()
+                    yield part
+                results = part = []
+                self._tell_within = min(within, self._tell_within)
         except GeneratorExit:
             self.cancel()
             raise
         except BaseException:
             self._over = True
-            self._session.abort()
+            if not self._left:
+                self._session.abort()
+            self.source.join()
             raise
         self.source.join()
         self._session.finished(self)
@@ -575,6 +676,26 @@ class Run:
         self.source.feed()
         while not self._session.results.ready(FEED_SECONDS):
             self.source.feed()
+
+    def _take(self) -> tuple[list[Any], int, float] | None:
+        """Wait for results; return them, how many bytes they had, and how soon to tell of them; None at the end."""
+        session = self._session
+        with session.taking:
+            while not self._left:
+                wait = self._tell_within if self._untold else math.inf
+                if wait == 0.0 or (wait < math.inf and not session.results.ready(wait)):
+                    self._tell()
+                if self.source.stays:
+                    self._feed_meanwhile()
+                header, blobs = session.receive()
+                match header:
+                    case ("results", run, spec, within) if run == self.number and not self._left:
+                        # What is in shared memory lives as long as something here refers to it.
+                        return self._decoded(spec, blobs), sum(map(len, blobs)), within
+                    case ("finished", run, _) if run == self.number:
+                        self.finished = self._over = True
+                        return None
+        raise StateError("the stream was closed by another thread, or a signal handler, while it was waited for")
 
     def _tell(self) -> None:
         """Give back the room of what was taken."""
@@ -586,6 +707,9 @@ class Run:
         try:
             return items_of(spec, [decode(blob) for blob in blobs])
         except Exception as error:
+            if self._session.ended:
+                # Another thread has closed what it was read from.
+                raise StateError(CLOSED) from None
             raise ResultError(
                 f"A result could not be unpickled in the calling process ({type(error).__name__}: {error}). "
                 "Return plain data, or objects that can be rebuilt from their pickle."
@@ -597,13 +721,19 @@ class Run:
         return self._over
 
     def cancel(self) -> None:
-        """Give the run up, where it is not over."""
+        """Give the run up, where it is not over; whoever waits for its results gets StateError."""
         if self._over or self._session.ended or not self._session.mine:
             return
+        self._left = True
         self.source.stop()
         self._session.leave(self)
         self._over = True
         self.source.join()
+        # The broker says that it has heard of that, and so wakes who waits.
+        if self._session.taking.acquire(timeout=LETTING_GO_SECONDS):
+            self._session.taking.release()
+        else:
+            self._session.abort()
 
 
 def bare(plan: Plan) -> Plan:

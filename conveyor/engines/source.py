@@ -62,6 +62,7 @@ class Source:
         most_bytes: int,
         shown: Callable[[Any], str],
         arena: Arena | None,
+        lock: threading.RLock,
     ) -> None:
         self._run = run
         self._arena = arena
@@ -73,7 +74,8 @@ class Source:
         self._giver = Giver()
         self._growing = 1
         self._end = end
-        self._lock = threading.RLock()
+        # Held while something is sent: a thread of the run before may still be at it.
+        self._lock = lock
         self._pulled: deque[Any] | list[Any] = []
         self._sent = 0
         self._blob_items = 1 << 30
