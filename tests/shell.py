@@ -40,6 +40,16 @@ def materialize(pieces: tuple[Piece, ...]) -> list[Any]:
     return [copied(item) for item in items_of(spec, blobs)]
 
 
+class GivenUp(Exception):
+    """The worker gives up the unit that it is at, as `on_error` says, and goes on."""
+
+    def __init__(self, attempts: int, when: float, why: str) -> None:
+        super().__init__(attempts, when, why)
+        self.attempts = attempts
+        self.when = when
+        self.why = why
+
+
 MOST_WORKERS = 4
 """How many workers a step has at most that leaves their number open."""
 
@@ -103,7 +113,13 @@ class FakeWorker:
             if self.limit is not None and (lease.lease, index) >= self.limit:
                 return
             self.begun = (lease.lease, index + 1)
-            outputs = outputs_of(self.call(unit), self.node.processor.keep_none)
+            try:
+                result = self.call(unit)
+            except GivenUp as given_up:
+                self.given_up.append((index, given_up.attempts, given_up.when, given_up.why))
+                yield "unit", None
+                continue
+            outputs = outputs_of(result, self.node.processor.keep_none)
             # What a worker that was lost has given already is not given again.
             for value in islice(outputs, 0 if index else lease.skip, None):
                 yield "output", value
@@ -174,6 +190,9 @@ class FakeWorker:
 class FakeShell:
     """One run of a plan."""
 
+    # How far the clock goes on before each event.
+    moment = 0.001
+
     def __init__(self, plan: Plan, items: Iterable[Any], choose: Callable[[int], int], heaviest: int = 8) -> None:
         """`choose(n)` returns an int from 0 to n - 1; no item is taken to weigh more than `heaviest` bytes.
 
@@ -230,7 +249,7 @@ class FakeShell:
 
     def handle(self, event: events.Event) -> None:
         """Hand an event to the machine, check it, and carry its commands out."""
-        self.now += 0.001
+        self.now += self.moment
         self.log.append(event)
         self._take_note(event)
         for command in self.machine.handle(event, self.now):

@@ -14,7 +14,6 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 from unittest import mock
@@ -27,7 +26,7 @@ from conveyor.plan import Plan, StepNode
 from tests.pipelines import Choose, increment, pairs, random_input, random_pipeline, same, triple
 from tests.shell import MOST_WORKERS, FakeShell
 from tests.support import SHORT, TestCase
-from tests.variants import Manner, burst, eager, fair, indifferent, lazy, loosened, tightened, work
+from tests.variants import Manner, burst, eager, fair, indifferent, lazy, loosened, slimmed, tightened, work
 
 SHRINK = os.environ.get("CONVEYOR_TEST_SHRINK", "0") not in ("", "0")
 
@@ -191,19 +190,6 @@ def one_for_one(plan: Plan) -> bool:
     """Whether each job gives one output for each item, or row, or batch, at once."""
     jobs = {increment, pairs, same, triple}
     return all(step.processor.job in jobs and step.batch is None for step in plan.steps)
-
-
-def slimmed(plan: Plan, source: random.Random, sizes: list[int]) -> Plan:
-    """The plan with pipes that hold so many bytes, each as many as comes by chance."""
-    nodes: list[Any] = []
-    node: Any
-    for node in plan.nodes:
-        if hasattr(node, "bound_bytes"):
-            node = replace(node, bound_bytes=source.choice(sizes))
-        elif hasattr(node, "bounds_bytes"):
-            node = replace(node, bounds_bytes=tuple(source.choice(sizes) for _ in node.bounds))
-        nodes.append(node)
-    return replace(plan, nodes=tuple(nodes))
 
 
 def capacity(plan: Plan) -> int:

@@ -64,6 +64,19 @@ def loosened(plan: Plan, source: random.Random) -> Plan:
     return replace(plan, nodes=tuple(nodes))
 
 
+def slimmed(plan: Plan, source: random.Random, sizes: list[int]) -> Plan:
+    """The plan with pipes that hold so many bytes, each as many as comes by chance."""
+    nodes: list[Any] = []
+    node: Any
+    for node in plan.nodes:
+        if hasattr(node, "bound_bytes"):
+            node = replace(node, bound_bytes=source.choice(sizes))
+        elif hasattr(node, "bounds_bytes"):
+            node = replace(node, bounds_bytes=tuple(source.choice(sizes) for _ in node.bounds))
+        nodes.append(node)
+    return replace(plan, nodes=tuple(nodes))
+
+
 def fair(choose: Choose) -> Choose:
     """A chooser that likes nothing better than anything else."""
     return choose
