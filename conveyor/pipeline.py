@@ -367,7 +367,7 @@ class Pipeline(Generic[In, Out]):
         results: list[Out] = []
         operation = Operation(RUN)
         try:
-            running = self._running(operation, items, stacklevel=3)
+            running = self._running(operation, items, stacklevel=2)
             try:
                 for chunk in running.chunks:
                     results += chunk
@@ -389,7 +389,7 @@ class Pipeline(Generic[In, Out]):
         """
         operation = Operation(RUN)
         try:
-            return Stream(self._running(operation, items, stacklevel=3))
+            return Stream(self._running(operation, items, stacklevel=2))
         except BaseException:
             self._abandon(operation)
             raise
@@ -447,7 +447,7 @@ class Pipeline(Generic[In, Out]):
                 plan = fused(plan)
             session = process.Session(plan, self._start_method, self._channel, self._redact, self._seed)
             if (warning := session.start_warning) is not None:
-                warnings.warn(warning, StartMethodWarning, stacklevel=stacklevel)
+                warnings.warn(warning, StartMethodWarning, stacklevel=stacklevel + 1)
         operation.session = session
         operation.guard = _Guard(session)
         if self._last is not None:

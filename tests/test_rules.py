@@ -335,6 +335,21 @@ def test_rule_7_open_branches_are_merged():
             assert "a branch is open" in str(warned)
 
 
+def test_rule_7_is_told_at_the_line_that_starts_the_run():
+    pipeline = Pipeline(engine="inline").add(P).add(Pipe()).add(ReplicatingFork(2)).add(P)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        frame = inspect.currentframe()
+        assert frame is not None
+        line = frame.f_lineno
+        pipeline.run([])
+        list(pipeline.stream([]))
+        pipeline.open().close()
+        with pipeline:
+            pass
+    assert [(each.filename, each.lineno - line) for each in caught] == [(__file__, number) for number in (1, 2, 3, 4)]
+
+
 def test_plan_refuses_nothing_and_no_cores():
     try:
         Description().plan(cores=1, ordered=True)
