@@ -18,6 +18,7 @@ from types import GeneratorType
 
 from conveyor.core.payloads import Piece, Weave, woven
 from conveyor.engines import by_value
+from conveyor.engines.handles import guard_connections
 from conveyor.engines.heavy import Heavy
 from conveyor.hints import TYPE_CHECKING, Any
 from conveyor.plan import PIPE_BYTES
@@ -60,6 +61,7 @@ def encode(items: list[Any], kinds: Set[type] | None = None, arena: Arena | None
     # The types are told apart faster than the items: most often, that is the end of it.
     if LIGHT.issuperset(kinds):
         return pickle.dumps(items, 5)
+    guard_connections()
     if ATOMS.issuperset(kinds) or (Frozen not in kinds and len(set(map(id, items))) == len(items)):
         return dumps(items) if arena is None else _encode_into(arena, items, drafts)
     return pickle.dumps(tuple([item.data if type(item) is Frozen else dumps(item) for item in items]), 5)
@@ -238,7 +240,10 @@ class Allowance:
 
 def copied(item: Any) -> Any:
     """Return an item as it is behind a hop."""
-    return item if type(item) in ATOMS else pickle.loads(pickle.dumps(item, 5))
+    if type(item) in ATOMS:
+        return item
+    guard_connections()
+    return pickle.loads(pickle.dumps(item, 5))
 
 
 class Giver:
@@ -315,6 +320,7 @@ def frozen(item: Any) -> Any:
     """Return what stands for an item until it is encoded, whatever is done to the item; raises Unpicklable."""
     if type(item) in ATOMS or type(item) is GeneratorType:
         return item
+    guard_connections()
     try:
         return Frozen(dumps(item))
     except BaseException as error:

@@ -20,6 +20,7 @@ from conveyor.core.attempts import too_many
 from conveyor.core.staff import Durations
 from conveyor.engines.codec import copied
 from conveyor.engines.failures import failure_of, processor_error, too_many_failures
+from conveyor.engines.handles import guard_connections
 from conveyor.engines.redaction import Redact, shown_by
 from conveyor.errors import ProcessorError, SourceError, StateError
 from conveyor.failed import FailedItem
@@ -410,6 +411,7 @@ class Session:
 
     def _copy(self, step: StepNode) -> Processor[Any, Any]:
         # State on `self` begins anew with each session, as it does in new processes.
+        guard_connections()
         try:
             return copy.deepcopy(step.processor)
         except Exception as error:

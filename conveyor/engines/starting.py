@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from conveyor.engines import by_value as by_values
 from conveyor.engines.foreign_threads import ForeignThreads, foreign_threads
+from conveyor.engines.handles import guard_connections
 from conveyor.engines.main_module import importing, is_findable, is_guarded, why_not_importable
 from conveyor.engines.redaction import Redact
 from conveyor.engines.signals import signals_of_the_program_held, start_resource_tracker
@@ -176,6 +177,7 @@ class _Main:
 
 def _pickled(what: str, short: str, value: Any, method: str, main: _Main, processor: str | None) -> bytes:
     """Return the pickle of what workers need; `what` and `short` say what that is."""
+    guard_connections()
     try:
         pickled = pickle.dumps(value, 5)
         if by_values.MAIN not in pickled or not _looks_into_main(pickled):
