@@ -229,6 +229,10 @@ class ImplicitJoinWarning(ImplicitPipeWarning):
     """Branches still open at the end of a pipeline were joined into its results."""
 
 
+class SharedResourceWarning(UserWarning):
+    """A job of several workers holds an open file, connection or client, which all of them would share."""
+
+
 def cause_of_death(exitcode: int | None) -> str:
     """Say in words how a process ended.
 

@@ -50,6 +50,11 @@ class Fused:
         self._keep_none = [keep_none for _, _, keep_none in stages]
 
     @property
+    def named(self) -> list[tuple[str, Callable[[Any], Any]]]:
+        """The jobs, each with its name."""
+        return list(zip(self._names, self._jobs, strict=True))
+
+    @property
     def last(self) -> str:
         """The name of the last job."""
         return self._names[-1]
@@ -198,7 +203,7 @@ def _why_alone(step: StepNode) -> str | None:
     if step.most is None:
         # With "auto", the user has said that several workers may do it.
         return None
-    # Few pipelines are fused, and all would wait for the import.
+    # The process engine has it; a worker, which has this module, needs none.
     from conveyor.job_inspection import memory_of
 
     memory = memory_of(processor.job)

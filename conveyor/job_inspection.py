@@ -1,4 +1,4 @@
-"""What a job holds, seen without calling it.
+"""What a job holds, and what it may remember, seen without calling it.
 
 Law: it looks, and runs nothing of the user's.  What cannot be seen from the job is not guessed: that a function calls a
 method of some object at module level, and that the object remembers the call, nobody can know.
@@ -6,13 +6,16 @@ method of some object at module level, and that the object remembers the call, n
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import sys
 from collections.abc import Iterator
 from types import (
     BuiltinFunctionType,
     ClassMethodDescriptorType,
     CodeType,
     FunctionType,
+    MemberDescriptorType,
     MethodDescriptorType,
     MethodType,
     MethodWrapperType,
@@ -62,6 +65,68 @@ _CHANGING = frozenset(
 
 _lru_cache_wrapper: Any = type(functools.lru_cache(len))
 
+# What can be called, and holds something that is to be called in turn, or changed.
+CALLABLES: tuple[Any, ...] = (
+    *(FunctionType, MethodType, BuiltinFunctionType, MethodWrapperType),
+    *(functools.partial, _lru_cache_wrapper),
+)
+
+
+def parts_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a job, or an object in one, holds: each with where it is in words.
+
+    >>> import functools
+    >>> list(parts_of(functools.partial(pow, 2)))
+    [('what a partial calls', <built-in function pow>), ('an argument of a partial', 2)]
+    """
+    kind = type(value)
+    if kind is FunctionType:
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            # One that is still empty has no contents.
+            with contextlib.suppress(ValueError):
+                yield f"the closure variable {name!r}", cell.cell_contents
+        for default in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()):
+            yield "a default argument", default
+        for name, each in value.__dict__.items():
+            yield f"the attribute {name!r}", each
+        for name in dict.fromkeys(name for code in _codes(value.__code__) for name in code.co_names):
+            each = value.__globals__.get(name)
+            # What a function of another module does is not the user's affair.
+            if type(each) is not FunctionType or each.__globals__ is value.__globals__:
+                yield f"the global variable {name!r}", each
+    elif issubclass(kind, MethodType | BuiltinFunctionType | MethodWrapperType):
+        yield "the object of a method", value.__self__
+        if kind is MethodType:
+            yield "the function of a method", value.__func__
+    elif kind is functools.partial:
+        yield "what a partial calls", value.func
+        for each in (*value.args, *value.keywords.values()):
+            yield "an argument of a partial", each
+    elif kind is _lru_cache_wrapper:
+        yield "the function behind a cache", value.__wrapped__
+    elif issubclass(kind, list | tuple | set | frozenset):
+        for each in value:
+            yield f"an element of a {kind.__name__}", each
+    elif issubclass(kind, dict):
+        for each in value.values():
+            yield f"a value of a {kind.__name__}", each
+    else:
+        for name, each in _attributes(value):
+            yield f"the attribute {name!r}", each
+        for call in _methods(kind, "__call__"):
+            yield "the function by which it is called", call
+
+
+def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of an instance, without a call of what its class says of them."""
+    with contextlib.suppress(AttributeError):
+        yield from object.__getattribute__(value, "__dict__").items()
+    for base in type(value).__mro__:
+        for name, member in vars(base).items():
+            if type(member) is MemberDescriptorType and base.__module__ not in sys.builtin_module_names:
+                with contextlib.suppress(AttributeError):
+                    yield name, member.__get__(value)
+
 
 def memory_of(job: Any) -> str | None:
     """Return in words what a job may remember from one call to the next, None where nothing is known that it could.
@@ -85,7 +150,7 @@ def _memory_of(job: Any, known: set[int]) -> str | None:
     if issubclass(kind, MethodType | BuiltinFunctionType | MethodWrapperType):
         # What a builtin function is bound to is its module.
         if not _is_fixed(job.__self__, known):
-            return f"a method of {_a(job.__self__)}"
+            return f"a method of {_described(job.__self__)}"
         return _memory_of(job.__func__, known) if kind is MethodType else None
     if kind in (MethodDescriptorType, WrapperDescriptorType, ClassMethodDescriptorType):
         return None
@@ -97,14 +162,14 @@ def _memory_of(job: Any, known: set[int]) -> str | None:
     if kind is functools.partial:
         for each in (*job.args, *job.keywords.values()):
             if not _is_fixed(each, known):
-                return f"a partial with {_a(each)}"
+                return f"a partial with {_described(each)}"
         return _memory_of(job.func, known)
     if kind is _lru_cache_wrapper:
         # What it caches, it would compute again.
         return _memory_of(job.__wrapped__, known)
     if kind is staticmethod:
         return _memory_of(job.__func__, known)
-    return None if _is_a(kind, _STATELESS) else f"the state of {_a(job)}"
+    return None if _is_a(kind, _STATELESS) else f"the state of {_described(job)}"
 
 
 def _memory_of_function(function: FunctionType, known: set[int]) -> str | None:
@@ -114,7 +179,7 @@ def _memory_of_function(function: FunctionType, known: set[int]) -> str | None:
             return f"the closure variable {name!r}"
     for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
         if not _is_fixed(default, known):
-            return f"a default that is {_a(default)}"
+            return f"a default that is {_described(default)}"
     for name in function.__dict__:
         if name != "__wrapped__":
             return f"the attribute {name!r} of the function"
@@ -147,7 +212,7 @@ def _memory_in_globals(code: CodeType, variables: dict[str, Any], known: set[int
         value = variables.get(name, _MISSING)
         changes = second[0] in ("LOAD_ATTR", "LOAD_METHOD") and second[1] in _CHANGING
         if ((changes or stores) and _is_container(value)) or hasattr(type(value), "__next__"):
-            return f"the global variable {name!r}, {_a(value)}"
+            return f"the global variable {name!r}, {_described(value)}"
         if type(value) is FunctionType and value.__globals__ is variables:
             found = _memory_of(value, known)
             if found is not None:
@@ -168,7 +233,7 @@ def _memory_of_class(owner: type, functions: list[Any], known: set[int]) -> str 
             for name in names.intersection(vars(base)):
                 value = vars(base)[name]
                 if _is_container(value) or hasattr(type(value), "__next__"):
-                    return f"the class attribute {name!r}, {_a(value)}"
+                    return f"the class attribute {name!r}, {_described(value)}"
     return None
 
 
@@ -206,7 +271,7 @@ def _is_a(kind: type, names: frozenset[str]) -> bool:
     return any(f"{base.__module__}.{base.__qualname__}" in names for base in kind.__mro__)
 
 
-def _a(value: Any) -> str:
+def _described(value: Any) -> str:
     """Name the type of a value, with an article."""
     name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

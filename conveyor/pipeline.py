@@ -255,7 +255,8 @@ class Pipeline(Generic[In, Out]):
         `redact`) that has to be sent to a worker and cannot be pickled, MissingMainGuardError in a script that lacks
         the guard, ProcessorError where a `setup` raised, WorkerDiedError where workers die in it, ProcessError where a
         process cannot be started.  Nothing is left running then.  Warns with ImplicitJoinWarning where branches are
-        open at the end.
+        open at the end, with SharedResourceWarning where several workers of a Processor would share what its job has
+        open.
 
         >>> pipeline = Pipeline(engine="inline").add(Processor(len)).open()
         >>> pipeline.run(["a"]), pipeline.run(["bc"])
@@ -448,6 +449,7 @@ class Pipeline(Generic[In, Out]):
             session = process.Session(plan, self._start_method, self._channel, self._redact, self._seed)
             if (warning := session.start_warning) is not None:
                 warnings.warn(warning, StartMethodWarning, stacklevel=stacklevel + 1)
+            session.warn_of_shared(stacklevel=stacklevel + 1)
         operation.session = session
         operation.guard = _Guard(session)
         if self._last is not None:

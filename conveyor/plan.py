@@ -208,3 +208,12 @@ class Plan:
     def steps(self) -> tuple[StepNode, ...]:
         """The nodes that have workers."""
         return tuple(node for node in self.nodes if isinstance(node, StepNode))
+
+    @property
+    def replicated(self) -> tuple[StepNode, ...]:
+        """The nodes whose Processor has several workers, or may have, those at all places where it stands together."""
+        steps = self.steps
+        places: dict[int, int] = {}
+        for step in steps:
+            places[id(step.processor)] = places.get(id(step.processor), 0) + 1
+        return tuple(step for step in steps if step.most != 1 or places[id(step.processor)] > 1)

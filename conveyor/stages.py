@@ -110,7 +110,8 @@ class Processor(Element, Generic[In_contra, Out_co]):
     errors, pictures and statistics, instead of the name of the job or the class.
 
     Instead of a job, subclass: `process(item)`, and where wanted `setup()` before the first item, `finish()` at the
-    end of a stream (it may return or yield trailing outputs) and `teardown()`; keep any state on `self`.  The
+    end of a stream (it may return or yield trailing outputs) and `teardown()`; keep any state on `self`.  Open files,
+    connections and clients in `setup()`: what was open before, several forked workers would share.  The
     settings may be class attributes, over which those given to an instance win; `super().__init__()` need not be
     called.
 

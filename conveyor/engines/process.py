@@ -40,6 +40,7 @@ from conveyor.engines.source import Source
 from conveyor.engines.spawning import process_of
 from conveyor.engines.starting import (
     FORK,
+    FORKSERVER,
     PREFIX,
     SPAWN,
     UNGUARDED,
@@ -62,6 +63,7 @@ from conveyor.errors import (
 from conveyor.failed import FailedItem
 from conveyor.hints import Any, cast
 from conveyor.plan import Plan, SinkNode, StepNode
+from conveyor.shared_resources import warn_of_shared
 from conveyor.stats import Stats
 from conveyor.values import replace
 
@@ -343,6 +345,14 @@ class Session:
                     if header[0] == "freed":
                         self.arena.freed(header[1])
             self.arena.trim(KEPT_BYTES)
+
+    def warn_of_shared(self, stacklevel: int = 1) -> None:
+        """Warn where several workers of a Processor would share what its job has open: because they are forked from
+        this process, or from a broker that has imported the script.  `stacklevel` is that of `warnings.warn`."""
+        start = self._start_as
+        forked = start.method == FORK
+        if forked or (start.method == FORKSERVER and start.import_main and not start.by_value):
+            warn_of_shared(self._plan, script_only=not forked, stacklevel=stacklevel + 1)
 
     @property
     def names(self) -> list[str]:

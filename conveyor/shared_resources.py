@@ -1,0 +1,154 @@
+"""Open files, connections and clients that several workers of a Processor would share.
+
+Law: it warns and changes nothing; it looks at what a job plainly holds, and at nothing that is not open.  Nothing is
+imported to find out: what the program has not imported it cannot hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from types import FunctionType, ModuleType
+
+from conveyor.errors import SharedResourceWarning
+from conveyor.fusing import Fused
+from conveyor.hints import Any
+from conveyor.job_inspection import CALLABLES, parts_of
+from conveyor.plan import Plan
+from conveyor.showing import short
+from conveyor.stages import Processor
+
+# How far it looks into what a job holds, how many parts of each object it looks at, and at how many objects in all.
+_DEPTH, _PARTS, _OBJECTS = 5, 100, 2000
+
+# What is no file, by the package and the name of the class: packages move their classes about within.
+_CLIENTS = frozenset(
+    {
+        ("aiohttp", "ClientSession"),
+        ("h5py", "File"),
+        ("http", "HTTPConnection"),
+        ("httpx", "AsyncClient"),
+        ("httpx", "Client"),
+        ("lmdb", "Environment"),
+        ("multiprocessing", "_ConnectionBase"),
+        ("psycopg", "Connection"),
+        ("psycopg2", "connection"),
+        ("pymysql", "Connection"),
+        ("redis", "AbstractConnection"),
+        ("requests", "Session"),
+        ("socket", "socket"),
+        ("sqlalchemy", "Connection"),
+        ("sqlalchemy", "Engine"),
+        ("sqlalchemy", "Session"),
+        ("sqlite3", "Connection"),
+        ("sqlite3", "Cursor"),
+        ("tarfile", "TarFile"),
+        ("tempfile", "_TemporaryFileWrapper"),
+        ("urllib3", "HTTPConnectionPool"),
+        ("urllib3", "PoolManager"),
+        ("zipfile", "ZipFile"),
+    }
+)
+
+
+def warn_of_shared(plan: Plan, script_only: bool = False, stacklevel: int = 1) -> None:
+    """Warn with SharedResourceWarning of each Processor whose several workers would share what its job has open.
+
+    `script_only`: they share only what the script has at module level.  `stacklevel` is that of `warnings.warn` called
+    instead of this.
+    """
+    told: set[int] = set()
+    for step in plan.replicated:
+        if id(step.processor) in told:
+            continue
+        told.add(id(step.processor))
+        for name, roots in _jobs(step.name, step.processor):
+            found = _resource_in(roots, script_only)
+            if found is not None:
+                warnings.warn(_message(name, *found), SharedResourceWarning, stacklevel + 1)
+
+
+def _jobs(name: str, processor: Processor[Any, Any]) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
+    """Yield for a Processor, or for each that is fused in it, its name and what it holds, with where that is."""
+    if isinstance(processor.job, Fused):
+        for each, job in processor.job.named:
+            yield each, [("its job", job)]
+        return
+    classes = type(processor).__mro__[: type(processor).__mro__.index(Processor)]
+    of_class = [(f"the class attribute {name!r}", each) for base in classes for name, each in vars(base).items()]
+    yield name, [*parts_of(processor), *of_class]
+
+
+def _resource_in(roots: list[tuple[str, Any]], script_only: bool) -> tuple[str, str] | None:
+    """Return where an open resource is held that workers would share, and which it is."""
+    waiting = deque((where, value, 1, not script_only) for where, value in roots)
+    known: dict[int, Any] = {}
+    while waiting and len(known) < _OBJECTS:
+        where, value, depth, shared = waiting.popleft()
+        if id(value) in known:
+            continue
+        known[id(value)] = value
+        name = _named(value)
+        if name is not None:
+            if shared and _is_open(value):
+                return where, name
+            continue
+        if depth == _DEPTH or not _is_looked_into(value):
+            continue
+        is_of_main = type(value) is FunctionType and value.__globals__.get("__name__") == "__main__"
+        # Another thread may change a container meanwhile.
+        with contextlib.suppress(RuntimeError):
+            for words, part in islice(parts_of(value), _PARTS):
+                waiting.append((words, part, depth + 1, shared or (is_of_main and words.startswith("the global"))))
+    return None
+
+
+def _is_looked_into(value: Any) -> bool:
+    """Whether it is looked at what an object holds: of what the standard library makes, only at jobs and containers.
+
+    Its other objects, a logger or a queue say, know how to be shared.
+    """
+    kind = type(value)
+    if issubclass(kind, type | ModuleType):
+        return False
+    if issubclass(kind, (*CALLABLES, list, tuple, set, frozenset, dict)):
+        return True
+    return kind.__module__.partition(".")[0] not in sys.stdlib_module_names
+
+
+def _named(value: Any) -> str | None:
+    """Return in words which resource an object is, None where it is none."""
+    for base in type(value).__mro__:
+        package = base.__module__.partition(".")[0]
+        if (package, base.__name__) in _CLIENTS:
+            return f"a {base.__name__} of {package}"
+    if not issubclass(type(value), io.IOBase) or value in (sys.stdout, sys.stderr):
+        return None
+    name = getattr(value, "name", None)
+    return f"the open file {short(name)}" if isinstance(name, str) else "an open file"
+
+
+def _is_open(resource: Any) -> bool:
+    try:
+        if getattr(resource, "closed", False):
+            return False
+        if any(getattr(resource, name, resource) is None for name in ("fp", "sock")):
+            return False
+        number = getattr(resource, "fileno", None)
+        return number is None or number() >= 0
+    except Exception:
+        # One in memory, which has no number, or one that is closed.
+        return False
+
+
+def _message(name: str, where: str, resource: str) -> str:
+    return (
+        f"Processor {name!r}: its workers share {resource}, which its job holds ({where}). It was opened before they "
+        "were forked, so they have one position in it, or one connection: what one of them reads or writes moves it "
+        "for all. Open it where each worker has its own, in the `setup` of a Processor subclass or inside the job."
+    )
