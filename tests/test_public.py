@@ -35,7 +35,9 @@ from conveyor import (
     ReplicatingFork,
     ResultError,
     RuleError,
+    SharedResourceWarning,
     SourceError,
+    StartMethodWarning,
     StateError,
     Stats,
     StepStats,
@@ -105,7 +107,7 @@ conveyor.stages.Pipe(Element)
     .bound -> int
 
 conveyor.pipeline.Pipeline()
-    (*, engine: Literal['process', 'inline'] | None = None, start_method: Literal['fork', 'forkserver', 'spawn'] | None = None, channel: Literal['pipe', 'queue'] | None = None, ordered: bool = True, cores: int | None = None, max_failures: int | float | None = None, fuse: bool = False, redact: Callable[[Any], str] | None = None)
+    (*, engine: Literal['process', 'inline'] | None = None, start_method: Literal['fork', 'forkserver', 'spawn'] | None = None, channel: Literal['pipe', 'queue'] | None = None, ordered: bool = True, cores: int | None = None, max_failures: int | float | None = None, fuse: bool = False, redact: Callable[[Any], str] | None = None, seed: int | None = None)
     .__class_getitem__(...)
     .__enter__() -> Pipeline[In, Out]
     .__exit__(kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None)
@@ -168,12 +170,16 @@ conveyor.errors.RuleError(ConveyorError, ValueError)
     (message: str, rule: int)
     .rule
 
+conveyor.errors.SharedResourceWarning(UserWarning)
+
 conveyor.errors.SourceError(ConveyorError)
     (message: str, number: int, item: str | None = None)
     .number
     .item
     .raised(number: int, cause: BaseException) -> SourceError
     .unpicklable(number: int, item: str, cause: BaseException) -> SourceError
+
+conveyor.errors.StartMethodWarning(UserWarning)
 
 conveyor.errors.StateError(ConveyorError, RuntimeError)
 
@@ -183,6 +189,9 @@ conveyor.stats.Stats()
     .cores: int
     .steps: tuple[StepStats, ...]
     .decisions: tuple[Decision, ...]
+    .start_method: str | None
+    .start_reason: str
+    .unfused: tuple[Unfused, ...]
     .__getitem__(processor: str) -> StepStats
     .__str__() -> str
     .bottleneck -> str | None
@@ -217,6 +226,12 @@ conveyor.errors.TooManyFailuresError(ConveyorError)
     (message: str, failures: int)
     .failures
 
+conveyor.stats.Unfused()
+    (its fields, in this order)
+    .processor: str
+    .reason: str
+    .__str__() -> str
+
 conveyor.errors.WorkerDiedError(ProcessorError)
     (message: str, *, processor: str, exitcode: int | None, number: int | None, last: int | None)
     .exitcode
@@ -224,6 +239,8 @@ conveyor.errors.WorkerDiedError(ProcessorError)
 
 # One of each error and warning, with all its fields.
 ERRORS: tuple[BaseException, ...] = (
+    SharedResourceWarning("text"),
+    StartMethodWarning("text"),
     ConveyorError("text"),
     RuleError("text", 5),
     StateError("text"),
