@@ -367,14 +367,18 @@ class Pipeline(Generic[In, Out]):
         """
         results: list[Out] = []
         operation = Operation(RUN)
+        # Handed over, so that no frame refers to it when it is let go of.
+        given: list[Any] = [items]
+        del items
         try:
-            running = self._running(operation, items, stacklevel=2)
+            running = self._running(operation, given, stacklevel=2)
             try:
                 for chunk in running.chunks:
                     results += chunk
             finally:
                 running.end()
         except BaseException:
+            given.clear()
             self._abandon(operation)
             raise
         return results
@@ -389,13 +393,16 @@ class Pipeline(Generic[In, Out]):
         1
         """
         operation = Operation(RUN)
+        given: list[Any] = [items]
+        del items
         try:
-            return Stream(self._running(operation, items, stacklevel=2))
+            return Stream(self._running(operation, given, stacklevel=2))
         except BaseException:
+            given.clear()
             self._abandon(operation)
             raise
 
-    def _running(self, operation: Operation, items: Any, stacklevel: int) -> _Running:
+    def _running(self, operation: Operation, given: list[Any], stacklevel: int) -> _Running:
         self._turn.begin(operation)
         session = self._session
         if session is None or session.ended:
@@ -406,7 +413,7 @@ class Pipeline(Generic[In, Out]):
                 self._session, self._guard = operation.session, operation.guard
         else:
             operation.session = session
-        operation.run = operation.session.run(_iterable(items))
+        operation.run = operation.session.run(_iterable(given.pop()))
         # Now another thread may end it.  One that wanted to before has said so.
         operation.offer()
         if operation.cancelled:

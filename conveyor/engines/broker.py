@@ -365,6 +365,8 @@ class Broker:
             case ("close",):
                 self._close_workers(None)
             case ("abort", listening):
+                # The source lets go of what it holds while workers end.
+                self._feed.send(("stop", self._run))
                 if not listening:
                     self._results.close()
                 self._close_workers(GRACE_SECONDS)

@@ -79,11 +79,8 @@ def traceback_of(error: BaseException) -> str:
     """Return the text of a traceback."""
     frames = None
     try:
-        # Frames of this package say nothing to a user; where there are no others, they are all there is.
-        frames = error.__traceback__
-        while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("conveyor."):
-            frames = frames.tb_next
-        frames = frames or error.__traceback__
+        # Where there are no others, they are all there is.
+        frames = without_our_frames(error.__traceback__) or error.__traceback__
         # Here, as most programs have no use for it, and would wait for its import.
         import traceback
 
@@ -92,6 +89,13 @@ def traceback_of(error: BaseException) -> str:
         # Without a descriptor or memory that is left it cannot be imported, nor source text be read.
         name = type(second).__name__
         return f"{_places(frames)}{type(error).__name__} (more of its traceback could not be made: {name})\n"
+
+
+def without_our_frames(frames: TracebackType | None) -> TracebackType | None:
+    """Return a traceback from the first frame on that is none of this package: those say nothing to a user."""
+    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("conveyor."):
+        frames = frames.tb_next
+    return frames
 
 
 def _places(frames: TracebackType | None) -> str:

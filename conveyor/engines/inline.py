@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from itertools import islice, zip_longest
 
@@ -19,7 +19,7 @@ from conveyor.clock import sleep, time
 from conveyor.core.attempts import too_many
 from conveyor.core.staff import Durations
 from conveyor.engines.codec import copied
-from conveyor.engines.failures import failure_of, processor_error, too_many_failures
+from conveyor.engines.failures import failure_of, processor_error, too_many_failures, without_our_frames
 from conveyor.engines.handles import guard_connections
 from conveyor.engines.redaction import Redact, shown_by
 from conveyor.errors import ProcessorError, SourceError, StateError
@@ -35,6 +35,7 @@ _NOTHING = object()
 # How long a thread that closes a pipeline waits for another one that is at a job.
 LETTING_GO_SECONDS = 1.0
 CLOSED = "the pipeline was closed while a run was going on"
+LEFT = "the stream was closed by another thread, or a signal handler, while it was waited for"
 
 
 class _Part(Protocol):
@@ -171,6 +172,7 @@ class _Step:
     def _attempts(self, job: Processor[Any, Any], unit: Any, number: int, items: int) -> Iterator[Any]:
         """Yield what the job gives for a unit, in as many attempts as it may have."""
         policy, call, attempts, given = self._policy, work_of(job), 0, 0
+        failed: BaseException | None = None
         while True:
             attempts += 1
             try:
@@ -182,12 +184,16 @@ class _Step:
                 return
             except (Exception, SystemExit) as error:
                 failed = error
-            if policy.tries_again(failed, attempts):
-                sleep(policy.delay(attempts))
-                continue
-            if not policy.gives_up:
-                raise self._error(failed, "process", number, items, self._shown(unit), attempts) from failed
-            replacement = self._give_up(job, failed, "process", unit, number, items, attempts)
+            try:
+                if policy.tries_again(failed, attempts):
+                    sleep(policy.delay(attempts))
+                    continue
+                if not policy.gives_up:
+                    raise self._error(failed, "process", number, items, self._shown(unit), attempts) from failed
+                replacement = self._give_up(job, failed, "process", unit, number, items, attempts)
+            finally:
+                # Its traceback refers to this frame.
+                failed = None
             if replacement is not None:
                 yield replacement
             return
@@ -402,12 +408,14 @@ class Session:
             raise StateError(CLOSED)
         return result
 
-    def wait_for_work(self) -> bool:
-        """Wait, within a bound, until no thread is at a job; return whether that is so."""
-        if not self._work.acquire(timeout=LETTING_GO_SECONDS):
-            return False
-        self._work.release()
-        return not self._at_work
+    def between_jobs(self, call: Callable[[], None]) -> None:
+        """Wait, within a bound, until no thread is at a job, and call something then; else leave it to that thread."""
+        if self._work.acquire(timeout=LETTING_GO_SECONDS):
+            try:
+                if not self._at_work:
+                    call()
+            finally:
+                self._work.release()
 
     def _copy(self, step: StepNode) -> Processor[Any, Any]:
         # State on `self` begins anew with each session, as it does in new processes.
@@ -487,22 +495,23 @@ class Session:
     def close(self) -> None:
         """Tear the jobs down; raises ProcessorError for the first `teardown` that raised."""
         self._unwanted = True
-        if not self.wait_for_work():
-            # Whoever is at a job sees that it is unwanted.
+        failures: list[ProcessorError] = []
+        self.between_jobs(partial(self._tear_down, failures))
+        if failures:
+            raise failures[0]
+
+    def _tear_down(self, failures: list[ProcessorError]) -> None:
+        if self.ended:
             return
-        first: ProcessorError | None = None
-        with self._work:
-            if self.ended:
-                return
-            self.ended = True
-            for name, job in self._ready:
-                try:
-                    job.teardown()
-                except (Exception, SystemExit) as error:
-                    first = first or processor_error(name, failure_of(error, "teardown"), None, None, error)
-            self._closed = time.monotonic()
-        if first is not None:
-            raise first
+        self.ended = True
+        for name, job in self._ready:
+            try:
+                job.teardown()
+            except (Exception, SystemExit) as error:
+                failures.append(processor_error(name, failure_of(error, "teardown"), None, None, error))
+        self._closed = time.monotonic()
+        if self._run is not None:
+            self._run.let_go()
 
     def abort(self) -> None:
         """Tear the jobs down, whatever they say."""
@@ -515,61 +524,81 @@ class InlineRun:
 
     def __init__(self, session: Session, first: _Output, items: Iterable[Any]) -> None:
         self._session = session
-        self._first = first
-        self._items = items
+        self._results: Generator[Any, None, None] | None = _results_of(first, _copies(items, session.shown))
         # Whether nothing more will come, and whether it was given up.
         self.over = False
         self._left = False
 
     def chunks(self) -> Iterator[list[Any]]:
         """Yield the results, each in a list of its own."""
-        results = self._results()
         try:
-            while (result := self._session.work(partial(next, results, _NOTHING))) is not _NOTHING:
+            while (result := self._session.work(self._next)) is not _NOTHING:
                 if self._left:
-                    raise StateError(
-                        "the stream was closed by another thread, or a signal handler, while it was waited for"
-                    )
+                    raise StateError(LEFT)
                 yield [result]
         except GeneratorExit:
-            self._session.finished(self)
             raise
         except BaseException:
-            self.over = True
-            self._session.finished(self)
             if not self._left:
                 self._session.abort()
             raise
-        self.over = True
-        self._session.finished(self)
+        finally:
+            self.over = True
+            self.let_go()
+            self._session.finished(self)
 
-    def _results(self) -> Iterator[Any]:
-        for item in self._source():
-            yield from self._first.accept(item)
-        yield from self._first.end()
+    def _next(self) -> Any:
+        return _NOTHING if self._results is None else next(self._results, _NOTHING)
+
+    def let_go(self) -> None:
+        """Refer to nothing of the input any more, and close a generator that gave it."""
+        results, self._results = self._results, None
+        if results is not None:
+            results.close()
 
     def cancel(self) -> None:
         """Give the run up; whoever waits for its results gets StateError."""
         self._left = self.over = True
+        self._session.between_jobs(self.let_go)
         self._session.finished(self)
-        self._session.wait_for_work()
 
-    def _source(self) -> Iterator[Any]:
-        number = 0
-        try:
-            iterator = iter(self._items)
-            while True:
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
-                try:
-                    item = copied(item)
-                except Exception as error:
-                    raise SourceError.unpicklable(number, self._session.shown(item), error) from error
-                yield item
-                number += 1
-        except SourceError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise SourceError.raised(number, error) from error
+
+def _results_of(first: _Output, source: Generator[Any, None, None]) -> Generator[Any, None, None]:
+    """Yield what comes of the items."""
+    with contextlib.closing(source):
+        for item in source:
+            yield from first.accept(item)
+    yield from first.end()
+
+
+def _copies(items: Iterable[Any], shown: Callable[[Any], str]) -> Generator[Any, None, None]:
+    """Yield the caller's items as they are behind a hop; closes a generator that gives them."""
+    number, iterator, item = 0, None, None
+    try:
+        iterator = iter(items)
+        del items
+        while True:
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            try:
+                item = copied(item)
+            except Exception as error:
+                raise SourceError.unpicklable(number, shown(item), _bare(error)) from error
+            yield item
+            number += 1
+    except SourceError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise SourceError.raised(number, _bare(error)) from error
+    finally:
+        item = None
+        if isinstance(iterator, Generator):
+            iterator.close()
+        iterator = None
+
+
+def _bare(error: BaseException) -> BaseException:
+    """Return an exception without the frames of this package, which hold the input."""
+    return error.with_traceback(without_our_frames(error.__traceback__))

@@ -3,6 +3,7 @@
 Law: pulls no more than the broker asked for, and sends an item that was pulled at once when the next one is
 slow to come.  The items are pulled in a thread of their own, so that neither a slow source holds back a result
 nor a slow consumer the source; those of a short list in the caller's own frame, as far as there is room at once.
+Whoever pulls the items also lets go of them, and closes the generator that gave them, before the run is over.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain, islice
 from operator import itemgetter
 
@@ -29,6 +30,7 @@ from conveyor.engines.codec import (
     unpicklable,
     weight,
 )
+from conveyor.engines.failures import without_our_frames
 from conveyor.engines.fork_gate import gate
 from conveyor.engines.heavy import Heavy
 from conveyor.engines.interrupts import interrupts_held
@@ -44,7 +46,10 @@ FAST_SECONDS = 0.0002
 SLOW_SECONDS = 0.001
 # How long an item may wait for the next one before it is sent alone.
 DAWDLE_SECONDS = 0.002
+# How long the caller waits for the source's thread: while that asks the caller's own code for an item, and while it
+# closes the caller's generator or does something of ours.
 JOIN_SECONDS = 0.2
+CLOSING_SECONDS = 5.0
 FEW = 64
 # Iterating over these never makes anyone wait, and nobody changes an item to give it again.
 _PROMPT = frozenset({list, tuple, range, dict, set, frozenset, str, bytes})
@@ -69,7 +74,8 @@ class Source:
         # Whether what was sent last is in the arena: then it counts what of that may be written again.
         self._heavy = False
         self._credit = credit
-        self._items = items
+        # Both are None when they were let go of.
+        self._items: Iterable[Any] | None = items
         self._iterator: Iterator[Any] | None = None
         self._giver = Giver()
         self._growing = 1
@@ -81,7 +87,8 @@ class Source:
         self._blob_items = 1 << 30
         self._allowance = Allowance(most_bytes)
         self._interval = interval(FEW, most_bytes)
-        self._exhausted = False
+        # Holds something when there is no more.
+        self._exhausted: list[None] = []
         self._stopped = False
         # Cleared by the look-out to stop a pull that is under way.
         self._tokens: list[None] = []
@@ -93,20 +100,19 @@ class Source:
         self._shown = shown
         self._over = threading.Event()
         self._look_out: threading.Thread | None = None
-        context = contextvars.copy_context()
         # In the thread, what is raised is the input's doing; in the caller's own frame it may be a signal handler's.
         self._failures: tuple[type[BaseException], ...] = (BaseException,)
         # Whether it may wait for room: in the caller's own frame it would wait for what only the caller can make.
         self._may_wait = True
+        # Whether the caller's own code is being asked for items.
+        self._asking = False
         # Whether all of it is pulled in the caller's own frame, whenever that waits for results.
         self.stays = False
-        self._thread = threading.Thread(
-            target=context.run, args=(self._feed,), name=f"conveyor-source-{run}", daemon=True
-        )
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to pull."""
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(Gone), self._lock:
             self._end.send(("start", self._run))
         if importing() is not None:
             # A thread would wait for this import where it pickles something of the module.
@@ -121,8 +127,13 @@ class Source:
             if self._over.is_set():
                 return
             self._failures, self._may_wait = failures, True
+        del items
+        context = contextvars.copy_context()
         # A start that is interrupted would leave a thread that is neither there nor gone.
         with interrupts_held():
+            self._thread = threading.Thread(
+                target=context.run, args=(self._feed,), name=f"conveyor-source-{self._run}", daemon=True
+            )
             self._thread.start()
 
     def feed(self) -> None:
@@ -137,12 +148,25 @@ class Source:
         self._pulling.set()
 
     def join(self) -> None:
-        """Wait a moment for the thread; one that is stuck in the caller's own code is left to itself."""
+        """Wait for the thread to end; one that is stuck in the caller's own code is left to itself after a moment."""
         self.stop()
         for thread in (self._thread, self._look_out):
             # The caller's own code may close the pipeline, while it is being asked for an item.
             if thread is not None and thread.ident is not None and thread is not threading.current_thread():
                 thread.join(JOIN_SECONDS)
+                if thread.is_alive() and not self._asking:
+                    thread.join(CLOSING_SECONDS)
+        if self._thread is None:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Refer to nothing of the input any more, and close a generator that gave it: here, where it ran."""
+        iterator = self._iterator
+        self._items = self._iterator = None
+        self._pulled = []
+        self._giver = Giver()
+        if isinstance(iterator, Generator):
+            iterator.close()
 
     def error(self) -> SourceError:
         """Return what went wrong, with the caller's exception as its cause."""
@@ -159,17 +183,26 @@ class Source:
         with contextlib.suppress(Gone):
             if not self._pull_all():
                 return
-        self._over.set()
-        self._pulling.set()
+        try:
+            self._let_go()
+        finally:
+            self._over.set()
+            self._pulling.set()
 
     def _pull_all(self) -> bool:
         """Pull and send until there is no more, or no reason to; return False where there is no room and it must not
         wait for any: it goes on from there when it is called again."""
         try:
-            iterator = self._iterator = self._iterator or chain(self._items, self._note_the_end())
+            self._asking = True
+            if self._iterator is None:
+                # Nothing is left where another thread has ended the run already.
+                self._iterator = iter(() if self._items is None else self._items)
         except self._failures as error:
             self._fail(error)
             return True
+        finally:
+            self._asking = False
+        iterator = chain(self._iterator, _note_the_end(self._exhausted))
         prompt, giver = type(self._items) in _PROMPT, self._giver
         while True:
             while not self._stopped and (
@@ -192,17 +225,21 @@ class Source:
             sent = self._sent
             with gate.passed(self._cut_pull_short):
                 begun = time.perf_counter()
-                if not self._pull_some(iterator, wanted, prompt):
-                    return True
+                try:
+                    self._asking = True
+                    if not self._pull_some(iterator, wanted, prompt):
+                        return True
+                finally:
+                    self._asking = False
                 elapsed = time.perf_counter() - begun
                 if not self._send():
                     return True
             if self._exhausted:
-                self._end.send(("end", self._run))
+                self._tell("end", self._run)
                 return True
             self._credit -= self._sent - sent
             if self._credit and self._allowance.spent:
-                self._end.send(("forfeit", self._run, self._credit))
+                self._tell("forfeit", self._run, self._credit)
                 self._credit = 0
             if self._cut_short is self._tokens:
                 self._growing = 1
@@ -262,10 +299,11 @@ class Source:
             if type(last) not in LIGHT and weight(last) * part > BLOB_BYTES:
                 return
 
-    def _note_the_end(self) -> Iterator[Any]:
-        """Yield nothing, behind the last item."""
-        self._exhausted = True
-        yield from ()
+    def _tell(self, *header: Any) -> None:
+        """Send a message about the run, as long as anybody wants to know."""
+        with self._lock:
+            if not self._stopped:
+                self._end.send(header)
 
     def _stoppable(self, iterator: Iterator[Any], items: int) -> Iterator[Any]:
         """Return the next `items` items, with somebody on the look-out who can make them fewer."""
@@ -305,12 +343,8 @@ class Source:
                 items, self._pulled = pulled, []
             if not items:
                 return True
-            try:
-                blob = encode(items, arena=self._arena)
-            except self._failures as error:
-                index, cause = unpicklable(items) or (0, error)
-                self._sent += index
-                self._fail(cause, items[index])
+            blob = self._encoded(items)
+            if blob is None:
                 return False
             self._blob_items = max(1, BLOB_BYTES * len(items) // len(blob))
             self._allowance.take(len(items), len(blob))
@@ -318,6 +352,20 @@ class Source:
             self._end.send(("items", self._run, len(items), time.process_time()), [blob])
             self._sent += len(items)
             return True
+
+    def _encoded(self, items: list[Any]) -> Any:
+        """Return a blob of the items; None where one of them cannot be pickled, which is told then."""
+        failures: list[BaseException] = []
+        try:
+            return encode(items, arena=self._arena)
+        except self._failures as error:
+            failures.append(error)
+        # Here, where that one is handled no more: else it would be the context of the next, with all of its frames.
+        index, cause = unpicklable(items) or (0, failures[0])
+        failures.clear()
+        self._sent += index
+        self._fail(cause, items[index])
+        return None
 
     def _fail(self, error: BaseException, *bad_item: Any) -> None:
         # What the look-out is sending just now goes out first, and whole.
@@ -328,5 +376,12 @@ class Source:
                 self._bad_item = self._shown(*bad_item)
             else:
                 self._sent += len(self._pulled)
-            self._error = error
-            self._end.send(("broken", self._run))
+            # The frames of this package hold the input.
+            self._error = error.with_traceback(without_our_frames(error.__traceback__))
+            self._tell("broken", self._run)
+
+
+def _note_the_end(exhausted: list[None]) -> Iterator[Any]:
+    """Yield nothing, behind the last item.  It refers to no Source: that would be a cycle."""
+    exhausted.append(None)
+    yield from ()
