@@ -9,6 +9,7 @@ class of the script is one class everywhere: its definition is sent along, and l
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import pickle
@@ -44,14 +45,12 @@ def dumps(value: Any) -> bytes:
     return file.getvalue()
 
 
-def dumps_instead(value: Any, error: Exception) -> bytes:
-    """Return the pickle by value of what plain pickle refused with that error; raises it where this cannot, either."""
-    if not is_installed():
-        raise error
-    try:
-        return dumps(value)
-    except Exception:
-        raise error from None
+def dumps_instead(value: Any) -> bytes | None:
+    """Return the pickle by value of what plain pickle has refused; None where this cannot be made, either."""
+    if is_installed():
+        with contextlib.suppress(Exception):
+            return dumps(value)
+    return None
 
 
 def of_main(name: str, definition: bytes) -> Any:

@@ -71,8 +71,11 @@ def dumps(value: Any) -> bytes:
     """Return the pickle of an item, or of a list of items; what the script defines by value, where it travels so."""
     try:
         data = pickle.dumps(value, 5)
-    except Exception as error:
-        return by_value.dumps_instead(value, error)
+    except Exception:
+        instead = by_value.dumps_instead(value)
+        if instead is None:
+            raise
+        return instead
     return by_value.dumps(value) if by_value.sessions and by_value.MAIN in data else data
 
 
@@ -111,8 +114,11 @@ def _encode_into(arena: Arena, items: list[Any], drafts: bool) -> Any:
                 pickler.dump(items)
             else:
                 data = pickle.dumps(items, 5, buffer_callback=keep_in_band)
-        except Exception as error:
-            return by_value.dumps_instead(items, error)
+        except Exception:
+            instead = by_value.dumps_instead(items)
+            if instead is None:
+                raise
+            return instead
         if by_value.sessions and by_value.MAIN in data:
             return by_value.dumps(items)
         if pickler is not None:

@@ -83,6 +83,8 @@ def _look() -> tuple[bool, ForeignThreads]:
     if not threads and len(tasks) <= 1:
         return True, ForeignThreads()
     frames = sys._current_frames()
+    # This frame would hold itself by it, and the frames of other threads, with all that is in them, as well.
+    del frames[threading.get_ident()]
     lasting, passing = [], []
     for thread in threads:
         if is_harmless(thread):
