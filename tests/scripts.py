@@ -18,6 +18,8 @@ METHODS = ("fork", "forkserver", "spawn")
 class ScriptTestCase(TestCase):
     """Runs scripts, in a folder of the test's own."""
 
+    options: tuple[str, ...] = ("-W", "error")
+
     def setUp(self) -> None:
         super().setUp()
         self.folder = self.new_folder()
@@ -28,7 +30,7 @@ class ScriptTestCase(TestCase):
         with open(path, "w", encoding="utf-8") as file:
             file.write(textwrap.dedent(body))
         done = subprocess.run(
-            [sys.executable, "-W", "error", path, *arguments],
+            [sys.executable, *self.options, path, *arguments],
             capture_output=True,
             text=True,
             timeout=self.time_limit,
@@ -52,4 +54,5 @@ class ScriptTestCase(TestCase):
         for method in METHODS:
             if method in multiprocessing.get_all_start_methods():
                 with self.subTest(method=method):
+                    self.folder = self.new_folder()
                     self.prints(expected, body, method, *arguments)

@@ -16,6 +16,7 @@ from conveyor.engines.arena import Arena
 from conveyor.engines.channels import FarEnd, Gone
 from conveyor.engines.descendants import prctl
 from conveyor.engines.failures import failure_of
+from conveyor.engines.finalisation import Inherited, finalise
 from conveyor.engines.notes import Note
 from conveyor.engines.records import Levels
 from conveyor.engines.redaction import Redact
@@ -57,7 +58,8 @@ class Assignment(NamedTuple):
 
 def settle(foreign: list[Any]) -> None:
     """Make a new process one of ours: its own signals and streams, and no end of a channel that is not its own."""
-    # What came with the fork is shared with its parent as long as nobody looks through it for garbage.
+    # What came with the fork is shared with its parent as long as nobody looks through it for garbage; and all that is
+    # made from now on can be told from it.
     gc.freeze()
     settle_signals()
     for end in foreign:
@@ -117,11 +119,14 @@ def main(
     voice.take_over()
     if assignment.seed is not None:
         seed_generators(assignment.seed)
+    inherited: Inherited | None = None
+    processor: Any = None
     try:
         phase = "load"
         try:
             job = assignment.job
-            processor: Processor[Any, Any] = job if isinstance(job, Processor) else pickle.loads(job)
+            processor = job if isinstance(job, Processor) else pickle.loads(job)
+            inherited = Inherited(processor) if processor is job else None
             voice.take_over()
             phase = "setup"
             processor.setup()
@@ -139,6 +144,8 @@ def main(
             except BaseException as error:
                 end.send(("failed", tuple(failure_of(error, phase))))
         end.send(("closed",))
+        processor = None
+        finalise(inherited)
         end_what_runs(assignment.name, shared)
         end.flush()
         end.close()

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 
 from conveyor.engines import by_value as by_values
+from conveyor.engines.finalisation import finalizers_kept
 from conveyor.engines.foreign_threads import ForeignThreads, foreign_threads
 from conveyor.engines.handles import guard_connections
 from conveyor.engines.main_module import importing, is_findable, is_guarded, why_not_importable
@@ -286,11 +287,14 @@ def fork_warning_ignored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_held(method: str) -> Iterator[None]:
-    """Keep signals of the program back while a process is started, which has no handlers of its own yet."""
+    """Keep signals of the program back while a process is started, which has no handlers of its own yet.
+
+    Its finalizers are kept back, too, and its choice of a default start method.
+    """
     if method == SPAWN and os.name == "posix":
         # Else it would be started within, and let signals through.
         start_resource_tracker()
-    with signals_of_the_program_held(), default_method_left_open():
+    with signals_of_the_program_held(), finalizers_kept(), default_method_left_open():
         yield
 
 
