@@ -138,7 +138,7 @@ def finalise(inherited: Inherited | None) -> None:
     if not forked():
         # The interpreter does it at its end, with all that it may look through.  But of a file that is part of a cycle
         # it closes the inner part first, and loses what the outer one has not written.
-        _flush(_owned())
+        write_buffers()
         gc.unfreeze()
         return
     # First whoever may still use it ends, as at the end of every process of `multiprocessing`.
@@ -196,6 +196,11 @@ def _owned() -> dict[int, list[Any]]:
         if kind != _OTHER:
             found[kind].append(each)
     return found
+
+
+def write_buffers() -> None:
+    """Write what files that were opened here have in their buffers."""
+    _flush(_owned())
 
 
 def _flush(files: dict[int, list[Any]]) -> None:

@@ -145,8 +145,8 @@ def main(
                 end.send(("failed", tuple(failure_of(error, phase))))
         end.send(("closed",))
         processor = None
-        finalise(inherited)
         end_what_runs(assignment.name, shared)
+        finalise(inherited)
         end.flush()
         end.close()
     except Gone:

@@ -15,6 +15,7 @@ from multiprocessing import util
 
 from conveyor.clock import time
 from conveyor.engines.descendants import enumerated
+from conveyor.engines.finalisation import write_buffers
 from conveyor.engines.grace import EXIT_SECONDS, GRACE_SECONDS, Grace
 from conveyor.engines.records import NOTICE, SAID
 from conveyor.engines.telling import SharedEnd
@@ -41,6 +42,8 @@ def end_what_runs(name: str, end: SharedEnd) -> None:
         text = enumerated([_text(child) for child in left])
         remedy = "End what the job starts in its `teardown`."
         _say(end, "WARNING", f"Processor {name!r} left processes running, which the worker ends: {text}. {remedy}")
+    # One of these threads may never end; then nothing more can be written here.
+    write_buffers()
     while threads := _lasting_threads():
         threads[0].join()
 
