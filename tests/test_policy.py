@@ -84,12 +84,12 @@ def count_up(item):
 
 
 def cannot_be_pickled(item):
-    return (lambda: 0) if item % 4 == 0 else item
+    return threading.Lock() if item % 4 == 0 else item
 
 
 def some_cannot_be_pickled(item):
     for index in range(4):
-        yield (lambda: 0) if index == item else (item, index)
+        yield threading.Lock() if index == item else (item, index)
 
 
 def yield_and_fail(path, fails_again, item):
@@ -115,7 +115,7 @@ def wait_until_waiting(path):
 
 
 def yield_and_die_once(path, item):
-    yield lambda: 0
+    yield threading.Lock()
     yield 1
     yield 2
     # Longer than a value waits to be sent.
@@ -140,7 +140,7 @@ def fail_to_apologize(item, error):
 
 
 def unpicklable_apology(item, error):
-    return lambda: 0
+    return threading.Lock()
 
 
 def yielded_apology(item, error):
@@ -264,7 +264,7 @@ class EndsBadly(Processor):
         return item
 
     def finish(self):
-        return iter_of(5, lambda: 0, 6) if self.yields else lambda: 0
+        return iter_of(5, threading.Lock(), 6) if self.yields else threading.Lock()
 
 
 def iter_of(*values):
@@ -457,7 +457,7 @@ class Policies(Base):
                 assert [failed.item for failed in pipeline.failures] == ["[0]", "[3]"]
 
     def test_it_is_said_which_output_cannot_be_pickled(self):
-        with self.assertRaisesRegex(ProcessorError, r"\(the output was <function .*<lambda>"):
+        with self.assertRaisesRegex(ProcessorError, r"\(the output was <unlocked _thread.lock"):
             self.make(Processor(cannot_be_pickled)).run([1, 4])
 
     def test_a_share_is_judged_at_each_item(self):
