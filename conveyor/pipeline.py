@@ -58,6 +58,8 @@ Out = TypeVar("Out")
 ENGINES = ("process", "inline")
 START_METHODS = ("fork", "forkserver", "spawn")
 CHANNELS = ("pipe", "queue")
+# Some 24 MB.
+KEPT_FAILURES = 10_000
 
 
 class Pipeline(Generic[In, Out]):
@@ -75,6 +77,8 @@ class Pipeline(Generic[In, Out]):
     - `cores`: how many cores to use, instead of those that this process may use.
     - `max_failures`: a run ends that gives up more items, or batches, than this, or (a float) than this share of what
       comes to one Processor; None: no number of them ends it.
+    - `keep_failures` (10,000): how many of the items, or batches, that a run has given up `failures` keeps: the last
+      ones; None: all.  `stats` counts them all.
     - `fuse` (False): whether adjacent Processors that are plain functions run in one process, as many side by side as
       there are cores: for jobs so small that handing items on costs more than they do.  Nothing is copied between them
       then.  A job that may remember earlier items stays alone; `stats().unfused` says which did, and why.
@@ -109,6 +113,7 @@ class Pipeline(Generic[In, Out]):
         ordered: bool = True,
         cores: int | None = None,
         max_failures: int | float | None = None,
+        keep_failures: int | None = KEPT_FAILURES,
         fuse: bool = False,
         redact: Callable[[Any], str] | None = None,
         seed: int | None = None,
@@ -139,6 +144,13 @@ class Pipeline(Generic[In, Out]):
                 raise ValueError(
                     f"Pipeline: max_failures must be 0 or more, and a share at most 1.0, not {short(max_failures)}"
                 )
+        if keep_failures is not None:
+            if isinstance(keep_failures, bool) or not isinstance(keep_failures, int):
+                raise TypeError(
+                    f"Pipeline: keep_failures must be an int of 0 or more, or None, not {short(keep_failures)}"
+                )
+            if keep_failures < 0:
+                raise ValueError(f"Pipeline: keep_failures must be 0 or more, not {short(keep_failures)}")
         check_redact(redact)
         self._engine = engine or "process"
         self._start_method = start_method
@@ -146,6 +158,7 @@ class Pipeline(Generic[In, Out]):
         self._ordered = ordered
         self._cores = cores
         self._max_failures = max_failures
+        self._keep_failures = keep_failures
         self._fuse = fuse
         self._redact = redact
         self._seed = seed
@@ -229,6 +242,8 @@ class Pipeline(Generic[In, Out]):
             "seed": self._seed,
         }
         arguments = [f"{name}={value!r}" for name, value in settings.items() if value is not None]
+        if self._keep_failures != KEPT_FAILURES:
+            arguments.append(f"keep_failures={self._keep_failures!r}")
         if self._redact is not None:
             arguments.append(f"redact={code_of(self._redact)}")
         given = ", ".join(arguments)
@@ -443,7 +458,7 @@ class Pipeline(Generic[In, Out]):
         plan = self._description.plan(
             cores=cores, ordered=self._ordered, memory=usable_memory(), stacklevel=stacklevel + 1
         )
-        plan = replace(plan, max_failures=self._max_failures)
+        plan = replace(plan, max_failures=self._max_failures, keep_failures=self._keep_failures)
         if self._engine == "inline":
             from conveyor.engines import inline
 
@@ -479,6 +494,7 @@ class Pipeline(Generic[In, Out]):
     def failures(self) -> tuple[FailedItem, ...]:
         """What was given up in the run that goes on, or was the last: by Processor, and by number within each.
 
+        Of more than `keep_failures`, these are the last ones.
         Empty before the first run, and for pipelines none of whose Processors has an `on_error`.
 
         >>> pipeline = Pipeline(engine="inline").add(Processor(int, on_error="skip"))

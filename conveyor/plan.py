@@ -154,14 +154,16 @@ Node = StepNode | ReplicateNode | BalanceNode | MergeNode | ZipNode | LeaveNode 
 @dataclass(frozen=True)
 class Plan:
     """All nodes, in topological order; `cores` is what workers that follow the load may use together; a run ends where
-    more than `max_failures` items are given up (a float: than that share of those of one step; None: however many).
-    `unfused`: where fusing was asked for, what was left alone, and why."""
+    more than `max_failures` items are given up (a float: than that share of those of one step; None: however many).  Of
+    these the last `keep_failures` are kept (None: all).  `unfused`: where fusing was asked for, what was left alone, and
+    why."""
 
     nodes: tuple[Node, ...]
     ordered: bool
     cores: int
     max_failures: int | float | None = None
     unfused: tuple[Unfused, ...] = ()
+    keep_failures: int | None = None
 
     def grouped(self) -> frozenset[int]:
         """The indices of the nodes whose input carries groups: those inside a tracked fork."""

@@ -56,6 +56,7 @@ class StepStats:
         most_workers: the most that were up at the same time.
         items_in: the items that its workers have taken up and acknowledged.
         items_out: the outputs that have gone on.
+        failed: the items that were given up, however many of them `failures` keeps.
         waiting: the items in the pipe in front and with workers that have not begun them.
         bound: how many items the pipe in front holds.
         units: how many times the job was called: once an item or, with `batch`, once a list.
@@ -74,6 +75,7 @@ class StepStats:
     most_workers: int
     items_in: int
     items_out: int
+    failed: int
     waiting: int
     bound: int
     units: int

@@ -41,6 +41,10 @@ def same(item):
     return item
 
 
+def refuse_all(items):
+    raise ValueError(items)
+
+
 def refuse_thirds(item):
     if item % 3 == 0:
         raise ValueError("a third", item)
@@ -467,6 +471,26 @@ class Policies(Base):
             pipeline.run(range(20_000))
         assert caught.exception.failures == 445
 
+    def test_how_many_failures_are_kept(self):
+        for most, kept in ((None, 40), (3, 3), (0, 0)):
+            with self.subTest(keep_failures=most):
+                pipeline = self.make(Processor(refuse_thirds, on_error="skip"), keep_failures=most)
+                for _ in range(2):
+                    assert len(pipeline.run(range(120))) == 80
+                    assert [failed.number for failed in pipeline.failures] == list(range(0, 120, 3))[40 - kept :]
+                    assert pipeline.stats()["refuse_thirds"].failed == 40
+        with self.make(Processor(refuse_thirds, on_error="skip"), keep_failures=2, max_failures=30) as pipeline:
+            with self.assertRaisesRegex(TooManyFailuresError, "The last 2 are in") as caught:
+                pipeline.run(range(120))
+            assert (caught.exception.failures, len(pipeline.failures)) == (31, 2)
+
+    def test_failures_are_counted_by_items_and_for_all_runs(self):
+        with self.make(Processor(refuse_all, batch=4, on_error="skip"), keep_failures=1) as pipeline:
+            for runs in (1, 2):
+                pipeline.run(range(10))
+                assert len(pipeline.failures) == 1
+                assert pipeline.stats()["refuse_all"].failed == 10 * runs
+
     def test_in_forks(self):
         pipeline = Pipeline(**self.settings).add(Processor(same)).add(Pipe()).add(ReplicatingFork(2))
         pipeline.add(Processor(refuse_thirds, on_error="skip"), Processor(refuse_fives, on_error="skip"))
@@ -752,6 +776,9 @@ class SettingsTest(TestCase):
         for value, error in ((-1, ValueError), (1.5, ValueError), (True, TypeError), ("1", TypeError)):
             with self.subTest(max_failures=value), self.assertRaisesRegex(error, "max_failures"):
                 Pipeline(max_failures=value)
+        for value, error in ((-1, ValueError), (1.5, TypeError), (True, TypeError), ("1", TypeError)):
+            with self.subTest(keep_failures=value), self.assertRaisesRegex(error, "keep_failures"):
+                Pipeline(keep_failures=value)
 
     def test_repr(self):
         processor = Processor(same, retries=2, retry_on=(OSError, KeyError), backoff=1, timeout=3, on_error=apologize)
@@ -763,6 +790,8 @@ class SettingsTest(TestCase):
         )
         assert repr(Handles()) == "Handles()"
         assert repr(Pipeline(max_failures=0.5)) == "Pipeline(max_failures=0.5)"
+        assert repr(Pipeline(keep_failures=10_000)) == "Pipeline()"
+        assert repr(Pipeline(keep_failures=None)) == "Pipeline(keep_failures=None)"
 
     def test_what_is_given_wins_over_what_the_class_says(self):
         class Eager(Processor):

@@ -331,8 +331,9 @@ class Machine:
             return
         self.command(command)
         self._given_up += 1
-        given_up = self._given_up_at.get(command.step, 0) + command.last - command.first + 1
-        self._given_up_at[command.step] = given_up
+        given_up = command.last - command.first + 1
+        self._given_up_at[command.step] = self._given_up_at.get(command.step, 0) + given_up
+        self.staff.teams[command.step].failed += given_up
         failure = self._too_many_at(command.step, items, ended=False)
         if failure is not None and not self._over:
             self.command(failure)

@@ -85,6 +85,7 @@ class Team:
         # Totals of all runs.
         self.items_in = 0
         self.items_out = 0
+        self.failed = 0
         self.units = 0
         self.seconds = 0.0
         self.busy = 0.0
@@ -142,6 +143,7 @@ class Team:
             most_workers=self.peak,
             items_in=self.items_in,
             items_out=self.items_out,
+            failed=self.failed,
             waiting=waiting,
             bound=bound,
             units=self.units,

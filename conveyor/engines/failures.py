@@ -93,9 +93,24 @@ def traceback_of(error: BaseException) -> str:
 
 def without_our_frames(frames: TracebackType | None) -> TracebackType | None:
     """Return a traceback from the first frame on that is none of this package: those say nothing to a user."""
-    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("conveyor."):
+    while frames is not None and _is_ours(frames):
         frames = frames.tb_next
     return frames
+
+
+def clear_our_frames(frames: TracebackType | None) -> None:
+    """Have the frames of this package that are over refer to nothing: those of the user may refer to them in turn."""
+    while frames is not None:
+        if _is_ours(frames):
+            # One that still runs says so.
+            with contextlib.suppress(RuntimeError):
+                frames.tb_frame.clear()
+        frames = frames.tb_next
+
+
+def _is_ours(frames: TracebackType) -> bool:
+    name = frames.tb_frame.f_globals.get("__name__", "")
+    return isinstance(name, str) and name.startswith("conveyor.")
 
 
 def _places(frames: TracebackType | None) -> str:
@@ -208,8 +223,9 @@ def too_many_failures(count: int, most: int | float | None, failures: Sequence[F
     """Return the error for a run that gives up more items than it may."""
     items = "1 item was" if count == 1 else f"{count} items were"
     share = f"{most:g}" if isinstance(most, int) else f"a share of {most:g} of what comes to a Processor"
+    kept = "They" if len(failures) == count else f"The last {len(failures)}"
     error = TooManyFailuresError(
-        f"{items} given up, and max_failures allows {share}: the run was stopped. They are in "
+        f"{items} given up, and max_failures allows {share}: the run was stopped. {kept} are in "
         "`failures` of the pipeline.",
         count,
     )

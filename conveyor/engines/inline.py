@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from itertools import islice, zip_longest
@@ -66,6 +67,7 @@ class _Tally:
     def __init__(self) -> None:
         self.items_in = 0
         self.items_out = 0
+        self.failed = 0
         self.units = 0
         self.seconds = 0.0
         self.durations = Durations()
@@ -85,6 +87,7 @@ class _Tally:
             most_workers=node.workers,
             items_in=self.items_in,
             items_out=self.items_out,
+            failed=self.failed,
             waiting=0,
             bound=node.bound,
             units=self.units,
@@ -223,9 +226,8 @@ class _Step:
             except Exception as second:
                 raise self._error(second, "pickle", number, items, shown, output=replacement) from second
         self._given_up += items
-        self._session.failures.append(
-            FailedItem(self._node.name, number, number + items - 1, failed.item, failed, attempts, when)
-        )
+        self._tally.failed += items
+        self._session.fail(FailedItem(self._node.name, number, number + items - 1, failed.item, failed, attempts, when))
         self._session.judge(self._given_up, self._begun, ended=False)
         return replacement
 
@@ -366,8 +368,9 @@ class Session:
         self._work = threading.RLock()
         self._at_work = False
         self._unwanted = False
-        # What was given up in the run that goes on, or was the last.
-        self.failures: list[FailedItem] = []
+        # What was given up last in the run that goes on, or was the last, and how many times that was.
+        self.failures: deque[FailedItem] = deque(maxlen=plan.keep_failures)
+        self._failed = 0
         self._opened = time.monotonic()
         self._closed: float | None = None
         self._tallies = {step.index: _Tally() for step in plan.steps}
@@ -433,8 +436,13 @@ class Session:
     def judge(self, given_up: int, items: int, ended: bool) -> None:
         """Raise TooManyFailuresError where more was given up than may be, by a Processor of so many items or in all."""
         most = self._plan.max_failures
-        if too_many(len(self.failures) if isinstance(most, int) else given_up, items, ended, most):
-            raise too_many_failures(len(self.failures), most, self.failures)
+        if too_many(self._failed if isinstance(most, int) else given_up, items, ended, most):
+            raise too_many_failures(self._failed, most, self.failures)
+
+    def fail(self, failed: FailedItem) -> None:
+        """Take in what was given up."""
+        self._failed += 1
+        self.failures.append(failed)
 
     @property
     def active(self) -> bool:
@@ -443,7 +451,8 @@ class Session:
 
     def run(self, items: Iterable[Any]) -> InlineRun:
         """Start a run."""
-        self.failures = []
+        self.failures = deque(maxlen=self._plan.keep_failures)
+        self._failed = 0
         self._run = InlineRun(self, self._build(), items)
         return self._run
 

@@ -135,8 +135,8 @@ class Session:
         # A run that was given up, and whose workers are not all free yet.
         self._left: Run | None = None
         self._ended = False
-        # What was given up in the run that goes on, or was the last, as it was told.
-        self.failures: list[FailedItem] = []
+        # What was given up last in the run that goes on, or was the last, as it was told.
+        self.failures: deque[FailedItem] = deque(maxlen=plan.keep_failures)
         self._owner = os.getpid()
         self._stats: Stats | None = None
         self._question = 0
@@ -288,7 +288,7 @@ class Session:
                 "what follows starts anew"
             ) from error
         self._runs += 1
-        self.failures = []
+        self.failures = deque(maxlen=self._plan.keep_failures)
         self._active = run = Run(self, self._runs, items, self._sink)
         if self._ended:
             # Who ended it may not have seen this run.

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain, islice
 from operator import itemgetter
+from types import TracebackType
 
 from conveyor.clock import time
 from conveyor.engines.channels import FarEnd, Gone
@@ -30,7 +31,7 @@ from conveyor.engines.codec import (
     unpicklable,
     weight,
 )
-from conveyor.engines.failures import without_our_frames
+from conveyor.engines.failures import clear_our_frames, without_our_frames
 from conveyor.engines.fork_gate import gate
 from conveyor.engines.heavy import Heavy
 from conveyor.engines.interrupts import interrupts_held
@@ -96,6 +97,7 @@ class Source:
         self._cut_short: list[None] | None = None
         self._pulling = threading.Event()
         self._error: BaseException | None = None
+        self._frames: TracebackType | None = None
         self._bad_item: str | None = None
         self._shown = shown
         self._over = threading.Event()
@@ -165,6 +167,8 @@ class Source:
         self._items = self._iterator = None
         self._pulled = []
         self._giver = Giver()
+        frames, self._frames = self._frames, None
+        clear_our_frames(frames)
         if isinstance(iterator, Generator):
             iterator.close()
 
@@ -179,10 +183,12 @@ class Source:
         return error
 
     def _feed(self) -> None:
-        # A broker that has gone is the business of whoever waits for results.
-        with contextlib.suppress(Gone):
+        try:
             if not self._pull_all():
                 return
+        except Gone as error:
+            # This is the business of whoever waits for results.
+            self._frames = error.__traceback__
         try:
             self._let_go()
         finally:
@@ -318,8 +324,7 @@ class Source:
 
     def _watch(self) -> None:
         """Where an item is slow to come, send those before it, and have no more than that one pulled with it."""
-        # A broker that has gone is the business of whoever waits for results.
-        with contextlib.suppress(Gone):
+        try:
             while not self._over.is_set():
                 self._pulling.wait()
                 tokens = self._tokens
@@ -329,6 +334,9 @@ class Source:
                     tokens.clear()
                     with gate.passed(lambda: None):
                         self._send()
+        except Gone as error:
+            # This is the business of whoever waits for results.
+            clear_our_frames(error.__traceback__)
 
     def _send(self) -> bool:
         """Send everything that was pulled, as one blob; return whether that went well."""
@@ -376,7 +384,8 @@ class Source:
                 self._bad_item = self._shown(*bad_item)
             else:
                 self._sent += len(self._pulled)
-            # The frames of this package hold the input.
+            # The frames of this package hold the input, and are cleared when they are over.
+            self._frames = error.__traceback__
             self._error = error.with_traceback(without_our_frames(error.__traceback__))
             self._tell("broken", self._run)
 
