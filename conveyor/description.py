@@ -36,6 +36,11 @@ class Description:
         """The operations, the open branches and the rows of what was added."""
         return self._layout
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was added."""
+        return not self._layout.rows
+
     def add(self, elements: tuple[object, ...], stacklevel: int = 1) -> None:
         """Add `elements` on the open branches, by rules 1 to 6.
 
@@ -56,7 +61,7 @@ class Description:
         anybody knows, for pipes that do not say how many they hold.  Raises RuleError when nothing was added,
         ValueError for less than one core.  `stacklevel` is as for `add`.
         """
-        if not self._layout.rows:
+        if self.empty:
             raise RuleError("the pipeline is empty: add a Processor first, as in .add(Processor(load))", rule=2)
         if cores < 1:
             raise ValueError(f"cores must be 1 or more, not {cores!r}")

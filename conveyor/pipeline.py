@@ -165,7 +165,8 @@ class Pipeline(Generic[In, Out]):
         self._description = Description()
         # Only the operation whose turn it is changes what follows.
         self._turn = Turn()
-        # What was opened, until it is closed.
+        # Whether it was opened or entered, and its session: one that was empty then has none before its first run.
+        self._opened = False
         self._session: Any = None
         self._guard: _Guard | None = None
         # The last session, for what it can tell when it is over, and what the one before it knew.
@@ -273,6 +274,9 @@ class Pipeline(Generic[In, Out]):
         open at the end, with SharedResourceWarning where several workers of a Processor would share what its job has
         open.
 
+        `with` opens the pipeline as well.  One that is empty may be entered so: its workers start with the first run,
+        and elements can be added until then.
+
         >>> pipeline = Pipeline(engine="inline").add(Processor(len)).open()
         >>> pipeline.run(["a"]), pipeline.run(["bc"])
         ([1], [2])
@@ -281,14 +285,16 @@ class Pipeline(Generic[In, Out]):
         self._open(stacklevel=2)
         return self
 
-    def _open(self, stacklevel: int) -> None:
+    def _open(self, stacklevel: int, entering: bool = False) -> None:
         operation = Operation(OPEN)
         try:
             self._turn.begin(operation)
-            if self._session is not None:
+            if self._opened:
                 raise refusal(OPEN, OPEN)
-            self._start(operation, stacklevel + 1)
-            self._session, self._guard = operation.session, operation.guard
+            if not (entering and self._description.empty):
+                self._start(operation, stacklevel + 1)
+                self._session, self._guard = operation.session, operation.guard
+            self._opened = True
         except BaseException:
             self._abandon(operation)
             raise
@@ -313,18 +319,16 @@ class Pipeline(Generic[In, Out]):
                     # The process that this one was forked from goes on with it.
                     self._turn.release(holder)
                     continue
-                if holder.kind == ADD:
-                    # Then nothing is open.
-                    return
                 holder.cancelled = True
                 if self._end_run(holder):
                     continue
                 if holder.starting and holder.session is not None:
                     holder.session.abort()
                 # What this thread is at, further up, ends there.  So does what others still do after so long.
-                if not holder.wait(ENDING_SECONDS if holder.starting else None):
+                if not holder.wait(ENDING_SECONDS if holder.starting or holder.kind == ADD else None):
                     return
             session, self._session = self._session, None
+            self._opened = False
             if session is not None:
                 if abort:
                     session.abort()
@@ -357,7 +361,7 @@ class Pipeline(Generic[In, Out]):
             warnings.warn(f"{self!r} was dropped while it was open: close it", ResourceWarning, stacklevel=2)
 
     def __enter__(self) -> Pipeline[In, Out]:
-        self._open(stacklevel=2)
+        self._open(stacklevel=2, entering=True)
         return self
 
     def __exit__(
@@ -421,8 +425,8 @@ class Pipeline(Generic[In, Out]):
         self._turn.begin(operation)
         session = self._session
         if session is None or session.ended:
-            # One that was opened died with its last run; what follows starts anew.
-            operation.passing = session is None
+            # It died with its last run, or was never started: what follows starts anew.
+            operation.passing = not self._opened
             self._start(operation, stacklevel=stacklevel + 1)
             if not operation.passing:
                 self._session, self._guard = operation.session, operation.guard
@@ -444,7 +448,7 @@ class Pipeline(Generic[In, Out]):
                 if session is not None and (operation.kind == OPEN or operation.passing or session.active):
                     session.abort()
                     if operation.kind == OPEN:
-                        self._session = None
+                        self._session, self._opened = None, False
             else:
                 # That thread may still be at it.
                 operation.wait(ENDING_SECONDS)
@@ -489,6 +493,24 @@ class Pipeline(Generic[In, Out]):
             raise
 
     # Looking on
+
+    @property
+    def opened(self) -> bool:
+        """Whether the pipeline was opened, or entered by `with`, and not closed since.
+
+        >>> with Pipeline(engine="inline") as pipeline:
+        ...     results = pipeline.add(Processor(len)).run(["a", "bc"])
+        ...     results, pipeline.opened
+        ([1, 2], True)
+        >>> pipeline.opened, pipeline.closed
+        (False, True)
+        """
+        return self._opened
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is not `opened`: it was closed, or not opened yet."""
+        return not self._opened
 
     @property
     def failures(self) -> tuple[FailedItem, ...]:

@@ -26,6 +26,7 @@ from conveyor import (
     Processor,
     ProcessorError,
     ReplicatingFork,
+    RuleError,
     SourceError,
     StateError,
 )
@@ -598,6 +599,43 @@ class Behaviour(Basics):
             assert pipeline.open() is pipeline
             pipeline.close()
             pipeline.close()
+
+    def test_an_empty_pipeline_is_entered(self):
+        with nothing_left():
+            with self.make() as pipeline:
+                assert pipeline.opened and not pipeline.closed
+                with self.assertRaises(RuleError):
+                    pipeline.run([1])
+                with self.assertRaises(StateError):
+                    pipeline.open()
+                pipeline.add(Processor(process_number)).add(Pipe())
+                assert pipeline.run([1]) == pipeline.run([2]), "the worker stays"
+                with self.assertRaises(StateError):
+                    pipeline.add(Processor(increment))
+            assert pipeline.closed
+            pipeline.add(Processor(increment))
+            with self.assertRaises(RuleError):
+                self.make().open()
+
+    def test_opened_and_closed(self):
+        with nothing_left():
+            pipeline = self.make(Processor(fail_on_seven))
+            assert (pipeline.opened, pipeline.closed) == (False, True)
+            assert pipeline.run([1]) == [1]
+            assert pipeline.closed
+            with pipeline.stream([1, 2]) as results:
+                assert next(results) == 1
+                assert pipeline.closed
+            assert pipeline.open().opened
+            with self.assertRaises(ProcessorError):
+                pipeline.run([7])
+            assert pipeline.opened
+            assert pipeline.run([1]) == [1]
+            pipeline.close()
+            assert pipeline.closed
+            with self.assertRaises(KeyError), pipeline:
+                raise KeyError
+            assert pipeline.closed
 
     def test_a_session_goes_on_after_an_error_with_new_workers(self):
         with nothing_left(), contextlib.suppress(ProcessorError), self.make(Processor(fail_on_seven)) as pipeline:

@@ -41,10 +41,6 @@ def same(item):
     return item
 
 
-def refuse_all(items):
-    raise ValueError(items)
-
-
 def refuse_thirds(item):
     if item % 3 == 0:
         raise ValueError("a third", item)
