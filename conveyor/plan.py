@@ -155,8 +155,8 @@ Node = StepNode | ReplicateNode | BalanceNode | MergeNode | ZipNode | LeaveNode 
 class Plan:
     """All nodes, in topological order; `cores` is what workers that follow the load may use together; a run ends where
     more than `max_failures` items are given up (a float: than that share of those of one step; None: however many).  Of
-    these the last `keep_failures` are kept (None: all).  `unfused`: where fusing was asked for, what was left alone, and
-    why."""
+    these the last `keep_failures` are kept (None: all).  `unfused`: where fusing was asked for, what was left alone,
+    and why."""
 
     nodes: tuple[Node, ...]
     ordered: bool

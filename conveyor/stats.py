@@ -56,7 +56,6 @@ class StepStats:
         most_workers: the most that were up at the same time.
         items_in: the items that its workers have taken up and acknowledged.
         items_out: the outputs that have gone on.
-        failed: the items that were given up, however many of them `failures` keeps.
         waiting: the items in the pipe in front and with workers that have not begun them.
         bound: how many items the pipe in front holds.
         units: how many times the job was called: once an item or, with `batch`, once a list.
@@ -67,6 +66,7 @@ class StepStats:
             ask.
         blocked: the share of the workers' time in which they could not go on because the pipe behind was full.
         stalled: the seconds in which items waited in front of it while all its workers were busy.
+        failed: the items that were given up, however many of them `failures` keeps.
     """
 
     processor: str
@@ -75,7 +75,6 @@ class StepStats:
     most_workers: int
     items_in: int
     items_out: int
-    failed: int
     waiting: int
     bound: int
     units: int
@@ -86,6 +85,7 @@ class StepStats:
     cpu: float
     blocked: float
     stalled: float
+    failed: int
 
 
 @dataclass(frozen=True)

@@ -107,15 +107,17 @@ conveyor.stages.Pipe(Element)
     .bound -> int
 
 conveyor.pipeline.Pipeline()
-    (*, engine: Literal['process', 'inline'] | None = None, start_method: Literal['fork', 'forkserver', 'spawn'] | None = None, channel: Literal['pipe', 'queue'] | None = None, ordered: bool = True, cores: int | None = None, max_failures: int | float | None = None, fuse: bool = False, redact: Callable[[Any], str] | None = None, seed: int | None = None)
+    (*, engine: Literal['process', 'inline'] | None = None, start_method: Literal['fork', 'forkserver', 'spawn'] | None = None, channel: Literal['pipe', 'queue'] | None = None, ordered: bool = True, cores: int | None = None, max_failures: int | float | None = None, keep_failures: int | None = 10000, fuse: bool = False, redact: Callable[[Any], str] | None = None, seed: int | None = None)
     .__class_getitem__(...)
     .__enter__() -> Pipeline[In, Out]
     .__exit__(kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None)
     .__str__() -> str
     .add(*elements: Any) -> Any
     .close()
+    .closed -> bool
     .failures -> tuple[FailedItem, ...]
     .open() -> Pipeline[In, Out]
+    .opened -> bool
     .run(items: Iterable[In] | In) -> list[Out]
     .stats() -> Stats
     .stream(items: Iterable[In] | In) -> Stream[Out]
@@ -214,6 +216,7 @@ conveyor.stats.StepStats()
     .cpu: float
     .blocked: float
     .stalled: float
+    .failed: int
 
 conveyor.pipeline.Stream(Iterator)
     .__enter__() -> Stream[Out]

@@ -190,7 +190,9 @@ class Source:
             # This is the business of whoever waits for results.
             self._frames = error.__traceback__
         try:
-            self._let_go()
+            # To close a generator runs the caller's own code.
+            with gate.passed(lambda: None):
+                self._let_go()
         finally:
             self._over.set()
             self._pulling.set()
@@ -202,7 +204,8 @@ class Source:
             self._asking = True
             if self._iterator is None:
                 # Nothing is left where another thread has ended the run already.
-                self._iterator = iter(() if self._items is None else self._items)
+                with gate.passed(lambda: None):
+                    self._iterator = iter(() if self._items is None else self._items)
         except self._failures as error:
             self._fail(error)
             return True
