@@ -25,9 +25,10 @@ from conveyor.errors import (
     WorkerDiedError,
 )
 from conveyor.failed import FailedItem
-from conveyor.pipeline import Pipeline, Stream
+from conveyor.pipeline import Pipeline
 from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
 from conveyor.stats import Decision, Stats, StepStats, Unfused
+from conveyor.stream import Stream
 
 __version__ = "0.1.0"
 

@@ -6,11 +6,10 @@ What elements mean is in `stages.py`, where they may stand in `rules.py`, how th
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import types
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from conveyor.cores import usable_cores
 from conveyor.description import Description
@@ -36,6 +35,8 @@ from conveyor.operations import (
 from conveyor.showing import short
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork, check_redact, code_of
 from conveyor.stats import Stats
+from conveyor.stream import Guard, Running
+from conveyor.stream import Stream as Stream
 from conveyor.values import replace
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ class Pipeline(Generic[In, Out]):
         # Whether it was opened or entered, and its session: one that was empty then has none before its first run.
         self._opened = False
         self._session: Any = None
-        self._guard: _Guard | None = None
+        self._guard: Guard | None = None
         # The last session, for what it can tell when it is over, and what the one before it knew.
         self._last: Any = None
         self._known: Stats | None = None
@@ -421,7 +422,7 @@ class Pipeline(Generic[In, Out]):
             self._abandon(operation)
             raise
 
-    def _running(self, operation: Operation, given: list[Any], stacklevel: int) -> _Running:
+    def _running(self, operation: Operation, given: list[Any], stacklevel: int) -> Running:
         self._turn.begin(operation)
         session = self._session
         if session is None or session.ended:
@@ -437,7 +438,7 @@ class Pipeline(Generic[In, Out]):
         operation.offer()
         if operation.cancelled:
             raise closed()
-        return _Running(self, operation)
+        return Running(self, self._turn, operation)
 
     def _abandon(self, operation: Operation) -> None:
         """After an exception, which may have come at any moment, have nothing go on."""
@@ -477,7 +478,7 @@ class Pipeline(Generic[In, Out]):
                 warnings.warn(warning, StartMethodWarning, stacklevel=stacklevel + 1)
             session.warn_of_shared(stacklevel=stacklevel + 1)
         operation.session = session
-        operation.guard = _Guard(session)
+        operation.guard = Guard(session)
         if self._last is not None:
             self._known = self._last.stats() or self._known
         self._last = session
@@ -577,114 +578,6 @@ if TYPE_CHECKING:
         def add(self, first: Step, second: Step, /, *others: Step) -> Pipeline[Any, Any]: ...
 
         def add(self, *elements: Any) -> Any: ...
-
-
-class _Guard:
-    """Ends the session of a pipeline that is dropped, where the pipeline's own finalizer was left half way.
-
-    A Ctrl-C may come at any moment, also before a finalizer can keep it back; Python prints it then, and goes on.
-    """
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-        # The collector may drop it before the pipeline, which then has to say that it was left open.
-        self.was_needed = False
-
-    def __del__(self) -> None:
-        if not self._session.ended:
-            self.was_needed = True
-            with interrupts_held(finalizing=True):
-                self._session.abort()
-
-
-class Stream(Iterator[Out]):
-    """The results of one run, as they come.
-
-    An iterator, and a context manager that closes it.  Dropping it closes it too.
-    """
-
-    def __init__(self, running: _Running) -> None:
-        # Only the generator keeps the run going, so that a loop that is left by `break` ends it at once.
-        self._running = running
-        self._results: Generator[Out, None, None] = running.results()
-        next(self._results)
-
-    def __iter__(self) -> Iterator[Out]:
-        return self._results
-
-    def __next__(self) -> Out:
-        try:
-            return next(self._results)
-        except ValueError as error:
-            if _is_busy(error):
-                raise StateError("another thread waits for the next result of this stream") from None
-            raise
-
-    def close(self) -> None:
-        """Give up what has not been taken; where the pipeline was opened for this run alone, end its workers.
-
-        May be called from any thread: whoever waits for the next result gets StateError.
-        """
-        with interrupts_held():
-            try:
-                self._results.close()
-            except ValueError as error:
-                if not _is_busy(error):
-                    raise
-                self._running.end()
-
-    def __enter__(self) -> Stream[Out]:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-def _is_busy(error: ValueError) -> bool:
-    """Whether a generator says that it cannot go on, as it is being executed elsewhere."""
-    return error.args == ("generator already executing",)
-
-
-class _Running:
-    """A run, and the end of it."""
-
-    def __init__(self, pipeline: Pipeline[Any, Any], operation: Operation) -> None:
-        self._pipeline = pipeline
-        self._operation = operation
-        self.chunks: Generator[list[Any], None, None] = operation.run.chunks()
-
-    def results(self) -> Generator[Any, None, None]:
-        """Yield None at once, then each result; ends the run when it is closed or dropped."""
-        try:
-            yield None
-            for chunk in self.chunks:
-                yield from chunk
-        finally:
-            self.end()
-
-    def end(self) -> None:
-        """Give up what has not been taken; does nothing where another thread has ended the run."""
-        operation, claim = self._operation, Claim()
-        try:
-            if not operation.claim(claim):
-                # That thread may still be at it.
-                operation.wait(ENDING_SECONDS)
-            elif operation.run.over:
-                if operation.passing:
-                    operation.session.close()
-            else:
-                # A stream that is dropped comes here while it is finalized.
-                with interrupts_held(finalizing=True):
-                    if operation.passing:
-                        # Nobody needs the workers any more, so nobody waits for the item that they are at.
-                        operation.session.abort()
-                    operation.run.cancel()
-                    # Where another thread is in it, that thread leaves it by itself.
-                    with contextlib.suppress(ValueError):
-                        self.chunks.close()
-        finally:
-            if operation.claimed(claim):
-                self._pipeline._turn.release(operation)
 
 
 def _iterable(items: Any) -> Iterable[Any]:

@@ -577,6 +577,8 @@ class Failures:
                 pipeline.run([1])
         wait_until(lambda: worker not in _everyone(), "the worker goes, too")
         assert len(pipeline.run([1])) == 1, "and the next run starts anew"
+        assert pipeline.opened, "as it was not closed"
+        pipeline.close()
 
     def test_the_broker_is_killed_while_a_worker_is_busy(self):
         for job in (forever, forever_busy):
