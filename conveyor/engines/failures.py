@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 from collections.abc import Sequence
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from conveyor.errors import (
     ItemTimeoutError,
@@ -93,23 +93,28 @@ def traceback_of(error: BaseException) -> str:
 
 def without_our_frames(frames: TracebackType | None) -> TracebackType | None:
     """Return a traceback from the first frame on that is none of this package: those say nothing to a user."""
-    while frames is not None and _is_ours(frames):
+    while frames is not None and _is_ours(frames.tb_frame):
         frames = frames.tb_next
     return frames
 
 
 def clear_our_frames(frames: TracebackType | None) -> None:
-    """Have the frames of this package that are over refer to nothing: those of the user may refer to them in turn."""
+    """Have the frames of this package that are over refer to nothing.
+
+    From Python 3.13 on, a user's frame in a traceback refers to the one that called it, and so on.
+    """
     while frames is not None:
-        if _is_ours(frames):
+        frame: FrameType | None = frames.tb_frame
+        while frame is not None and _is_ours(frame):
             # One that still runs says so.
             with contextlib.suppress(RuntimeError):
-                frames.tb_frame.clear()
+                frame.clear()
+            frame = frame.f_back
         frames = frames.tb_next
 
 
-def _is_ours(frames: TracebackType) -> bool:
-    name = frames.tb_frame.f_globals.get("__name__", "")
+def _is_ours(frame: FrameType) -> bool:
+    name = frame.f_globals.get("__name__", "")
     return isinstance(name, str) and name.startswith("conveyor.")
 
 
