@@ -33,6 +33,7 @@ from conveyor import (
     Processor,
     ProcessorError,
     SourceError,
+    StartMethodWarning,
     WorkerDiedError,
 )
 from conveyor.engines import channels
@@ -881,7 +882,10 @@ class DefaultStartTest(Base, TestCase):
                 thread.start()
                 try:
                     held.wait()
-                    assert self.make(Processor(under_the_lock)).run([1, 2, 3]) == [1, 2, 3]
+                    with warnings.catch_warnings():
+                        # It is said once in a process.
+                        warnings.simplefilter("ignore", StartMethodWarning)
+                        assert self.make(Processor(under_the_lock)).run([1, 2, 3]) == [1, 2, 3]
                 finally:
                     over.set()
                     thread.join()
