@@ -11,6 +11,7 @@ import itertools
 import mmap
 import os
 import pickle
+import threading
 import unittest
 from functools import partial
 from unittest import mock
@@ -81,7 +82,7 @@ class ArenaTest(TestCase):
         for _ in range(10):
             cycle: list = []
             try:
-                encode([*shared, cycle, lambda: None], arena=self.reader)
+                encode([*shared, cycle, threading.Lock()], arena=self.reader)
             except Exception as error:
                 cycle += [cycle, error]
             assert len(cycle) == 2
