@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 
-from conveyor.hints import TYPE_CHECKING
+from conveyor._lean.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import time as time

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from conveyor._lean.dataclasses import dataclass, field, replace
 from conveyor.plan import (
     PIPE_BYTES,
     BalanceNode,
@@ -29,7 +30,6 @@ from conveyor.plan import (
 from conveyor.policy import policy_of
 from conveyor.rules import Bundle, Fork, Gather, Lane, Layout, Level, Operation, Step, one_pipe
 from conveyor.stages import BalancingFork, Pipe, ReplicatingFork, has_finish, is_restartable, label
-from conveyor.values import dataclass, field, replace
 
 _UNKNOWN = Target(-1)
 

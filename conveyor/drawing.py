@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from conveyor._lean.dataclasses import dataclass, field
 from conveyor.description import Description
 from conveyor.rules import Piece, Row
 from conveyor.stages import Element, Pipe, Processor, label
-from conveyor.values import dataclass, field
 
 _STEP, _PIPE, _PASS, _SINGLE, _END = "●", "║", "│", "◇", "▼"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 
-from conveyor.hints import Any
+from conveyor._lean.typing import Any
 
 
 class ConveyorError(Exception):

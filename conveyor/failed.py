@@ -5,8 +5,8 @@ Law: an immutable value, made once, of which everything is known when it is made
 
 from __future__ import annotations
 
+from conveyor._lean.dataclasses import dataclass
 from conveyor.errors import ProcessorError
-from conveyor.values import dataclass
 
 
 @dataclass(frozen=True)

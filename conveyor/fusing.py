@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from operator import length_hint
 from types import GeneratorType
 
-from conveyor.hints import Any
+from conveyor._lean.dataclasses import replace
+from conveyor._lean.typing import Any
 from conveyor.plan import Node, Plan, StepNode, Target
 from conveyor.policy import policy_of
 from conveyor.stages import Processor
 from conveyor.stats import Unfused
-from conveyor.values import replace
 
 # What a job gives that is not one output.
 _SPECIAL = frozenset({GeneratorType, type(None)})

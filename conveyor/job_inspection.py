@@ -23,7 +23,7 @@ from types import (
     WrapperDescriptorType,
 )
 
-from conveyor.hints import Any
+from conveyor._lean.typing import Any
 
 _MISSING = object()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import GeneratorType
 
-from conveyor.hints import Any
+from conveyor._lean.typing import Any
 
 
 def outputs_of(returned: Any, keep_none: bool) -> Iterator[Any]:

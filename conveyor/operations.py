@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import threading
 
+from conveyor._lean.typing import Any
 from conveyor.errors import StateError
-from conveyor.hints import Any
 
 # How long a thread waits for another one that must stop to open or run a pipeline.
 ENDING_SECONDS = 5.0

@@ -11,13 +11,15 @@ import types
 import warnings
 from collections.abc import Callable, Iterable
 
+from conveyor._lean.dataclasses import replace
+from conveyor._lean.short_repr import short
+from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 from conveyor.cores import usable_cores
 from conveyor.description import Description
 from conveyor.engines.interrupts import interrupts_held
 from conveyor.errors import StartMethodWarning, StateError
 from conveyor.failed import FailedItem
 from conveyor.fusing import fused
-from conveyor.hints import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 from conveyor.memory import usable_memory
 from conveyor.operations import (
     ADD,
@@ -32,12 +34,10 @@ from conveyor.operations import (
     closed,
     refusal,
 )
-from conveyor.showing import short
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork, check_redact, code_of
 from conveyor.stats import Stats
 from conveyor.stream import Guard, Running
 from conveyor.stream import Stream as Stream
-from conveyor.values import replace
 
 if TYPE_CHECKING:
     # Type checkers bring this module with them.  Only its TypeVar has defaults before Python 3.13.
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     # What can stand on one of several branches.  What a Pipe gives there is Any, as nothing says what comes to it.
     Step = Processor[Any, A] | Pipe
 else:
-    from conveyor.hints import TypeVar
+    from conveyor._lean.typing import TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")

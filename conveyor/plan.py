@@ -7,8 +7,8 @@ walks it, the core of every other engine routes chunks along it.  Nodes stand in
 
 from __future__ import annotations
 
-from conveyor.hints import TYPE_CHECKING, Any
-from conveyor.values import dataclass
+from conveyor._lean.dataclasses import dataclass
+from conveyor._lean.typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conveyor.stages import Processor

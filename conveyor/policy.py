@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from conveyor._lean.dataclasses import NamedTuple
+from conveyor._lean.typing import Any
 from conveyor.errors import ItemTimeoutError
-from conveyor.hints import Any
 from conveyor.stages import Processor
-from conveyor.values import NamedTuple
 
 MOST_BACKOFF_SECONDS = 30.0
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from conveyor._lean.dataclasses import dataclass, replace
+from conveyor._lean.short_repr import short
+from conveyor._lean.typing import Any
 from conveyor.errors import RuleError
-from conveyor.hints import Any
-from conveyor.showing import short
 from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork, check_processor, code_of
-from conveyor.values import dataclass, replace
 
 KINDS: tuple[type[Element], ...] = (Processor, Pipe, ReplicatingFork, BalancingFork, Join)
 AnyFork = ReplicatingFork | BalancingFork

@@ -12,9 +12,9 @@ import os
 from collections.abc import Callable, Iterator
 from types import FunctionType, ModuleType
 
-from conveyor.hints import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
-from conveyor.showing import short
-from conveyor.values import dataclass
+from conveyor._lean.dataclasses import dataclass
+from conveyor._lean.short_repr import short
+from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence, Set
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         max_items: int | None
 
 else:
-    from conveyor.hints import TypeVar
+    from conveyor._lean.typing import TypeVar
 
     In_contra = TypeVar("In_contra", contravariant=True)
     Out_co = TypeVar("Out_co", covariant=True)

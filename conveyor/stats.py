@@ -5,7 +5,7 @@ Law: frozen data and how it reads; nothing here measures anything.
 
 from __future__ import annotations
 
-from conveyor.values import dataclass
+from conveyor._lean.dataclasses import dataclass
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterator
 
+from conveyor._lean.typing import Any, TypeVar
 from conveyor.engines.interrupts import interrupts_held
 from conveyor.errors import StateError
-from conveyor.hints import Any, TypeVar
 from conveyor.operations import ENDING_SECONDS, Claim, Operation, Turn
 
 Out = TypeVar("Out")

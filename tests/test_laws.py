@@ -109,10 +109,10 @@ class TheCore(TestCase):
 
     def test_it_reaches_no_further_than_the_plan_and_what_is_told_of_it(self) -> None:
         assert set().union(*map(reached, CORE)) - set(CORE) == {
-            "conveyor.hints",
+            "conveyor._lean.typing",
             "conveyor.plan",
             "conveyor.stats",
-            "conveyor.values",
+            "conveyor._lean.dataclasses",
         }
 
     def test_calls_that_need_no_import(self) -> None:

@@ -11,7 +11,7 @@ import typing
 import unittest
 from typing import Any
 
-from conveyor import values
+from conveyor._lean import dataclasses as lean
 from conveyor.core.commands import Verdict
 from conveyor.pipeline import Pipeline
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork
@@ -48,7 +48,7 @@ def classes(module: Any) -> tuple[Any, Any, Any, Any]:
     return Point, Named, Open, Bare
 
 
-OURS, THEIRS = classes(values), classes(dataclasses)
+OURS, THEIRS = classes(lean), classes(dataclasses)
 
 
 class ValuesTest(TestCase):
@@ -128,7 +128,7 @@ class ValuesTest(TestCase):
             assert pickle.loads(pickle.dumps(value)) == value
 
 
-PAIRS = ((values, OURS), (dataclasses, THEIRS))
+PAIRS = ((lean, OURS), (dataclasses, THEIRS))
 
 
 def vars_or_error(replace: Any, value: Any, changes: dict[str, Any]) -> Any:
@@ -194,13 +194,13 @@ class NamedTuplesTest(TestCase):
             lambda point, alone: point.moved(point(1, 2), by=3)[0],
             lambda point, alone: setattr(point(1), "x", 2),
         )
-        ours, theirs = tuples(values), tuples(typing)
+        ours, theirs = tuples(lean), tuples(typing)
         for number, look in enumerate(looks):
             with self.subTest(number=number):
                 self.assertEqual(tried(look, ours), tried(look, theirs))
 
     def test_a_record_with_more_methods(self) -> None:
-        class More(tuples(values)[0]):
+        class More(tuples(lean)[0]):
             """The same fields."""
 
             @property
@@ -212,7 +212,7 @@ class NamedTuplesTest(TestCase):
 
     def test_a_field_that_there_is_not(self) -> None:
         with self.assertRaisesRegex(TypeError, r"Alone\(\) has no 'y'"):
-            tuples(values)[1](1)._replace(y=2)
+            tuples(lean)[1](1)._replace(y=2)
 
     def test_pickling(self) -> None:
         verdict = Verdict("died", -9, 3, 1, 2)

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil, exp, inf
 
-from conveyor.values import NamedTuple
+from conveyor._lean.dataclasses import NamedTuple
 
 # How often to look: soon after the start, and after something changed or may have to, else ever more seldom.
 FIRST_PAUSE, SHORTEST_PAUSE, LONGEST_PAUSE, SLOWER = 0.01, 0.02, 0.25, 1.25

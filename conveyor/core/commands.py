@@ -5,9 +5,9 @@ Law: frozen wishes, no behaviour.  The shell carries them out in order; none of 
 
 from __future__ import annotations
 
+from conveyor._lean.dataclasses import NamedTuple
+from conveyor._lean.typing import Any
 from conveyor.core.payloads import Piece
-from conveyor.hints import Any
-from conveyor.values import NamedTuple
 
 # A consumer that was not told otherwise can keep to itself for so long what is not worth a message.
 TELL_SECONDS = 0.1

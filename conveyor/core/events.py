@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from conveyor._lean.dataclasses import NamedTuple
+from conveyor._lean.typing import Any
 from conveyor.core.groups import Runs
-from conveyor.hints import Any
-from conveyor.values import NamedTuple
 
 
 class Fed(NamedTuple):

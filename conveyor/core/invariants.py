@@ -5,8 +5,8 @@ Law: asks and changes nothing; only tests call it.
 
 from __future__ import annotations
 
+from conveyor._lean.typing import TYPE_CHECKING
 from conveyor.core.leases import Lease, place
-from conveyor.hints import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from conveyor.core.step import Step

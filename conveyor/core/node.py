@@ -10,12 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from conveyor._lean.typing import Protocol
 from conveyor.core.commands import Command, GaveUp
 from conveyor.core.groups import Groups, Runs
 from conveyor.core.payloads import Piece, Pieces
 from conveyor.core.sizing import Aim, Scale
 from conveyor.core.staff import Team
-from conveyor.hints import Protocol
 from conveyor.plan import PIPE_BYTES
 
 

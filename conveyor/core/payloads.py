@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
+from conveyor._lean.dataclasses import NamedTuple
+from conveyor._lean.typing import Any
 from conveyor.core.groups import Runs
-from conveyor.hints import Any
-from conveyor.values import NamedTuple
 
 
 class Weave(NamedTuple):

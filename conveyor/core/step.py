@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from conveyor._lean.typing import Any
 from conveyor.core.attempts import DIED, OVERDUE, Attempts
 from conveyor.core.balancing import Sight
 from conveyor.core.commands import CancelLeases, EndWorker, Fail, GaveUp, Grant, Recall
@@ -27,7 +28,6 @@ from conveyor.core.sizing import WEIGHT, Sizer
 from conveyor.core.staff import Team
 from conveyor.core.times import Times
 from conveyor.core.watch import Watch, was_overdue
-from conveyor.hints import Any
 from conveyor.stats import StepStats
 
 # Items at some of which so many workers in a row have died are handed out one by one: fewer may have died of something

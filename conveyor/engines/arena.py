@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import reduction
 
+from conveyor._lean.typing import Any
 from conveyor.engines.heavy import Heavy, Range, Slot
 from conveyor.engines.mapped import (
     CAN_DRAFT,
@@ -36,7 +37,6 @@ from conveyor.engines.mapped import (
     unchanged,
     unprotect,
 )
-from conveyor.hints import Any
 
 # The file is as long as the regions that are in use; what nothing was written to takes no memory.
 REGION_BYTES = 1 << 36

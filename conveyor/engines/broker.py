@@ -14,6 +14,7 @@ import signal
 from collections.abc import Callable
 from functools import partial
 
+from conveyor._lean.typing import Any
 from conveyor.clock import time
 from conveyor.core import commands, events
 from conveyor.core.machine import Machine
@@ -31,7 +32,6 @@ from conveyor.engines.sayings import Sayings
 from conveyor.engines.starting import UNGUARDED
 from conveyor.engines.waiting import wait_for_any
 from conveyor.errors import ProcessError, StartMethodWarning
-from conveyor.hints import Any
 from conveyor.stats import Stats
 
 # The exit codes of workers that may have been ended from outside.

@@ -15,7 +15,7 @@ import io
 import pickle
 import sys
 
-from conveyor.hints import Any
+from conveyor._lean.typing import Any
 
 # How many sessions are open that send the script by value; 1 in a worker that got it so.  While there are any, what
 # names `__main__` is sent by value from this process.

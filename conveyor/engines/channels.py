@@ -29,12 +29,12 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from multiprocessing import reduction
 
+from conveyor._lean.typing import Any
 from conveyor.clock import time
 from conveyor.engines.heavy import Heavy, Keeper
 from conveyor.engines.interrupts import signals_blocked
 from conveyor.engines.signals import start_resource_tracker
 from conveyor.engines.waiting import wait_for, wait_for_any
-from conveyor.hints import Any
 
 Header = tuple[Any, ...]
 Message = tuple[Header, list[Any]]

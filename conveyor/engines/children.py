@@ -12,8 +12,8 @@ import os
 import signal
 import threading
 
+from conveyor._lean.typing import Any
 from conveyor.engines.waiting import wait_for
-from conveyor.hints import Any
 
 
 class Child:

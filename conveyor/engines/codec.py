@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence, Set
 from functools import partial
 from types import GeneratorType
 
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.core.payloads import Piece, Weave, woven
 from conveyor.engines import by_value
 from conveyor.engines.handles import guard_connections
 from conveyor.engines.heavy import Heavy
-from conveyor.hints import TYPE_CHECKING, Any
 from conveyor.plan import PIPE_BYTES
 
 if TYPE_CHECKING:

@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable, Iterable
 from functools import partial
 
+from conveyor._lean.dataclasses import NamedTuple
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.clock import time
 from conveyor.engines import life
 from conveyor.engines.arena import Arena
@@ -27,9 +29,7 @@ from conveyor.engines.spawning import process_of
 from conveyor.engines.starting import FORK, FORKSERVER, PREFIX, SPAWN, fork_warning_ignored, signals_held
 from conveyor.engines.waiting import Waiter
 from conveyor.errors import ProcessError
-from conveyor.hints import TYPE_CHECKING, Any
 from conveyor.plan import Plan
-from conveyor.values import NamedTuple
 
 if TYPE_CHECKING:
     from conveyor.core import commands

@@ -14,10 +14,10 @@ import signal
 import sys
 from collections.abc import Callable, Collection
 
+from conveyor._lean.typing import Any
 from conveyor.engines.children import descriptor_of
 from conveyor.engines.grace import GRACE_SECONDS, Grace
 from conveyor.engines.waiting import wait_for
-from conveyor.hints import Any
 
 # How long a sweep takes at most.
 SWEEP_SECONDS = 1.0

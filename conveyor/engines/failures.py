@@ -11,6 +11,8 @@ import pickle
 from collections.abc import Sequence
 from types import FrameType, TracebackType
 
+from conveyor._lean.dataclasses import NamedTuple
+from conveyor._lean.typing import Any
 from conveyor.errors import (
     ItemTimeoutError,
     ProcessorError,
@@ -21,8 +23,6 @@ from conveyor.errors import (
 )
 from conveyor.failed import FailedItem
 from conveyor.fusing import StageError
-from conveyor.hints import Any
-from conveyor.values import NamedTuple
 
 
 class Failure(NamedTuple):

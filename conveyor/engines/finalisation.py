@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from types import FunctionType, MethodType
 
-from conveyor.hints import Any
+from conveyor._lean.typing import Any
 
 _NOTHING = object()
 # How far from the job, in references, what is its own is looked for.

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 
+from conveyor._lean.typing import TYPE_CHECKING
 from conveyor.engines.channels import Gone
 from conveyor.engines.records import RECORD, SAID, packed_record
-from conveyor.hints import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import logging

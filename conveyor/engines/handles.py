@@ -9,7 +9,7 @@ import copyreg
 import sys
 from types import FrameType
 
-from conveyor.hints import Any
+from conveyor._lean.typing import Any
 
 _MODULE = "multiprocessing.connection"
 _guarded = False

@@ -6,7 +6,7 @@ Law: plain values, and who is to be told when nobody here sees it any more.  Wha
 
 from __future__ import annotations
 
-from conveyor.hints import Any, Protocol
+from conveyor._lean.typing import Any, Protocol
 
 # A part: the slot that it is in, where it begins there, and its bytes.
 Range = tuple[int, int, int]

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable
 
+from conveyor._lean.typing import Any
 from conveyor.engines.arena import owner_of
 from conveyor.engines.heavy import Heavy, Slot
-from conveyor.hints import Any
 
 
 class Holdings:

@@ -16,16 +16,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from itertools import islice, zip_longest
 
+from conveyor._lean.redaction import Redact, shown_by
+from conveyor._lean.typing import Any, Protocol
 from conveyor.clock import sleep, time
 from conveyor.core.attempts import too_many
 from conveyor.core.staff import Durations
 from conveyor.engines.codec import copied
 from conveyor.engines.failures import failure_of, processor_error, too_many_failures, without_our_frames
 from conveyor.engines.handles import guard_connections
-from conveyor.engines.redaction import Redact, shown_by
 from conveyor.errors import ProcessorError, SourceError, StateError
 from conveyor.failed import FailedItem
-from conveyor.hints import Any, Protocol
 from conveyor.jobs import outputs_of
 from conveyor.plan import BalanceNode, LeaveNode, MergeNode, Node, Plan, ReplicateNode, SinkNode, StepNode, ZipNode
 from conveyor.policy import policy_of

@@ -11,6 +11,9 @@ import os
 import pickle
 import signal
 
+from conveyor._lean.dataclasses import NamedTuple
+from conveyor._lean.redaction import Redact
+from conveyor._lean.typing import Any
 from conveyor.engines import by_value, descendants
 from conveyor.engines.arena import Arena
 from conveyor.engines.channels import FarEnd, Gone
@@ -19,16 +22,13 @@ from conveyor.engines.failures import failure_of
 from conveyor.engines.finalisation import Inherited, finalise
 from conveyor.engines.notes import Note
 from conveyor.engines.records import Levels
-from conveyor.engines.redaction import Redact
 from conveyor.engines.seeding import seed_generators
 from conveyor.engines.signals import settle_signals
 from conveyor.engines.streams import settle_streams
 from conveyor.engines.telling import SharedEnd, Voice
 from conveyor.engines.worker import Worker
 from conveyor.engines.worker_exit import end_what_runs
-from conveyor.hints import Any
 from conveyor.stages import Processor
-from conveyor.values import NamedTuple
 
 # A worker whose broker has gone leaves with this code; nobody is there to see it.
 ORPHANED = 3

@@ -10,7 +10,7 @@ import sys
 import threading
 from types import FrameType
 
-from conveyor.hints import Any
+from conveyor._lean.typing import Any
 
 
 def why_not_importable() -> str:

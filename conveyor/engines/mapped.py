@@ -12,8 +12,8 @@ import os
 import sys
 import weakref
 
+from conveyor._lean.typing import Any
 from conveyor.engines.heavy import Heavy
-from conveyor.hints import Any
 
 # The bytes that are copied at once where all pages are.
 _STRIDE = 1 << 20

@@ -15,8 +15,8 @@ import threading
 from collections.abc import Callable
 from multiprocessing import reduction
 
+from conveyor._lean.typing import Any
 from conveyor.clock import time
-from conveyor.hints import Any
 
 # One cache line each, so that two workers never write to the same.
 WORDS = 8

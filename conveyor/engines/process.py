@@ -17,6 +17,9 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 
+from conveyor._lean.dataclasses import replace
+from conveyor._lean.redaction import Redact, shown_by
+from conveyor._lean.typing import Any, cast
 from conveyor.core.sizing import first_pull
 from conveyor.engines import broker, by_value, life
 from conveyor.engines.arena import KEPT_BYTES, Arena
@@ -31,7 +34,6 @@ from conveyor.engines.grace import GRACE_SECONDS, Grace
 from conveyor.engines.interrupts import interrupts_held
 from conveyor.engines.life import Assignment
 from conveyor.engines.records import SAID, hear, levels
-from conveyor.engines.redaction import Redact, shown_by
 from conveyor.engines.run import CLOSED, LETTING_GO_SECONDS, Run
 from conveyor.engines.seeding import seed_of_pipeline
 from conveyor.engines.spawning import process_of
@@ -57,11 +59,9 @@ from conveyor.errors import (
     cause_of_death,
 )
 from conveyor.failed import FailedItem
-from conveyor.hints import Any, cast
 from conveyor.plan import Plan, SinkNode, StepNode
 from conveyor.shared_resources import warn_of_shared
 from conveyor.stats import Stats
-from conveyor.values import replace
 
 # What a broker gets, beyond the grace that it gives its workers, before it is killed itself.
 PATIENCE_SECONDS = 2.0

@@ -12,11 +12,11 @@ import pickle
 import sys
 import warnings
 
+from conveyor._lean.dataclasses import NamedTuple
+from conveyor._lean.short_repr import short
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.engines.channels import Header
 from conveyor.engines.codec import ATOMS
-from conveyor.hints import TYPE_CHECKING, Any
-from conveyor.showing import short
-from conveyor.values import NamedTuple
 
 if TYPE_CHECKING:
     import logging

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.clock import time
 from conveyor.engines.codec import decode, items_of
 from conveyor.engines.source import Source
 from conveyor.errors import ResultError, StateError
-from conveyor.hints import TYPE_CHECKING, Any
 from conveyor.plan import SinkNode
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from conveyor._lean.typing import Any
 from conveyor.engines.channels import BrokerEnd, Header
 from conveyor.engines.records import DROPPED, SAID
-from conveyor.hints import Any
 
 KEPT_BYTES = 16 * 1024 * 1024
 # What a message weighs besides its text.

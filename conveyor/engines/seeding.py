@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable, Collection
 from functools import partial
 
+from conveyor._lean.typing import Any
 from conveyor.engines.telling import Awaited
-from conveyor.hints import Any
 
 # How many pipelines this process has opened: two that are opened one after the other have other numbers.
 _opened = itertools.count()

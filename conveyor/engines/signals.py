@@ -14,8 +14,8 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+from conveyor._lean.typing import Any
 from conveyor.engines.interrupts import signals_blocked
-from conveyor.hints import Any
 
 
 def _numbers(names: str) -> frozenset[int]:

@@ -17,6 +17,7 @@ from itertools import chain, islice
 from operator import itemgetter
 from types import TracebackType
 
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.clock import time
 from conveyor.engines.channels import FarEnd, Gone
 from conveyor.engines.codec import (
@@ -37,7 +38,6 @@ from conveyor.engines.heavy import Heavy
 from conveyor.engines.interrupts import interrupts_held
 from conveyor.engines.main_module import importing
 from conveyor.errors import SourceError
-from conveyor.hints import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conveyor.engines.arena import Arena

@@ -10,9 +10,9 @@ import io
 import pickle
 from collections.abc import Callable
 
+from conveyor._lean.typing import Any, ClassVar
 from conveyor.engines.codec import decode
 from conveyor.engines.heavy import Heavy
-from conveyor.hints import Any, ClassVar
 
 
 class Broken:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from multiprocessing import context
 from operator import itemgetter
 
-from conveyor.hints import Any
+from conveyor._lean.typing import Any
 
 # What `multiprocessing` tells a new process of the script: it imports the script where one of them is there.
 _MAIN = ("init_main_from_name", "init_main_from_path")

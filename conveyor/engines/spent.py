@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from conveyor._lean.typing import Any
 from conveyor.clock import time
-from conveyor.hints import Any
 
 try:
     # Here, before workers are forked: each would have to look for it.

@@ -13,18 +13,18 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+from conveyor._lean.dataclasses import NamedTuple
+from conveyor._lean.redaction import Redact
+from conveyor._lean.typing import Any
 from conveyor.engines import by_value as by_values
 from conveyor.engines.finalisation import finalizers_kept
 from conveyor.engines.foreign_threads import ForeignThreads, foreign_threads
 from conveyor.engines.handles import guard_connections
 from conveyor.engines.main_module import importing, is_findable, is_guarded, why_not_importable
-from conveyor.engines.redaction import Redact
 from conveyor.engines.signals import signals_of_the_program_held, start_resource_tracker
 from conveyor.errors import ConveyorError, JobPicklingError, MissingMainGuardError
-from conveyor.hints import Any
 from conveyor.plan import Plan
 from conveyor.stages import Processor
-from conveyor.values import NamedTuple
 
 FORK, FORKSERVER, SPAWN = "fork", "forkserver", "spawn"
 PREFIX = "conveyor-"
@@ -34,7 +34,7 @@ UNGUARDED = 97
 
 
 # Where jobs and items are unpickled.
-_LOADERS = ("conveyor.engines.codec", "conveyor.engines.life", "conveyor.engines.sparing", "conveyor.engines.redaction")
+_LOADERS = ("conveyor.engines.codec", "conveyor.engines.life", "conveyor.engines.sparing", "conveyor._lean.redaction")
 
 
 def module_being_loaded() -> str | None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
+from conveyor._lean.typing import Any
 from conveyor.engines.codec import decode, items_of
 from conveyor.engines.failures import FailedUnit, failure_of
 from conveyor.engines.notes import Note
 from conveyor.engines.sparing import Broken, items_anyhow, items_sparing, what_broke
-from conveyor.hints import Any
 
 _USED = object()
 

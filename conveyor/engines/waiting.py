@@ -12,7 +12,7 @@ import select
 import selectors
 from collections.abc import Callable
 
-from conveyor.hints import Any
+from conveyor._lean.typing import Any
 
 
 def wait_for(thing: Any, seconds: float | None = None) -> bool:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from types import GeneratorType
 
+from conveyor._lean.redaction import shown_by
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.clock import time
 from conveyor.core.groups import Runs, append_run, total, with_one_less
 from conveyor.core.sizing import LINGER, LONGEST_SECONDS, TARGET_SECONDS
@@ -32,12 +34,10 @@ from conveyor.engines.codec import (
 )
 from conveyor.engines.failures import FailedUnit, death, failure_of, overdue
 from conveyor.engines.notes import Note
-from conveyor.engines.redaction import shown_by
 from conveyor.engines.spent import Spent
 from conveyor.engines.units import Units
 from conveyor.errors import ProcessorError
 from conveyor.fusing import Fused, StageError
-from conveyor.hints import TYPE_CHECKING, Any
 from conveyor.jobs import is_generator_function, outputs_of
 from conveyor.policy import policy_of
 from conveyor.stages import Processor, work_of

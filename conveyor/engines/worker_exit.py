@@ -13,13 +13,13 @@ import sys
 import threading
 from multiprocessing import util
 
+from conveyor._lean.typing import Any
 from conveyor.clock import time
 from conveyor.engines.descendants import enumerated
 from conveyor.engines.finalisation import write_buffers
 from conveyor.engines.grace import EXIT_SECONDS, GRACE_SECONDS, Grace
 from conveyor.engines.records import NOTICE, SAID
 from conveyor.engines.telling import SharedEnd
-from conveyor.hints import Any
 
 
 def end_what_runs(name: str, end: SharedEnd) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import reprlib
 
-from conveyor.hints import Any
+from conveyor._lean.typing import Any
 
 SHOWN = 200
 """How many characters of a value a message shows at most."""

@@ -10,7 +10,7 @@ takes time once more when all are taken apart.
 
 from __future__ import annotations
 
-from conveyor.hints import TYPE_CHECKING, Any
+from conveyor._lean.typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dataclasses import dataclass as dataclass

@@ -8,8 +8,8 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 
-from conveyor.hints import Any
-from conveyor.showing import SHOWN, short
+from conveyor._lean.short_repr import SHOWN, short
+from conveyor._lean.typing import Any
 
 Redact = Callable[[Any], str]
 
