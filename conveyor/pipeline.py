@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.short_repr import short
 from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
-from conveyor.cores import usable_cores
+from conveyor._system.cpu import usable_cores
+from conveyor._system.memory import usable_memory
+from conveyor._system.signals import interrupts_held
 from conveyor.description import Description
-from conveyor.engines.interrupts import interrupts_held
 from conveyor.errors import StartMethodWarning, StateError
 from conveyor.failed import FailedItem
 from conveyor.fusing import fused
-from conveyor.memory import usable_memory
 from conveyor.operations import (
     ADD,
     ADDED_TOO_LATE,

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Generator, Iterator
 
 from conveyor._lean.typing import Any, TypeVar
-from conveyor.engines.interrupts import interrupts_held
+from conveyor._system.signals import interrupts_held
 from conveyor.errors import StateError
 from conveyor.operations import ENDING_SECONDS, Claim, Operation, Turn
 

@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from unittest import mock
 
-from conveyor import cores
-from conveyor.cores import _quotas, usable_cores
+from conveyor._system import cpu
+from conveyor._system.cpu import _quotas, usable_cores
 from tests.support import TestCase, control_groups
 
 
@@ -88,7 +88,7 @@ class Least(TestCase):
         with (
             mock.patch.object(os, "cpu_count", return_value=count),
             mock.patch.object(os, "sched_getaffinity", return_value=set(range(affinity)), create=True),
-            mock.patch.object(cores, "_quotas", return_value=quotas),
+            mock.patch.object(cpu, "_quotas", return_value=quotas),
         ):
             return usable_cores()
 
@@ -106,7 +106,7 @@ class Least(TestCase):
         assert self.usable(4, 4, [0.0]) == 1
 
     def test_systems_without_affinity(self) -> None:
-        with mock.patch.object(cores, "os", mock.Mock(spec=["cpu_count"], cpu_count=lambda: 6)):
+        with mock.patch.object(cpu, "os", mock.Mock(spec=["cpu_count"], cpu_count=lambda: 6)):
             assert usable_cores() <= 6
 
     def test_here(self) -> None:

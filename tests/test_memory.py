@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from unittest import mock
 
-from conveyor import memory
-from conveyor.memory import _limits, _physical, usable_memory
+from conveyor._system import memory
+from conveyor._system.memory import _limits, _physical, usable_memory
 from tests.support import TestCase, control_groups
 
 # What version 1 says where there is no limit.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import unittest
 
-from conveyor.clock import time
+from conveyor._system.clock import time
 from tests.scripts import ScriptTestCase
 
 MOCKED = """

@@ -24,8 +24,8 @@ from pathlib import Path
 from unittest import mock
 
 from conveyor import Pipe, Pipeline, Processor, StateError
+from conveyor._system.signals import interrupts_held
 from conveyor.engines.grace import GRACE_SECONDS
-from conveyor.engines.interrupts import interrupts_held
 from tests.support import ROOT, SHORT, TestCase, _everyone, nothing_left
 
 LIMIT_SECONDS = 5.0

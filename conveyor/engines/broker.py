@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 
 from conveyor._lean.typing import Any
-from conveyor.clock import time
+from conveyor._system.clock import time
 from conveyor.core import commands, events
 from conveyor.core.machine import Machine
 from conveyor.engines.arena import Arena

@@ -30,9 +30,9 @@ from itertools import islice
 from multiprocessing import reduction
 
 from conveyor._lean.typing import Any
-from conveyor.clock import time
+from conveyor._system.clock import time
+from conveyor._system.signals import signals_blocked
 from conveyor.engines.heavy import Heavy, Keeper
-from conveyor.engines.interrupts import signals_blocked
 from conveyor.engines.signals import start_resource_tracker
 from conveyor.engines.waiting import wait_for, wait_for_any
 

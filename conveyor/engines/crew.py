@@ -13,7 +13,7 @@ from functools import partial
 
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import TYPE_CHECKING, Any
-from conveyor.clock import time
+from conveyor._system.clock import time
 from conveyor.engines import life
 from conveyor.engines.arena import Arena
 from conveyor.engines.channels import PIPE, BrokerEnd, Header, channel

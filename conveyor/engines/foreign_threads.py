@@ -18,7 +18,7 @@ from types import FrameType
 
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import Any
-from conveyor.clock import time
+from conveyor._system.clock import time
 
 # Packages whose threads hold no lock that a job could want, by the class of the thread or by what it calls.  Conveyor's
 # own source threads wait between two items while this process forks (`fork_gate.py`).

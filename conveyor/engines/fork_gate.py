@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 
-from conveyor.clock import time
+from conveyor._system.clock import time
 
 # How long a fork waits for sources to come to the end of an item.
 PARK_SECONDS = 0.1

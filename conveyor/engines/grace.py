@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from conveyor.clock import time
+from conveyor._system.clock import time
 
 # What workers get to leave by themselves when a run has failed or is abandoned.
 GRACE_SECONDS = 0.3

@@ -18,7 +18,7 @@ from itertools import islice, zip_longest
 
 from conveyor._lean.redaction import Redact, shown_by
 from conveyor._lean.typing import Any, Protocol
-from conveyor.clock import sleep, time
+from conveyor._system.clock import sleep, time
 from conveyor.core.attempts import too_many
 from conveyor.core.staff import Durations
 from conveyor.engines.codec import copied

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from multiprocessing import reduction
 
 from conveyor._lean.typing import Any
-from conveyor.clock import time
+from conveyor._system.clock import time
 
 # One cache line each, so that two workers never write to the same.
 WORDS = 8

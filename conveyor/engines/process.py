@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.redaction import Redact, shown_by
 from conveyor._lean.typing import Any, cast
+from conveyor._system.signals import interrupts_held
 from conveyor.core.sizing import first_pull
 from conveyor.engines import broker, by_value, life
 from conveyor.engines.arena import KEPT_BYTES, Arena
@@ -31,7 +32,6 @@ from conveyor.engines.failures import Failure, death, failed_item, overdue, proc
 from conveyor.engines.foreign_threads import foreign_threads
 from conveyor.engines.fork_gate import gate
 from conveyor.engines.grace import GRACE_SECONDS, Grace
-from conveyor.engines.interrupts import interrupts_held
 from conveyor.engines.life import Assignment
 from conveyor.engines.records import SAID, hear, levels
 from conveyor.engines.run import CLOSED, LETTING_GO_SECONDS, Run

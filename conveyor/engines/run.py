@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
-from conveyor.clock import time
+from conveyor._system.clock import time
 from conveyor.engines.codec import decode, items_of
 from conveyor.engines.source import Source
 from conveyor.errors import ResultError, StateError

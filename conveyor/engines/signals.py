@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from conveyor._lean.typing import Any
-from conveyor.engines.interrupts import signals_blocked
+from conveyor._system.signals import signals_blocked
 
 
 def _numbers(names: str) -> frozenset[int]:

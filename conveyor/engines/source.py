@@ -18,7 +18,8 @@ from operator import itemgetter
 from types import TracebackType
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
-from conveyor.clock import time
+from conveyor._system.clock import time
+from conveyor._system.signals import interrupts_held
 from conveyor.engines.channels import FarEnd, Gone
 from conveyor.engines.codec import (
     BLOB_BYTES,
@@ -35,7 +36,6 @@ from conveyor.engines.codec import (
 from conveyor.engines.failures import clear_our_frames, without_our_frames
 from conveyor.engines.fork_gate import gate
 from conveyor.engines.heavy import Heavy
-from conveyor.engines.interrupts import interrupts_held
 from conveyor.engines.main_module import importing
 from conveyor.errors import SourceError
 

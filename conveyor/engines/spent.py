@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from conveyor._lean.typing import Any
-from conveyor.clock import time
+from conveyor._system.clock import time
 
 try:
     # Here, before workers are forked: each would have to look for it.

@@ -17,10 +17,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
+from conveyor._system.signals import signals_blocked
 from conveyor.engines.channels import FarEnd, Gone, Header, Message
 from conveyor.engines.forwarding import forwarder
 from conveyor.engines.heavy import Keeper
-from conveyor.engines.interrupts import signals_blocked
 from conveyor.engines.records import SAID, WARNING, Levels, packed_warning
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from types import GeneratorType
 
 from conveyor._lean.redaction import shown_by
 from conveyor._lean.typing import TYPE_CHECKING, Any
-from conveyor.clock import time
+from conveyor._system.clock import time
 from conveyor.core.groups import Runs, append_run, total, with_one_less
 from conveyor.core.sizing import LINGER, LONGEST_SECONDS, TARGET_SECONDS
 from conveyor.engines.channels import FarEnd, Gone, Message

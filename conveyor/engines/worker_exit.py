@@ -14,7 +14,7 @@ import threading
 from multiprocessing import util
 
 from conveyor._lean.typing import Any
-from conveyor.clock import time
+from conveyor._system.clock import time
 from conveyor.engines.descendants import enumerated
 from conveyor.engines.finalisation import write_buffers
 from conveyor.engines.grace import EXIT_SECONDS, GRACE_SECONDS, Grace

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from conveyor.cgroups import CGROUPS, MEMBERSHIP, StrPath, groups_around, lines
+from conveyor._system.cgroups import CGROUPS, MEMBERSHIP, StrPath, groups_around, lines
 
 # By version of the control groups.  Above `memory.high` nothing is killed, but everything is slowed down.
 _FILES = {1: ("memory.limit_in_bytes",), 2: ("memory.max", "memory.high")}

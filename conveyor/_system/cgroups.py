@@ -1,6 +1,6 @@
 """The control groups around this process, as files.
 
-Law: finds directories and reads lines; what the lines mean is said by whoever reads them (`cores.py`, `memory.py`).
+Law: finds directories and reads lines; what the lines mean is said by whoever reads them (`cpu.py`, `memory.py`).
 What cannot be read says nothing.
 """
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from types import FrameType
 
-from conveyor.clock import sleep
+from conveyor._system.clock import sleep
 
 # Long enough for the interpreter to leave a finalizer, in which an exception would only be printed.
 SOON_SECONDS = 0.02

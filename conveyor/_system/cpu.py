@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 
-from conveyor.cgroups import CGROUPS, MEMBERSHIP, StrPath, groups_around, lines
+from conveyor._system.cgroups import CGROUPS, MEMBERSHIP, StrPath, groups_around, lines
 
 
 def usable_cores() -> int:
