@@ -1,7 +1,7 @@
 """The pipeline: what a user describes, opens and runs.
 
 Law: holds a description and, while it is up, a session; checks that nobody changes the one during the other.
-What elements mean is in `stages.py`, where they may stand in `rules.py`, how they run in `engines/`.
+What elements mean is in `stages.py`, where they may stand in `graph/layout.py`, how they run in `engines/`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, Protocol
 from conveyor._system.cpu import usable_cores
 from conveyor._system.memory import usable_memory
 from conveyor._system.signals import interrupts_held
-from conveyor.description import Description
 from conveyor.errors import StartMethodWarning, StateError
 from conveyor.failed import FailedItem
-from conveyor.fusing import fused
+from conveyor.graph.builder import Description
+from conveyor.graph.fusion import fused
 from conveyor.operations import (
     ADD,
     ADDED_TOO_LATE,
@@ -259,7 +259,7 @@ class Pipeline(Generic[In, Out]):
 
     def __str__(self) -> str:
         # What most programs never ask for is not imported at the start of all.
-        from conveyor import drawing
+        from conveyor.graph import drawing
 
         return drawing.draw(self._description)
 

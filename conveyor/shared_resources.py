@@ -18,9 +18,9 @@ from types import FunctionType, ModuleType
 from conveyor._lean.short_repr import short
 from conveyor._lean.typing import Any
 from conveyor.errors import SharedResourceWarning
-from conveyor.fusing import Fused
+from conveyor.graph.fusion import Fused
+from conveyor.graph.plan import Plan
 from conveyor.job_inspection import CALLABLES, parts_of
-from conveyor.plan import Plan
 from conveyor.stages import Processor
 
 # How far it looks into what a job holds, how many parts of each object it looks at, and at how many objects in all.

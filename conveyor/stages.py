@@ -2,7 +2,7 @@
 
 Law: descriptions only.  Nothing here starts, buffers or counts anything.  Pipes, forks and joins are immutable
 values; a Processor is a plain object, because a subclass keeps its state on `self`.  What is wrong with one element
-by itself is said when it is made; what is wrong with its place is said by `rules.py`.
+by itself is said when it is made; what is wrong with its place is said by `graph/layout.py`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any
 from conveyor import Pipe, Pipeline, Processor
 from conveyor.core import balancing, commands, events
 from conveyor.core.balancing import Decision, Memory, Sight
-from conveyor.plan import Plan, StepNode
+from conveyor.graph.plan import Plan, StepNode
 from tests.pipelines import increment, number_of, same
 from tests.shell import FakeShell, FakeWorker, GivenUp
 

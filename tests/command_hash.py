@@ -32,7 +32,7 @@ from conveyor import ImplicitPipeWarning
 from conveyor.core import commands
 from conveyor.core.machine import Machine
 from conveyor.engines.codec import items_of, spec_of
-from conveyor.plan import BalanceNode, Plan, ReplicateNode, StepNode, ZipNode
+from conveyor.graph.plan import BalanceNode, Plan, ReplicateNode, StepNode, ZipNode
 from tests.clocked import ClockedShell, load_plan, timed
 from tests.pipelines import random_input, random_pipeline
 from tests.simulation import Scenario, Stage, simulate

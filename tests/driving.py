@@ -30,8 +30,8 @@ from conveyor.core.events import (
 )
 from conveyor.core.groups import Runs
 from conveyor.core.machine import Machine
-from conveyor.description import Description
-from conveyor.plan import Plan
+from conveyor.graph.builder import Description
+from conveyor.graph.plan import Plan
 
 Blob = tuple[Any, int]
 

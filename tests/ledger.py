@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 from conveyor.core.payloads import Piece, Weave
-from conveyor.plan import Plan, ReplicateNode, SinkNode, StepNode
+from conveyor.graph.plan import Plan, ReplicateNode, SinkNode, StepNode
 
 
 def mask_of(start: int, stop: int) -> int:

@@ -21,8 +21,8 @@ from conveyor.core.payloads import Piece
 from conveyor.core.sizing import first_pull
 from conveyor.core.staff import START_ATTEMPTS
 from conveyor.engines.codec import items_of, spec_of
+from conveyor.graph.plan import Plan, StepNode
 from conveyor.jobs import outputs_of
-from conveyor.plan import Plan, StepNode
 from conveyor.stages import work_of
 
 

@@ -22,7 +22,7 @@ from conveyor.core.leave import Leave
 from conveyor.core.node import Node, Output
 from conveyor.core.sizing import first_pull
 from conveyor.core.step import Step
-from conveyor.plan import Plan, StepNode
+from conveyor.graph.plan import Plan, StepNode
 from conveyor.stages import work_of
 from tests.ledger import Page, inexact
 from tests.shell import FakeShell, FakeWorker

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from conveyor import ImplicitPipeWarning, Join, Pipeline, Processor, ReplicatingFork
 from conveyor.engines import inline
-from conveyor.plan import BalanceNode, Plan, StepNode
+from conveyor.graph.plan import BalanceNode, Plan, StepNode
 from tests.pipelines import Choose, Trailing, drop_all, pipe, processor, random_pipeline
 from tests.simulated import Chances, Dies, Raises, SimulatedShell
 from tests.variants import burst, eager, fair, indifferent, lazy, loosened, tightened, work

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conveyor.engines.codec import FIRST_ALLOWANCE, LEAST_ALLOWANCE, Allowance, interval
-from conveyor.plan import PIPE_BYTES
+from conveyor.graph.plan import PIPE_BYTES
 from tests.support import TestCase
 
 EXAMPLES = settings(max_examples=200, deadline=None, derandomize=True, database=None)

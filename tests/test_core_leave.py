@@ -12,7 +12,7 @@ from conveyor.core.commands import Emit, Finish, Lease
 from conveyor.core.leave import Leave
 from conveyor.core.node import Node, Output
 from conveyor.core.payloads import Piece
-from conveyor.plan import LeaveNode, Target
+from conveyor.graph.plan import LeaveNode, Target
 from tests.driving import Driven
 from tests.support import TestCase
 

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, Phase, assume, given, note, settings
 from hypothesis import strategies as st
 
 from conveyor.core import sizing
-from conveyor.plan import Plan, StepNode
+from conveyor.graph.plan import Plan, StepNode
 from tests.pipelines import Choose, increment, pairs, random_input, random_pipeline, same, triple
 from tests.shell import MOST_WORKERS, FakeShell
 from tests.support import SHORT, TestCase

@@ -6,8 +6,8 @@ import warnings
 from textwrap import dedent
 from typing import Any
 
-from conveyor.description import Description
-from conveyor.drawing import draw
+from conveyor.graph.builder import Description
+from conveyor.graph.drawing import draw
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork
 
 

@@ -11,7 +11,7 @@ import threading
 import unittest
 
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ProcessorError, ReplicatingFork
-from conveyor.fusing import Fused, StageError
+from conveyor.graph.fusion import Fused, StageError
 from tests.support import TestCase, nothing_left
 
 

@@ -110,7 +110,7 @@ class TheCore(TestCase):
     def test_it_reaches_no_further_than_the_plan_and_what_is_told_of_it(self) -> None:
         assert set().union(*map(reached, CORE)) - set(CORE) == {
             "conveyor._lean.typing",
-            "conveyor.plan",
+            "conveyor.graph.plan",
             "conveyor.stats",
             "conveyor._lean.dataclasses",
         }

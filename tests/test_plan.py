@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conveyor.description import Description
-from conveyor.drawing import draw
 from conveyor.errors import RuleError
-from conveyor.plan import (
+from conveyor.graph.builder import Description
+from conveyor.graph.drawing import draw
+from conveyor.graph.plan import (
     PIPE_BYTES,
     BalanceNode,
     LeaveNode,

@@ -9,10 +9,10 @@ import warnings
 from functools import partial
 from typing import Any
 
-from conveyor.description import Description
 from conveyor.errors import ConveyorError, ImplicitJoinWarning, ImplicitPipeWarning, RuleError
+from conveyor.graph.builder import Description
+from conveyor.graph.layout import one_pipe
 from conveyor.pipeline import Pipeline
-from conveyor.rules import one_pipe
 from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
 
 

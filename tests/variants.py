@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from conveyor.plan import BalanceNode, Plan, ReplicateNode, SinkNode, StepNode
+from conveyor.graph.plan import BalanceNode, Plan, ReplicateNode, SinkNode, StepNode
 from tests.pipelines import Choose, Sum, many, several
 
 # About how many outputs a job gives for one item, where that is more than one.

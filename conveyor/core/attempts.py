@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from conveyor.core.commands import Verdict
 from conveyor.core.events import WorkerLost
-from conveyor.plan import StepNode
+from conveyor.graph.plan import StepNode
 
 # An item is given up that was for certain the one at which so many workers died; one more, where they may have been
 # killed from outside, which hits the same item twice now and then.

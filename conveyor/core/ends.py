@@ -11,7 +11,7 @@ from conveyor.core.groups import Runs
 from conveyor.core.node import Node, Surroundings
 from conveyor.core.payloads import Piece
 from conveyor.core.sizing import LARGEST
-from conveyor.plan import SinkNode
+from conveyor.graph.plan import SinkNode
 
 # Where a pipe holds fewer results than its bound because they are heavy, the next ones may find it full: so soon a
 # consumer says what it has taken, where nothing more comes.

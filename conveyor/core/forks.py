@@ -15,7 +15,7 @@ from conveyor.core.leave import Leave
 from conveyor.core.node import Node, Output, Surroundings
 from conveyor.core.payloads import Piece, Pieces
 from conveyor.core.step import Step
-from conveyor.plan import BalanceNode, ReplicateNode
+from conveyor.graph.plan import BalanceNode, ReplicateNode
 
 
 class Fork(Node):

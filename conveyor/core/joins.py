@@ -13,7 +13,7 @@ from collections import deque
 from conveyor.core.groups import Runs, append_run
 from conveyor.core.node import Lane, Node, Output, Surroundings
 from conveyor.core.payloads import Piece, Weave
-from conveyor.plan import MergeNode, ZipNode
+from conveyor.graph.plan import MergeNode, ZipNode
 
 
 class Join(Node):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from conveyor.core.groups import Regroup, Runs
 from conveyor.core.node import Node, Output, Surroundings
 from conveyor.core.payloads import Piece
-from conveyor.plan import LeaveNode
+from conveyor.graph.plan import LeaveNode
 
 
 class Leave(Node):

@@ -41,7 +41,7 @@ from conveyor.core.sizing import Aim, first_pull
 from conveyor.core.staff import Staff, Team
 from conveyor.core.step import Step
 from conveyor.core.watch import was_overdue
-from conveyor.plan import BalanceNode, LeaveNode, MergeNode, Plan, ReplicateNode, SinkNode, StepNode, ZipNode
+from conveyor.graph.plan import BalanceNode, LeaveNode, MergeNode, Plan, ReplicateNode, SinkNode, StepNode, ZipNode
 from conveyor.stats import Decision, Stats
 
 Policy = Callable[[Memory, Sequence[Sight], float, float, float], tuple[Memory, list[Choice]]]

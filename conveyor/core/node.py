@@ -16,7 +16,7 @@ from conveyor.core.groups import Groups, Runs
 from conveyor.core.payloads import Piece, Pieces
 from conveyor.core.sizing import Aim, Scale
 from conveyor.core.staff import Team
-from conveyor.plan import PIPE_BYTES
+from conveyor.graph.plan import PIPE_BYTES
 
 
 class Surroundings(Protocol):

@@ -11,7 +11,7 @@ self-scheduling: Polychronopoulos and Kuck, 1987).
 
 from __future__ import annotations
 
-from conveyor.plan import PIPE_BYTES, Plan
+from conveyor.graph.plan import PIPE_BYTES, Plan
 
 TARGET_SECONDS = 0.016
 # A worker keeps what it has done for this share of that at most, and is handed its next lease before it is done with

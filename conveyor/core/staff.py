@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from math import log2
 
 from conveyor.core.balancing import Memory
-from conveyor.plan import Plan, StepNode
+from conveyor.graph.plan import Plan, StepNode
 from conveyor.stats import Decision, StepStats
 
 # What starting a worker is taken to cost until one has been started.

@@ -21,7 +21,7 @@ from conveyor.core.payloads import Piece, Weave, woven
 from conveyor.engines import by_value
 from conveyor.engines.handles import guard_connections
 from conveyor.engines.heavy import Heavy
-from conveyor.plan import PIPE_BYTES
+from conveyor.graph.plan import PIPE_BYTES
 
 if TYPE_CHECKING:
     from conveyor.engines.arena import Arena

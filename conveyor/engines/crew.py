@@ -29,7 +29,7 @@ from conveyor.engines.spawning import process_of
 from conveyor.engines.starting import FORK, FORKSERVER, PREFIX, SPAWN, fork_warning_ignored, signals_held
 from conveyor.engines.waiting import Waiter
 from conveyor.errors import ProcessError
-from conveyor.plan import Plan
+from conveyor.graph.plan import Plan
 
 if TYPE_CHECKING:
     from conveyor.core import commands

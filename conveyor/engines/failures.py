@@ -22,7 +22,7 @@ from conveyor.errors import (
     cause_of_death,
 )
 from conveyor.failed import FailedItem
-from conveyor.fusing import StageError
+from conveyor.graph.fusion import StageError
 
 
 class Failure(NamedTuple):

@@ -26,8 +26,18 @@ from conveyor.engines.failures import failure_of, processor_error, too_many_fail
 from conveyor.engines.handles import guard_connections
 from conveyor.errors import ProcessorError, SourceError, StateError
 from conveyor.failed import FailedItem
+from conveyor.graph.plan import (
+    BalanceNode,
+    LeaveNode,
+    MergeNode,
+    Node,
+    Plan,
+    ReplicateNode,
+    SinkNode,
+    StepNode,
+    ZipNode,
+)
 from conveyor.jobs import outputs_of
-from conveyor.plan import BalanceNode, LeaveNode, MergeNode, Node, Plan, ReplicateNode, SinkNode, StepNode, ZipNode
 from conveyor.policy import policy_of
 from conveyor.stages import Processor, work_of
 from conveyor.stats import Stats, StepStats

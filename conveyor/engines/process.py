@@ -59,7 +59,7 @@ from conveyor.errors import (
     cause_of_death,
 )
 from conveyor.failed import FailedItem
-from conveyor.plan import Plan, SinkNode, StepNode
+from conveyor.graph.plan import Plan, SinkNode, StepNode
 from conveyor.shared_resources import warn_of_shared
 from conveyor.stats import Stats
 

@@ -13,7 +13,7 @@ from conveyor._system.clock import time
 from conveyor.engines.codec import decode, items_of
 from conveyor.engines.source import Source
 from conveyor.errors import ResultError, StateError
-from conveyor.plan import SinkNode
+from conveyor.graph.plan import SinkNode
 
 if TYPE_CHECKING:
     from conveyor.engines.process import Session

@@ -23,7 +23,7 @@ from conveyor.engines.handles import guard_connections
 from conveyor.engines.main_module import importing, is_findable, is_guarded, why_not_importable
 from conveyor.engines.signals import signals_of_the_program_held, start_resource_tracker
 from conveyor.errors import ConveyorError, JobPicklingError, MissingMainGuardError
-from conveyor.plan import Plan
+from conveyor.graph.plan import Plan
 from conveyor.stages import Processor
 
 FORK, FORKSERVER, SPAWN = "fork", "forkserver", "spawn"

@@ -37,7 +37,7 @@ from conveyor.engines.notes import Note
 from conveyor.engines.spent import Spent
 from conveyor.engines.units import Units
 from conveyor.errors import ProcessorError
-from conveyor.fusing import Fused, StageError
+from conveyor.graph.fusion import Fused, StageError
 from conveyor.jobs import is_generator_function, outputs_of
 from conveyor.policy import policy_of
 from conveyor.stages import Processor, work_of

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from conveyor._lean.dataclasses import dataclass, field
-from conveyor.description import Description
-from conveyor.rules import Piece, Row
+from conveyor.graph.builder import Description
+from conveyor.graph.layout import Piece, Row
 from conveyor.stages import Element, Pipe, Processor, label
 
 _STEP, _PIPE, _PASS, _SINGLE, _END = "●", "║", "│", "◇", "▼"

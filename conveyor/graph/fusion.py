@@ -14,7 +14,7 @@ from types import GeneratorType
 
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.typing import Any
-from conveyor.plan import Node, Plan, StepNode, Target
+from conveyor.graph.plan import Node, Plan, StepNode, Target
 from conveyor.policy import policy_of
 from conveyor.stages import Processor
 from conveyor.stats import Unfused

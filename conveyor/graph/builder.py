@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import warnings
 
-from conveyor.compilation import compiled
 from conveyor.errors import ImplicitJoinWarning, ImplicitPipeWarning, RuleError
-from conveyor.plan import Plan
-from conveyor.rules import Layout, Row, closed, extended
+from conveyor.graph.compiler import compiled
+from conveyor.graph.layout import Layout, Row, closed, extended
+from conveyor.graph.plan import Plan
 
 
 class Description:

@@ -1,7 +1,7 @@
 """From a layout of elements to the Plan that engines run.
 
 Law: a pure function; the same layout and arguments give the same Plan.  It decides nothing about where elements may
-stand (`rules.py` did) and nothing about how items move (the engines do).  Operations are taken in order, so that
+stand (`graph/layout.py` did) and nothing about how items move (the engines do).  Operations are taken in order, so that
 nodes stand in topological order; a node's target is filled in when the node behind it is made.
 
 Three things leave no node: a fork whose number of branches is decided at run time (its Processors get workers
@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from conveyor._lean.dataclasses import dataclass, field, replace
-from conveyor.plan import (
+from conveyor.graph.layout import Bundle, Fork, Gather, Lane, Layout, Level, Operation, Step, one_pipe
+from conveyor.graph.plan import (
     PIPE_BYTES,
     BalanceNode,
     LeaveNode,
@@ -28,7 +29,6 @@ from conveyor.plan import (
     ZipNode,
 )
 from conveyor.policy import policy_of
-from conveyor.rules import Bundle, Fork, Gather, Lane, Layout, Level, Operation, Step, one_pipe
 from conveyor.stages import BalancingFork, Pipe, ReplicatingFork, has_finish, is_restartable, label
 
 _UNKNOWN = Target(-1)

@@ -1,6 +1,6 @@
 """The validated graph: what an engine runs, and nothing about how.
 
-Law: frozen data only.  `description.py` makes a `Plan` out of the elements a user added; the inline engine
+Law: frozen data only.  `graph/builder.py` makes a `Plan` out of the elements a user added; the inline engine
 walks it, the core of every other engine routes chunks along it.  Nodes stand in topological order, so a
 `Target` always points at a later node, and node 0 is the first Processor.
 """
