@@ -1,4 +1,4 @@
-"""A belt in simulated time: what `conveyor.core.balancing` decides, and how fast the work is done with it.
+"""A belt in simulated time: what `conveyor.core.tuning.autoscaling` decides, and how fast the work is done with it.
 
 Law: deterministic by its load, with no clock and no process.  A source fills the first pipe; each worker takes one unit
 at a time from the pipe of its step, uses a core and then waits for something that is no core, and hands its outputs on,
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from conveyor.core.balancing import Decision, Memory, Sight, decide
+from conveyor.core.tuning.autoscaling import Decision, Memory, Sight, decide
 
 FOREVER = math.inf
 Watch = Callable[[Memory, Sequence[Sight], list[Decision]], None]

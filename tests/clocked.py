@@ -15,8 +15,9 @@ from heapq import heappop, heappush
 from typing import Any
 
 from conveyor import Pipe, Pipeline, Processor
-from conveyor.core import balancing, commands, events
-from conveyor.core.balancing import Decision, Memory, Sight
+from conveyor.core import commands, events
+from conveyor.core.tuning import autoscaling
+from conveyor.core.tuning.autoscaling import Decision, Memory, Sight
 from conveyor.graph.plan import Plan, StepNode
 from tests.pipelines import increment, number_of, same
 from tests.shell import FakeShell, FakeWorker, GivenUp
@@ -103,7 +104,7 @@ class ClockedShell(FakeShell):
         self, memory: Memory, sights: Sequence[Sight], cores: float, others: float, now: float
     ) -> tuple[Memory, list[Decision]]:
         """Decide as the balancer does."""
-        return balancing.decide(memory, sights, cores, others, now)
+        return autoscaling.decide(memory, sights, cores, others, now)
 
     def hire(self, number: int, step: StepNode) -> None:
         super().hire(number, step)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from conveyor.core.balancing import Decision, Memory, Sight
 from conveyor.core.commands import Command, Grant, Lease, Pull
+from conveyor.core.data.group_sizes import Runs
 from conveyor.core.events import (
     Begun,
     Cancelled,
@@ -28,8 +28,8 @@ from conveyor.core.events import (
     WorkerLost,
     WorkerReady,
 )
-from conveyor.core.groups import Runs
 from conveyor.core.machine import Machine
+from conveyor.core.tuning.autoscaling import Decision, Memory, Sight
 from conveyor.graph.builder import Description
 from conveyor.graph.plan import Plan
 

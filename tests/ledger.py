@@ -11,7 +11,7 @@ from collections import Counter, deque
 from itertools import chain
 from typing import Any
 
-from conveyor.core.payloads import Piece, Weave
+from conveyor.core.data.pieces import Piece, Weave
 from conveyor.graph.plan import Plan, ReplicateNode, SinkNode, StepNode
 
 

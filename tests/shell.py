@@ -14,12 +14,12 @@ from itertools import islice
 from typing import Any
 
 from conveyor.core import commands, events
-from conveyor.core.balancing import Decision, Memory, Sight
-from conveyor.core.groups import Runs, runs_of
+from conveyor.core.data.group_sizes import Runs, runs_of
+from conveyor.core.data.pieces import Piece
 from conveyor.core.machine import Machine
-from conveyor.core.payloads import Piece
-from conveyor.core.sizing import first_pull
-from conveyor.core.staff import START_ATTEMPTS
+from conveyor.core.tuning.autoscaling import Decision, Memory, Sight
+from conveyor.core.tuning.chunk_size import first_pull
+from conveyor.core.tuning.roster import START_ATTEMPTS
 from conveyor.engines.codec import items_of, spec_of
 from conveyor.graph.plan import Plan, StepNode
 from conveyor.jobs import outputs_of

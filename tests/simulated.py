@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
-from conveyor.core import attempts as core_attempts
 from conveyor.core import commands, events
-from conveyor.core.ends import Sink
-from conveyor.core.forks import Fork, Replicate
-from conveyor.core.joins import Join, Zip
-from conveyor.core.leave import Leave
-from conveyor.core.node import Node, Output
-from conveyor.core.sizing import first_pull
-from conveyor.core.step import Step
+from conveyor.core.leasing import blame as core_attempts
+from conveyor.core.nodes.base import Node, Output
+from conveyor.core.nodes.fork_exit import Leave
+from conveyor.core.nodes.forks import Fork, Replicate
+from conveyor.core.nodes.joins import Join, Zip
+from conveyor.core.nodes.sink import Sink
+from conveyor.core.nodes.step import Step
+from conveyor.core.tuning.chunk_size import first_pull
 from conveyor.graph.plan import Plan, StepNode
 from conveyor.stages import work_of
 from tests.ledger import Page, inexact

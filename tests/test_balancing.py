@@ -19,7 +19,7 @@ from typing import NamedTuple
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conveyor.core.balancing import IDLE, SLIGHT, Decision, Memory, Sight, decide
+from conveyor.core.tuning.autoscaling import IDLE, SLIGHT, Decision, Memory, Sight, decide
 from tests.belt import KINDS, Belt, Job, Load, Outcome, best_time, fluid_rate, lower_bound, random_load, steady_load
 from tests.support import SHORT, TestCase, slow
 

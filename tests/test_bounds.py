@@ -103,7 +103,10 @@ def heavy_soon(item):
 def never_told_late():
     """A consumer says what it has taken where that is worth a message, or somebody waits for it; else never."""
     never = 1000.0
-    with mock.patch("conveyor.core.ends.TELL_SECONDS", never), mock.patch("conveyor.core.ends.SOON_SECONDS", never):
+    with (
+        mock.patch("conveyor.core.nodes.sink.TELL_SECONDS", never),
+        mock.patch("conveyor.core.nodes.sink.SOON_SECONDS", never),
+    ):
         yield
 
 

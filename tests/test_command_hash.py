@@ -74,8 +74,8 @@ class Sensitivity(TestCase):
             return before != hash_of_seed(seed, Writer())
 
     def test_a_constant_that_changes_changes_the_hash(self) -> None:
-        self.assertTrue(self.changed(0, "conveyor.core.sizing.LINGER", 0.7))
-        self.assertTrue(self.changed(9, "conveyor.core.balancing.PATIENCE", 3.3))
+        self.assertTrue(self.changed(0, "conveyor.core.tuning.chunk_size.LINGER", 0.7))
+        self.assertTrue(self.changed(9, "conveyor.core.tuning.autoscaling.PATIENCE", 3.3))
 
     def test_a_part_that_is_not_there_is_loud(self) -> None:
         said: list[str] = []

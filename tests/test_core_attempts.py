@@ -23,7 +23,7 @@ from conveyor.core.commands import (
     Verdict,
 )
 from conveyor.core.events import WorkerLost
-from conveyor.core.watch import ANSWERS
+from conveyor.core.leasing.timeouts import ANSWERS
 from tests.driving import Driven
 from tests.support import TestCase
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from conveyor import BalancingFork, Join, Pipe, Processor, ReplicatingFork
 from conveyor.core.commands import Emit, Grant, Lease, Pull
-from conveyor.core.ends import SOON_SECONDS
 from conveyor.core.events import Forfeited
-from conveyor.core.sizing import first_pull
+from conveyor.core.nodes.sink import SOON_SECONDS
+from conveyor.core.tuning.chunk_size import first_pull
 from tests.driving import Driven, plan_of
 from tests.support import TestCase
 

@@ -11,7 +11,7 @@ from typing import Any
 from conveyor import Pipe, Processor
 from conveyor.core.commands import Emit, Finish, Grant, Lease, Pull
 from conveyor.core.events import Forfeited
-from conveyor.core.sizing import UNWEIGHED, first_pull
+from conveyor.core.tuning.chunk_size import UNWEIGHED, first_pull
 from tests.driving import Driven, plan_of
 from tests.support import TestCase
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from conveyor import Join, Pipe, Processor, ReplicatingFork
 from conveyor.core.commands import Emit, Finish, Lease
-from conveyor.core.leave import Leave
-from conveyor.core.node import Node, Output
-from conveyor.core.payloads import Piece
+from conveyor.core.data.pieces import Piece
+from conveyor.core.nodes.base import Node, Output
+from conveyor.core.nodes.fork_exit import Leave
 from conveyor.graph.plan import LeaveNode, Target
 from tests.driving import Driven
 from tests.support import TestCase

@@ -10,7 +10,7 @@ from typing import Any
 
 from conveyor import BalancingFork, Join, Pipe, Processor, ReplicatingFork
 from conveyor.core.commands import Emit, Finish, Grant, Lease
-from conveyor.core.payloads import Weave
+from conveyor.core.data.pieces import Weave
 from tests.driving import Driven
 from tests.support import TestCase
 

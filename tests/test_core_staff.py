@@ -11,8 +11,8 @@ from typing import Any
 from conveyor import Pipe, Pipeline, Processor
 from conveyor.core.commands import Emit, EndWorker, Finish, Lease, Recall, StartWorker
 from conveyor.core.events import RunStarted
-from conveyor.core.sharing import SHARED_SECONDS, SILENT_SECONDS
-from conveyor.core.staff import Durations
+from conveyor.core.leasing.work_stealing import SHARED_SECONDS, SILENT_SECONDS
+from conveyor.core.tuning.roster import Durations
 from tests.driving import Driven
 from tests.support import TestCase
 

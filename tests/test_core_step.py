@@ -11,7 +11,7 @@ from typing import Any
 from conveyor import Pipe, Processor
 from conveyor.core.commands import CancelLeases, Emit, Fail, Finish, Grant, Lease, Linger, Recall, StartWorker
 from conveyor.core.events import RunStarted
-from conveyor.core.sizing import TARGET_SECONDS
+from conveyor.core.tuning.chunk_size import TARGET_SECONDS
 from tests.driving import Driven
 from tests.support import TestCase
 

@@ -12,7 +12,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conveyor.core.groups import Batcher, Groups, Regroup, Runs, append_run, runs_of, total
+from conveyor.core.data.group_sizes import Batcher, Groups, Regroup, Runs, append_run, runs_of, total
 from tests.support import TestCase
 
 EXAMPLES = settings(max_examples=300, deadline=None, derandomize=True, database=None)

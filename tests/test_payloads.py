@@ -11,10 +11,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conveyor.core.groups import runs_of
-from conveyor.core.joins import closed_groups, weave
-from conveyor.core.node import Lane
-from conveyor.core.payloads import Piece, Pieces, Weave, woven
+from conveyor.core.data.group_sizes import runs_of
+from conveyor.core.data.pieces import Piece, Pieces, Weave, woven
+from conveyor.core.nodes.base import Lane
+from conveyor.core.nodes.joins import closed_groups, weave
 from conveyor.engines.codec import items_of, spec_of
 from tests.support import TestCase
 

@@ -14,13 +14,13 @@ import unittest
 from typing import Any, NamedTuple
 from unittest import mock
 
-from conveyor.core.attempts import Attempts
-from conveyor.core.ends import Sink
-from conveyor.core.forks import Replicate
-from conveyor.core.groups import Groups
+from conveyor.core.data.group_sizes import Groups
+from conveyor.core.data.pieces import Pieces
+from conveyor.core.leasing.blame import Attempts
 from conveyor.core.machine import Machine
-from conveyor.core.payloads import Pieces
-from conveyor.core.step import Step
+from conveyor.core.nodes.forks import Replicate
+from conveyor.core.nodes.sink import Sink
+from conveyor.core.nodes.step import Step
 from tests.simulated import SimulatedShell
 from tests.simulation import Failure, Scenario, simulate
 from tests.support import TestCase

@@ -5,8 +5,8 @@ Law: what is expected is the whole answer: the worker, and when to look again.
 
 from __future__ import annotations
 
-from conveyor.core.leases import Lease, Worker
-from conveyor.core.sharing import SHARED_SECONDS, SILENT_SECONDS, to_recall
+from conveyor.core.leasing.leases import Lease, Worker
+from conveyor.core.leasing.work_stealing import SHARED_SECONDS, SILENT_SECONDS, to_recall
 from tests.support import TestCase
 
 

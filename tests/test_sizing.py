@@ -9,7 +9,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conveyor.core.sizing import (
+from conveyor.core.tuning.chunk_size import (
     FEW,
     LARGEST,
     MOST_BYTES,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import Any
-from conveyor.core.payloads import Piece
+from conveyor.core.data.pieces import Piece
 
 # A consumer that was not told otherwise can keep to itself for so long what is not worth a message.
 TELL_SECONDS = 0.1

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import Any
-from conveyor.core.groups import Runs
+from conveyor.core.data.group_sizes import Runs
 
 
 class Fed(NamedTuple):

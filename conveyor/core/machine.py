@@ -11,11 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from conveyor.core.attempts import OVERDUE, too_many
-from conveyor.core.balancing import Decision as Choice
-from conveyor.core.balancing import Memory, Sight, decide
 from conveyor.core.commands import Command, Fail, Finish, GaveUp, Linger, Pull, StartWorker
-from conveyor.core.ends import Sink
 from conveyor.core.events import (
     Begun,
     Cancelled,
@@ -33,14 +29,18 @@ from conveyor.core.events import (
     WorkerLost,
     WorkerReady,
 )
-from conveyor.core.forks import Balance, Fork, Replicate
-from conveyor.core.joins import BalanceMerge, FreeMerge, Join, ReplicateMerge, Zip
-from conveyor.core.leave import Leave
-from conveyor.core.node import Node, Output
-from conveyor.core.sizing import Aim, first_pull
-from conveyor.core.staff import Staff, Team
-from conveyor.core.step import Step
-from conveyor.core.watch import was_overdue
+from conveyor.core.leasing.blame import OVERDUE, too_many
+from conveyor.core.leasing.timeouts import was_overdue
+from conveyor.core.nodes.base import Node, Output
+from conveyor.core.nodes.fork_exit import Leave
+from conveyor.core.nodes.forks import Balance, Fork, Replicate
+from conveyor.core.nodes.joins import BalanceMerge, FreeMerge, Join, ReplicateMerge, Zip
+from conveyor.core.nodes.sink import Sink
+from conveyor.core.nodes.step import Step
+from conveyor.core.tuning.autoscaling import Decision as Choice
+from conveyor.core.tuning.autoscaling import Memory, Sight, decide
+from conveyor.core.tuning.chunk_size import Aim, first_pull
+from conveyor.core.tuning.roster import Staff, Team
 from conveyor.graph.plan import BalanceNode, LeaveNode, MergeNode, Plan, ReplicateNode, SinkNode, StepNode, ZipNode
 from conveyor.stats import Decision, Stats
 

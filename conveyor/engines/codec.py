@@ -17,7 +17,7 @@ from functools import partial
 from types import GeneratorType
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
-from conveyor.core.payloads import Piece, Weave, woven
+from conveyor.core.data.pieces import Piece, Weave, woven
 from conveyor.engines import by_value
 from conveyor.engines.handles import guard_connections
 from conveyor.engines.heavy import Heavy

@@ -19,8 +19,8 @@ from itertools import islice, zip_longest
 from conveyor._lean.redaction import Redact, shown_by
 from conveyor._lean.typing import Any, Protocol
 from conveyor._system.clock import sleep, time
-from conveyor.core.attempts import too_many
-from conveyor.core.staff import Durations
+from conveyor.core.leasing.blame import too_many
+from conveyor.core.tuning.roster import Durations
 from conveyor.engines.codec import copied
 from conveyor.engines.failures import failure_of, processor_error, too_many_failures, without_our_frames
 from conveyor.engines.handles import guard_connections

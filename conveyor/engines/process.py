@@ -21,7 +21,7 @@ from conveyor._lean.dataclasses import replace
 from conveyor._lean.redaction import Redact, shown_by
 from conveyor._lean.typing import Any, cast
 from conveyor._system.signals import interrupts_held
-from conveyor.core.sizing import first_pull
+from conveyor.core.tuning.chunk_size import first_pull
 from conveyor.engines import broker, by_value, life
 from conveyor.engines.arena import KEPT_BYTES, Arena
 from conveyor.engines.channels import PIPE, QUEUE, BrokerEnd, FarEnd, Gone, Header, channel

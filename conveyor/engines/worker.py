@@ -16,8 +16,8 @@ from types import GeneratorType
 from conveyor._lean.redaction import shown_by
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
-from conveyor.core.groups import Runs, append_run, total, with_one_less
-from conveyor.core.sizing import LINGER, LONGEST_SECONDS, TARGET_SECONDS
+from conveyor.core.data.group_sizes import Runs, append_run, total, with_one_less
+from conveyor.core.tuning.chunk_size import LINGER, LONGEST_SECONDS, TARGET_SECONDS
 from conveyor.engines.channels import FarEnd, Gone, Message
 from conveyor.engines.codec import (
     BLOB_BYTES,

@@ -5,7 +5,7 @@ Law: a stretch of time counts as what was seen at its beginning; whoever is abou
 
 from __future__ import annotations
 
-from conveyor.core.staff import Team
+from conveyor.core.tuning.roster import Team
 
 
 class Times:

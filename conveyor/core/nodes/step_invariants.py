@@ -6,10 +6,10 @@ Law: asks and changes nothing; only tests call it.
 from __future__ import annotations
 
 from conveyor._lean.typing import TYPE_CHECKING
-from conveyor.core.leases import Lease, place
+from conveyor.core.leasing.leases import Lease, place
 
 if TYPE_CHECKING:
-    from conveyor.core.step import Step
+    from conveyor.core.nodes.step import Step
 
 
 def check_step(step: Step) -> None:

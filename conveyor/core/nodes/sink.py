@@ -7,10 +7,10 @@ says what it has taken when that is worth a message, and before that only where 
 from __future__ import annotations
 
 from conveyor.core.commands import TELL_SECONDS, Emit, Finish
-from conveyor.core.groups import Runs
-from conveyor.core.node import Node, Surroundings
-from conveyor.core.payloads import Piece
-from conveyor.core.sizing import LARGEST
+from conveyor.core.data.group_sizes import Runs
+from conveyor.core.data.pieces import Piece
+from conveyor.core.nodes.base import Node, Surroundings
+from conveyor.core.tuning.chunk_size import LARGEST
 from conveyor.graph.plan import SinkNode
 
 # Where a pipe holds fewer results than its bound because they are heavy, the next ones may find it full: so soon a

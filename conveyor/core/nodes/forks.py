@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from conveyor.core.groups import Runs
-from conveyor.core.joins import BalanceMerge
-from conveyor.core.leave import Leave
-from conveyor.core.node import Node, Output, Surroundings
-from conveyor.core.payloads import Piece, Pieces
-from conveyor.core.step import Step
+from conveyor.core.data.group_sizes import Runs
+from conveyor.core.data.pieces import Piece, Pieces
+from conveyor.core.nodes.base import Node, Output, Surroundings
+from conveyor.core.nodes.fork_exit import Leave
+from conveyor.core.nodes.joins import BalanceMerge
+from conveyor.core.nodes.step import Step
 from conveyor.graph.plan import BalanceNode, ReplicateNode
 
 

@@ -1,7 +1,7 @@
 """The staff: who works at which step, from run to run, and what that work has cost.
 
 Law: outlives a run, and holds no item.  A number belongs to one worker for ever.  Nothing here decides how many workers
-a step has: `balancing.py` does.
+a step has: `core/tuning/autoscaling.py` does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import log2
 
-from conveyor.core.balancing import Memory
+from conveyor.core.tuning.autoscaling import Memory
 from conveyor.graph.plan import Plan, StepNode
 from conveyor.stats import Decision, StepStats
 

@@ -13,7 +13,7 @@ from itertools import zip_longest
 
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import Any
-from conveyor.core.groups import Runs
+from conveyor.core.data.group_sizes import Runs
 
 
 class Weave(NamedTuple):

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 from conveyor.core.commands import KillWorker, Look
 from conveyor.core.events import Seen, WorkerLost
-from conveyor.core.leases import Worker
-from conveyor.core.node import Surroundings
+from conveyor.core.leasing.leases import Worker
+from conveyor.core.nodes.base import Surroundings
 
 # After how many answers in a row that a worker is too long at the same unit it is ended, and how long to wait between.
 ANSWERS = 3

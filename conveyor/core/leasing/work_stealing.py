@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from conveyor.core.leases import Worker
+from conveyor.core.leasing.leases import Worker
 
 # So much may be ahead of a worker while another has nothing to do; and for so long after something came in, more is
 # expected.

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import deque
 
 from conveyor.core.commands import Verdict
+from conveyor.core.data.pieces import Piece, Pieces
 from conveyor.core.events import Replied
-from conveyor.core.payloads import Piece, Pieces
 
 
 class Lease:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 
-from conveyor.core.groups import Runs, append_run
-from conveyor.core.node import Lane, Node, Output, Surroundings
-from conveyor.core.payloads import Piece, Weave
+from conveyor.core.data.group_sizes import Runs, append_run
+from conveyor.core.data.pieces import Piece, Weave
+from conveyor.core.nodes.base import Lane, Node, Output, Surroundings
 from conveyor.graph.plan import MergeNode, ZipNode
 
 

@@ -5,9 +5,9 @@ Law: holds no item; what comes goes on at once.
 
 from __future__ import annotations
 
-from conveyor.core.groups import Regroup, Runs
-from conveyor.core.node import Node, Output, Surroundings
-from conveyor.core.payloads import Piece
+from conveyor.core.data.group_sizes import Regroup, Runs
+from conveyor.core.data.pieces import Piece
+from conveyor.core.nodes.base import Node, Output, Surroundings
 from conveyor.graph.plan import LeaveNode
 
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from conveyor._lean.typing import Protocol
 from conveyor.core.commands import Command, GaveUp
-from conveyor.core.groups import Groups, Runs
-from conveyor.core.payloads import Piece, Pieces
-from conveyor.core.sizing import Aim, Scale
-from conveyor.core.staff import Team
+from conveyor.core.data.group_sizes import Groups, Runs
+from conveyor.core.data.pieces import Piece, Pieces
+from conveyor.core.tuning.chunk_size import Aim, Scale
+from conveyor.core.tuning.roster import Team
 from conveyor.graph.plan import PIPE_BYTES
 
 

@@ -13,21 +13,21 @@ from __future__ import annotations
 from collections import deque
 
 from conveyor._lean.typing import Any
-from conveyor.core.attempts import DIED, OVERDUE, Attempts
-from conveyor.core.balancing import Sight
 from conveyor.core.commands import CancelLeases, EndWorker, Fail, GaveUp, Grant, Recall
 from conveyor.core.commands import Lease as LeaseCommand
+from conveyor.core.data.group_sizes import Batcher, Regroup, Runs
+from conveyor.core.data.pieces import Piece, Pieces
 from conveyor.core.events import Begun, Replied, Seen, WorkerLost
-from conveyor.core.groups import Batcher, Regroup, Runs
-from conveyor.core.invariants import check_step
-from conveyor.core.leases import Lease, Rest, Worker, place
-from conveyor.core.node import Node, Output, Surroundings
-from conveyor.core.payloads import Piece, Pieces
-from conveyor.core.sharing import to_recall
-from conveyor.core.sizing import WEIGHT, Sizer
-from conveyor.core.staff import Team
-from conveyor.core.times import Times
-from conveyor.core.watch import Watch, was_overdue
+from conveyor.core.leasing.blame import DIED, OVERDUE, Attempts
+from conveyor.core.leasing.leases import Lease, Rest, Worker, place
+from conveyor.core.leasing.timeouts import Watch, was_overdue
+from conveyor.core.leasing.work_stealing import to_recall
+from conveyor.core.nodes.base import Node, Output, Surroundings
+from conveyor.core.nodes.step_invariants import check_step
+from conveyor.core.tuning.autoscaling import Sight
+from conveyor.core.tuning.chunk_size import WEIGHT, Sizer
+from conveyor.core.tuning.roster import Team
+from conveyor.core.tuning.utilization import Times
 from conveyor.stats import StepStats
 
 # Items at some of which so many workers in a row have died are handed out one by one: fewer may have died of something

@@ -1,0 +1,1 @@
+"""Items as the core knows them: pieces of opaque payloads, and how many outputs each item gave."""

@@ -1,0 +1,1 @@
+"""The nodes of a running pipeline: steps, forks, joins, and the sink."""
