@@ -469,11 +469,11 @@ class Pipeline(Generic[In, Out]):
 
             session: Any = inline.Session(plan, self._redact)
         else:
-            from conveyor.engines import process
+            from conveyor.engines.process.caller.session import Session
 
             if self._fuse:
                 plan = fused(plan)
-            session = process.Session(plan, self._start_method, self._channel, self._redact, self._seed)
+            session = Session(plan, self._start_method, self._channel, self._redact, self._seed)
             if (warning := session.start_warning) is not None:
                 warnings.warn(warning, StartMethodWarning, stacklevel=stacklevel + 1)
             session.warn_of_shared(stacklevel=stacklevel + 1)

@@ -31,7 +31,7 @@ from unittest import mock
 from conveyor import ImplicitPipeWarning
 from conveyor.core import commands
 from conveyor.core.machine import Machine
-from conveyor.engines.codec import items_of, spec_of
+from conveyor.engines.process.wire.codec import items_of, spec_of
 from conveyor.graph.plan import BalanceNode, Plan, ReplicateNode, StepNode, ZipNode
 from tests.clocked import ClockedShell, load_plan, timed
 from tests.pipelines import random_input, random_pipeline

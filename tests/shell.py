@@ -20,7 +20,7 @@ from conveyor.core.machine import Machine
 from conveyor.core.tuning.autoscaling import Decision, Memory, Sight
 from conveyor.core.tuning.chunk_size import first_pull
 from conveyor.core.tuning.roster import START_ATTEMPTS
-from conveyor.engines.codec import items_of, spec_of
+from conveyor.engines.process.wire.codec import items_of, spec_of
 from conveyor.graph.plan import Plan, StepNode
 from conveyor.jobs import outputs_of
 from conveyor.stages import work_of

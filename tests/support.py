@@ -36,7 +36,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from conveyor.engines.arena import Arena
+from conveyor.engines.process.shm.arena import Arena
 
 ROOT = Path(__file__).resolve().parent.parent
 

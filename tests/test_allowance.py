@@ -8,7 +8,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conveyor.engines.codec import FIRST_ALLOWANCE, LEAST_ALLOWANCE, Allowance, interval
+from conveyor.engines.process.wire.codec import FIRST_ALLOWANCE, LEAST_ALLOWANCE, Allowance, interval
 from conveyor.graph.plan import PIPE_BYTES
 from tests.support import TestCase
 

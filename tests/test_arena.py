@@ -19,12 +19,12 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conveyor.engines import arena as arenas
-from conveyor.engines import mapped
-from conveyor.engines.arena import REGION_BYTES, Arena
-from conveyor.engines.codec import decode, encode
-from conveyor.engines.heavy import Heavy
-from conveyor.engines.holdings import Holdings
+from conveyor.engines.process.broker.slot_refcounts import Holdings
+from conveyor.engines.process.shm import arena as arenas
+from conveyor.engines.process.shm import mapping as mapped
+from conveyor.engines.process.shm.arena import REGION_BYTES, Arena
+from conveyor.engines.process.shm.shared_blob import Heavy
+from conveyor.engines.process.wire.codec import decode, encode
 from tests.support import TestCase
 from tests.test_heavy import HAS_ARENA, Buffer, Onlooker, buffer
 

@@ -27,7 +27,7 @@ from conveyor import (
     StateError,
 )
 from conveyor.core.tuning import chunk_size
-from conveyor.engines import broker
+from conveyor.engines.process.broker import broker
 from tests.support import ROOT, TestCase, nothing_left, slow
 
 

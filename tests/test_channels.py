@@ -19,7 +19,7 @@ from unittest import mock
 
 from conveyor import Pipe, Pipeline, Processor
 from conveyor._system.signals import signals_blocked
-from conveyor.engines.channels import PIPE, QUEUE, Gone, PipeBrokerEnd, PipeFarEnd, channel, pack
+from conveyor.engines.process.wire.channels import PIPE, QUEUE, Gone, PipeBrokerEnd, PipeFarEnd, channel, pack
 from tests.support import TestCase, nothing_left, unlink_semaphores
 
 MESSAGES = [

@@ -36,7 +36,7 @@ from conveyor import (
     StartMethodWarning,
     WorkerDiedError,
 )
-from conveyor.engines import channels
+from conveyor.engines.process.wire import channels
 from tests.support import TestCase, _everyone, slow
 from tests.test_bounds import settled
 from tests.test_failures import read_number, wait_until

@@ -12,7 +12,7 @@ import unittest.mock
 import warnings
 
 from conveyor import Pipeline, Processor, StartMethodWarning
-from conveyor.engines.foreign_threads import ForeignThreads, pools_of
+from conveyor.engines.process.system.foreign_threads import ForeignThreads, pools_of
 from tests.scripts import ScriptTestCase
 
 WITHOUT_CLOUDPICKLE = "import sys; sys.modules['cloudpickle'] = None\n"
@@ -254,8 +254,8 @@ class DoubtTest(ScriptTestCase):
 
         pools = ForeignThreads((), ("2 native threads 'pool'",))
         with (
-            unittest.mock.patch("conveyor.engines.starting.foreign_threads", return_value=pools),
-            unittest.mock.patch("conveyor.engines.broker.DOUBT_SECONDS", 0.05),
+            unittest.mock.patch("conveyor.engines.process.caller.start_method.foreign_threads", return_value=pools),
+            unittest.mock.patch("conveyor.engines.process.broker.broker.DOUBT_SECONDS", 0.05),
             unittest.mock.patch.object(warnings, "showwarning", show),
         ):
             assert Pipeline(start_method="fork").add(Processor(waits)).run([1]) == [1]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 
-from conveyor.engines.codec import BLOB_BYTES, WATCHED, WATCHED_HEAVY, Giver
+from conveyor.engines.process.wire.codec import BLOB_BYTES, WATCHED, WATCHED_HEAVY, Giver
 from tests.support import TestCase
 
 

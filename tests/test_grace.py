@@ -6,14 +6,14 @@ import math
 import unittest
 from unittest import mock
 
-from conveyor.engines.grace import SLICE_SECONDS, Grace, Standstills
+from conveyor.engines.process.system.grace_period import SLICE_SECONDS, Grace, Standstills
 from tests.support import TestCase
 
 
 class GraceTest(TestCase):
     def setUp(self):
         super().setUp()
-        clock = mock.patch("conveyor.engines.grace.time.monotonic", lambda: self.now)
+        clock = mock.patch("conveyor.engines.process.system.grace_period.time.monotonic", lambda: self.now)
         clock.start()
         self.addCleanup(clock.stop)
         self.now = 1000.0
@@ -45,7 +45,9 @@ class StandstillsTest(TestCase):
     def setUp(self):
         super().setUp()
         for name in ("monotonic", "process_time"):
-            clock = mock.patch(f"conveyor.engines.grace.time.{name}", lambda name=name: getattr(self, name))
+            clock = mock.patch(
+                f"conveyor.engines.process.system.grace_period.time.{name}", lambda name=name: getattr(self, name)
+            )
             clock.start()
             self.addCleanup(clock.stop)
         self.monotonic, self.process_time = 1000.0, 0.0

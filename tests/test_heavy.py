@@ -22,9 +22,9 @@ from pathlib import Path
 from unittest import mock
 
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ReplicatingFork
-from conveyor.engines import arena as arenas
-from conveyor.engines.codec import LEAST_BYTES, LEAST_STREAM_BYTES
-from conveyor.engines.mapped import address_of
+from conveyor.engines.process.shm import arena as arenas
+from conveyor.engines.process.shm.mapping import address_of
+from conveyor.engines.process.wire.codec import LEAST_BYTES, LEAST_STREAM_BYTES
 from tests.support import SHORT, TestCase, nothing_left, slow
 from tests.test_survival import Survival, kill, same, slowly, workers_of_the_pipeline
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from unittest import mock
 
 from conveyor import ItemTimeoutError, Pipe, Pipeline, ProcessError, Processor, ProcessorError
-from conveyor.engines import worker_exit
-from conveyor.engines.descendants import _PR_SET_CHILD_SUBREAPER, prctl
+from conveyor.engines.process.system.descendants import _PR_SET_CHILD_SUBREAPER, prctl
+from conveyor.engines.process.worker import worker_exit
 from tests.support import SHORT, TestCase, _everyone, slow
 from tests.test_failures import wait_until
 from tests.test_survival import kill

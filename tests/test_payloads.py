@@ -15,7 +15,7 @@ from conveyor.core.data.group_sizes import runs_of
 from conveyor.core.data.pieces import Piece, Pieces, Weave, woven
 from conveyor.core.nodes.base import Lane
 from conveyor.core.nodes.joins import closed_groups, weave
-from conveyor.engines.codec import items_of, spec_of
+from conveyor.engines.process.wire.codec import items_of, spec_of
 from tests.support import TestCase
 
 EXAMPLES = settings(max_examples=200, deadline=None, derandomize=True, database=None)

@@ -30,9 +30,9 @@ from conveyor import (
     WorkerDiedError,
 )
 from conveyor.core.commands import Lease
-from conveyor.engines import notes
-from conveyor.engines.codec import Blob
-from conveyor.engines.crew import WorkerProcess
+from conveyor.engines.process.broker.worker_pool import WorkerProcess
+from conveyor.engines.process.wire import progress
+from conveyor.engines.process.wire.codec import Blob
 from conveyor.policy import policy_of
 from tests.support import TestCase, slow
 
@@ -680,8 +680,8 @@ class Deaths(Base):
 
     def test_too_long_without_a_note(self):
         with (
-            mock.patch.object(notes.Notes, "new", lambda self: None),
-            mock.patch.object(notes.Notes, "give_back", lambda self, note: None),
+            mock.patch.object(progress.Notes, "new", lambda self: None),
+            mock.patch.object(progress.Notes, "give_back", lambda self, note: None),
         ):
             if self.settings["start_method"] != "fork":
                 self.skipTest("a broker that is spawned knows no patch")

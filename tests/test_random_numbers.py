@@ -15,7 +15,7 @@ import textwrap
 from pathlib import Path
 
 from conveyor import Join, Pipe, Pipeline, Processor, ReplicatingFork
-from conveyor.engines.seeding import Seats, seed_of_pipeline
+from conveyor.engines.process.worker.seeding import Seats, seed_of_pipeline
 from tests.support import ROOT, TestCase
 
 METHODS = ("fork", "spawn", "forkserver")

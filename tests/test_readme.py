@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import conveyor
-from conveyor.engines import by_value
+from conveyor.engines.process.wire import by_value
 from tests.support import ROOT, TestCase, nothing_left
 
 FENCE = re.compile(r"^```python[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)

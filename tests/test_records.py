@@ -29,11 +29,12 @@ from pathlib import Path
 from unittest import mock
 
 from conveyor import Pipe, Pipeline, Processor, ProcessorError, WorkerDiedError
-from conveyor.engines import records, sayings
-from conveyor.engines.channels import PIPE, Gone, channel
-from conveyor.engines.forwarding import forwarder
-from conveyor.engines.sayings import Sayings
-from conveyor.engines.telling import Awaited, SharedEnd
+from conveyor.engines.process.broker import log_relay
+from conveyor.engines.process.broker.log_relay import Sayings
+from conveyor.engines.process.wire import log_records
+from conveyor.engines.process.wire.channels import PIPE, Gone, channel
+from conveyor.engines.process.worker.log_capture import Awaited, SharedEnd
+from conveyor.engines.process.worker.log_handler import forwarder
 from tests.support import ROOT, SHORT, TestCase, slow
 
 log = logging.getLogger("talk.jobs")
@@ -497,7 +498,7 @@ class ForkPipeTest(Records, TestCase):
 
     def slow_consumer(self):
         # The broker is forked from here, and so has that bound.
-        with mock.patch.object(sayings, "KEPT_BYTES", 50_000):
+        with mock.patch.object(log_relay, "KEPT_BYTES", 50_000):
             said = Path(self.new_folder(), "said")
             results = self.pipeline(many_records).stream([str(said)])
             while not said.exists():
@@ -652,17 +653,17 @@ class WithoutLoggingTest(TestCase):
     """Where there is no way left to import it."""
 
     def test_what_was_said_is_worth_less_than_the_run(self):
-        record = records.packed_record(
+        record = log_records.packed_record(
             logging.makeLogRecord({"name": "some", "msg": "lost", "levelno": 30}), pickles=True
         )
-        warning = records.packed_warning("kept", UserWarning, "file.py", 3, None)
+        warning = log_records.packed_warning("kept", UserWarning, "file.py", 3, None)
         with mock.patch.dict(sys.modules, {"logging": None}), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            records.hear(("said", "record"), [record])
-            records.hear(("said", "dropped", 3), [])
-            records.hear(("said", "warning"), [warning])
+            log_records.hear(("said", "record"), [record])
+            log_records.hear(("said", "dropped", 3), [])
+            log_records.hear(("said", "warning"), [warning])
             with mock.patch.object(warnings, "showwarning", side_effect=ValueError):
-                records.hear(("said", "warning"), [warning])
+                log_records.hear(("said", "warning"), [warning])
         assert [str(each.message) for each in caught] == ["kept"]
 
 
@@ -820,7 +821,7 @@ class SharedEndTest(TestCase):
         thread = threading.Thread(target=shared.send, args=(("a",),))
         thread.start()
         amid.wait()
-        with mock.patch("conveyor.engines.telling.TURN_SECONDS", 0.05):
+        with mock.patch("conveyor.engines.process.worker.log_capture.TURN_SECONDS", 0.05):
             shared.say(("b",), ())
         assert end.sent == [("begin", ("a",))]
         over.set()
@@ -884,12 +885,12 @@ class SayingsTest(TestCase):
     def test_what_leaves_at_once_is_not_counted(self):
         for _ in range(100):
             self.left += 1
-            self.say(sayings.KEPT_BYTES)
+            self.say(log_relay.KEPT_BYTES)
         assert len(self.out) == 100
 
     def test_what_stays_is_bounded_and_what_was_dropped_told_once(self):
         for _ in range(100):
-            self.say(sayings.KEPT_BYTES // 10)
+            self.say(log_relay.KEPT_BYTES // 10)
         assert len(self.out) == 9
         self.left = 1
         self.say(10)
@@ -902,7 +903,7 @@ class SayingsTest(TestCase):
         assert len(self.out) == 11
 
     def test_one_that_is_larger_than_the_bound(self):
-        self.say(sayings.KEPT_BYTES + 1)
+        self.say(log_relay.KEPT_BYTES + 1)
         assert len(self.out) == 1
         self.say(1)
         self.sayings.tell()
@@ -925,8 +926,8 @@ class PackedTest(TestCase):
 
     def test_no_type_of_the_users_own_is_unpickled_by_itself(self):
         record = logging.makeLogRecord({"name": "a", "msg": OfItsOwn(), "levelno": Level(25), "own": OfItsOwn()})
-        fields, message, pickled = pickle.loads(records.packed_record(record, pickles=True))
-        assert records.is_plain(fields, 5) and message[1] == "of its own"
+        fields, message, pickled = pickle.loads(log_records.packed_record(record, pickles=True))
+        assert log_records.is_plain(fields, 5) and message[1] == "of its own"
         assert {type(data) for data, _ in [message, *pickled.values()]} == {bytes}
 
     def test_what_is_heavy_goes_as_text(self):
@@ -939,17 +940,19 @@ class PackedTest(TestCase):
                 "big": {1: {2: {3: {}}}},
             }
         )
-        blob = records.packed_record(record, pickles=True)
+        blob = log_records.packed_record(record, pickles=True)
         assert len(blob) < 10_000
-        assert records.record_of(blob).getMessage() == "{'k" and records.record_of(blob).big == {1: {2: {3: {}}}}
+        assert log_records.record_of(blob).getMessage() == "{'k" and log_records.record_of(blob).big == {
+            1: {2: {3: {}}}
+        }
 
     def test_a_factory_that_raises(self):
         record = logging.makeLogRecord({"name": "a", "levelno": 20, "msg": "b"})
-        blob = records.packed_record(record, pickles=True)
+        blob = log_records.packed_record(record, pickles=True)
         before = logging.getLogRecordFactory()
         logging.setLogRecordFactory(lambda: None)
         try:
-            assert records.record_of(blob).getMessage() == "b"
+            assert log_records.record_of(blob).getMessage() == "b"
         finally:
             logging.setLogRecordFactory(before)
 
@@ -960,7 +963,7 @@ class PackedTest(TestCase):
 
         for message in (Mute("a"), "text"):
             with warnings.catch_warnings(record=True) as caught:
-                records.hear(("said", "warning"), [records.packed_warning(message, Mute, "file.py", 3, None)])
+                log_records.hear(("said", "warning"), [log_records.packed_warning(message, Mute, "file.py", 3, None)])
             assert (caught[0].category, caught[0].filename, caught[0].lineno) == (UserWarning, "file.py", 3)
 
 

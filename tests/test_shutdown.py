@@ -25,7 +25,7 @@ from unittest import mock
 
 from conveyor import Pipe, Pipeline, Processor, StateError
 from conveyor._system.signals import interrupts_held
-from conveyor.engines.grace import GRACE_SECONDS
+from conveyor.engines.process.system.grace_period import GRACE_SECONDS
 from tests.support import ROOT, SHORT, TestCase, _everyone, nothing_left
 
 LIMIT_SECONDS = 5.0
@@ -237,7 +237,7 @@ class ShutdownTest(TestCase):
             for moment in (0.0, 0.02, 0.05, 0.1, 0.15):
                 with self.subTest(method=method, moment=moment):
                     body = """
-                        import conveyor.engines.process, multiprocessing.util
+                        import conveyor.engines.process.caller.session, multiprocessing.util
                         import multiprocessing.popen_fork, multiprocessing.popen_spawn_posix
                         make(Processor(same)).run([1])
                         say("begin")
@@ -268,7 +268,7 @@ class ShutdownTest(TestCase):
     def test_the_caller_is_killed_at_any_moment_of_the_start(self):
         # Also while the broker is not there yet, and has no parent to watch when it is.
         body = """
-            import conveyor.engines.process, multiprocessing.popen_spawn_posix
+            import conveyor.engines.process.caller.session, multiprocessing.popen_spawn_posix
             say("begin")
             make(Processor(same), Processor(same)).run(itertools.count())
         """
@@ -482,7 +482,7 @@ class ShutdownTest(TestCase):
     def test_standard_descriptors_are_held_for_all_who_start_something(self):
         body = """
             from contextlib import ExitStack
-            from conveyor.engines.streams import standard_descriptors_taken as taken
+            from conveyor.engines.process.system.streams import standard_descriptors_taken as taken
             os.close(0)
             first, second = ExitStack(), ExitStack()
             first.enter_context(taken())

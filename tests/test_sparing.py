@@ -12,8 +12,8 @@ from collections import OrderedDict
 from typing import Any
 
 from conveyor import Pipe, Pipeline, Processor, ProcessorError
-from conveyor.engines.codec import encode
-from conveyor.engines.sparing import Broken, items_sparing, what_broke
+from conveyor.engines.process.wire.codec import encode
+from conveyor.engines.process.worker.tolerant_unpickler import Broken, items_sparing, what_broke
 from tests.support import TestCase
 
 

@@ -15,7 +15,7 @@ import textwrap
 import unittest
 from functools import partial
 
-from conveyor.engines import starting
+from conveyor.engines.process.caller import start_method
 from tests.support import ROOT, TestCase
 
 MODULE = """
@@ -115,7 +115,7 @@ class StartMethodsTest(TestCase):
     def test_a_package_that_is_replaced_meanwhile_is_not_half_old_and_half_new(self):
         body = """
             import sys
-            import conveyor.engines.process
+            import conveyor.engines.process.caller.session
             class Replaced:
                 def find_spec(self, name, path=None, target=None):
                     if name.partition(".")[0] == "conveyor":
@@ -248,9 +248,9 @@ class StartMethodsTest(TestCase):
             self.addCleanup(delattr, sys.modules[module], "Kind")
             return pickle.dumps(["__main__", kind, kind], 5)
 
-        assert starting._looks_into_main(looked_up("__main__"))
-        assert not starting._looks_into_main(looked_up(__name__))
-        assert not starting._looks_into_main(pickle.dumps(partial(print, "__main__", sep="print"), 5))
+        assert start_method._looks_into_main(looked_up("__main__"))
+        assert not start_method._looks_into_main(looked_up(__name__))
+        assert not start_method._looks_into_main(pickle.dumps(partial(print, "__main__", sep="print"), 5))
 
     def test_a_working_directory_that_is_gone(self):
         body = """

@@ -258,7 +258,7 @@ class ImportsTest(TestCase):
         import sys
 
         code = (
-            "import sys; sys.path[:0] = sys.argv[1:]; import conveyor, conveyor.engines.process; "
+            "import sys; sys.path[:0] = sys.argv[1:]; import conveyor, conveyor.engines.process.caller.session; "
             "dear = {'dataclasses', 'inspect', 'numpy', 'asyncio', 'concurrent.futures', 'unittest', 'tempfile', 'typing'}; "
             "print(*dear & set(sys.modules))"
         )

@@ -21,9 +21,9 @@ from conveyor._lean.typing import Any, Protocol
 from conveyor._system.clock import sleep, time
 from conveyor.core.leasing.blame import too_many
 from conveyor.core.tuning.roster import Durations
-from conveyor.engines.codec import copied
 from conveyor.engines.failures import failure_of, processor_error, too_many_failures, without_our_frames
-from conveyor.engines.handles import guard_connections
+from conveyor.engines.process.wire.codec import copied
+from conveyor.engines.process.wire.handles import guard_connections
 from conveyor.errors import ProcessorError, SourceError, StateError
 from conveyor.failed import FailedItem
 from conveyor.graph.plan import (

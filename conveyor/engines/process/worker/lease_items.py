@@ -10,10 +10,10 @@ import contextlib
 from collections.abc import Callable
 
 from conveyor._lean.typing import Any
-from conveyor.engines.codec import decode, items_of
 from conveyor.engines.failures import FailedUnit, failure_of
-from conveyor.engines.notes import Note
-from conveyor.engines.sparing import Broken, items_anyhow, items_sparing, what_broke
+from conveyor.engines.process.wire.codec import decode, items_of
+from conveyor.engines.process.wire.progress import Note
+from conveyor.engines.process.worker.tolerant_unpickler import Broken, items_anyhow, items_sparing, what_broke
 
 _USED = object()
 

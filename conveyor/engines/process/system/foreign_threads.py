@@ -21,7 +21,7 @@ from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 
 # Packages whose threads hold no lock that a job could want, by the class of the thread or by what it calls.  Conveyor's
-# own source threads wait between two items while this process forks (`fork_gate.py`).
+# own source threads wait between two items while this process forks (`engines/process/caller/fork_gate.py`).
 HARMLESS_PACKAGES = frozenset(
     {"IPython", "_pydev_bundle", "_pydevd_bundle", "conveyor", "debugpy", "ipykernel", "pydevd", "rich", "tqdm"}
 )
@@ -37,7 +37,7 @@ WAITS = frozenset(
     }
 )
 # So it is where it waits for results of another pipeline.
-OWN_WAITS = ("conveyor.engines.channels", "conveyor.engines.waiting")
+OWN_WAITS = ("conveyor.engines.process.wire.channels", "conveyor.engines.process.system.selector")
 # The threads of these modules are harmless while they wait for work, which they do in these functions.
 POOLS = {"anyio._backends._asyncio": "run", "concurrent.futures.thread": "_worker"}
 # Native threads of these names keep no lock over a fork: ZeroMQ's serve sockets that belong to this process alone, and

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
-from conveyor.engines.codec import decode, items_of
-from conveyor.engines.source import Source
+from conveyor.engines.process.caller.source import Source
+from conveyor.engines.process.wire.codec import decode, items_of
 from conveyor.errors import ResultError, StateError
 from conveyor.graph.plan import SinkNode
 
 if TYPE_CHECKING:
-    from conveyor.engines.process import Session
+    from conveyor.engines.process.caller.session import Session
 
 # How often a source that has no thread of its own looks whether there is room.
 FEED_SECONDS = 0.002

@@ -16,12 +16,12 @@ from collections.abc import Iterator
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.redaction import Redact
 from conveyor._lean.typing import Any
-from conveyor.engines import by_value as by_values
-from conveyor.engines.finalisation import finalizers_kept
-from conveyor.engines.foreign_threads import ForeignThreads, foreign_threads
-from conveyor.engines.handles import guard_connections
-from conveyor.engines.main_module import importing, is_findable, is_guarded, why_not_importable
-from conveyor.engines.signals import signals_of_the_program_held, start_resource_tracker
+from conveyor.engines.process.caller.main_module import importing, is_findable, is_guarded, why_not_importable
+from conveyor.engines.process.system.finalisation import finalizers_kept
+from conveyor.engines.process.system.foreign_threads import ForeignThreads, foreign_threads
+from conveyor.engines.process.system.inherited_signals import signals_of_the_program_held, start_resource_tracker
+from conveyor.engines.process.wire import by_value as by_values
+from conveyor.engines.process.wire.handles import guard_connections
 from conveyor.errors import ConveyorError, JobPicklingError, MissingMainGuardError
 from conveyor.graph.plan import Plan
 from conveyor.stages import Processor
@@ -34,7 +34,12 @@ UNGUARDED = 97
 
 
 # Where jobs and items are unpickled.
-_LOADERS = ("conveyor.engines.codec", "conveyor.engines.life", "conveyor.engines.sparing", "conveyor._lean.redaction")
+_LOADERS = (
+    "conveyor.engines.process.wire.codec",
+    "conveyor.engines.process.worker.main",
+    "conveyor.engines.process.worker.tolerant_unpickler",
+    "conveyor._lean.redaction",
+)
 
 
 def module_being_loaded() -> str | None:

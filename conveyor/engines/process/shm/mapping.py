@@ -13,7 +13,7 @@ import sys
 import weakref
 
 from conveyor._lean.typing import Any
-from conveyor.engines.heavy import Heavy
+from conveyor.engines.process.shm.shared_blob import Heavy
 
 # The bytes that are copied at once where all pages are.
 _STRIDE = 1 << 20

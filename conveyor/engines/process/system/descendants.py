@@ -15,9 +15,9 @@ import sys
 from collections.abc import Callable, Collection
 
 from conveyor._lean.typing import Any
-from conveyor.engines.children import descriptor_of
-from conveyor.engines.grace import GRACE_SECONDS, Grace
-from conveyor.engines.waiting import wait_for
+from conveyor.engines.process.system.child import descriptor_of
+from conveyor.engines.process.system.grace_period import GRACE_SECONDS, Grace
+from conveyor.engines.process.system.selector import wait_for
 
 # How long a sweep takes at most.
 SWEEP_SECONDS = 1.0

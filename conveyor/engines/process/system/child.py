@@ -13,7 +13,7 @@ import signal
 import threading
 
 from conveyor._lean.typing import Any
-from conveyor.engines.waiting import wait_for
+from conveyor.engines.process.system.selector import wait_for
 
 
 class Child:

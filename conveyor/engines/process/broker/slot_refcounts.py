@@ -10,8 +10,8 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 from conveyor._lean.typing import Any
-from conveyor.engines.arena import owner_of
-from conveyor.engines.heavy import Heavy, Slot
+from conveyor.engines.process.shm.arena import owner_of
+from conveyor.engines.process.shm.shared_blob import Heavy, Slot
 
 
 class Holdings:

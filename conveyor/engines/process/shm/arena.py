@@ -26,8 +26,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import reduction
 
 from conveyor._lean.typing import Any
-from conveyor.engines.heavy import Heavy, Range, Slot
-from conveyor.engines.mapped import (
+from conveyor.engines.process.shm.mapping import (
     CAN_DRAFT,
     Draft,
     Memory,
@@ -37,6 +36,7 @@ from conveyor.engines.mapped import (
     unchanged,
     unprotect,
 )
+from conveyor.engines.process.shm.shared_blob import Heavy, Range, Slot
 
 # The file is as long as the regions that are in use; what nothing was written to takes no memory.
 REGION_BYTES = 1 << 36

@@ -18,13 +18,13 @@ from types import GeneratorType
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.core.data.pieces import Piece, Weave, woven
-from conveyor.engines import by_value
-from conveyor.engines.handles import guard_connections
-from conveyor.engines.heavy import Heavy
+from conveyor.engines.process.shm.shared_blob import Heavy
+from conveyor.engines.process.wire import by_value
+from conveyor.engines.process.wire.handles import guard_connections
 from conveyor.graph.plan import PIPE_BYTES
 
 if TYPE_CHECKING:
-    from conveyor.engines.arena import Arena
+    from conveyor.engines.process.shm.arena import Arena
 
 # Types whose values cannot be changed, so that sharing one shows nowhere.
 ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None)})

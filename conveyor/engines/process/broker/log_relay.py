@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable
 
 from conveyor._lean.typing import Any
-from conveyor.engines.channels import BrokerEnd, Header
-from conveyor.engines.records import DROPPED, SAID
+from conveyor.engines.process.wire.channels import BrokerEnd, Header
+from conveyor.engines.process.wire.log_records import DROPPED, SAID
 
 KEPT_BYTES = 16 * 1024 * 1024
 # What a message weighs besides its text.

@@ -9,13 +9,13 @@ from __future__ import annotations
 import threading
 
 from conveyor._lean.typing import TYPE_CHECKING
-from conveyor.engines.channels import Gone
-from conveyor.engines.records import RECORD, SAID, packed_record
+from conveyor.engines.process.wire.channels import Gone
+from conveyor.engines.process.wire.log_records import RECORD, SAID, packed_record
 
 if TYPE_CHECKING:
     import logging
 
-    from conveyor.engines.telling import SharedEnd
+    from conveyor.engines.process.worker.log_capture import SharedEnd
 
 
 def forwarder(end: SharedEnd) -> logging.Handler:

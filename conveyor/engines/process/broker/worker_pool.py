@@ -14,20 +14,27 @@ from functools import partial
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
-from conveyor.engines import life
-from conveyor.engines.arena import Arena
-from conveyor.engines.channels import PIPE, BrokerEnd, Header, channel
-from conveyor.engines.children import Child
-from conveyor.engines.codec import Blob, spec_of
-from conveyor.engines.foreign_threads import ForeignThreads, foreign_threads
-from conveyor.engines.grace import Standstills
-from conveyor.engines.holdings import Holdings
-from conveyor.engines.life import Assignment
-from conveyor.engines.notes import Note, Notes
-from conveyor.engines.seeding import Seats
-from conveyor.engines.spawning import process_of
-from conveyor.engines.starting import FORK, FORKSERVER, PREFIX, SPAWN, fork_warning_ignored, signals_held
-from conveyor.engines.waiting import Waiter
+from conveyor.engines.process.broker.slot_refcounts import Holdings
+from conveyor.engines.process.caller.start_method import (
+    FORK,
+    FORKSERVER,
+    PREFIX,
+    SPAWN,
+    fork_warning_ignored,
+    signals_held,
+)
+from conveyor.engines.process.shm.arena import Arena
+from conveyor.engines.process.system.child import Child
+from conveyor.engines.process.system.foreign_threads import ForeignThreads, foreign_threads
+from conveyor.engines.process.system.grace_period import Standstills
+from conveyor.engines.process.system.selector import Waiter
+from conveyor.engines.process.system.spawning import process_of
+from conveyor.engines.process.wire.channels import PIPE, BrokerEnd, Header, channel
+from conveyor.engines.process.wire.codec import Blob, spec_of
+from conveyor.engines.process.wire.progress import Note, Notes
+from conveyor.engines.process.worker import main
+from conveyor.engines.process.worker.main import Assignment
+from conveyor.engines.process.worker.seeding import Seats
 from conveyor.errors import ProcessError
 from conveyor.graph.plan import Plan
 
@@ -242,7 +249,7 @@ class Crew:
         try:
             if self._fork:
                 # Done once; here, where it is an error of the start if it fails.
-                life.prepare()
+                main.prepare()
             self._launch(assignment, number)
         except OSError as error:
             # No descriptor, process or room for a semaphore is left.  To wait for better times may be to wait for ever.
@@ -269,7 +276,7 @@ class Crew:
         process = process_of(
             method,
             self._orders.import_main,
-            target=life.main,
+            target=main.main,
             args=(number, assignment if self._fork else None, far, note, self.arena, foreign, os.getpid()),
             name=f"{PREFIX}{assignment.name}",
         )

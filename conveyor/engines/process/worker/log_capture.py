@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.signals import signals_blocked
-from conveyor.engines.channels import FarEnd, Gone, Header, Message
-from conveyor.engines.forwarding import forwarder
-from conveyor.engines.heavy import Keeper
-from conveyor.engines.records import SAID, WARNING, Levels, packed_warning
+from conveyor.engines.process.shm.shared_blob import Keeper
+from conveyor.engines.process.wire.channels import FarEnd, Gone, Header, Message
+from conveyor.engines.process.wire.log_records import SAID, WARNING, Levels, packed_warning
+from conveyor.engines.process.worker.log_handler import forwarder
 
 if TYPE_CHECKING:
     import logging

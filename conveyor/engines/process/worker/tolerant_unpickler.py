@@ -11,8 +11,8 @@ import pickle
 from collections.abc import Callable
 
 from conveyor._lean.typing import Any, ClassVar
-from conveyor.engines.codec import decode
-from conveyor.engines.heavy import Heavy
+from conveyor.engines.process.shm.shared_blob import Heavy
+from conveyor.engines.process.wire.codec import decode
 
 
 class Broken:

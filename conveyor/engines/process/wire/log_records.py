@@ -15,8 +15,8 @@ import warnings
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.short_repr import short
 from conveyor._lean.typing import TYPE_CHECKING, Any
-from conveyor.engines.channels import Header
-from conveyor.engines.codec import ATOMS
+from conveyor.engines.process.wire.channels import Header
+from conveyor.engines.process.wire.codec import ATOMS
 
 if TYPE_CHECKING:
     import logging

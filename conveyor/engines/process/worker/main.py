@@ -1,4 +1,4 @@
-"""The life of a worker process, from its start to its end; what it does in between is in `worker.py`.
+"""The life of a worker process, from its start to its end; what it does in between is in `loop.py`.
 
 Law: whatever the caller's program was set up to do with signals, streams and log records is undone before a job runs;
 and a worker does not outlive its broker, whatever it is at.
@@ -14,20 +14,21 @@ import signal
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.redaction import Redact
 from conveyor._lean.typing import Any
-from conveyor.engines import by_value, descendants
-from conveyor.engines.arena import Arena
-from conveyor.engines.channels import FarEnd, Gone
-from conveyor.engines.descendants import prctl
 from conveyor.engines.failures import failure_of
-from conveyor.engines.finalisation import Inherited, finalise
-from conveyor.engines.notes import Note
-from conveyor.engines.records import Levels
-from conveyor.engines.seeding import seed_generators
-from conveyor.engines.signals import settle_signals
-from conveyor.engines.streams import settle_streams
-from conveyor.engines.telling import SharedEnd, Voice
-from conveyor.engines.worker import Worker
-from conveyor.engines.worker_exit import end_what_runs
+from conveyor.engines.process.shm.arena import Arena
+from conveyor.engines.process.system import descendants
+from conveyor.engines.process.system.descendants import prctl
+from conveyor.engines.process.system.finalisation import Inherited, finalise
+from conveyor.engines.process.system.inherited_signals import settle_signals
+from conveyor.engines.process.system.streams import settle_streams
+from conveyor.engines.process.wire import by_value
+from conveyor.engines.process.wire.channels import FarEnd, Gone
+from conveyor.engines.process.wire.log_records import Levels
+from conveyor.engines.process.wire.progress import Note
+from conveyor.engines.process.worker.log_capture import SharedEnd, Voice
+from conveyor.engines.process.worker.loop import Worker
+from conveyor.engines.process.worker.seeding import seed_generators
+from conveyor.engines.process.worker.worker_exit import end_what_runs
 from conveyor.stages import Processor
 
 # A worker whose broker has gone leaves with this code; nobody is there to see it.

@@ -20,8 +20,12 @@ from types import TracebackType
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held
-from conveyor.engines.channels import FarEnd, Gone
-from conveyor.engines.codec import (
+from conveyor.engines.failures import clear_our_frames, without_our_frames
+from conveyor.engines.process.caller.fork_gate import gate
+from conveyor.engines.process.caller.main_module import importing
+from conveyor.engines.process.shm.shared_blob import Heavy
+from conveyor.engines.process.wire.channels import FarEnd, Gone
+from conveyor.engines.process.wire.codec import (
     BLOB_BYTES,
     LIGHT,
     Allowance,
@@ -33,14 +37,10 @@ from conveyor.engines.codec import (
     unpicklable,
     weight,
 )
-from conveyor.engines.failures import clear_our_frames, without_our_frames
-from conveyor.engines.fork_gate import gate
-from conveyor.engines.heavy import Heavy
-from conveyor.engines.main_module import importing
 from conveyor.errors import SourceError
 
 if TYPE_CHECKING:
-    from conveyor.engines.arena import Arena
+    from conveyor.engines.process.shm.arena import Arena
 
 # A chunk that was pulled faster than the first makes the next one larger; one slower than the second, smaller.
 FAST_SECONDS = 0.0002

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from conveyor._lean.typing import Any
-from conveyor.engines.telling import Awaited
+from conveyor.engines.process.worker.log_capture import Awaited
 
 # How many pipelines this process has opened: two that are opened one after the other have other numbers.
 _opened = itertools.count()

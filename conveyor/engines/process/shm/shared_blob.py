@@ -1,7 +1,7 @@
 """A blob of which the heavy parts are in shared memory, and the process that sees one.
 
 Law: plain values, and who is to be told when nobody here sees it any more.  What it means is the business of
-`arena.py`, which writes and maps it, and of `holdings.py`, which counts who sees what.
+`arena.py`, which writes and maps it, and of `broker/slot_refcounts.py`, which counts who sees what.
 """
 
 from __future__ import annotations

@@ -15,11 +15,11 @@ from multiprocessing import util
 
 from conveyor._lean.typing import Any
 from conveyor._system.clock import time
-from conveyor.engines.descendants import enumerated
-from conveyor.engines.finalisation import write_buffers
-from conveyor.engines.grace import EXIT_SECONDS, GRACE_SECONDS, Grace
-from conveyor.engines.records import NOTICE, SAID
-from conveyor.engines.telling import SharedEnd
+from conveyor.engines.process.system.descendants import enumerated
+from conveyor.engines.process.system.finalisation import write_buffers
+from conveyor.engines.process.system.grace_period import EXIT_SECONDS, GRACE_SECONDS, Grace
+from conveyor.engines.process.wire.log_records import NOTICE, SAID
+from conveyor.engines.process.worker.log_capture import SharedEnd
 
 
 def end_what_runs(name: str, end: SharedEnd) -> None:

@@ -32,9 +32,9 @@ from multiprocessing import reduction
 from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 from conveyor._system.signals import signals_blocked
-from conveyor.engines.heavy import Heavy, Keeper
-from conveyor.engines.signals import start_resource_tracker
-from conveyor.engines.waiting import wait_for, wait_for_any
+from conveyor.engines.process.shm.shared_blob import Heavy, Keeper
+from conveyor.engines.process.system.inherited_signals import start_resource_tracker
+from conveyor.engines.process.system.selector import wait_for, wait_for_any
 
 Header = tuple[Any, ...]
 Message = tuple[Header, list[Any]]

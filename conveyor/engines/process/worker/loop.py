@@ -18,8 +18,9 @@ from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor.core.data.group_sizes import Runs, append_run, total, with_one_less
 from conveyor.core.tuning.chunk_size import LINGER, LONGEST_SECONDS, TARGET_SECONDS
-from conveyor.engines.channels import FarEnd, Gone, Message
-from conveyor.engines.codec import (
+from conveyor.engines.failures import FailedUnit, death, failure_of, overdue
+from conveyor.engines.process.wire.channels import FarEnd, Gone, Message
+from conveyor.engines.process.wire.codec import (
     BLOB_BYTES,
     LIGHT,
     Allowance,
@@ -32,10 +33,9 @@ from conveyor.engines.codec import (
     unpicklable,
     weight,
 )
-from conveyor.engines.failures import FailedUnit, death, failure_of, overdue
-from conveyor.engines.notes import Note
-from conveyor.engines.spent import Spent
-from conveyor.engines.units import Units
+from conveyor.engines.process.wire.progress import Note
+from conveyor.engines.process.worker.cpu_meter import Spent
+from conveyor.engines.process.worker.lease_items import Units
 from conveyor.errors import ProcessorError
 from conveyor.graph.fusion import Fused, StageError
 from conveyor.jobs import is_generator_function, outputs_of
@@ -43,8 +43,8 @@ from conveyor.policy import policy_of
 from conveyor.stages import Processor, work_of
 
 if TYPE_CHECKING:
-    from conveyor.engines.arena import Arena
-    from conveyor.engines.life import Assignment
+    from conveyor.engines.process.shm.arena import Arena
+    from conveyor.engines.process.worker.main import Assignment
 
 FLUSH_SECONDS = TARGET_SECONDS * LINGER
 # A value that a generator took so long to yield is sent at once: who knows when the next one comes.
