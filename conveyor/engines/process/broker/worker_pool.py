@@ -15,20 +15,20 @@ from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor.engines.process.broker.slot_refcounts import Holdings
-from conveyor.engines.process.caller.start_method import (
-    FORK,
-    FORKSERVER,
-    PREFIX,
-    SPAWN,
-    fork_warning_ignored,
-    signals_held,
-)
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system.child import Child
 from conveyor.engines.process.system.foreign_threads import ForeignThreads, foreign_threads
 from conveyor.engines.process.system.grace_period import Standstills
 from conveyor.engines.process.system.selector import Waiter
-from conveyor.engines.process.system.spawning import process_of
+from conveyor.engines.process.system.spawning import (
+    FORK,
+    FORKSERVER,
+    PREFIX,
+    SPAWN,
+    fork_warning_ignored,
+    process_of,
+    signals_held,
+)
 from conveyor.engines.process.wire.channels import PIPE, BrokerEnd, Header, channel
 from conveyor.engines.process.wire.codec import Blob, spec_of
 from conveyor.engines.process.wire.progress import Note, Notes

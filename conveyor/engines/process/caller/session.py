@@ -27,24 +27,22 @@ from conveyor.engines.process.broker import broker
 from conveyor.engines.process.broker.worker_pool import Orders, parted
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.run import CLOSED, LETTING_GO_SECONDS, Run
-from conveyor.engines.process.caller.start_method import (
-    FORK,
-    FORKSERVER,
-    PREFIX,
-    SPAWN,
-    UNGUARDED,
-    check_importing,
-    fork_warning_ignored,
-    is_news,
-    signals_held,
-    start_for,
-)
+from conveyor.engines.process.caller.start_method import check_importing, is_news, start_for
 from conveyor.engines.process.shm.arena import KEPT_BYTES, Arena
 from conveyor.engines.process.system.child import Child
 from conveyor.engines.process.system.descendants import end_what_a_broker_left
 from conveyor.engines.process.system.foreign_threads import foreign_threads
 from conveyor.engines.process.system.grace_period import GRACE_SECONDS, Grace
-from conveyor.engines.process.system.spawning import process_of
+from conveyor.engines.process.system.spawning import (
+    FORK,
+    FORKSERVER,
+    PREFIX,
+    SPAWN,
+    UNGUARDED,
+    fork_warning_ignored,
+    process_of,
+    signals_held,
+)
 from conveyor.engines.process.system.streams import standard_descriptors_taken
 from conveyor.engines.process.wire import by_value
 from conveyor.engines.process.wire.channels import PIPE, QUEUE, BrokerEnd, FarEnd, Gone, Header, channel

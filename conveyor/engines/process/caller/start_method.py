@@ -1,37 +1,26 @@
-"""Starting processes: which way is safe here, and what can be sent that way.
+"""The start method: which way to start processes is safe here, and what can be sent that way.
 
 Law: decides and checks in the caller, before anything is started; an error names the Processor and the remedy.
 """
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import pickle
 import sys
-import warnings
-from collections.abc import Iterator
 
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.redaction import Redact
 from conveyor._lean.typing import Any
 from conveyor.engines.process.caller.main_module import importing, is_findable, is_guarded, why_not_importable
-from conveyor.engines.process.system.finalisation import finalizers_kept
 from conveyor.engines.process.system.foreign_threads import ForeignThreads, foreign_threads
-from conveyor.engines.process.system.inherited_signals import signals_of_the_program_held, start_resource_tracker
+from conveyor.engines.process.system.spawning import FORK, FORKSERVER, PREFIX, SPAWN, UNGUARDED
 from conveyor.engines.process.wire import by_value as by_values
 from conveyor.engines.process.wire.handles import guard_connections
 from conveyor.errors import ConveyorError, JobPicklingError, MissingMainGuardError
 from conveyor.graph.plan import Plan
 from conveyor.stages import Processor
-
-FORK, FORKSERVER, SPAWN = "fork", "forkserver", "spawn"
-PREFIX = "conveyor-"
-# With this code a process ends that was to become a broker or a worker, and found itself importing a script that
-# starts a pipeline.
-UNGUARDED = 97
-
 
 # Where jobs and items are unpickled.
 _LOADERS = (
@@ -47,7 +36,7 @@ def module_being_loaded() -> str | None:
     frame = module = importing()
     while frame is not None and module is not None:
         name = str(frame.f_globals.get("__name__"))
-        if name.startswith("conveyor.engines."):
+        if name.startswith("conveyor."):
             return str(module.f_globals.get("__name__")) if name in _LOADERS else None
         frame = frame.f_back
     return None
@@ -273,45 +262,3 @@ def is_news(start: Start) -> bool:
         return False
     _given.add(key)
     return True
-
-
-# To set a filter takes time at each fork, and earlier versions say nothing that it would have to ignore.
-_WARNS_OF_FORKS: bool = sys.version_info >= (3, 12)
-
-
-@contextlib.contextmanager
-def fork_warning_ignored() -> Iterator[None]:
-    """Have Python say nothing of a fork beside other threads; all else it says, as the child keeps these filters."""
-    if not _WARNS_OF_FORKS:
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"This process \(pid=\d+\) is multi-threaded, use of", DeprecationWarning)
-        yield
-
-
-@contextlib.contextmanager
-def signals_held(method: str) -> Iterator[None]:
-    """Keep signals of the program back while a process is started, which has no handlers of its own yet.
-
-    Its finalizers are kept back, too, and its choice of a default start method.
-    """
-    if method == SPAWN and os.name == "posix":
-        # Else it would be started within, and let signals through.
-        start_resource_tracker()
-    with signals_of_the_program_held(), finalizers_kept(), default_method_left_open():
-        yield
-
-
-@contextlib.contextmanager
-def default_method_left_open() -> Iterator[None]:
-    """Let the program still choose its own default start method after the block.
-
-    To start a process with "spawn" asks for that default, and so settles it.
-    """
-    settled: str | None = multiprocessing.get_start_method(allow_none=True)
-    try:
-        yield
-    finally:
-        if settled is None:
-            multiprocessing.set_start_method(None, force=True)

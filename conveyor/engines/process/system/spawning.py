@@ -1,4 +1,4 @@
-"""A process that begins as a fresh interpreter.
+"""Starting a process: forked from here, or as a fresh interpreter, with nothing of the program's state disturbed.
 
 Law: starting one never waits for it.  What it is told at its start lies in a file without a name, and the pipe carries
 no more than where to find that: a process that dies while it starts leaves nobody waiting for it to read.
@@ -10,12 +10,21 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import sys
+import warnings
 from collections.abc import Iterator
 from multiprocessing import context
 from operator import itemgetter
 
 from conveyor._lean.typing import Any
+from conveyor.engines.process.system.finalisation import finalizers_kept
+from conveyor.engines.process.system.inherited_signals import signals_of_the_program_held, start_resource_tracker
 
+FORK, FORKSERVER, SPAWN = "fork", "forkserver", "spawn"
+PREFIX = "conveyor-"
+# With this code a process ends that was to become a broker or a worker, and found itself importing a script that
+# starts a pipeline.
+UNGUARDED = 97
 # What `multiprocessing` tells a new process of the script: it imports the script where one of them is there.
 _MAIN = ("init_main_from_name", "init_main_from_path")
 
@@ -36,8 +45,9 @@ class FreshProcess(context.SpawnProcess):
 
 def process_of(method: str, import_main: bool, **arguments: Any) -> Any:
     """Return a process to be started: forked from here, or a fresh interpreter; `arguments` are those of `Process`."""
-    if method == "fork":
-        return multiprocessing.get_context("fork").Process(**arguments)
+    if method == FORK:
+        forking: Any = multiprocessing.get_context(FORK)
+        return forking.Process(**arguments)
     return FreshProcess(import_main=import_main, **arguments)
 
 
@@ -133,3 +143,45 @@ def _launched(process: Any) -> Any:
             return b"".join(map(pickle.dumps, parts))
 
     return Popen(process)
+
+
+# To set a filter takes time at each fork, and earlier versions say nothing that it would have to ignore.
+_WARNS_OF_FORKS: bool = sys.version_info >= (3, 12)
+
+
+@contextlib.contextmanager
+def fork_warning_ignored() -> Iterator[None]:
+    """Have Python say nothing of a fork beside other threads; all else it says, as the child keeps these filters."""
+    if not _WARNS_OF_FORKS:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"This process \(pid=\d+\) is multi-threaded, use of", DeprecationWarning)
+        yield
+
+
+@contextlib.contextmanager
+def signals_held(method: str) -> Iterator[None]:
+    """Keep signals of the program back while a process is started, which has no handlers of its own yet.
+
+    Its finalizers are kept back, too, and its choice of a default start method.
+    """
+    if method == SPAWN and os.name == "posix":
+        # Else it would be started within, and let signals through.
+        start_resource_tracker()
+    with signals_of_the_program_held(), finalizers_kept(), default_method_left_open():
+        yield
+
+
+@contextlib.contextmanager
+def default_method_left_open() -> Iterator[None]:
+    """Let the program still choose its own default start method after the block.
+
+    To start a process with "spawn" asks for that default, and so settles it.
+    """
+    settled: str | None = multiprocessing.get_start_method(allow_none=True)
+    try:
+        yield
+    finally:
+        if settled is None:
+            multiprocessing.set_start_method(None, force=True)
