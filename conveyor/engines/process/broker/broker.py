@@ -20,17 +20,18 @@ from conveyor.core import commands, events
 from conveyor.core.machine import Machine
 from conveyor.engines.failures import traceback_of
 from conveyor.engines.process.broker.log_relay import Sayings
-from conveyor.engines.process.broker.worker_pool import Crew, Orders, Peer, WorkerProcess, whole
+from conveyor.engines.process.broker.worker_pool import Crew, Peer, WorkerProcess
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system.child import descriptor_of
+from conveyor.engines.process.system.child_setup import ORPHANED, settle
 from conveyor.engines.process.system.descendants import Orphans
 from conveyor.engines.process.system.grace_period import EXIT_SECONDS, GRACE_SECONDS, SLICE_SECONDS, Grace, Standstills
 from conveyor.engines.process.system.selector import wait_for_any
 from conveyor.engines.process.system.spawning import UNGUARDED
 from conveyor.engines.process.wire.channels import BrokerEnd, FarEnd, Gone, Header, Message
 from conveyor.engines.process.wire.codec import Blob, spec_of
+from conveyor.engines.process.wire.configs import Orders, whole
 from conveyor.engines.process.wire.log_records import NOTICE, SAID, WARNING, packed_warning
-from conveyor.engines.process.worker.main import ORPHANED, settle
 from conveyor.errors import ProcessError, StartMethodWarning
 from conveyor.stats import Stats
 

@@ -11,12 +11,12 @@ import os
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor.engines.process.broker.slot_refcounts import Holdings
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system.child import Child
+from conveyor.engines.process.system.child_setup import prepare
 from conveyor.engines.process.system.foreign_threads import ForeignThreads, foreign_threads
 from conveyor.engines.process.system.grace_period import Standstills
 from conveyor.engines.process.system.selector import Waiter
@@ -31,48 +31,14 @@ from conveyor.engines.process.system.spawning import (
 )
 from conveyor.engines.process.wire.channels import PIPE, BrokerEnd, Header, channel
 from conveyor.engines.process.wire.codec import Blob, spec_of
+from conveyor.engines.process.wire.configs import Assignment, Orders
 from conveyor.engines.process.wire.progress import Note, Notes
 from conveyor.engines.process.worker import main
-from conveyor.engines.process.worker.main import Assignment
 from conveyor.engines.process.worker.seeding import Seats
 from conveyor.errors import ProcessError
-from conveyor.graph.plan import Plan
 
 if TYPE_CHECKING:
     from conveyor.core import commands
-
-
-class Orders(NamedTuple):
-    """What the broker is told at its start: everything but the jobs themselves is plain data.
-
-    `assignments` has one for each step, by the index of its node; `caller` is the process that gives the orders.
-    `import_main`: workers that are fresh interpreters import the script.  `pools`: the pools of native threads that the
-    caller had when this process was forked from it, in words.
-    """
-
-    plan: Plan
-    assignments: dict[int, Assignment]
-    channel: str
-    start_method: str
-    caller: int
-    import_main: bool = True
-    pools: tuple[str, ...] = ()
-
-
-def parted(orders: Orders) -> tuple[Orders, list[Any]]:
-    """Return orders without what may be large, and that: it is sent as it is, and never copied on the way."""
-    bare = {index: each._replace(job=b"", redact=None) for index, each in orders.assignments.items()}
-    blobs = [blob for each in orders.assignments.values() for blob in (each.job, each.redact or b"")]
-    return orders._replace(assignments=bare), blobs
-
-
-def whole(orders: Orders, blobs: list[Any]) -> Orders:
-    """Return orders as they were before they were parted."""
-    assignments = {
-        index: each._replace(job=blobs[2 * place], redact=blobs[2 * place + 1] or None)
-        for place, (index, each) in enumerate(orders.assignments.items())
-    }
-    return orders._replace(assignments=assignments)
 
 
 class Peer:
@@ -249,7 +215,7 @@ class Crew:
         try:
             if self._fork:
                 # Done once; here, where it is an error of the start if it fails.
-                main.prepare()
+                prepare()
             self._launch(assignment, number)
         except OSError as error:
             # No descriptor, process or room for a semaphore is left.  To wait for better times may be to wait for ever.

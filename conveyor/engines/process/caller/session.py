@@ -24,12 +24,12 @@ from conveyor._system.signals import interrupts_held
 from conveyor.core.tuning.chunk_size import first_pull
 from conveyor.engines.failures import Failure, death, failed_item, overdue, processor_error, too_many_failures
 from conveyor.engines.process.broker import broker
-from conveyor.engines.process.broker.worker_pool import Orders, parted
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.run import CLOSED, LETTING_GO_SECONDS, Run
 from conveyor.engines.process.caller.start_method import check_importing, is_news, start_for
 from conveyor.engines.process.shm.arena import KEPT_BYTES, Arena
 from conveyor.engines.process.system.child import Child
+from conveyor.engines.process.system.child_setup import prepare
 from conveyor.engines.process.system.descendants import end_what_a_broker_left
 from conveyor.engines.process.system.foreign_threads import foreign_threads
 from conveyor.engines.process.system.grace_period import GRACE_SECONDS, Grace
@@ -46,9 +46,8 @@ from conveyor.engines.process.system.spawning import (
 from conveyor.engines.process.system.streams import standard_descriptors_taken
 from conveyor.engines.process.wire import by_value
 from conveyor.engines.process.wire.channels import PIPE, QUEUE, BrokerEnd, FarEnd, Gone, Header, channel
+from conveyor.engines.process.wire.configs import Assignment, Orders, parted
 from conveyor.engines.process.wire.log_records import SAID, hear, levels
-from conveyor.engines.process.worker import main
-from conveyor.engines.process.worker.main import Assignment
 from conveyor.engines.process.worker.seeding import seed_of_pipeline
 from conveyor.errors import (
     ConveyorError,
@@ -232,7 +231,7 @@ class Session:
         context: Any = multiprocessing.get_context(FORK if forked else SPAWN)
         if forked:
             # Here, where it is done once for all sessions.
-            main.prepare()
+            prepare()
         nears: list[BrokerEnd] = []
         self.arena = Arena.create(self.first_bytes)
         if self.arena is not None:

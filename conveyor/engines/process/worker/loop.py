@@ -44,7 +44,7 @@ from conveyor.stages import Processor, work_of
 
 if TYPE_CHECKING:
     from conveyor.engines.process.shm.arena import Arena
-    from conveyor.engines.process.worker.main import Assignment
+    from conveyor.engines.process.wire.configs import Assignment
 
 FLUSH_SECONDS = TARGET_SECONDS * LINGER
 # A value that a generator took so long to yield is sent at once: who knows when the next one comes.

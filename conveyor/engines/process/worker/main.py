@@ -6,83 +6,24 @@ and a worker does not outlive its broker, whatever it is at.
 
 from __future__ import annotations
 
-import gc
 import os
 import pickle
-import signal
 
-from conveyor._lean.dataclasses import NamedTuple
-from conveyor._lean.redaction import Redact
 from conveyor._lean.typing import Any
 from conveyor.engines.failures import failure_of
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system import descendants
-from conveyor.engines.process.system.descendants import prctl
+from conveyor.engines.process.system.child_setup import ORPHANED, die_with_parent, settle
 from conveyor.engines.process.system.finalisation import Inherited, finalise
-from conveyor.engines.process.system.inherited_signals import settle_signals
-from conveyor.engines.process.system.streams import settle_streams
 from conveyor.engines.process.wire import by_value
 from conveyor.engines.process.wire.channels import FarEnd, Gone
-from conveyor.engines.process.wire.log_records import Levels
+from conveyor.engines.process.wire.configs import Assignment
 from conveyor.engines.process.wire.progress import Note
 from conveyor.engines.process.worker.log_capture import SharedEnd, Voice
 from conveyor.engines.process.worker.loop import Worker
 from conveyor.engines.process.worker.seeding import seed_generators
 from conveyor.engines.process.worker.worker_exit import end_what_runs
 from conveyor.stages import Processor
-
-# A worker whose broker has gone leaves with this code; nobody is there to see it.
-ORPHANED = 3
-
-
-class Assignment(NamedTuple):
-    """What a worker is told at its start.
-
-    `job` is a Processor, or the pickle of one.  `grouped`: the number of outputs of each unit is to be told.  `timed`:
-    the broker has to know since when the worker is at each unit.  `most_bytes` is what the pipe holds that its outputs
-    go to.  `levels`: what log records it makes.  `redact`, or the pickle of it, shows items in errors.
-    Random numbers derive from `seed`, where there is one.
-    """
-
-    name: str
-    job: Processor[Any, Any] | bytes
-    batch: int | None
-    keep_none: bool
-    grouped: bool
-    timed: bool
-    most_bytes: int
-    levels: Levels | None = None
-    redact: Redact | bytes | None = None
-    by_value: bool = False
-    seed: str | None = None
-
-
-def settle(foreign: list[Any]) -> None:
-    """Make a new process one of ours: its own signals and streams, and no end of a channel that is not its own."""
-    # What came with the fork is shared with its parent as long as nobody looks through it for garbage; and all that is
-    # made from now on can be told from it.
-    gc.freeze()
-    settle_signals()
-    for end in foreign:
-        end.close()
-    settle_streams()
-
-
-def prepare() -> None:
-    """Find what every worker needs and nobody else: better once, before they are forked."""
-    if os.name == "posix":
-        prctl()
-        descendants.prepare()
-
-
-def die_with_parent(parent: int) -> None:
-    """Ask the kernel, where it can be asked, to end this process when its parent dies, busy or not."""
-    if os.name == "posix":
-        call = prctl()
-        if call is not None:
-            call(1, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(ORPHANED)
 
 
 def main(

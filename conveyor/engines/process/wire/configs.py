@@ -1,0 +1,68 @@
+"""What broker and workers are told at their start.
+
+Law: plain values, but for jobs and a `redact`, which are themselves where processes are forked, and pickles elsewhere.
+"""
+
+from __future__ import annotations
+
+from conveyor._lean.dataclasses import NamedTuple
+from conveyor._lean.redaction import Redact
+from conveyor._lean.typing import Any
+from conveyor.engines.process.wire.log_records import Levels
+from conveyor.graph.plan import Plan
+from conveyor.stages import Processor
+
+
+class Assignment(NamedTuple):
+    """What a worker is told at its start.
+
+    `job` is a Processor, or the pickle of one.  `grouped`: the number of outputs of each unit is to be told.  `timed`:
+    the broker has to know since when the worker is at each unit.  `most_bytes` is what the pipe holds that its outputs
+    go to.  `levels`: what log records it makes.  `redact`, or the pickle of it, shows items in errors.
+    Random numbers derive from `seed`, where there is one.
+    """
+
+    name: str
+    job: Processor[Any, Any] | bytes
+    batch: int | None
+    keep_none: bool
+    grouped: bool
+    timed: bool
+    most_bytes: int
+    levels: Levels | None = None
+    redact: Redact | bytes | None = None
+    by_value: bool = False
+    seed: str | None = None
+
+
+class Orders(NamedTuple):
+    """What the broker is told at its start: everything but the jobs themselves is plain data.
+
+    `assignments` has one for each step, by the index of its node; `caller` is the process that gives the orders.
+    `import_main`: workers that are fresh interpreters import the script.  `pools`: the pools of native threads that the
+    caller had when this process was forked from it, in words.
+    """
+
+    plan: Plan
+    assignments: dict[int, Assignment]
+    channel: str
+    start_method: str
+    caller: int
+    import_main: bool = True
+    pools: tuple[str, ...] = ()
+
+
+def parted(orders: Orders) -> tuple[Orders, list[Any]]:
+    """Return orders without what may be large, and that: it is sent as it is, and never copied on the way."""
+    bare = {index: each._replace(job=b"", redact=None) for index, each in orders.assignments.items()}
+    blobs = [blob for each in orders.assignments.values() for blob in (each.job, each.redact or b"")]
+    return orders._replace(assignments=bare), blobs
+
+
+def whole(orders: Orders, blobs: list[Any]) -> Orders:
+    """Return orders as they were before they were parted."""
+    assignments = {
+        index: each._replace(job=blobs[2 * place], redact=blobs[2 * place + 1] or None)
+        for place, (index, each) in enumerate(orders.assignments.items())
+    }
+    return orders._replace(assignments=assignments)
