@@ -1,7 +1,7 @@
 """The pipeline: what a user describes, opens and runs.
 
 Law: holds a description and, while it is up, a session; checks that nobody changes the one during the other.
-What elements mean is in `stages.py`, where they may stand in `graph/layout.py`, how they run in `engines/`.
+What elements mean is in `stages/elements.py`, where they may stand in `graph/layout.py`, how they run in `engines/`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from conveyor.operations import (
     closed,
     refusal,
 )
-from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork, check_redact, code_of
+from conveyor.stages.elements import BalancingFork, Join, Pipe, Processor, ReplicatingFork, check_redact, code_of
 from conveyor.stats import Stats
 from conveyor.stream import Guard, Running
 from conveyor.stream import Stream as Stream

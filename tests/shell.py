@@ -22,8 +22,8 @@ from conveyor.core.tuning.chunk_size import first_pull
 from conveyor.core.tuning.roster import START_ATTEMPTS
 from conveyor.engines.process.wire.codec import items_of, spec_of
 from conveyor.graph.plan import Plan, StepNode
-from conveyor.jobs import outputs_of
-from conveyor.stages import work_of
+from conveyor.stages.elements import work_of
+from conveyor.stages.outputs import outputs_of
 
 
 def copied(value: Any) -> Any:

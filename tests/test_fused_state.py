@@ -18,7 +18,7 @@ from decimal import Decimal
 from enum import Enum
 
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ReplicatingFork, Unfused
-from conveyor.job_inspection import memory_of
+from conveyor.stages.job_inspection import memory_of
 from tests.support import TestCase, nothing_left
 
 WORDS = [f" w{number % 50} " for number in range(2000)]

@@ -33,7 +33,7 @@ from conveyor.core.commands import Lease
 from conveyor.engines.process.broker.worker_pool import WorkerProcess
 from conveyor.engines.process.wire import progress
 from conveyor.engines.process.wire.codec import Blob
-from conveyor.policy import policy_of
+from conveyor.stages.failure_policy import policy_of
 from tests.support import TestCase, slow
 
 

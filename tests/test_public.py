@@ -340,7 +340,8 @@ def lines_of(cls: type) -> Iterator[str]:
     is_value = dataclasses.is_dataclass(cls)
     made_by = next((owner for owner in cls.__mro__ if "__init__" in vars(owner)), object)
     if made_by is cls and cls.__name__ not in MADE_BY_CONVEYOR and isinstance(cls.__init__, types.FunctionType):  # type: ignore[misc]
-        if cls.__init__.__module__ == cls.__module__:  # type: ignore[misc]
+        # One that is made of the fields is of the module that makes it.
+        if cls.__init__.__module__ != "conveyor._lean.dataclasses":  # type: ignore[misc]
             yield "    " + signature(cls.__init__, True)  # type: ignore[misc]
         else:
             yield "    (its fields, in this order)"

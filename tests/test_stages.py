@@ -10,7 +10,7 @@ from typing import Any
 
 from conveyor.errors import ConveyorError, ImplicitJoinWarning, ImplicitPipeWarning, RuleError
 from conveyor.pipeline import Pipeline
-from conveyor.stages import (
+from conveyor.stages.elements import (
     DEFAULT_MAXSIZE,
     BalancingFork,
     Element,

@@ -37,9 +37,9 @@ from conveyor.graph.plan import (
     StepNode,
     ZipNode,
 )
-from conveyor.jobs import outputs_of
-from conveyor.policy import policy_of
-from conveyor.stages import Processor, work_of
+from conveyor.stages.elements import Processor, work_of
+from conveyor.stages.failure_policy import policy_of
+from conveyor.stages.outputs import outputs_of
 from conveyor.stats import Stats, StepStats
 
 _NOTHING = object()

@@ -28,8 +28,8 @@ from conveyor.graph.plan import (
     Target,
     ZipNode,
 )
-from conveyor.policy import policy_of
-from conveyor.stages import BalancingFork, Pipe, ReplicatingFork, has_finish, is_restartable, label
+from conveyor.stages.elements import BalancingFork, Pipe, ReplicatingFork, has_finish, is_restartable, label
+from conveyor.stages.failure_policy import policy_of
 
 _UNKNOWN = Target(-1)
 

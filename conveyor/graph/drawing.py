@@ -15,7 +15,7 @@ from itertools import pairwise
 from conveyor._lean.dataclasses import dataclass, field
 from conveyor.graph.builder import Description
 from conveyor.graph.layout import Piece, Row
-from conveyor.stages import Element, Pipe, Processor, label
+from conveyor.stages.elements import Element, Pipe, Processor, label
 
 _STEP, _PIPE, _PASS, _SINGLE, _END = "●", "║", "│", "◇", "▼"
 

@@ -15,8 +15,8 @@ from types import GeneratorType
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.typing import Any
 from conveyor.graph.plan import Node, Plan, StepNode, Target
-from conveyor.policy import policy_of
-from conveyor.stages import Processor
+from conveyor.stages.elements import Processor
+from conveyor.stages.failure_policy import policy_of
 from conveyor.stats import Unfused
 
 # What a job gives that is not one output.
@@ -204,7 +204,7 @@ def _why_alone(step: StepNode) -> str | None:
         # With "auto", the user has said that several workers may do it.
         return None
     # The process engine has it; a worker, which has this module, needs none.
-    from conveyor.job_inspection import memory_of
+    from conveyor.stages.job_inspection import memory_of
 
     memory = memory_of(processor.job)
     if memory is None:

@@ -16,7 +16,16 @@ from conveyor._lean.dataclasses import dataclass, replace
 from conveyor._lean.short_repr import short
 from conveyor._lean.typing import Any
 from conveyor.errors import RuleError
-from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork, check_processor, code_of
+from conveyor.stages.elements import (
+    BalancingFork,
+    Element,
+    Join,
+    Pipe,
+    Processor,
+    ReplicatingFork,
+    check_processor,
+    code_of,
+)
 
 KINDS: tuple[type[Element], ...] = (Processor, Pipe, ReplicatingFork, BalancingFork, Join)
 AnyFork = ReplicatingFork | BalancingFork

@@ -59,7 +59,7 @@ from conveyor.errors import (
 )
 from conveyor.failed import FailedItem
 from conveyor.graph.plan import Plan, SinkNode, StepNode
-from conveyor.shared_resources import warn_of_shared
+from conveyor.graph.shared_resources import warn_of_shared
 from conveyor.stats import Stats
 
 # What a broker gets, beyond the grace that it gives its workers, before it is killed itself.

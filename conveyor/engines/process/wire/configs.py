@@ -10,7 +10,7 @@ from conveyor._lean.redaction import Redact
 from conveyor._lean.typing import Any
 from conveyor.engines.process.wire.log_records import Levels
 from conveyor.graph.plan import Plan
-from conveyor.stages import Processor
+from conveyor.stages.elements import Processor
 
 
 class Assignment(NamedTuple):

@@ -38,9 +38,9 @@ from conveyor.engines.process.worker.cpu_meter import Spent
 from conveyor.engines.process.worker.lease_items import Units
 from conveyor.errors import ProcessorError
 from conveyor.graph.fusion import Fused, StageError
-from conveyor.jobs import is_generator_function, outputs_of
-from conveyor.policy import policy_of
-from conveyor.stages import Processor, work_of
+from conveyor.stages.elements import Processor, work_of
+from conveyor.stages.failure_policy import policy_of
+from conveyor.stages.outputs import is_generator_function, outputs_of
 
 if TYPE_CHECKING:
     from conveyor.engines.process.shm.arena import Arena

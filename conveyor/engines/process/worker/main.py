@@ -23,7 +23,7 @@ from conveyor.engines.process.worker.log_capture import SharedEnd, Voice
 from conveyor.engines.process.worker.loop import Worker
 from conveyor.engines.process.worker.seeding import seed_generators
 from conveyor.engines.process.worker.worker_exit import end_what_runs
-from conveyor.stages import Processor
+from conveyor.stages.elements import Processor
 
 
 def main(

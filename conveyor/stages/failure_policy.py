@@ -11,7 +11,7 @@ from collections.abc import Callable
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import Any
 from conveyor.errors import ItemTimeoutError
-from conveyor.stages import Processor
+from conveyor.stages.elements import Processor
 
 MOST_BACKOFF_SECONDS = 30.0
 
