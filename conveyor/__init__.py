@@ -7,6 +7,7 @@
 
 from conveyor.errors import (
     ConveyorError,
+    FailedItem,
     ImplicitJoinWarning,
     ImplicitPipeWarning,
     ItemTimeoutError,
@@ -24,7 +25,6 @@ from conveyor.errors import (
     TooManyFailuresError,
     WorkerDiedError,
 )
-from conveyor.failed import FailedItem
 from conveyor.pipeline import Pipeline
 from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
 from conveyor.stats import Decision, Stats, StepStats, Unfused

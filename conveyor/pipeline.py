@@ -17,8 +17,7 @@ from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, Protocol
 from conveyor._system.cpu import usable_cores
 from conveyor._system.memory import usable_memory
 from conveyor._system.signals import interrupts_held
-from conveyor.errors import StartMethodWarning, StateError
-from conveyor.failed import FailedItem
+from conveyor.errors import FailedItem, StartMethodWarning, StateError
 from conveyor.graph.builder import Description
 from conveyor.graph.fusion import fused
 from conveyor.operations import (

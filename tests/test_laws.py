@@ -93,6 +93,54 @@ def reached(name: str) -> set[str]:
     return found
 
 
+class TheHouse(TestCase):
+    """Imports point one way, from folder to folder; what is only for types counts, too."""
+
+    # From what imports nothing of the others to what may import all of them; those of one line may not import each other.
+    FLOORS = (
+        ("conveyor._lean",),
+        ("conveyor._system",),
+        ("conveyor.errors", "conveyor.stats"),
+        ("conveyor.stages",),
+        ("conveyor.graph",),
+        ("conveyor.core",),
+        ("conveyor.engines.failures",),
+        ("conveyor.engines.process.shm", "conveyor.engines.process.system"),
+        ("conveyor.engines.process.wire",),
+        ("conveyor.engines.process.worker",),
+        ("conveyor.engines.process.broker",),
+        ("conveyor.engines.process.caller", "conveyor.engines.inline"),
+        ("conveyor.operations",),
+        ("conveyor.stream",),
+        ("conveyor.pipeline",),
+        ("conveyor",),
+    )
+
+    def place(self, module: str) -> tuple[int, str] | None:
+        """The floor and the room of a module; None of a package that holds nothing but rooms."""
+        if module in ("conveyor.engines", "conveyor.engines.process"):
+            return None
+        for floor, rooms in enumerate(self.FLOORS):
+            for room in rooms:
+                if module == room or (room != "conveyor" and module.startswith(f"{room}.")):
+                    return floor, room
+        raise AssertionError(f"{module} has no place in the house")
+
+    def test_every_arrow_points_down(self) -> None:
+        wrong = []
+        for module, path in MODULES.items():
+            here = self.place(module)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("conveyor"):
+                    continue
+                names = [f"{node.module}.{each.name}" for each in node.names]
+                for imported in {name if name in MODULES else str(node.module) for name in names}:
+                    there = self.place(imported)
+                    if here is not None and there is not None and here[1] != there[1] and here[0] <= there[0]:
+                        wrong.append(f"{module}:{node.lineno} imports {imported}")
+        assert not wrong, "\n".join(wrong)
+
+
 class TheCore(TestCase):
     """Law 1: it knows no process, no thread, no clock and no file."""
 

@@ -69,7 +69,7 @@ conveyor.stats.Decision()
 
 conveyor.stages.Element()
 
-conveyor.failed.FailedItem()
+conveyor.errors.FailedItem()
     (its fields, in this order)
     .processor: str
     .number: int

@@ -14,6 +14,7 @@ from types import FrameType, TracebackType
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import Any
 from conveyor.errors import (
+    FailedItem,
     ItemTimeoutError,
     ProcessorError,
     RemoteTraceback,
@@ -21,7 +22,6 @@ from conveyor.errors import (
     WorkerDiedError,
     cause_of_death,
 )
-from conveyor.failed import FailedItem
 from conveyor.graph.fusion import StageError
 
 

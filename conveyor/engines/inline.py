@@ -24,8 +24,7 @@ from conveyor.core.tuning.roster import Durations
 from conveyor.engines.failures import failure_of, processor_error, too_many_failures, without_our_frames
 from conveyor.engines.process.wire.codec import copied
 from conveyor.engines.process.wire.handles import guard_connections
-from conveyor.errors import ProcessorError, SourceError, StateError
-from conveyor.failed import FailedItem
+from conveyor.errors import FailedItem, ProcessorError, SourceError, StateError
 from conveyor.graph.plan import (
     BalanceNode,
     LeaveNode,

@@ -51,13 +51,13 @@ from conveyor.engines.process.wire.log_records import SAID, hear, levels
 from conveyor.engines.process.worker.seeding import seed_of_pipeline
 from conveyor.errors import (
     ConveyorError,
+    FailedItem,
     MissingMainGuardError,
     ProcessError,
     RemoteTraceback,
     StateError,
     cause_of_death,
 )
-from conveyor.failed import FailedItem
 from conveyor.graph.plan import Plan, SinkNode, StepNode
 from conveyor.graph.shared_resources import warn_of_shared
 from conveyor.stats import Stats
