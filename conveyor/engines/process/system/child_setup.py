@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 
 from conveyor._lean.typing import Any
 from conveyor.engines.process.system import descendants
@@ -28,6 +29,18 @@ def settle(foreign: list[Any]) -> None:
     for end in foreign:
         end.close()
     settle_streams()
+    _forget_executors()
+
+
+def _forget_executors() -> None:
+    """Let the executors of the program be the program's: at its end, this process would wait for their threads.
+
+    One of them may be the thread that forked this process, which cannot wait for itself.
+    """
+    for module, threads in (("thread", "_threads_queues"), ("process", "_threads_wakeups")):
+        known = getattr(sys.modules.get(f"concurrent.futures.{module}"), threads, None)
+        if known is not None:
+            known.clear()
 
 
 def prepare() -> None:
