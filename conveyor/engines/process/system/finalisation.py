@@ -77,7 +77,7 @@ class Inherited:
 
     def _remember(self, each: Any, depth: int) -> None:
         kind = type(each)
-        if depth == 0 or isinstance(each, type) or any(each is other for other in self._seen):
+        if depth == 0 or issubclass(kind, type) or any(each is other for other in self._seen):
             return
         self._seen.append(each)
         parts: list[Any] = []
