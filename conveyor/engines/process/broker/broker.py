@@ -26,6 +26,7 @@ from conveyor.engines.process.system.child import descriptor_of
 from conveyor.engines.process.system.child_setup import ORPHANED, settle
 from conveyor.engines.process.system.descendants import Orphans
 from conveyor.engines.process.system.grace_period import EXIT_SECONDS, GRACE_SECONDS, SLICE_SECONDS, Grace, Standstills
+from conveyor.engines.process.system.inherited_signals import block_what_is_ignored
 from conveyor.engines.process.system.selector import wait_for_any
 from conveyor.engines.process.system.spawning import UNGUARDED
 from conveyor.engines.process.wire.channels import BrokerEnd, FarEnd, Gone, Header, Message
@@ -499,6 +500,7 @@ def main(
 ) -> None:
     """The whole life of a broker process; one that was not forked is sent its orders."""
     settle(foreign)
+    block_what_is_ignored()
     messages: list[Message] = []
     if orders is None:
         parent = os.getppid()

@@ -67,6 +67,17 @@ def settle_signals() -> None:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
+def block_what_is_ignored() -> None:
+    """Let no signal come about which nothing is done: for a process that runs nobody's code, as the broker.
+
+    With `faulthandler`, handlers have a small stack of their own.  Some five signals that are delivered at once
+    overflow it, which ends the process.
+    """
+    if hasattr(_signal, "pthread_sigmask"):
+        ignored = {number for number in range(1, _signal.NSIG) if _signal.getsignal(number) is ignore}
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, ignored)
+
+
 def of_the_program() -> frozenset[int]:
     """Return the signals that broker and workers do nothing about, as far as is known: those that are handled here."""
     handled = frozenset(number for number in range(1, _signal.NSIG) if callable(_signal.getsignal(number)))
