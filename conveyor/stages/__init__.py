@@ -1,5 +1,10 @@
 """What a user adds to a pipeline: elements, and what their settings and jobs mean."""
 
+# What the annotations of the elements name: tools evaluate them where the elements say that they are.
+from collections.abc import Callable as Callable
+
+from conveyor._lean.typing import Any as Any
+from conveyor._lean.typing import Literal as Literal
 from conveyor.stages.elements import (
     DEFAULT_MAXSIZE,
     BalancingFork,
@@ -9,6 +14,7 @@ from conveyor.stages.elements import (
     Processor,
     ReplicatingFork,
 )
+from conveyor.stages.elements import How_co as How_co
 
 __all__ = [
     "DEFAULT_MAXSIZE",
