@@ -1,0 +1,247 @@
+"""How many items make a chunk, and how many a pipe holds.
+
+Law: a chunk starts at one item, at most doubles, and is aimed at so much time and so many bytes; a pipe holds what it
+says, or less where items are heavy.
+"""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conveyor.core.tuning.chunk_size import (
+    FEW,
+    LARGEST,
+    MOST_BYTES,
+    PIPE_BYTES,
+    TARGET_BYTES,
+    TARGET_SECONDS,
+    UNWEIGHED,
+    Aim,
+    Scale,
+    Sizer,
+)
+from tests.helpers.support import TestCase
+
+EXAMPLES = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+
+
+def sizes(seconds: float, limit: int = 1000, replies: int = 20, weight: int = 0) -> list[int]:
+    """The sizes of chunks of items that take so long each and weigh so much."""
+    scale = Scale()
+    if weight:
+        scale.weigh(1, weight)
+    sizer = Sizer(limit, scale, Aim())
+    found = []
+    for _ in range(replies):
+        found.append(sizer.size)
+        sizer.observe(sizer.size, seconds * sizer.size)
+    return found
+
+
+class Chunks(TestCase):
+    """The size of a chunk."""
+
+    def test_it_doubles_up_to_the_limit(self) -> None:
+        assert sizes(1e-7, limit=100)[:9] == [1, 2, 4, 8, 16, 32, 64, 100, 100]
+
+    def test_it_is_aimed_at_some_time(self) -> None:
+        assert sizes(TARGET_SECONDS / 10.5)[:6] == [1, 2, 4, 8, 10, 10]
+        assert sizes(TARGET_SECONDS * 3) == [1] * 20
+
+    def test_it_is_aimed_at_some_bytes(self) -> None:
+        assert sizes(1e-7, weight=TARGET_BYTES // 500, limit=10_000)[8:12] == [256, 500, 500, 500]
+        # Of few items more, up to a bound of its own.
+        assert sizes(1e-7, weight=TARGET_BYTES // 100)[:10] == [1, 2, 4, 8, 16, 32, 64, 128, FEW, FEW]
+        assert sizes(1e-7, weight=MOST_BYTES // 5)[:5] == [1, 2, 4, 5, 5]
+        assert sizes(1e-7, weight=MOST_BYTES * 5) == [1] * 20
+
+    def test_it_is_a_quarter_of_a_small_pipe(self) -> None:
+        scale = Scale(most=4000)
+        scale.weigh(1, 100)
+        sizer = Sizer(1000, scale, Aim())
+        for size in (1, 2, 4, 8, 10, 10):
+            assert sizer.size == size
+            sizer.observe(size, size * 1e-7)
+
+    def test_a_limit_that_makes_no_sense(self) -> None:
+        assert Sizer(0, Scale(), Aim()).size == 1
+        assert max(sizes(0.0, limit=10**9, replies=40)) == LARGEST
+
+    def test_one_slow_chunk_is_not_the_end(self) -> None:
+        sizer = Sizer(1000, Scale(), Aim())
+        for _ in range(10):
+            sizer.observe(sizer.size, sizer.size * 2e-5)
+        assert sizer.size == int(TARGET_SECONDS / 2e-5)
+        # A hiccup of 100 ms in a chunk of 16 ms.
+        sizer.observe(sizer.size, 0.1)
+        assert 400 < sizer.size < 700
+        for _ in range(20):
+            sizer.observe(sizer.size, sizer.size * 2e-5)
+        assert sizer.size > 780
+
+    def test_a_dear_item_among_cheap_ones_changes_little(self) -> None:
+        sizer, found = Sizer(1000, Scale(), Aim()), []
+        for number in range(200):
+            # One chunk in six has an item that costs 200 times the rest.
+            dear = number % 6 == 5
+            sizer.observe(sizer.size, sizer.size * 0.0005 + 0.1 * dear)
+            found.append(sizer.size)
+        assert min(found[20:]) >= 20, found
+
+    def test_two_dear_chunks_in_a_row_are_no_accident(self) -> None:
+        sizer = Sizer(1000, Scale(), Aim())
+        for _ in range(20):
+            sizer.observe(sizer.size, sizer.size * 0.0005)
+        assert sizer.size == 32
+        sizer.observe(sizer.size, sizer.size * 0.1)
+        assert sizer.size == 22
+        sizer.observe(sizer.size, sizer.size * 0.1)
+        assert sizer.size == 1
+
+    def test_where_much_waits_they_are_a_part_of_it(self) -> None:
+        sizer = Sizer(1000, Scale(), Aim())
+        for size, longest in ((1, 1), (2, 2), (4, 4), (8, 8), (10, 16), (10, 32), (10, 64), (10, 84), (10, 84)):
+            # However long the line is, they at most double.
+            assert (sizer.size, sizer.size_of(10**6)) == (size, longest)
+            sizer.observe(size, size * TARGET_SECONDS / 10.5)
+        assert [sizer.size_of(waiting) for waiting in (0, 79, 88, 160, 640, 672)] == [10, 10, 11, 20, 80, 84]
+
+    def test_however_much_waits_a_stretched_one_is_not_stretched_again(self) -> None:
+        aim = Aim()
+        for seconds in (TARGET_SECONDS * 2, TARGET_SECONDS * 4, TARGET_SECONDS * 8):
+            assert aim.loaded(1.0) and aim.seconds == seconds
+            sizer = Sizer(1000, Scale(), aim)
+            for _ in range(10):
+                sizer.observe(sizer.size, sizer.size * TARGET_SECONDS / 10.5)
+            assert sizer.size_of(10**6) == 84
+
+    def test_however_much_waits_a_dear_item_is_a_chunk(self) -> None:
+        sizer = Sizer(1000, Scale(), Aim())
+        for seconds, size in ((TARGET_SECONDS * 5, 1), (TARGET_SECONDS * 3, 2)):
+            for _ in range(30):
+                sizer.observe(1, seconds)
+            assert (sizer.size, sizer.size_of(10**6)) == (1, size)
+
+    def test_however_much_waits_they_keep_within_the_pipe(self) -> None:
+        sizer = Sizer(25, Scale(), Aim())
+        for _ in range(10):
+            sizer.observe(sizer.size, sizer.size * TARGET_SECONDS / 10.5)
+        assert (sizer.size, sizer.size_of(10**6)) == (10, 25)
+        scale = Scale(most=4000)
+        scale.weigh(1, 80)
+        sizer = Sizer(1000, scale, Aim())
+        for _ in range(10):
+            sizer.observe(sizer.size, sizer.size * TARGET_SECONDS / 10.5)
+        assert (sizer.size, sizer.size_of(10**6)) == (10, 12)
+
+    def test_a_broker_with_much_to_do_has_larger_chunks(self) -> None:
+        aim = Aim()
+        sizer = Sizer(1000, Scale(), aim)
+        for share, size in ((0.6, 8), (0.8, 16), (0.8, 32), (0.3, 32), (0.9, 64), (0.9, 64), (0.1, 32), (0.0, 16)):
+            aim.loaded(share)
+            for _ in range(8):
+                sizer.observe(sizer.size, sizer.size * 0.002)
+            assert sizer.size == size, (share, sizer.size)
+
+    def test_of_batches_all_items_are_weighed(self) -> None:
+        scale = Scale()
+        scale.weigh(1, 1000)
+        for unit, size in ((1, 256), (16, 16), (100, 2), (1000, 1)):
+            sizer = Sizer(10_000, scale, Aim(), unit)
+            for _ in range(14):
+                sizer.observe(sizer.size, sizer.size * 1e-7)
+            assert sizer.size == size, (unit, sizer.size)
+
+    def test_it_has_more_bytes_in_each_too(self) -> None:
+        aim, scale = Aim(), Scale()
+        scale.weigh(1, TARGET_BYTES // 512)
+        sizer = Sizer(100_000, scale, aim)
+        for share, size in ((0.6, 512), (0.8, 1024), (0.9, 2048), (0.9, 4096), (0.9, 4096), (0.1, 2048)):
+            aim.loaded(share)
+            for _ in range(14):
+                sizer.observe(sizer.size, sizer.size * 1e-7)
+            assert sizer.size == size, (share, sizer.size)
+
+    def test_a_single_item_is_weaker_evidence_than_a_chunk(self) -> None:
+        one, other = Sizer(1000, Scale(), Aim()), Sizer(1000, Scale(), Aim())
+        for sizer in (one, other):
+            for _ in range(10):
+                sizer.observe(sizer.size, sizer.size * 2e-5)
+        one.observe(1, 1e-4)
+        other.observe(other.size, other.size * 1e-4)
+        assert one.size > other.size
+
+    @EXAMPLES
+    @given(
+        st.integers(1, 10**6),
+        st.integers(1, 10**9),
+        st.lists(st.tuples(st.integers(1, 100), st.floats(0, 10), st.integers(0, 10**9))),
+    )
+    def test_bounds(self, limit: int, most: int, replies: list[tuple[int, float, int]]) -> None:
+        scale = Scale(most)
+        sizer = Sizer(limit, scale, Aim())
+        for units, seconds, weight in replies:
+            before = sizer.size
+            scale.weigh(units, weight)
+            sizer.observe(units, seconds)
+            assert 1 <= sizer.size <= min(limit, LARGEST, 2 * before)
+            assert sizer.seconds is not None and sizer.seconds >= 0
+            assert sizer.size == 1 or sizer.size * scale.bytes <= min(
+                max(TARGET_BYTES, min(FEW * scale.bytes, MOST_BYTES)), most // 4
+            )
+            assert sizer.size == 1 or sizer.size * sizer.seconds <= TARGET_SECONDS * 1.001
+
+
+class Weights(TestCase):
+    """What a pipe holds."""
+
+    def test_before_anything_was_weighed(self) -> None:
+        assert (Scale().limit(10), Scale().limit(10 * UNWEIGHED)) == (10, UNWEIGHED)
+
+    def test_light_items_count_as_items(self) -> None:
+        scale = Scale()
+        scale.weigh(10, 80)
+        assert scale.limit(65536) == 65536
+
+    def test_heavy_items_count_as_bytes(self) -> None:
+        scale = Scale()
+        scale.weigh(2, PIPE_BYTES)
+        assert scale.limit(65536) == 2
+        assert scale.limit(1) == 1
+
+    def test_an_item_heavier_than_a_pipe_still_goes_through(self) -> None:
+        scale = Scale()
+        scale.weigh(1, 10 * PIPE_BYTES)
+        assert scale.limit(65536) == 1
+
+    def test_a_pipe_says_how_many_bytes_it_holds(self) -> None:
+        scale = Scale(most=1000)
+        assert scale.limit(65536) == UNWEIGHED
+        scale.weigh(1, 300)
+        assert (scale.limit(65536), scale.limit(2)) == (3, 2)
+        scale = Scale(most=1)
+        scale.weigh(1, 300)
+        assert scale.limit(65536) == 1
+
+    def test_it_forgets_slowly(self) -> None:
+        scale = Scale()
+        scale.weigh(1, PIPE_BYTES)
+        scale.weigh(1, 0)
+        assert scale.bytes == 0.8 * PIPE_BYTES
+
+    @EXAMPLES
+    @given(
+        st.integers(1, 10**6),
+        st.integers(1, 10**9),
+        st.lists(st.tuples(st.integers(1, 1000), st.integers(0, 10**9)), min_size=1),
+    )
+    def test_bounds(self, bound: int, most: int, weights: list[tuple[int, int]]) -> None:
+        scale = Scale(most)
+        for items, size in weights:
+            scale.weigh(items, size)
+        limit = scale.limit(bound)
+        samples = [size / items for items, size in weights]
+        assert min(samples) * 0.999 <= scale.bytes <= max(samples) * 1.001
+        assert 1 <= limit <= bound
+        assert limit == 1 or limit * scale.bytes <= most * 1.001

@@ -1,0 +1,1 @@
+"""Tests of documents, laws and what is public."""

@@ -1,0 +1,319 @@
+"""The laws of the design that the text of the package can prove.
+
+Law: a module that breaks one is named here, with the line; nothing has to be added for a new module.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pickle
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import conveyor
+from conveyor import errors
+from tests.helpers.support import ROOT, TestCase
+
+PACKAGE = ROOT / "conveyor"
+FORBIDDEN = {"multiprocessing", "threading", "queue", "time", "os", "random", "pickle", "logging"}
+# What else would bring a process, a thread, a clock or a file into the core.
+FORBIDDEN |= {
+    "_thread",
+    "asyncio",
+    "concurrent",
+    "datetime",
+    "io",
+    "pathlib",
+    "select",
+    "selectors",
+    "signal",
+    "socket",
+}
+FORBIDDEN |= {"subprocess", "sys", "tempfile", "uuid", "weakref"}
+LONGEST = 700
+
+
+def modules() -> dict[str, Path]:
+    """All modules of the package, by name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+CORE = [name for name in MODULES if name == "conveyor.core" or name.startswith("conveyor.core.")]
+
+
+def is_for_types(node: ast.stmt) -> bool:
+    """Whether this is `if TYPE_CHECKING:`."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
+
+
+def imports(name: str) -> Iterator[tuple[int, str]]:
+    """The lines and names of what a module imports when it runs, wherever in it that is."""
+    path = MODULES[name]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            yield node.lineno, base
+            # A name that is imported may be a module.
+            yield from ((node.lineno, f"{base}.{each.name}") for each in node.names if f"{base}.{each.name}" in MODULES)
+        else:
+            waiting += node.orelse if isinstance(node, ast.If) and is_for_types(node) else ast.iter_child_nodes(node)
+
+
+def reached(name: str) -> set[str]:
+    """The modules of the package that a module needs when it runs, itself among them.
+
+    What is only above it is not: `conveyor/__init__.py` imports everything, for users.
+    """
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        each = waiting.pop()
+        if each in MODULES and each not in found:
+            found.add(each)
+            waiting += [imported for _, imported in imports(each)]
+    return found
+
+
+class TheHouse(TestCase):
+    """Imports point one way, from folder to folder; what is only for types counts, too."""
+
+    # From what imports nothing of the others to what may import all of them; those of one line may not import each other.
+    FLOORS = (
+        ("conveyor._lean",),
+        ("conveyor._system",),
+        ("conveyor.errors", "conveyor.stats"),
+        ("conveyor.stages",),
+        ("conveyor.graph",),
+        ("conveyor.core",),
+        ("conveyor.engines.failures",),
+        ("conveyor.engines.process.shm", "conveyor.engines.process.system"),
+        ("conveyor.engines.process.wire",),
+        ("conveyor.engines.process.worker",),
+        ("conveyor.engines.process.broker",),
+        ("conveyor.engines.process.caller", "conveyor.engines.inline"),
+        ("conveyor.operations",),
+        ("conveyor.stream",),
+        ("conveyor.pipeline",),
+        ("conveyor",),
+    )
+
+    def place(self, module: str) -> tuple[int, str] | None:
+        """The floor and the room of a module; None of a package that holds nothing but rooms."""
+        if module in ("conveyor.engines", "conveyor.engines.process"):
+            return None
+        for floor, rooms in enumerate(self.FLOORS):
+            for room in rooms:
+                if module == room or (room != "conveyor" and module.startswith(f"{room}.")):
+                    return floor, room
+        raise AssertionError(f"{module} has no place in the house")
+
+    def test_every_arrow_points_down(self) -> None:
+        wrong = []
+        for module, path in MODULES.items():
+            here = self.place(module)
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("conveyor"):
+                    continue
+                names = [f"{node.module}.{each.name}" for each in node.names]
+                for imported in {name if name in MODULES else str(node.module) for name in names}:
+                    there = self.place(imported)
+                    if here is not None and there is not None and here[1] != there[1] and here[0] <= there[0]:
+                        wrong.append(f"{module}:{node.lineno} imports {imported}")
+        assert not wrong, "\n".join(wrong)
+
+
+class TheCore(TestCase):
+    """Law 1: it knows no process, no thread, no clock and no file."""
+
+    def test_imports(self) -> None:
+        assert len(CORE) > 10
+        broken = [
+            f"{module}:{line} imports {imported} (reached from {name})"
+            for name in CORE
+            for module in sorted(reached(name))
+            for line, imported in imports(module)
+            if imported.partition(".")[0] in FORBIDDEN
+        ]
+        assert not broken, "\n".join(broken)
+
+    def test_it_reaches_no_further_than_the_plan_and_what_is_told_of_it(self) -> None:
+        assert set().union(*map(reached, CORE)) - set(CORE) == {
+            "conveyor._lean.typing",
+            "conveyor.graph.plan",
+            "conveyor.stats",
+            "conveyor._lean.dataclasses",
+        }
+
+    def test_calls_that_need_no_import(self) -> None:
+        broken = []
+        for name in MODULES:
+            if name.startswith("conveyor.core"):
+                for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+                    if isinstance(node, ast.Name) and node.id in {
+                        "open",
+                        "print",
+                        "input",
+                        "__import__",
+                        "exec",
+                        "eval",
+                    }:
+                        broken.append(f"{name}:{node.lineno} uses {node.id}")
+        assert not broken, "\n".join(broken)
+
+    def test_this_test_sees_what_it_looks_for(self) -> None:
+        """Of the engines it says what it must never say of the core."""
+        found = {imported for name in reached("conveyor.engines.inline") for _, imported in imports(name)}
+        assert {"pickle", "signal"} <= found
+
+
+class TheClock(TestCase):
+    """One module has the system's clocks; what is imported elsewhere, a test suite may replace."""
+
+    def test_imports(self) -> None:
+        broken = [
+            f"{name}:{line}"
+            for name in MODULES
+            for line, imported in imports(name)
+            if imported == "time" and name != "conveyor._system.clock"
+        ]
+        assert not broken, f"{broken}: import it from conveyor._system.clock"
+
+
+class Errors(TestCase):
+    """Law 5: every exception survives pickling, with its fields."""
+
+    def samples(self) -> Iterator[BaseException]:
+        """One exception of each class in the module, made from what its `__init__` asks for."""
+        values: dict[str, Any] = {"int": 7, "str": "text", "int | None": -9, "str | None": "more", "": "message"}
+        values["float"] = 1.5
+        for _, kind in inspect.getmembers(errors, inspect.isclass):
+            if not issubclass(kind, BaseException) or kind.__module__ != errors.__name__:
+                continue
+            positional: list[Any] = []
+            keywords: dict[str, Any] = {}
+            if any("__init__" in vars(each) for each in kind.__mro__ if each.__module__ == errors.__name__):
+                for number, parameter in enumerate(inspect.signature(kind).parameters.values()):
+                    if parameter.kind is parameter.VAR_POSITIONAL:
+                        positional.append("a message")
+                        continue
+                    value = values[str(parameter.annotation)]
+                    value = f"{value} {number}" if isinstance(value, str) else value + number
+                    if parameter.kind is parameter.KEYWORD_ONLY:
+                        keywords[parameter.name] = value
+                    else:
+                        positional.append(value)
+            else:
+                positional.append("a message")
+            yield kind(*positional, **keywords)
+
+    def test_round_trip(self) -> None:
+        seen = set()
+        for error in self.samples():
+            seen.add(type(error).__name__)
+            for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+                with self.subTest(error=type(error).__name__, protocol=protocol):
+                    again = pickle.loads(pickle.dumps(error, protocol))
+                    assert type(again) is type(error)
+                    assert (str(again), again.args, vars(again)) == (str(error), error.args, vars(error))
+        assert {"RuleError", "ProcessorError", "WorkerDiedError", "RemoteTraceback", "ImplicitPipeWarning"} <= seen
+
+    def test_fields_are_there_to_be_lost(self) -> None:
+        """Each parameter of an error is a field of it, so that the test above has something to compare."""
+        for error in self.samples():
+            with self.subTest(error=type(error).__name__):
+                if isinstance(error, errors.ConveyorError) and "__init__" in vars(type(error)):
+                    wanted = set(inspect.signature(type(error)).parameters) - {"message"}
+                    assert wanted <= set(vars(error))
+
+    def test_a_subclass_of_a_user(self) -> None:
+        error = Mine("text", 3)
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is Mine and (again.rule, again.args) == (3, ("text",))
+
+    def test_all_errors_can_be_imported_from_the_package(self) -> None:
+        for _, kind in inspect.getmembers(errors, inspect.isclass):
+            if issubclass(kind, BaseException) and kind.__module__ == errors.__name__:
+                assert getattr(conveyor, kind.__name__) is kind
+                assert kind.__name__ in conveyor.__all__
+
+    def test_every_error_of_the_package_is_in_that_module(self) -> None:
+        """So that none is forgotten above."""
+        for name in MODULES:
+            for kind in vars(importlib.import_module(name)).values():
+                if isinstance(kind, type) and issubclass(kind, BaseException) and kind.__module__ == name:
+                    # A signal within an engine, which no user ever sees.
+                    signals = ("FailedUnit", "Gone", "StageError", "Unpicklable")
+                    internal = kind.__name__.startswith("_") or kind.__name__ in signals
+                    assert name == errors.__name__ or internal, f"{name}.{kind.__name__}"
+
+
+class Mine(errors.RuleError):
+    """What a user may derive."""
+
+
+class Dependencies(TestCase):
+    """Law 7: the package needs nothing but Python; what an extra brings is imported only where it is used."""
+
+    EXTRAS: ClassVar[dict[str, set[str]]] = {"conveyor.engines.process.wire.by_value": {"cloudpickle"}}
+
+    def test_only_the_standard_library(self) -> None:
+        broken = [
+            f"{name}:{line} imports {imported}"
+            for name in MODULES
+            for line, imported in imports(name)
+            if imported.partition(".")[0] not in {"conveyor", *sys.stdlib_module_names, *self.EXTRAS.get(name, ())}
+        ]
+        assert not broken, "\n".join(broken)
+
+    def test_it_imports_where_nothing_is_installed(self) -> None:
+        """In a Python without site-packages, every module."""
+        names = [module.name for module in pkgutil.walk_packages([str(PACKAGE)], "conveyor.")]
+        assert set(names) | {"conveyor"} == set(MODULES)
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + "".join(f"import {name}\n" for name in names)
+        result = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+
+
+class Texts(TestCase):
+    """What every module looks like."""
+
+    def test_no_module_is_long(self) -> None:
+        lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
+        too_long = {name: length for name, length in lengths.items() if length > LONGEST}
+        assert not too_long, too_long
+
+    def test_every_module_says_its_law(self) -> None:
+        without = []
+        for name, path in MODULES.items():
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            # A package says what is in it, its modules say the rest.
+            if not text or (path.name != "__init__.py" and "Law: " not in text):
+                without.append(name)
+        assert not without, without
+
+    def test_every_test_file_says_its_law(self) -> None:
+        without = [
+            path.name
+            for path in sorted((ROOT / "tests").glob("*.py"))
+            if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        ]
+        assert not without, without

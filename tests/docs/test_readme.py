@@ -1,0 +1,355 @@
+"""What the documentation shows is what happens: each example in README.md, docs/*.md and the package's docstrings runs.
+
+Every fenced block marked `python` is a test:
+
+- with `>>>` prompts it is a doctest;
+- with `if __name__ == "__main__":` it is a script, run by a Python of its own;
+- otherwise it is a module, run here.
+
+Comments of the form `# prints some text`, in order, are the lines of the whole standard output; a block without them
+may print what it likes. An HTML comment on the line above the fence, which a reader does not see, says more:
+
+- `<!-- test: continues -->`: the block goes on with the names of the one before it in the same file;
+- `<!-- test: skip, because ... -->`: the block is shown and not run.
+
+README.md fits on 200 lines.  Every link between the documents leads to a file and a heading that are there, docs/index.md
+has a link to every page, and README.md shows no figure of a benchmark that docs/benchmarks.md does not have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import doctest
+import importlib
+import io
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+import traceback
+import types
+import unittest
+import unittest.mock
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import conveyor
+from conveyor.engines.process.wire import by_value
+from tests.helpers.support import ROOT, TestCase, nothing_left
+
+FENCE = re.compile(r"^```python[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+MARK = re.compile(r"<!--\s*test:\s*(continues|skip)\b.*-->\s*\Z")
+PRINTS = re.compile(r"#[ \t]*prints[ \t]?(.*)$", re.MULTILINE)
+# What is in a fence of any kind, and is no text.
+FENCED = re.compile(r"^```.*?^```[ \t]*$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ +(.+?)[ \t]*$", re.MULTILINE)
+
+# The columns of the benchmarks in README.md, and how docs/benchmarks.md calls the contestants.
+CONTESTANTS = {
+    "loop": "a plain loop",
+    "queues": "multiprocessing.Queue by hand",
+    "`Pool`": "Pool.imap",
+    "executor": "ProcessPoolExecutor",
+    "joblib": "joblib",
+    "mpire": "mpire",
+    "pypeln": "pypeln",
+    "Ray": "Ray",
+}
+
+README_LINES = 200
+README_CHARACTERS = 9216
+
+
+class Block(NamedTuple):
+    """One example: where it is, and its source with that of the blocks it continues."""
+
+    path: str
+    line: int
+    source: str
+
+    @property
+    def is_script(self) -> bool:
+        """Whether it starts processes in a way that needs a main module of its own."""
+        return re.search(r"^if __name__ == ", self.source, re.MULTILINE) is not None
+
+    @property
+    def is_doctest(self) -> bool:
+        """Whether it shows an interactive session."""
+        return re.search(r"^\s*>>> ", self.source, re.MULTILINE) is not None
+
+
+def blocks(text: str, path: str) -> Iterator[Block]:
+    """The blocks of one file that are to be run; each source is padded, so that its line numbers are the file's."""
+    before = ""
+    for match in FENCE.finditer(text):
+        line = text.count("\n", 0, match.start(1)) + 1
+        mark = MARK.search(text, 0, match.start())
+        if mark is not None and mark[1] == "skip":
+            continue
+        source = before if mark is not None else ""
+        source += "\n" * (line - 1 - source.count("\n")) + match[1]
+        yield Block(path, line, source)
+        before = source
+
+
+def documents(root: Path = ROOT) -> dict[str, str]:
+    """The text of README.md and of each page in docs/, by its path."""
+    paths = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    return {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+
+
+def all_blocks() -> Iterator[Block]:
+    """The blocks of all documents."""
+    for path, text in documents().items():
+        yield from blocks(text, path)
+
+
+def run_block(block: Block) -> str:
+    """Run one block in an empty folder and return what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        if block.is_script:
+            return run_as_script(block, Path(folder))
+        before = os.getcwd()
+        os.chdir(folder)
+        try:
+            return run_as_module(block)
+        finally:
+            os.chdir(before)
+
+
+def run_as_module(block: Block) -> str:
+    """Run the block in this process, as a module that is imported, so that its classes can be pickled."""
+    module = types.ModuleType("documented_" + re.sub(r"\W", "_", f"{block.path}_{block.line}"))
+    sys.modules[module.__name__] = module
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output):
+            exec(compile(block.source, block.path, "exec"), module.__dict__)
+    finally:
+        del sys.modules[module.__name__]
+    return output.getvalue()
+
+
+def run_as_script(block: Block, folder: Path) -> str:
+    """Run the block as a user would: saved to a file and given to Python."""
+    script = folder / "example.py"
+    script.write_text(block.source, encoding="utf-8")
+    path = os.pathsep.join(filter(None, [str(Path(conveyor.__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+    finished = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"},
+        timeout=50,
+    )
+    if finished.returncode != 0:
+        raise AssertionError(f"{block.path}:{block.line} ended with {finished.returncode}:\n{finished.stderr}")
+    return finished.stdout
+
+
+def run_doctests(tests: list[doctest.DocTest]) -> str:
+    """Run doctests and return the report of those that failed."""
+    report = io.StringIO()
+    runner = doctest.DocTestRunner(verbose=False, optionflags=doctest.ELLIPSIS)
+    # The documents say what is so where nothing is installed beside Conveyor.
+    with unittest.mock.patch.object(by_value, "is_installed", return_value=False):
+        for test in tests:
+            runner.run(test, out=report.write)
+    return report.getvalue()
+
+
+def check_block(block: Block) -> None:
+    """Run one block and compare what it printed with what it says it prints."""
+    with nothing_left():
+        if block.is_doctest:
+            # The parser counts lines from 0, and the padding has put them where they are in the document.
+            test = doctest.DocTestParser().get_doctest(block.source, {}, block.path, block.path, 0)
+            report = run_doctests([test])
+            if report:
+                raise AssertionError(report)
+            return
+        output = run_block(block)
+    expected = [line.rstrip() for line in PRINTS.findall(block.source)]
+    printed = [line.rstrip() for line in output.splitlines()]
+    if expected and expected != printed:
+        raise AssertionError(f"{block.path}:{block.line} says it prints\n{expected}\nand prints\n{printed}")
+
+
+class TestDocuments(TestCase):
+    """One test for each block, named after its file and line."""
+
+    def test_readme_has_examples(self) -> None:
+        self.assertTrue([block for block in all_blocks() if block.path == "README.md"])
+
+
+def links(text: str) -> list[str]:
+    """The targets of the links in a document, but for those that lead into the world."""
+    return [target for target in LINK.findall(FENCED.sub("", text)) if "://" not in target]
+
+
+def anchors(text: str) -> set[str]:
+    """The names by which links lead to headings."""
+    headings = HEADING.findall(FENCED.sub("", text))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(root: Path) -> list[str]:
+    """The links of documents that lead to a file or a heading that is not there."""
+    broken = []
+    for path, text in documents(root).items():
+        for link in links(text):
+            target, _, anchor = link.partition("#")
+            file = (root / path).parent / target if target else root / path
+            if not file.exists() or (anchor and anchor not in anchors(file.read_text(encoding="utf-8"))):
+                broken.append(f"{path}: {link}")
+    return broken
+
+
+def ratios(section: str, contestant: str) -> list[str]:
+    """The ratios of a contestant in a section of docs/benchmarks.md, with the best settings where it has any."""
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
+    column = rows[0].index("ratio")
+    worse = ("defaults", "item by item")
+    return [row[column] for row in rows if row[0].startswith(contestant) and not row[0].endswith(worse)]
+
+
+class TestPages(TestCase):
+    """What the documents are, beside their examples."""
+
+    def test_the_readme_is_short(self) -> None:
+        text = documents()["README.md"]
+        self.assertLessEqual(len(text.splitlines()), README_LINES)
+        self.assertLessEqual(len(text), README_CHARACTERS)
+
+    def test_every_link_leads_somewhere(self) -> None:
+        self.assertEqual(broken_links(ROOT), [])
+
+    def test_a_link_that_leads_nowhere_is_found(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            (root / "docs").mkdir()
+            (root / "docs" / "page.md").write_text("# A page\n[a](../README.md#one-two) [b](other.md) [c](#page)\n")
+            (root / "README.md").write_text(
+                "# One, two\n[a](docs/page.md#a-page) [b](#one) [c](https://example.org)\n```text\n# one\n[d](none)\n```\n"
+            )
+            broken = ["README.md: #one", "docs/page.md: other.md", "docs/page.md: #page"]
+            self.assertEqual(broken_links(root), broken)
+
+    def test_the_index_has_every_page(self) -> None:
+        texts = documents()
+        pages = {path.removeprefix("docs/") for path in texts if path.startswith("docs/")} - {"index.md"}
+        self.assertEqual(pages - set(links(texts["docs/index.md"])), set())
+
+    def test_the_figures_of_the_readme_are_those_of_the_benchmarks(self) -> None:
+        texts = documents()
+        sections = texts["docs/benchmarks.md"].split("\n## ")[1:]
+        table = texts["README.md"].split("\n## Benchmarks\n")[1].split("\n## ")[0]
+        heading, _, *rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("|")]
+        self.assertEqual([cell.strip() for cell in heading[1:]], list(CONTESTANTS))
+        for name, *figures in rows:
+            [section] = [section for section in sections if section.startswith(name.strip())]
+            for contestant, figure in zip(CONTESTANTS.values(), figures, strict=True):
+                with self.subTest(workload=name, contestant=contestant):
+                    self.assertEqual([figure.strip()], ratios(section, contestant) or [""])
+
+
+class TestDocstrings(TestCase):
+    """One test for each module of the package."""
+
+
+def _block_test(block: Block) -> Callable[[TestDocuments], None]:
+    def test(self: TestDocuments) -> None:
+        check_block(block)
+
+    return test
+
+
+def _docstring_test(name: str) -> Callable[[TestDocstrings], None]:
+    def test(self: TestDocstrings) -> None:
+        module = importlib.import_module(name)
+        tests = [found for found in doctest.DocTestFinder(exclude_empty=True).find(module) if found.examples]
+        with nothing_left():
+            report = run_doctests(tests)
+        if report:
+            self.fail(report)
+
+    return test
+
+
+def _module_names() -> Iterator[str]:
+    yield conveyor.__name__
+    for module in pkgutil.walk_packages(conveyor.__path__, conveyor.__name__ + "."):
+        if not module.name.endswith("__main__"):
+            yield module.name
+
+
+def _add(case: type[unittest.TestCase], name: str, test: Callable[..., None]) -> None:
+    test.__name__ = "test_" + re.sub(r"\W", "_", name)
+    test.__qualname__ = f"{case.__qualname__}.{test.__name__}"
+    setattr(case, test.__name__, test)
+
+
+for _block in all_blocks():
+    _add(TestDocuments, f"{_block.path}_line_{_block.line}", _block_test(_block))
+for _name in _module_names():
+    _add(TestDocstrings, _name, _docstring_test(_name))
+
+
+class TestScheme(TestCase):
+    """The scheme itself: what is shown wrongly fails."""
+
+    def check(self, *lines: str) -> list[Block]:
+        found = list(blocks("\n".join(lines) + "\n", "made_up.md"))
+        for block in found:
+            check_block(block)
+        return found
+
+    def test_module(self) -> None:
+        self.check("```python", "print(1)  # prints 1", "print('a b')", "# prints a b", "```")
+
+    def test_module_that_prints_something_else(self) -> None:
+        with self.assertRaisesRegex(AssertionError, "made_up.md:2 says it prints"):
+            self.check("```python", "print(2)  # prints 1", "```")
+
+    def test_module_that_raises_at_its_line(self) -> None:
+        try:
+            self.check("text", "```python", "1", "1 / 0", "```")
+        except ZeroDivisionError as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            self.assertEqual((last.filename, last.lineno), ("made_up.md", 4))
+        else:
+            self.fail("nothing was raised")
+
+    def test_script(self) -> None:
+        self.check("```python", "if __name__ == '__main__':", "    print('main')  # prints main", "```")
+
+    def test_script_that_fails(self) -> None:
+        with self.assertRaisesRegex(AssertionError, "(?s)made_up.md:2 ended with 1:.*line 3"):
+            self.check("```python", "if __name__ == '__main__':", "    1 / 0", "```")
+
+    def test_doctest(self) -> None:
+        self.check("```python", ">>> 1 + 1", "2", "```")
+        with self.assertRaisesRegex(AssertionError, 'File "made_up.md", line 2'):
+            self.check("```python", ">>> 1 + 1", "3", "```")
+
+    def test_continued(self) -> None:
+        found = self.check(
+            "```python", "a = 1", "```", "more", "<!-- test: continues -->", "```python", "print(a)", "```"
+        )
+        self.assertEqual([block.line for block in found], [2, 7])
+
+    def test_skipped_and_other_languages(self) -> None:
+        found = self.check(
+            "<!-- test: skip, because it has no end -->", "```python", "1 / 0", "```", "```sh", "false", "```"
+        )
+        self.assertEqual(found, [])
+
+    def test_a_mark_reaches_only_the_next_block(self) -> None:
+        with self.assertRaises(ZeroDivisionError):
+            self.check("<!-- test: skip -->", "```python", "```", "text", "```python", "1 / 0", "```")

@@ -1,0 +1,1 @@
+"""Tests in which something dies, stops or is left behind."""

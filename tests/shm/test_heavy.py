@@ -1,0 +1,553 @@
+"""Heavy items: what goes through shared memory is the same as what goes through a channel, whoever dies or keeps it.
+
+Law: the buffers are real, and large enough to be shared; what a test says of memory it asks the system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import itertools
+import os
+import pickle
+import random
+import resource
+import signal
+import time
+import unittest
+import weakref
+import zlib
+from pathlib import Path
+from unittest import mock
+
+from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ReplicatingFork
+from conveyor.engines.process.shm import arena as arenas
+from conveyor.engines.process.shm.mapping import address_of
+from conveyor.engines.process.wire.codec import LEAST_BYTES, LEAST_STREAM_BYTES
+from tests.faults.test_survival import Survival, kill, same, slowly, workers_of_the_pipeline
+from tests.helpers.support import SHORT, TestCase, nothing_left, slow
+
+HAS_ARENA = hasattr(os, "memfd_create")
+
+
+class Buffer:
+    """Something like an array: a buffer that is pickled out of band, and a number beside it."""
+
+    def __init__(self, memory, number=0):
+        self.memory = memory
+        self.number = number
+
+    def __reduce_ex__(self, protocol):
+        return Buffer, (pickle.PickleBuffer(self.memory), self.number)
+
+    def __eq__(self, other):
+        return self.number == other.number and self.view() == other.view()
+
+    __hash__ = None
+
+    def __repr__(self):
+        return f"Buffer({self.number}, {len(self.view()):,} bytes)"
+
+    def view(self):
+        return memoryview(self.memory).cast("B")
+
+    @property
+    def mapping(self):
+        """The shared memory that it lives in, None where it does not."""
+        owner = memoryview(self.memory).obj
+        return owner if type(owner) is arenas.Private else None
+
+
+def buffer(number, size=300_000):
+    """A buffer whose content depends on its number."""
+    pattern = random.Random(number).randbytes(4000)
+    return Buffer(bytearray((pattern * (size // len(pattern) + 1))[:size]), number)
+
+
+def buffers(count, size=300_000):
+    for number in range(count):
+        yield buffer(number, size)
+
+
+def add_one(item):
+    """Change all of it in place."""
+    view = item.view()
+    view[:] = bytes((byte + 1) % 256 for byte in view[:1000]) + bytes(view[1000:])
+    return item
+
+
+def touch_last(item):
+    item.view()[-1] ^= 255
+    return item
+
+
+def touch_first(item):
+    item.view()[0] ^= 255
+    return item
+
+
+def is_shared(item):
+    return item.mapping is not None
+
+
+def region(item):
+    """Whose memory it is in: 0 is the caller's."""
+    if item.mapping is None:
+        return None
+    address = address_of(item.memory)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, _, offset, *_ = line.split()
+        start, stop = (int(each, 16) for each in addresses.split("-"))
+        if start <= address < stop:
+            return int(offset, 16) // arenas.REGION_BYTES
+    raise AssertionError("it is nowhere")
+
+
+class Onlooker:
+    """A forked child that says at the end whether it still sees what it should.
+
+    Of several, the last one is to be asked first: it has what tells the others that the end has come.
+    """
+
+    def __init__(self, sees):
+        told, self.telling = os.pipe()
+        self.child = os.fork()
+        if not self.child:
+            code = 1
+            with contextlib.suppress(BaseException):
+                os.close(self.telling)
+                os.read(told, 1)
+                code = 0 if sees() else 2
+            os._exit(code)
+        os.close(told)
+
+    def verdict(self):
+        """0: it does; 2: it sees something else."""
+        os.close(self.telling)
+        return os.waitstatus_to_exitcode(os.waitpid(self.child, 0)[1])
+
+
+def twice(item):
+    """Two views of one memory."""
+    return [item, Buffer(item.view(), item.number)]
+
+
+def change_the_first(pair):
+    touch_first(pair[0])
+    return pair
+
+
+def part(item):
+    """A part that begins within a page."""
+    return Buffer(item.view()[1001:], item.number)
+
+
+def checksum(item):
+    return item.number, zlib.crc32(item.view())
+
+
+class Wiped(Buffer):
+    """One that wipes its memory when nobody has it any more."""
+
+    def __del__(self):
+        self.view()[:] = bytes(len(self.view()))
+
+
+def wiped(item):
+    """The same memory, changed in place, in the hands of another."""
+    touch_first(item)
+    return Wiped(item.memory, item.number)
+
+
+def wiped_inside(item):
+    return {"of": [wiped(item)]}
+
+
+def wipe(view):
+    view[:] = bytes(len(view))
+
+
+def wiped_by_another(item):
+    """The same, and it does not know of it."""
+    given = Buffer(touch_first(item).memory, item.number)
+    weakref.finalize(given, wipe, item.view())
+    return given
+
+
+def number_and_sum(item):
+    item = item if isinstance(item, Buffer) else item["of"][0]
+    return item.number, zlib.crc32(item.view())
+
+
+class Keeping(Processor):
+    """Keeps the last few items, and says what the oldest of them has."""
+
+    def setup(self):
+        self.kept = []
+
+    def process(self, item):
+        self.kept = [*self.kept[-9:], item]
+        return self.kept[0]
+
+
+class ChangesLater(Processor):
+    """Changes each item in place, and the one before once more, when that is on its way."""
+
+    def setup(self):
+        self.last = None
+
+    def process(self, item):
+        if self.last is not None:
+            touch_last(self.last)
+        self.last = touch_first(item)
+        return item
+
+
+class Forks(Processor):
+    """Changes each item in place; some of them a child sees, which says at the end whether it saw that only."""
+
+    def setup(self):
+        self.onlookers = []
+
+    def process(self, item):
+        touch_first(item)
+        if item.number % 40 == 30:
+            self.onlookers.append(Onlooker(lambda: item == touch_first(buffer(item.number))))
+        return item
+
+    def finish(self):
+        return [onlooker.verdict() for onlooker in reversed(self.onlookers)]
+
+
+class ChangeAndDie(Processor):
+    """Changes each item in place, and lets its worker die after it did so with one, the first time."""
+
+    restartable = True
+
+    def __init__(self, folder, number):
+        self.path, self.number = os.path.join(folder, "died"), number
+
+    def process(self, item):
+        touch_first(item)
+        if item.number == self.number and not os.path.exists(self.path):
+            Path(self.path).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+
+class ChangeAndRaise(ChangeAndDie):
+    """The same, but raises."""
+
+    retries = 1
+
+    def process(self, item):
+        touch_first(item)
+        if item.number == self.number and not os.path.exists(self.path):
+            Path(self.path).touch()
+            raise ValueError(item.number)
+        return item
+
+
+def memory_of(pipeline):
+    """The bytes of memory that the shared file of an open pipeline takes."""
+    return os.fstat(pipeline._session.arena._descriptor).st_blocks * 512
+
+
+class Basics:
+    """What is held by every start method and channel."""
+
+    time_limit = 120.0
+    settings = {"start_method": "fork", "channel": "pipe"}
+
+    def setUp(self):
+        self.folder = self.new_folder()
+        self.leave_nothing()
+
+    def make(self, *elements, **more):
+        pipeline = Pipeline(**self.settings, **more)
+        for element in elements:
+            pipeline.add(*(element if isinstance(element, tuple) else (element,)))
+        return pipeline
+
+    def test_the_same_items_come_out(self):
+        sizes = [0, 1, LEAST_BYTES - 1, LEAST_BYTES, LEAST_BYTES + 1, 100_000, 1_000_000, 3, 5_000_000]
+        items = [buffer(number, size) for number, size in enumerate(sizes * 2)]
+        items = [{"one": [item], "two": (item, "text")} for item in items]
+        pipeline = self.make(Processor(same), Pipe(), Processor(same, workers=2), Pipe(), Processor(same))
+        assert pipeline.run(items) == items
+
+    def test_it_goes_through_shared_memory(self):
+        assert self.make(Processor(is_shared)).run(buffers(10)) == [True] * 10
+        assert self.make(Processor(is_shared)).run(buffers(10, LEAST_BYTES - 1)) == [False] * 10
+        results = self.make(Processor(same)).run(buffers(10))
+        assert all(map(is_shared, results)) and results == list(buffers(10))
+
+    def test_what_is_passed_on_unchanged_is_not_copied(self):
+        pipeline = self.make(Processor(same), Pipe(), Processor(part), Pipe(), Processor(same))
+        results = list(map(region, pipeline.run(buffers(10))))
+        assert results == [0] * 10
+        pipeline = self.make(Processor(same), Pipe(), Processor(touch_last), Pipe(), Processor(same))
+        results = pipeline.run(buffers(10))
+        assert results == list(map(touch_last, buffers(10)))
+        assert 0 not in map(region, results)
+
+    def test_a_branch_sees_its_own_changes_only(self):
+        pipeline = self.make(
+            Processor(same),
+            Pipe(),
+            ReplicatingFork(3),
+            (Processor(touch_first), Processor(same), Processor(touch_last)),
+            Pipe(),
+            Join(how="zip"),
+        )
+        for number, row in enumerate(pipeline.run(buffers(20))):
+            item = buffer(number)
+            assert row == (touch_first(buffer(number)), item, touch_last(buffer(number)))
+
+    def test_a_storm_of_kills(self):
+        count, kills = (100, 5) if SHORT or self.settings["start_method"] == "spawn" else (300, 15)
+        chooser = random.Random(5)
+        pipeline = self.make(
+            Processor(same), Pipe(), Processor(touch_first, workers=2), Pipe(maxbytes=5_000_000), Processor(slowly)
+        )
+        results = 0
+        with pipeline:
+            for number, result in enumerate(pipeline.stream(buffers(count))):
+                assert result == touch_first(buffer(number)), number
+                results += 1
+                if number % (count // kills) == 3:
+                    Survival.settle(self, pipeline)
+                    kill(chooser.choice(workers_of_the_pipeline() or [0x7FFFFFFF]))
+            assert results == count
+
+
+class Heavy(Basics):
+    """The rest of it."""
+
+    def test_a_part_of_it(self):
+        pipeline = self.make(Processor(part), Pipe(), Processor(checksum))
+        assert pipeline.run(buffers(3)) == [checksum(part(item)) for item in buffers(3)]
+        assert self.make(Processor(part)).run(buffers(3)) == list(map(part, buffers(3)))
+
+    def test_what_wipes_itself_arrives_as_it_was_given(self):
+        expected = [(number, zlib.crc32(touch_first(buffer(number)).view())) for number in range(40)]
+        for job in (wiped, wiped_inside, wiped_by_another):
+            assert self.make(Processor(job), Pipe(), Processor(number_and_sum)).run(buffers(40)) == expected
+
+    def test_two_views_of_one_memory_become_two(self):
+        results = self.make(Processor(twice), Pipe(), Processor(change_the_first)).run(buffers(5))
+        assert results == [[touch_first(item), buffer(item.number)] for item in buffers(5)]
+
+    def test_all_the_changes_in_place(self):
+        pipeline = self.make(Processor(add_one), Pipe(), Processor(touch_last), Pipe(), Processor(add_one))
+        assert pipeline.run(buffers(60)) == [add_one(touch_last(add_one(item))) for item in buffers(60)]
+
+    def test_who_died_after_a_change_leaves_the_item_as_it_was(self):
+        pipeline = self.make(Processor(same), Pipe(), ChangeAndDie(self.folder, 7), Pipe(), Processor(same))
+        assert pipeline.run(buffers(30)) == list(map(touch_first, buffers(30)))
+
+    def test_so_does_who_tries_again(self):
+        pipeline = self.make(Processor(same), Pipe(), ChangeAndRaise(self.folder, 7))
+        assert pipeline.run(buffers(30)) == list(map(touch_first, buffers(30)))
+
+    def test_results_live_as_long_as_they_are_held(self):
+        with self.make(Processor(same), Pipe(), Processor(touch_last)) as pipeline:
+            held = list(itertools.islice(pipeline.stream(buffers(400)), 5))
+            held += pipeline.run(buffers(100))[:5]
+            for result in pipeline.stream(buffers(200)):
+                last = result
+            held += [last]
+        expected = [touch_last(buffer(number)) for number in (*range(5), *range(5), 199)]
+        assert held == expected
+        touch_first(held[3])
+        assert held[3] == touch_first(expected[3]) and held[4] == expected[4]
+
+    def test_a_job_may_keep_what_it_gets(self):
+        results = self.make(Processor(same), Pipe(), Keeping()).run(buffers(200))
+        assert results == [buffer(max(0, number - 9)) for number in range(200)]
+
+    def test_a_job_may_change_what_it_has_passed_on(self):
+        results = self.make(Processor(same), Pipe(), ChangesLater()).run(buffers(200))
+        assert results == list(map(touch_first, buffers(200)))
+
+    def test_a_job_may_fork(self):
+        *results, codes = self.make(Processor(same), Pipe(), Forks()).run(buffers(200))
+        assert results == list(map(touch_first, buffers(200)))
+        assert codes == [0] * 5
+
+    def test_large_text_and_bytes(self):
+        items = [bytes([65 + number % 26]) * 300_000 for number in range(20)]
+        assert self.make(Processor(same), Pipe(), Processor(same)).run(items) == items
+        items = [bytearray(item) for item in items]
+        assert self.make(Processor(same), Pipe(), Processor(same)).run(items) == items
+        items = ["ä€" * 300_000, "\udcff" * 200_000, "a" * LEAST_STREAM_BYTES, "b"] * 5
+        assert self.make(Processor(same), Pipe(), Processor(same)).run(items) == items
+
+    def test_a_user_who_holds_hundreds(self):
+        before = len(os.listdir("/proc/self/fd"))
+        results = self.make(Processor(same)).run(buffers(400))
+        assert len(os.listdir("/proc/self/fd")) - before <= arenas.MOST_SEEN + arenas.MOST_KEPT + 1
+        assert results == list(buffers(400))
+
+
+@unittest.skipUnless(HAS_ARENA, "needs memory without a name")
+class ForkPipeTest(Heavy, TestCase):
+    """Forked workers, over socket pairs; and what is the same for all."""
+
+    def test_memory_is_bounded_however_much_goes_through(self):
+        with self.make(Processor(same), Pipe(), Processor(touch_first), Pipe(), Processor(slowly)) as pipeline:
+            stream = pipeline.stream(buffer(0, 1_000_000) for _ in itertools.count())
+            most = 0
+            for _ in itertools.islice(stream, 600):
+                most = max(most, memory_of(pipeline))
+        # Three pipes and what is at hand on either side of each; 600 MB went through.
+        assert most < 300_000_000, most
+
+    def test_slots_are_used_again(self):
+        with self.make(Processor(same), Pipe(maxsize=2), Processor(touch_first), Pipe(maxsize=2)) as pipeline:
+            for _ in range(3):
+                for _ in pipeline.stream(buffers(200, 1_000_000)):
+                    pass
+            # The first pipe, which nobody has made shorter, holds 16 MiB, and 600 MB went through.
+            assert memory_of(pipeline) < 100_000_000
+
+    def test_memory_is_given_back_when_nothing_runs(self):
+        with self.make(Processor(same), Pipe(), Processor(touch_first)) as pipeline:
+            held = pipeline.run(buffers(60, 1_000_000))[:2]
+            # The word of what is held no more goes with the next run.
+            pipeline.run([])
+            deadline = time.monotonic() + 20
+            # What the caller itself keeps for the next run, and what is held.
+            while memory_of(pipeline) > arenas.KEPT_BYTES + 3_000_000:
+                assert time.monotonic() < deadline, memory_of(pipeline)
+                time.sleep(0.01)
+            assert held == [touch_first(buffer(number, 1_000_000)) for number in range(2)]
+
+    def test_what_is_held_past_the_end_is_all_that_is_kept(self):
+        with self.make(Processor(same), Pipe(), Processor(touch_first)) as pipeline:
+            held = pipeline.run(buffers(30, 1_000_000))[3:5]
+            arena = pipeline._session.arena
+        descriptor = os.dup(arena._descriptor)
+        self.addCleanup(os.close, descriptor)
+        assert os.fstat(descriptor).st_blocks * 512 <= 2 * 1_200_000
+        held.pop()
+        gc.collect()
+        assert os.fstat(descriptor).st_blocks * 512 <= 1_200_000
+        assert held == [touch_first(buffer(3, 1_000_000))]
+        held.clear()
+        gc.collect()
+        assert os.fstat(descriptor).st_blocks == 0
+
+    def test_a_fork_keeps_what_it_sees(self):
+        with self.make(Processor(same)) as pipeline:
+            held = pipeline.run(buffers(1))
+            onlooker = Onlooker(lambda: held == [buffer(0)])
+            held.clear()
+            # Enough to write to each slot again.
+            for item in pipeline.stream(buffers(300)):
+                assert item
+            assert onlooker.verdict() == 0
+
+    def test_without_room_it_goes_through_the_channel(self):
+        expected = list(map(touch_first, buffers(30)))
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, (soft, hard))
+        with self.make(Processor(touch_first), Pipe(), Processor(same)) as pipeline:
+            assert pipeline.run(buffers(30)) == expected
+        # No file may be so long any more; workers inherit that.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+        with self.make(Processor(touch_first), Pipe(), Processor(same)) as pipeline:
+            assert pipeline.run(buffers(30)) == expected
+
+    def test_room_that_ends_in_the_middle(self):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, (soft, hard))
+
+        def items():
+            for number in range(60):
+                if number == 30:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+                # From then on they are too large for what has been written before.
+                yield buffer(number, 300_000 if number < 30 else 900_000)
+
+        with self.make(Processor(is_shared)) as pipeline:
+            shared = pipeline.run(items())
+            assert shared[0] and not any(shared[30:])
+
+    def test_a_system_that_has_none(self):
+        with mock.patch.object(os, "memfd_create", side_effect=OSError("none")), nothing_left():
+            with self.make(Processor(is_shared)) as pipeline:
+                assert pipeline.run(buffers(10)) == [False] * 10
+            pipeline = self.make(Processor(touch_first), Pipe(), Processor(same))
+            assert pipeline.run(buffers(10)) == list(map(touch_first, buffers(10)))
+
+    @unittest.skipUnless(importlib.util.find_spec("numpy"), "needs numpy")
+    def test_arrays_of_numpy(self):
+        import numpy
+
+        def source():
+            for number in range(40):
+                array = numpy.arange(number, number + 100_000, dtype=numpy.float32).reshape(100, 1000)
+                # In the order of Fortran, with gaps, read-only, and as it is.
+                yield (array.T, array[:, ::2], numpy.broadcast_to(array, (1, 100, 1000)), array)[number % 4]
+
+        def change(array):
+            if array.flags.writeable:
+                array *= 2
+                array += 1
+            return array
+
+        def where(array):
+            return array.flags.writeable, bool(array.flags.aligned), array
+
+        pipeline = self.make(Processor(change), Pipe(), Processor(where), Pipe(), Processor(same))
+        for array, (writable, aligned, result) in zip(source(), pipeline.run(source()), strict=True):
+            assert aligned and writable == array.flags.writeable
+            expected = change(array.copy()) if writable else array
+            assert numpy.array_equal(expected, result) and array.dtype == result.dtype
+
+    def test_an_abandoned_stream(self):
+        with self.make(Processor(same), Pipe(), Processor(touch_last)) as pipeline:
+            for _ in range(10):
+                stream = pipeline.stream(buffer(0, 500_000) for _ in itertools.count())
+                assert [next(stream) for _ in range(3)] == [touch_last(buffer(0, 500_000))] * 3
+                stream.close()
+            assert pipeline.run(buffers(5)) == list(map(touch_last, buffers(5)))
+
+    def test_workers_that_come_and_go(self):
+        pipeline = (
+            self.make(Processor(same), Pipe(), Processor(touch_first, max_items=10), Pipe(), BalancingFork(max=3))
+            .add(Processor(slowly))
+            .add(Pipe())
+            .add(Join())
+        )
+        assert pipeline.run(buffers(200)) == list(map(touch_first, buffers(200)))
+
+
+@slow
+@unittest.skipUnless(HAS_ARENA, "needs memory without a name")
+class ForkQueueTest(Basics, TestCase):
+    """Forked workers, over queues."""
+
+    settings = {"start_method": "fork", "channel": "queue"}
+
+
+@slow
+@unittest.skipUnless(HAS_ARENA, "needs memory without a name")
+class SpawnPipeTest(Heavy, TestCase):
+    """Workers that are fresh interpreters, over socket pairs."""
+
+    settings = {"start_method": "spawn", "channel": "pipe"}
+
+
+@slow
+@unittest.skipUnless(HAS_ARENA, "needs memory without a name")
+class SpawnQueueTest(Basics, TestCase):
+    """Workers that are fresh interpreters, over queues."""
+
+    settings = {"start_method": "spawn", "channel": "queue"}
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,1 @@
+"""Tests of the core by chance, for as long as one likes."""

@@ -1,0 +1,338 @@
+"""Bugs planted in the core, one at a time: the simulation finds each of them.
+
+Law: a planted bug is the real source with one piece of text replaced, so it cannot outlive the code that it stands in:
+where that text is gone, the test fails and says so.  The seeds are fixed, and the one that fails passes without the bug.  What finds which bug
+is said with the bug, as the text of the failure, and in `docs/testing.md`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+import unittest
+from typing import Any, NamedTuple
+from unittest import mock
+
+from conveyor.core.data.group_sizes import Groups
+from conveyor.core.data.pieces import Pieces
+from conveyor.core.leasing.blame import Attempts
+from conveyor.core.machine import Machine
+from conveyor.core.nodes.forks import Replicate
+from conveyor.core.nodes.sink import Sink
+from conveyor.core.nodes.step import Step
+from tests.helpers.simulated import SimulatedShell
+from tests.helpers.simulation import Failure, Scenario, simulate
+from tests.helpers.support import TestCase
+
+# So many seeds are tried at most: where the core has changed, its courses have, and another finds the bug.
+SEEDS = 1000
+EVENTS = 400
+
+
+class Bug(NamedTuple):
+    """A piece of the text of a method, what stands there instead, and what the failure says."""
+
+    name: str
+    owner: type
+    method: str
+    old: str
+    new: str
+    found: str
+    # The seed to begin with, where only a rare course of things shows it, and in how many of a hundred an item is bad.
+    first: int = 0
+    poison: int = 25
+
+    def scenario(self, seed: int) -> Scenario:
+        """What it is looked for in."""
+        return Scenario(seed, events=EVENTS, poison=self.poison)
+
+
+BUGS = (
+    Bug(
+        "items are acknowledged when they are begun, before their outputs are there",
+        Step,
+        "_lose",
+        "rest = self._take_back(lease, last - first + 1)",
+        "self.acknowledged += lease.items; self._add_outstanding(lease.worker, -lease.items); lease.items = 0\n"
+        "    return None",
+        "is in no place, or in two",
+    ),
+    Bug(
+        "no fence: what a lost worker said last is let through",
+        SimulatedShell,
+        "fenced",
+        "return number not in self.workers",
+        "return False",
+        "KeyError",
+    ),
+    Bug(
+        "the credit of a lease that was lost is forgotten",
+        Step,
+        "_close_lease",
+        "self.promised -= lease.credit",
+        "pass",
+        "more is promised|check:|nothing can happen any more",
+    ),
+    Bug(
+        "a step lets outputs out in the order in which they arrive",
+        Step,
+        "replied",
+        "lease.held.append(event)",
+        "self._emit(event)",
+        "the results differ",
+    ),
+    Bug(
+        "a join lets out what arrives as it arrives",
+        Machine,
+        "_build",
+        "case MergeNode() if not node.tracked:",
+        "case MergeNode():",
+        "groups and items disagree|the results differ|results are missing",
+    ),
+    Bug(
+        "a payload that is cut loses the item at the cut",
+        Pieces,
+        "take",
+        "self._pieces[0] = (source, start + items, stop)",
+        "self._pieces[0] = (source, start + items + 1, stop)",
+        "an item was counted wrong|an empty piece|list index|deque",
+    ),
+    Bug(
+        "of a payload that is cut the wrong end is kept",
+        Pieces,
+        "take",
+        "self._pieces[0] = (source, start + items, stop)",
+        "self._pieces[0] = (source, start, stop - items)",
+        "items that are new|has two owners|that was acknowledged",
+    ),
+    Bug(
+        "a worker is sent away twice",
+        Step,
+        "_let_go",
+        "self.surroundings.command(EndWorker(worker.number))",
+        "self.surroundings.command(EndWorker(worker.number)); self.surroundings.command(EndWorker(worker.number))",
+        "a worker is sent away twice",
+    ),
+    Bug(
+        "what a lost worker had is handed out twice",
+        Step,
+        "_lose",
+        "rest = self._take_back(lease, last - first + 1)",
+        "rest = self._take_back(lease, last - first + 1)\n"
+        "    twin = Rest(rest.number, rest.first, tuple(rest.pieces._pieces), rest.pieces.items)\n"
+        "    self._rests.append(twin)\n"
+        "    if self.ordered:\n"
+        "        self._order.insert(self._order.index(rest), twin)",
+        "acknowledged twice|two owners|that was acknowledged|in no place, or in two|out of order|nothing can happen",
+    ),
+    Bug(
+        "what is taken back from a worker is left to it as well",
+        Step,
+        "begun",
+        "begun = min(lease.given, event.units * self.unit)",
+        "begun = min(lease.given, (event.units - 1) * self.unit)",
+        "disagree on a lease|had been taken back|has two owners|in no place, or in two",
+        first=15,
+    ),
+    Bug(
+        "a merge forgets a group",
+        Groups,
+        "push",
+        "closed.extend(runs[1:])",
+        "closed.extend(runs[2:])",
+        "groups and items disagree|the results differ|nothing can happen any more",
+    ),
+    Bug(
+        "a batch is made up before its time",
+        Step,
+        "_lease",
+        "if short and (rest is not None or self._ended):",
+        "if short and (rest is not None or self._ended or units):",
+        "the results differ",
+        first=58,
+    ),
+    Bug(
+        "a generator that runs again gives again what is there already",
+        Step,
+        "_hand_out",
+        "(rest.first, rest.skip, rest.deaths)",
+        "(rest.first, 0, rest.deaths)",
+        "the results differ|one too many",
+    ),
+    Bug(
+        "what the source was allowed and has not given is allowed again",
+        Machine,
+        "_pull",
+        "ahead = self._pulled - self.fed",
+        "ahead = 0",
+        "the source was asked for too much|pipe over its bound",
+    ),
+    Bug(
+        "what the source has not heard of counts as given back",
+        Machine,
+        "_take_in",
+        "self._pulled -= event.items",
+        "self._pulled = self.fed",
+        "the source gave more than it was asked for",
+    ),
+    Bug(
+        "the end is passed on before the last lease is back",
+        Step,
+        "_finish",
+        "if not self._leases:",
+        "if True:",
+        "after the end|a worker has something",
+    ),
+    Bug(
+        "a cancelled run is over before the last lease is back",
+        Machine,
+        "_take_in",
+        "if self._cancelled and not any(step.outstanding for step in self.steps):",
+        "if self._cancelled:",
+        "a worker has something",
+    ),
+    Bug(
+        "an answer to a question of the run before counts in this one",
+        Step,
+        "begun",
+        "if worker is None or event.lease < self._first_lease:",
+        "if worker is None:",
+        "disagree on a lease|had been taken back|has two owners|in no place, or in two",
+        first=92,
+    ),
+    Bug(
+        "whoever is first in line is blamed, alone or not",
+        Step,
+        "_lose",
+        "exact = at_work and (begun == 1 or node.timeout is not None)",
+        "exact, begun = at_work, 1",
+        "given up was|not to blame",
+        first=69,
+        poison=100,
+    ),
+    Bug(
+        "what was done before the item that a worker died at is blamed",
+        Step,
+        "lost",
+        "noted = -1 if event.begun is None else event.begun[0]",
+        "noted = -1",
+        "given up was|was passed over|more attempts|not to blame",
+        first=404,
+        poison=100,
+    ),
+    Bug(
+        "an item may end any number of workers",
+        Attempts,
+        "died",
+        "if deaths < ITEM_ATTEMPTS + event.killed:",
+        "if deaths < 1000:",
+        "was passed over|more attempts",
+        first=3,
+        poison=100,
+    ),
+    Bug(
+        "later leases take the room that the first one needs",
+        Step,
+        "_spare",
+        " - self._reserve * waits",
+        "",
+        "nothing can happen any more|more is promised",
+        first=151,
+    ),
+    Bug(
+        "a step that has looked for room in vain does not hear of more",
+        Step,
+        "room_made",
+        "if self._short:",
+        "if self._starving:",
+        "nothing can happen any more",
+    ),
+    Bug(
+        "the item behind the one that was judged is given up",
+        Step,
+        "_lose",
+        "rest.verdict = verdict",
+        "rest.verdict = verdict and verdict._replace(first=verdict.first + 1)",
+        "which is not to blame",
+        poison=100,
+    ),
+    Bug(
+        "what was given up is told of another item",
+        Step,
+        "replied",
+        "*lease.unit_at(index, self.unit)",
+        "*lease.unit_at(index + 1, self.unit)",
+        "that nobody had judged|is not to blame",
+        poison=100,
+    ),
+    Bug(
+        "a step that is blocked does not ask the consumer for room",
+        Step,
+        "_take_stock",
+        "self.output.press()",
+        "pass",
+        "nothing can happen any more",
+        first=490,
+    ),
+    Bug(
+        "a consumer is asked for room only once",
+        Sink,
+        "consumed",
+        "self.asked = False",
+        "pass",
+        "nothing can happen any more",
+        first=95,
+    ),
+    Bug(
+        "the last branch of a fork is left out",
+        Replicate,
+        "pump",
+        "for output in self.outputs:",
+        "for output in self.outputs[:2]:",
+        "did not get what the others got",
+    ),
+)
+
+
+def planted(bug: Bug) -> Any:
+    """The method with the bug in it."""
+    function = inspect.unwrap(vars(bug.owner)[bug.method])
+    text = textwrap.dedent(inspect.getsource(function))
+    if text.count(bug.old) != 1:
+        raise AssertionError(f"{bug.owner.__name__}.{bug.method} has changed, and this bug with it: {bug.old}")
+    namespace: dict[str, Any] = {}
+    exec(compile(text.replace(bug.old, bug.new), f"<{bug.name}>", "exec"), function.__globals__, namespace)
+    return namespace[bug.method]
+
+
+class Planted(TestCase):
+    """Each bug by itself."""
+
+    def find(self, bug: Bug) -> tuple[int, Failure] | None:
+        """The first seed that fails with a bug."""
+        with mock.patch.object(bug.owner, bug.method, planted(bug)):
+            for seed in range(bug.first, bug.first + SEEDS):
+                try:
+                    simulate(bug.scenario(seed))
+                except Failure as failure:
+                    return seed, failure
+        return None
+
+    def test_each_bug_is_found(self) -> None:
+        for bug in BUGS:
+            with self.subTest(bug.name):
+                found = self.find(bug)
+                assert found is not None, "not found"
+                seed, failure = found
+                assert re.search(bug.found, str(failure)), failure
+                # Without the bug it passes.
+                simulate(bug.scenario(seed))
+
+    def test_a_bug_in_code_that_has_changed_is_told(self) -> None:
+        with self.assertRaisesRegex(AssertionError, "Pieces.take has changed"):
+            planted(Bug("", Pieces, "take", "no such text", "", ""))
+
+
+if __name__ == "__main__":
+    unittest.main()

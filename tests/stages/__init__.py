@@ -1,0 +1,1 @@
+"""Tests of elements, their settings and types."""

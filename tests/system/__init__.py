@@ -1,0 +1,1 @@
+"""Tests of threads, signals, clocks and the machine."""

@@ -1,0 +1,118 @@
+"""Clocks that a test suite stops or replaces: Conveyor's waits and timeouts go on by the system's.
+
+Law: each test is a script, which replaces clocks before or after it imports Conveyor, in the caller alone or in each
+process; what it waits for would never come by the replaced clock.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import unittest
+
+from conveyor._system.clock import time
+from tests.helpers.scripts import ScriptTestCase
+
+MOCKED = """
+import time
+from unittest import mock
+def refused(seconds):
+    raise AssertionError("time.sleep")
+clocks = ("monotonic", "perf_counter", "process_time", "time")
+replaced = {name: lambda: 1e9 for name in clocks} | {f"{name}_ns": lambda: 10**18 for name in clocks}
+stopped = mock.patch.multiple(time, sleep=refused, **replaced)
+"""
+
+FROZEN = """
+from freezegun import freeze_time
+stopped = freeze_time("2026-01-01")
+"""
+
+WORK = """
+import sys, threading
+def flaky(item, seen=[]):
+    seen.append(item)
+    if len(seen) == 1:
+        raise ConnectionError
+    return item
+def stuck(item):
+    threading.Event().wait(50 if item == 2 else 0)
+    return item
+def slow():
+    for item in range(4):
+        threading.Event().wait(0.01)
+        yield item
+def work(method, channel):
+    options = {"engine": "inline"} if method == "inline" else {"start_method": method, "channel": channel}
+    print(Pipeline(**options).add(Processor(flaky, retries=2, backoff=0.01)).run([1, 2]), end=" ")
+    print(Pipeline(**options).add(Processor(abs)).add(Pipe()).add(Processor(str)).run(slow()), end=" ")
+    if method != "inline":
+        late = Processor(stuck, timeout=0.2, on_error="skip")
+        pipeline = Pipeline(**options).add(late)
+        print(pipeline.run([1, 2, 3]), [type(each.error).__name__ for each in pipeline.failures], end=" ")
+    with Pipeline(**options).add(Processor(abs)) as pipeline:
+        for result in pipeline.stream(iter(range(1000))):
+            break
+        print(result, pipeline.run([3]))
+"""
+
+MAIN = """
+if __name__ == "__main__":
+    with stopped:
+        work(*sys.argv[1:])
+"""
+
+RESULTS = "[1, 2] ['0', '1', '2', '3'] [1, 3] ['ItemTimeoutError'] 0 [3]"
+
+
+class Clocks:
+    """What replaces them is in `stop`."""
+
+    stop = ""
+    time_limit = 45.0
+
+    def test_after_the_import(self):
+        body = f"{self.stop}\nfrom conveyor import Pipe, Pipeline, Processor\n{WORK}{MAIN}"
+        self.prints_by_every_method(RESULTS, body, "pipe")
+
+    def test_before_the_import_and_in_every_process(self):
+        body = (
+            f"{self.stop}\nwith stopped:\n    from conveyor import Pipe, Pipeline, Processor\n{WORK}stopped.start()\n"
+        )
+        body += 'if __name__ == "__main__":\n    work(*sys.argv[1:])\n    stopped.stop()\n'
+        self.prints_by_every_method(RESULTS, body, "pipe")
+
+    def test_inline(self):
+        body = f"{self.stop}\nfrom conveyor import Pipe, Pipeline, Processor\n{WORK}{MAIN}"
+        self.prints("[1, 2] ['0', '1', '2', '3'] 0 [3]", body, "inline", "pipe")
+
+
+class MockedClocksTest(Clocks, ScriptTestCase):
+    """By `unittest.mock`."""
+
+    stop = MOCKED
+
+    def test_queues(self):
+        """`multiprocessing` asks the replaced clock; what stands still is never too late."""
+        body = f"{self.stop}\nfrom conveyor import Pipe, Pipeline, Processor\n{WORK}{MAIN}"
+        self.prints_by_every_method(RESULTS, body, "queue")
+
+    def test_the_functions_are_its_own(self) -> None:
+        import time as shared
+
+        assert time.monotonic is not shared.monotonic
+        assert abs(time.monotonic() - shared.monotonic()) < 5 and abs(time.time() - shared.time()) < 5
+
+
+@unittest.skipUnless(importlib.util.find_spec("freezegun"), "freezegun is not installed")
+class FrozenClocksTest(Clocks, ScriptTestCase):
+    """By freezegun, which also looks for them in every module that is loaded."""
+
+    stop = FROZEN
+
+    def script(self, body: str, *arguments: str) -> tuple[int, str, str]:
+        # It brings libraries along that warn of their own use of old functions.
+        return super().script(f"import warnings; warnings.simplefilter('ignore')\n{body}", *arguments)
+
+
+if __name__ == "__main__":
+    unittest.main()
