@@ -31,7 +31,6 @@ from conveyor.engines.process.shm.arena import KEPT_BYTES, Arena
 from conveyor.engines.process.system.child import Child
 from conveyor.engines.process.system.child_setup import prepare
 from conveyor.engines.process.system.descendants import end_what_a_broker_left
-from conveyor.engines.process.system.foreign_threads import foreign_threads
 from conveyor.engines.process.system.grace_period import GRACE_SECONDS, Grace
 from conveyor.engines.process.system.spawning import (
     FORK,
@@ -166,7 +165,7 @@ class Session:
             self._start_as.method,
             os.getpid(),
             self._start_as.import_main,
-            self._start_as.pools,
+            self._start_as.threads.native,
         )
         self._fars: tuple[FarEnd, ...] = ()
         self.arena: Arena | None = None
@@ -258,7 +257,7 @@ class Session:
             # `multiprocessing.util` is imported by now, and so waits for children only after this.
             atexit.register(self.abort)
             with signals_held(FORK if forked else SPAWN), contextlib.ExitStack() as stack:
-                if self._start_as.warning is not None or not foreign_threads():
+                if self._start_as.warning is not None or not self._start_as.threads:
                     # What Python would say of other threads was said, or is none of those that could hold a lock.
                     stack.enter_context(fork_warning_ignored())
                 with gate.closed():

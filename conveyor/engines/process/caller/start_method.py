@@ -70,7 +70,7 @@ class Start(NamedTuple):
     `import_main`: a fresh interpreter imports the script.  `by_value`: what the script defines travels by value.
     `jobs`: each step's job as it reaches a worker: itself where workers are forked from here, else pickled; so is
     `redact`.
-    `pools`: the pools of native threads that were alive at a fork, in words.
+    `threads`: those that may hold a lock at a fork, where this is one.
     """
 
     method: str
@@ -79,7 +79,7 @@ class Start(NamedTuple):
     redact: Redact | bytes | None
     import_main: bool = True
     by_value: bool = False
-    pools: tuple[str, ...] = ()
+    threads: ForeignThreads = ForeignThreads()
     warning: str | None = None
 
 
@@ -98,26 +98,27 @@ def start_for(plan: Plan, redact: Redact | None, wanted: str | None) -> Start:
                 f"start_method={wanted!r} is not available on this system: choose one of {available}, or leave it out."
             )
         reason = f"start_method={wanted!r} was asked for"
-        return _forked(plan, redact, reason) if wanted == FORK else _fresh(plan, redact, wanted, reason)
+        if wanted == FORK:
+            return _forked(plan, redact, reason, foreign_threads())
+        return _fresh(plan, redact, wanted, reason)
     if FORK not in available:
         return _fresh(plan, redact, SPAWN, "this system knows no other way")
     if sys.platform == "darwin":
         return _fresh(plan, redact, FORKSERVER, "a fork is not safe beside the libraries of macOS")
     threads = foreign_threads()
     if not threads:
-        return _forked(plan, redact, "no thread is alive that could hold a lock at a fork")
+        return _forked(plan, redact, "no thread is alive that could hold a lock at a fork", threads)
     try:
         start = _fresh(plan, redact, FORKSERVER, f"other threads are alive: {threads}", beside_threads=True)
     except ConveyorError as error:
-        return _forked(plan, redact, f"other threads are alive ({threads}), but {_first_sentence(error)}")._replace(
-            warning=_warning_of_fork(threads, error)
-        )
+        start = _forked(plan, redact, f"other threads are alive ({threads}), but {_first_sentence(error)}", threads)
+        return start._replace(warning=_warning_of_fork(threads, error))
     return start._replace(warning=_warning_of_fresh(threads, start))
 
 
-def _forked(plan: Plan, redact: Redact | None, reason: str) -> Start:
+def _forked(plan: Plan, redact: Redact | None, reason: str, threads: ForeignThreads) -> Start:
     jobs: list[Processor[Any, Any] | bytes] = [step.processor for step in plan.steps]
-    return Start(FORK, reason, jobs, redact, pools=foreign_threads().native)
+    return Start(FORK, reason, jobs, redact, threads=threads)
 
 
 def _fresh(plan: Plan, redact: Redact | None, method: str, reason: str, beside_threads: bool = False) -> Start:
