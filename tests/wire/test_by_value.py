@@ -90,6 +90,17 @@ class ByValueTest(ScriptTestCase):
             """,
         )
 
+    def test_what_is_changed_between_two_pipelines(self):
+        self.same(
+            "7 8",
+            """
+            print(pipeline.add(Processor(lambda item: item.seen + 7)).run([Base(1)])[0], end=" ")
+            Base.seen = 1
+            again = Pipeline(start_method=sys.argv[1]).add(Processor(lambda item: item.seen + 7))
+            print(again.run([Base(1)])[0])
+            """,
+        )
+
     def test_functions_and_local_classes_as_items(self):
         self.same(
             "[11, 12] ['Local', 'Pair']",

@@ -129,6 +129,7 @@ def _fresh(plan: Plan, redact: Redact | None, method: str, reason: str, beside_t
     installed = by_values.is_installed()
     main = _Main(guarded=not (installed or beside_threads) or is_guarded(), optional=installed or beside_threads)
     main.check(method)
+    by_values.forget_definitions()
     # Beside threads, what the program has set since its import is to be there, as it would be without them.
     main.by_value = installed and (beside_threads or bool(main.why_not))
     pickled = [

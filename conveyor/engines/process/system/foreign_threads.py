@@ -3,8 +3,8 @@
 A forked child has only the thread that forked.  A lock that another thread held at that moment stays locked in the
 child.  A pool of threads that compiled code started has no threads there.  Whoever waits for either waits for ever.
 
-Law: looks, and changes nothing.  A thread counts unless it is known to be harmless, so that the same program finds the
-same each time, whatever its threads are at.
+Law: looks, and changes nothing.  A thread counts unless it is known to be harmless.  What a thread is at matters for
+the main thread and for executors alone, which get a moment to begin to wait.
 """
 
 from __future__ import annotations
@@ -120,6 +120,7 @@ def is_harmless(thread: threading.Thread) -> bool:
     """Whether a thread is known to hold no lock that a child could want, whatever it is at."""
     module = _module_of(thread)
     if thread.name.startswith("conveyor-"):
+        # A source thread calls the user's code by way of a context, whose module says nothing.
         return True
     # The thread that writes to a queue of `multiprocessing`, which sees to forks itself.
     return module.partition(".")[0] in HARMLESS_PACKAGES or module == "multiprocessing.queues"

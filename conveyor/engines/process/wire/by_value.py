@@ -73,6 +73,11 @@ def _definition(kind: type) -> bytes:
     return data
 
 
+def forget_definitions() -> None:
+    """Define the script's classes anew for the workers to come: the program may have changed them since."""
+    _definition.cache_clear()
+
+
 def _is_of_main(kind: Any) -> bool:
     """Whether it is a class that stands in the script under its own name; a local class does not."""
     if not isinstance(kind, type) or kind.__module__ != "__main__":
