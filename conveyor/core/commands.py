@@ -13,7 +13,7 @@ from conveyor.core.data.pieces import Piece
 TELL_SECONDS = 0.1
 
 
-class Verdict(NamedTuple):
+class GiveUp(NamedTuple):
     """Why a unit, the items from `first` to `last`, is given up without another call, after so many `attempts`.
 
     `kind` is "died" (workers died at it; `cause` says how the last one did) or "overdue" (it took longer than `cause`
@@ -28,7 +28,7 @@ class Verdict(NamedTuple):
     blindly: bool = False
 
 
-class Lease(NamedTuple):
+class SendLease(NamedTuple):
     """Hand `items` items to a worker, who may give `credit` outputs for them before it has to ask for more.
 
     `finish`: no items, the stream has ended and the job's `finish` is to run.  `skip`: a worker was lost with these
@@ -43,7 +43,7 @@ class Lease(NamedTuple):
     credit: int
     finish: bool = False
     skip: int = 0
-    verdict: Verdict | None = None
+    verdict: GiveUp | None = None
 
 
 class Grant(NamedTuple):
@@ -60,7 +60,7 @@ class CancelLeases(NamedTuple):
     worker: int
 
 
-class Recall(NamedTuple):
+class Revoke(NamedTuple):
     """Have a worker begin nothing more of what it was handed, but for the first `units` units of `lease` and all before
     them, and say what it has begun."""
 
@@ -82,8 +82,8 @@ class EndWorker(NamedTuple):
     worker: int
 
 
-class Look(NamedTuple):
-    """See for how long a worker has been at what it is at, and say so with a `Seen`."""
+class ProbeWorker(NamedTuple):
+    """See for how long a worker has been at what it is at, and say so with a `ProbeResult`."""
 
     worker: int
 
@@ -94,7 +94,7 @@ class KillWorker(NamedTuple):
     worker: int
 
 
-class Linger(NamedTuple):
+class SetFlushInterval(NamedTuple):
     """Have a worker keep what it has done for so many seconds at most, from now on."""
 
     worker: int
@@ -158,15 +158,15 @@ class Fail(NamedTuple):
 
 
 Command = (
-    Lease
+    SendLease
     | Grant
     | CancelLeases
-    | Recall
+    | Revoke
     | StartWorker
     | EndWorker
-    | Look
+    | ProbeWorker
     | KillWorker
-    | Linger
+    | SetFlushInterval
     | GaveUp
     | Pull
     | Emit

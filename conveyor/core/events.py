@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import Any
-from conveyor.core.data.group_sizes import Runs
+from conveyor.core.data.group_sizes import GroupSizes
 
 
-class Fed(NamedTuple):
+class SourceItems(NamedTuple):
     """`items` more input items came from the source, as one blob of `size` bytes."""
 
     blob: Any
@@ -21,7 +21,7 @@ class Fed(NamedTuple):
     size: int
 
 
-class Forfeited(NamedTuple):
+class CreditReturned(NamedTuple):
     """Items were so much heavier than those before that the source gives back what else it might give, and waits.
 
     That is so many items; what it is allowed meanwhile is not among them.
@@ -50,7 +50,7 @@ class Replied(NamedTuple):
     worker: int
     lease: int
     units: int
-    runs: Runs | None
+    runs: GroupSizes | None
     blobs: tuple[tuple[Any, int], ...]
     size: int
     final: bool
@@ -97,8 +97,8 @@ class WorkerReady(NamedTuple):
     seconds: float
 
 
-class Begun(NamedTuple):
-    """The answer to a `Recall`: of what it had been handed, a worker has begun, or may still begin, the first `units`
+class RevokeResult(NamedTuple):
+    """The answer to a `Revoke`: of what it had been handed, a worker has begun, or may still begin, the first `units`
     units of `lease` and all before them."""
 
     worker: int
@@ -106,9 +106,11 @@ class Begun(NamedTuple):
     units: int
 
 
-class Seen(NamedTuple):
-    """The answer to a `Look`: a worker has been for `seconds` at the unit before the first `units` of `lease`; None: at
-    nothing."""
+class ProbeResult(NamedTuple):
+    """The answer to a `ProbeWorker`: a worker has been for `seconds` at the unit before the first `units` of `lease`.
+
+    None: at nothing.
+    """
 
     worker: int
     lease: int
@@ -122,7 +124,7 @@ class Ticked(NamedTuple):
     others: float
 
 
-class Loaded(NamedTuple):
+class BrokerLoad(NamedTuple):
     """The broker itself has used this share of a core of late."""
 
     share: float
@@ -143,17 +145,17 @@ class Cancelled(NamedTuple):
 
 
 Event = (
-    Fed
-    | Forfeited
+    SourceItems
+    | CreditReturned
     | SourceEnded
     | Replied
     | Raised
     | WorkerLost
     | WorkerReady
-    | Begun
-    | Seen
+    | RevokeResult
+    | ProbeResult
     | Ticked
-    | Loaded
+    | BrokerLoad
     | RunStarted
     | Consumed
     | Cancelled

@@ -11,20 +11,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from conveyor.core.commands import Command, Fail, Finish, GaveUp, Linger, Pull, StartWorker
+from conveyor.core.commands import Command, Fail, Finish, GaveUp, Pull, SetFlushInterval, StartWorker
 from conveyor.core.events import (
-    Begun,
+    BrokerLoad,
     Cancelled,
     Consumed,
+    CreditReturned,
     Event,
-    Fed,
-    Forfeited,
-    Loaded,
+    ProbeResult,
     Raised,
     Replied,
+    RevokeResult,
     RunStarted,
-    Seen,
     SourceEnded,
+    SourceItems,
     Ticked,
     WorkerLost,
     WorkerReady,
@@ -38,13 +38,13 @@ from conveyor.core.nodes.joins import BalanceMerge, FreeMerge, Join, ReplicateMe
 from conveyor.core.nodes.sink import Sink
 from conveyor.core.nodes.step import Step
 from conveyor.core.tuning.autoscaling import Decision as Choice
-from conveyor.core.tuning.autoscaling import Memory, Sight, decide
-from conveyor.core.tuning.chunk_size import Aim, first_pull
-from conveyor.core.tuning.roster import Staff, Team
+from conveyor.core.tuning.autoscaling import Memory, StepLoad, decide
+from conveyor.core.tuning.chunk_size import ChunkTarget, first_pull
+from conveyor.core.tuning.roster import Roster, StepRoster
 from conveyor.graph.plan import BalanceNode, LeaveNode, MergeNode, Plan, ReplicateNode, SinkNode, StepNode, ZipNode
 from conveyor.stats import Decision, Stats
 
-Policy = Callable[[Memory, Sequence[Sight], float, float, float], tuple[Memory, list[Choice]]]
+Policy = Callable[[Memory, Sequence[StepLoad], float, float, float], tuple[Memory, list[Choice]]]
 
 
 class Machine:
@@ -58,8 +58,8 @@ class Machine:
         self._policy = policy
         self._opened = now
         self._plan = plan
-        self.staff = Staff(plan)
-        self.aim = Aim()
+        self.staff = Roster(plan)
+        self.aim = ChunkTarget()
         # The number of workers follows the load somewhere.
         self._balances = any(node.auto for node in plan.steps)
         self._step_of: dict[int, int] = {
@@ -164,12 +164,12 @@ class Machine:
         match event:
             case Replied():
                 self.step_of(event.worker).replied(event)
-            case Fed():
+            case SourceItems():
                 self.fed += event.items
                 assert self.fed <= self._pulled, "the source gave more than it was asked for"
                 if not self._cancelled:
                     self.first.feed(event.blob, event.items, event.size)
-            case Forfeited():
+            case CreditReturned():
                 # What it has been allowed since is on its way, and stays good.
                 self._pulled -= event.items
                 self._pull()
@@ -183,20 +183,20 @@ class Machine:
                 step = self.step_of(event.worker)
                 self._commands.append(step.blame(event.worker, event.lease, event.units, event.error))
                 self._over = True
-            case Begun():
+            case RevokeResult():
                 self.step_of(event.worker).begun(event)
-            case Seen():
+            case ProbeResult():
                 self.step_of(event.worker).seen(event)
             case Ticked() if not self._cancelled:
                 for step in self.steps:
                     step.wake()
                 if self._balances and self.now >= self.staff.memory.next:
                     self._balance(event.others)
-            case Loaded(share):
+            case BrokerLoad(share):
                 if self.aim.loaded(share):
                     for step in self.steps:
                         for worker in step.workers:
-                            self.command(Linger(worker.number, self.aim.linger))
+                            self.command(SetFlushInterval(worker.number, self.aim.linger))
             case Cancelled():
                 self._cancelled = True
                 for node in self.nodes:
@@ -234,7 +234,7 @@ class Machine:
             self.now = now
             step.joined(event.worker)
         if self.aim.stretch > 1:
-            self.command(Linger(event.worker, self.aim.linger))
+            self.command(SetFlushInterval(event.worker, self.aim.linger))
 
     def _worker_lost(self, event: WorkerLost, now: float) -> None:
         step, running = self.step_of(event.worker), not self._over
@@ -346,7 +346,7 @@ class Machine:
             return Fail(index, None, None, None, self._given_up, "failures")
         return None
 
-    def start_worker(self, team: Team) -> None:
+    def start_worker(self, team: StepRoster) -> None:
         """Have one more worker started."""
         number = self.staff.new_number()
         team.starting.add(number)

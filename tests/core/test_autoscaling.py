@@ -19,7 +19,7 @@ from typing import NamedTuple
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conveyor.core.tuning.autoscaling import IDLE, SLIGHT, Decision, Memory, Sight, decide
+from conveyor.core.tuning.autoscaling import IDLE, SLIGHT, Decision, Memory, StepLoad, decide
 from tests.helpers.belt import (
     KINDS,
     Belt,
@@ -41,7 +41,7 @@ EXAMPLES = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-START = Sight("job", 1, 0, 1, None, 0, 1000, False, 0, 0.0, 0.0, 0.0, 0.0, 0.01)
+START = StepLoad("job", 1, 0, 1, None, 0, 1000, False, 0, 0.0, 0.0, 0.0, 0.0, 0.01)
 
 
 class Work(NamedTuple):
@@ -58,7 +58,7 @@ class Work(NamedTuple):
 class Film:
     """Steps as the policy sees them over time, with every decision carried out after `start` seconds."""
 
-    def __init__(self, *sights: Sight, cores: float) -> None:
+    def __init__(self, *sights: StepLoad, cores: float) -> None:
         self.sights = list(sights)
         self.cores = cores
         self.memory = Memory()
@@ -383,7 +383,7 @@ class Properties(TestCase):
                 sights[step] = sights[step]._replace(workers=after, starting=0)
             assert [sight.name for sight in before] == [sight.name for sight in sights]
 
-    def later(self, data: st.DataObject, sight: Sight, seconds: float) -> Sight:
+    def later(self, data: st.DataObject, sight: StepLoad, seconds: float) -> StepLoad:
         """The step after some time, having done anything that it can have done."""
         busy = data.draw(st.sampled_from([0.0, 0.5, 1.0])) * sight.workers * seconds if math.isfinite(seconds) else 0.0
         units = data.draw(st.integers(0, 50)) if busy else 0
@@ -398,7 +398,7 @@ class Properties(TestCase):
         )
 
 
-def check(memory: Memory, sights: Sequence[Sight], decisions: Sequence[Decision], cores: float) -> None:
+def check(memory: Memory, sights: Sequence[StepLoad], decisions: Sequence[Decision], cores: float) -> None:
     """The invariants of one round of decisions, with the shares of CPU that the policy goes by."""
     shares = [trace.share for trace in memory.traces]
     counts = [sight.workers + sight.starting for sight in sights]

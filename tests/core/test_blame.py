@@ -16,11 +16,11 @@ from conveyor.core.commands import (
     Fail,
     Finish,
     GaveUp,
+    GiveUp,
     KillWorker,
-    Lease,
-    Look,
+    ProbeWorker,
+    SendLease,
     StartWorker,
-    Verdict,
 )
 from conveyor.core.events import WorkerLost
 from conveyor.core.leasing.timeouts import ANSWERS
@@ -39,7 +39,7 @@ class Stateful(Processor[Any, Any]):
         return item
 
 
-def chunk(core: Driven, size: int) -> Lease:
+def chunk(core: Driven, size: int) -> SendLease:
     """Have a machine hand out a lease of so many items, number 1 and behind, to worker 0."""
     core.feed(0.0, "A", 1)
     core.reply(0.0, 0, 0, 1, ("a", 1))
@@ -69,20 +69,20 @@ class Timeouts(TestCase):
     def test_it_is_looked_at_when_it_may_be(self) -> None:
         core = Driven(Processor(job, timeout=1.0), Pipe(64))
         assert core.machine.timer is None
-        assert core.feed(5.0, "A", 1) == [Lease(0, 0, (("A", 0, 1),), 1, 1)]
+        assert core.feed(5.0, "A", 1) == [SendLease(0, 0, (("A", 0, 1),), 1, 1)]
         assert core.machine.timer == 6.0
         assert core.tick(5.5) == []
-        assert core.tick(6.0) == [Look(0)]
+        assert core.tick(6.0) == [ProbeWorker(0)]
         # It has begun it later than it was handed it.
         assert core.seen(6.0, 0, 0, 1, 0.75) == []
         assert core.machine.timer == 6.25
         # It may have stood still with the whole machine, and have to come to itself.
-        assert core.tick(6.25) == [Look(0)]
+        assert core.tick(6.25) == [ProbeWorker(0)]
         assert core.seen(6.25, 0, 0, 1, 1.0) == []
         assert core.machine.timer == 6.27
-        assert core.tick(6.27) == [Look(0)]
+        assert core.tick(6.27) == [ProbeWorker(0)]
         assert core.seen(6.27, 0, 0, 1, 1.02) == []
-        assert core.tick(6.29) == [Look(0)]
+        assert core.tick(6.29) == [ProbeWorker(0)]
         assert core.seen(6.29, 0, 0, 1, 1.04) == [KillWorker(0)]
         # It is told once.
         assert core.tick(9.0) == [] and core.machine.timer is None
@@ -99,7 +99,7 @@ class Timeouts(TestCase):
     def test_one_that_waits_is_not(self) -> None:
         core = Driven(Processor(job, timeout=1.0), Pipe(64))
         core.feed(0.0, "A", 1)
-        assert core.tick(1.0) == [Look(0)]
+        assert core.tick(1.0) == [ProbeWorker(0)]
         assert core.seen(1.0, 0, 0, 1, None) == []
         assert core.machine.timer == 2.0
 
@@ -107,21 +107,21 @@ class Timeouts(TestCase):
         core = Driven(Processor(job, timeout=1.0), Pipe(64))
         lease = chunk(core, 4)
         for now, units, seconds in ((1.0, 1, 1.5), (1.02, 1, 1.52), (1.04, 2, 1.2), (1.06, 2, 1.22)):
-            assert core.tick(now) == [Look(0)]
+            assert core.tick(now) == [ProbeWorker(0)]
             assert core.seen(now, 0, lease.number, units, seconds) == []
         # It goes on, and is too long at the third.
-        assert core.tick(1.25) == [Look(0)]
+        assert core.tick(1.25) == [ProbeWorker(0)]
         assert core.seen(1.25, 0, lease.number, 3, 0.25) == []
         assert core.machine.timer == 2.0
         for now, commands in ((2.0, []), (2.02, []), (2.04, [KillWorker(0)])):
-            assert core.tick(now) == [Look(0)]
+            assert core.tick(now) == [ProbeWorker(0)]
             assert core.seen(now, 0, lease.number, 3, now - 1.0) == commands
 
     def test_one_that_waited_meanwhile_is_not(self) -> None:
         core = Driven(Processor(job, timeout=1.0), Pipe(64))
         core.feed(0.0, "A", 1)
         for now, seconds in ((1.0, 1.5), (1.02, 1.52), (1.04, None), (2.04, 1.0), (2.06, 1.02)):
-            assert core.tick(now) == [Look(0)]
+            assert core.tick(now) == [ProbeWorker(0)]
             assert core.seen(now, 0, 0, 1, seconds) == []
 
     def test_one_that_was_done_in_time_is_not_to_blame(self) -> None:
@@ -133,7 +133,7 @@ class Timeouts(TestCase):
         assert core.reply(1.1, 0, 0, 1, ("a", 1)) == [Emit((("a", 0, 1),), 1)]
         assert core.lose(1.1, 0, -9, begun=(0, 1), killed=True) == [StartWorker(0, 1)]
         assert core.ready(1.2, 1) == []
-        assert core.feed(1.3, "B", 1) == [Lease(1, 1, (("B", 0, 1),), 1, 1)]
+        assert core.feed(1.3, "B", 1) == [SendLease(1, 1, (("B", 0, 1),), 1, 1)]
 
     def test_one_that_is_to_be_killed_gets_nothing_more(self) -> None:
         core = Driven(Processor(job, timeout=1.0), Pipe(64))
@@ -146,16 +146,16 @@ class Timeouts(TestCase):
         core = Driven(Processor(job, timeout=1.0, on_error="skip"), Pipe(64))
         lease = chunk(core, 4)
         # It is at the third of the four; what it made of the first two is lost with it.
-        assert core.tick(1.0) == [Look(0)]
+        assert core.tick(1.0) == [ProbeWorker(0)]
         assert too_long(core, 1.0, 0, lease.number, 3) == [KillWorker(0)]
         assert core.lose(1.1, 0, -9, begun=(lease.number, 3), killed=True) == [StartWorker(0, 1)]
         first = lease.begin
-        verdict = Verdict("overdue", 1.0, 1, first + 2, first + 2)
+        verdict = GiveUp("overdue", 1.0, 1, first + 2, first + 2)
         number = lease.number
         (again,) = core.ready(1.2, 1)
-        assert again == Lease(1, number + 1, (("B", 0, 2),), 2, 2)
+        assert again == SendLease(1, number + 1, (("B", 0, 2),), 2, 2)
         (judged,) = core.reply(1.3, 1, number + 1, 2, ("c", 2))[1:]
-        assert judged == Lease(1, number + 2, (("B", 2, 3),), 1, 1, verdict=verdict)
+        assert judged == SendLease(1, number + 2, (("B", 2, 3),), 1, 1, verdict=verdict)
         given_up = [(0, 1, 7.0, "why")]
         commands = core.reply(1.4, 1, number + 2, 1, given_up=given_up)
         assert commands[:1] == [GaveUp(0, first + 2, first + 2, 1, 7.0, "why")]
@@ -166,12 +166,12 @@ class Timeouts(TestCase):
         core.tick(1.0)
         too_long(core, 1.0, 0, 0, 1)
         assert core.lose(1.1, 0, -9, begun=(0, 1), killed=True) == [StartWorker(0, 1)]
-        assert core.ready(1.2, 1) == [Lease(1, 1, (("A", 0, 1),), 1, 1)]
+        assert core.ready(1.2, 1) == [SendLease(1, 1, (("A", 0, 1),), 1, 1)]
         core.tick(2.2)
         too_long(core, 2.2, 1, 1, 1)
         core.lose(2.3, 1, -9, begun=(1, 1), killed=True)
-        verdict = Verdict("overdue", 1.0, 2, 0, 0)
-        assert core.ready(2.4, 2) == [Lease(2, 2, (("A", 0, 1),), 1, 1, verdict=verdict)]
+        verdict = GiveUp("overdue", 1.0, 2, 0, 0)
+        assert core.ready(2.4, 2) == [SendLease(2, 2, (("A", 0, 1),), 1, 1, verdict=verdict)]
 
     def test_state_is_lost(self) -> None:
         core = Driven(Stateful(timeout=1.0, on_error="skip"), Pipe(64))
@@ -190,16 +190,16 @@ class Deaths(TestCase):
         core.feed(0.0, "A", 1)
         for attempt in range(2):
             assert core.lose(0.1, attempt, 3, begun=(attempt, 1)) == [StartWorker(0, attempt + 1)]
-            verdict = Verdict("died", 3, 2, 0, 0) if attempt else None
-            lease = Lease(attempt + 1, attempt + 1, (("A", 0, 1),), 1, 1, verdict=verdict)
+            verdict = GiveUp("died", 3, 2, 0, 0) if attempt else None
+            lease = SendLease(attempt + 1, attempt + 1, (("A", 0, 1),), 1, 1, verdict=verdict)
             assert core.ready(0.2, attempt + 1) == [lease]
         # One that dies of that, too, is not even looked at.
         assert core.lose(0.3, 2, 4, begun=(2, 1)) == [StartWorker(0, 3)]
-        blind = Verdict("died", 3, 2, 0, 0, blindly=True)
-        assert core.ready(0.4, 3) == [Lease(3, 3, (("A", 0, 1),), 1, 1, verdict=blind)]
+        blind = GiveUp("died", 3, 2, 0, 0, blindly=True)
+        assert core.ready(0.4, 3) == [SendLease(3, 3, (("A", 0, 1),), 1, 1, verdict=blind)]
         # However often.
         assert core.lose(0.5, 3, -9, begun=(3, 1), killed=True) == [StartWorker(0, 4)]
-        assert core.ready(0.6, 4) == [Lease(4, 4, (("A", 0, 1),), 1, 1, verdict=blind)]
+        assert core.ready(0.6, 4) == [SendLease(4, 4, (("A", 0, 1),), 1, 1, verdict=blind)]
         assert core.end(0.7) == []
         assert core.reply(0.8, 4, 4, 1, given_up=[(0, 2, 7.0, "why")]) == [GaveUp(0, 0, 0, 2, 7.0, "why"), Finish()]
 
@@ -224,7 +224,7 @@ class Deaths(TestCase):
         core.ready(0.1, 1)
         core.lose(0.1, 1, 3, begun=(1, 1))
         (lease,) = core.ready(0.1, 2)
-        assert isinstance(lease, Lease) and lease.verdict is not None
+        assert isinstance(lease, SendLease) and lease.verdict is not None
         assert core.lose(0.2, 2, -9, begun=(1, 1), killed=True) == [StartWorker(0, 3)]
         assert core.ready(0.3, 3) == [lease._replace(worker=3, lease=3)]
 
@@ -236,7 +236,7 @@ class Deaths(TestCase):
                 StartWorker(0, attempt + 1)
             ]
             assert core.ready(0.2, attempt + 1) == [
-                Lease(attempt + 1, number + attempt + 1, (("B", 0, 4),), 4, 5),
+                SendLease(attempt + 1, number + attempt + 1, (("B", 0, 4),), 4, 5),
             ]
         assert core.lose(0.3, 2, 3, begun=(number + 2, 1), unpickling=True) == [Fail(0, 2, 3, 6, 3, "unpickle")]
 
@@ -294,7 +294,7 @@ class Counting(TestCase):
         core.feed(0.0, "A", 64)
         core.reply(0.1, 0, 0, 64)
         core.machine.first.sizer.size = 150
-        assert core.feed(0.2, "B", 65) == [Lease(0, 1, (("B", 0, 65),), 65, 65)]
+        assert core.feed(0.2, "B", 65) == [SendLease(0, 1, (("B", 0, 65),), 65, 65)]
         commands = core.reply(0.3, 0, 1, 65, given_up=[(index, 1, 7.0, "why") for index in range(30, 60)])
         assert commands[-1] == Fail(0, None, None, None, 30, "failures")
         assert [type(command) for command in commands[:-1]] == [GaveUp] * 30
@@ -319,19 +319,19 @@ class Replacing(TestCase):
 
     def test_another_is_started_with_the_last_lease(self) -> None:
         core = Driven(Processor(job, max_items=2), Pipe(64))
-        assert core.feed(0.0, "A", 4) == [Lease(0, 0, (("A", 0, 1),), 1, 1)]
+        assert core.feed(0.0, "A", 4) == [SendLease(0, 0, (("A", 0, 1),), 1, 1)]
         assert core.reply(0.1, 0, 0, 1, ("a", 1)) == [
             Emit((("a", 0, 1),), 1),
-            Lease(0, 1, (("A", 1, 2),), 1, 1),
+            SendLease(0, 1, (("A", 1, 2),), 1, 1),
             StartWorker(0, 1),
         ]
-        assert core.ready(0.2, 1) == [Lease(1, 2, (("A", 2, 4),), 2, 2), StartWorker(0, 2)]
+        assert core.ready(0.2, 1) == [SendLease(1, 2, (("A", 2, 4),), 2, 2), StartWorker(0, 2)]
         assert core.reply(0.3, 0, 1, 1, ("b", 1)) == [Emit((("b", 0, 1),), 1), EndWorker(0)]
         assert core.machine.staff.teams[0].numbers == [1]
 
     def test_it_dies_before(self) -> None:
         core = Driven(Processor(job, max_items=1), Pipe(64))
-        assert core.feed(0.0, "A", 1) == [Lease(0, 0, (("A", 0, 1),), 1, 1), StartWorker(0, 1)]
+        assert core.feed(0.0, "A", 1) == [SendLease(0, 0, (("A", 0, 1),), 1, 1), StartWorker(0, 1)]
         # There is another already.
         assert core.lose(0.1, 0, -9, begun=(0, 1), killed=True) == []
-        assert core.ready(0.2, 1) == [Lease(1, 1, (("A", 0, 1),), 1, 1), StartWorker(0, 2)]
+        assert core.ready(0.2, 1) == [SendLease(1, 1, (("A", 0, 1),), 1, 1), StartWorker(0, 2)]

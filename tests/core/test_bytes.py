@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from conveyor import BalancingFork, Join, Pipe, Processor, ReplicatingFork
-from conveyor.core.commands import Emit, Grant, Lease, Pull
-from conveyor.core.events import Forfeited
+from conveyor.core.commands import Emit, Grant, Pull, SendLease
+from conveyor.core.events import CreditReturned
 from conveyor.core.nodes.sink import SOON_SECONDS
 from conveyor.core.tuning.chunk_size import first_pull
 from tests.helpers.driving import Driven, plan_of
@@ -31,7 +31,7 @@ class Steps(TestCase):
     def test_the_source_may_give_as_much_as_the_first_pipe_holds(self) -> None:
         assert first_pull(plan_of(Processor(job), SLIM)) == 64
         core = Driven(Processor(job), SLIM)
-        assert core.feed(0.0, "A", 1, size=HEAVY) == [Lease(0, 0, (("A", 0, 1),), 1, 1)]
+        assert core.feed(0.0, "A", 1, size=HEAVY) == [SendLease(0, 0, (("A", 0, 1),), 1, 1)]
         # Three of them fill the pipe, and 63 more may come.
         assert core.machine.first.room(0) == 3 and core.pulls == []
         core.feed(0.1, "B", 63, size=63 * 8)
@@ -41,7 +41,7 @@ class Steps(TestCase):
     def test_what_has_been_given_back_is_allowed_anew_by_weight(self) -> None:
         core = Driven(Processor(job), SLIM)
         core.feed(0.0, "A", 1, size=HEAVY)
-        core.handle(Forfeited(63), 0.1)
+        core.handle(CreditReturned(63), 0.1)
         assert core.pulls == [Pull(3)]
 
     def test_a_step_stops_when_the_pipe_behind_it_is_full(self) -> None:
@@ -50,11 +50,11 @@ class Steps(TestCase):
         for lease in range(3):
             assert core.reply(0.1 + lease, 0, lease, 1, (lease, 1), size=HEAVY, seconds=1.0) == [
                 Emit(((lease, 0, 1),), 1, (SOON_SECONDS, SOON_SECONDS, 0.0)[lease]),
-                Lease(0, lease + 1, (("A", lease + 1, lease + 2),), 1, 1),
+                SendLease(0, lease + 1, (("A", lease + 1, lease + 2),), 1, 1),
             ]
         # Three wait, and one more is in the hand of the worker.
         assert core.reply(4.0, 0, 3, 1, ("d", 1), size=HEAVY, seconds=1.0) == [Emit((("d", 0, 1),), 1, 0.0)]
-        assert core.consume(5.0, 1) == [Lease(0, 4, (("A", 4, 5),), 1, 1)]
+        assert core.consume(5.0, 1) == [SendLease(0, 4, (("A", 4, 5),), 1, 1)]
 
     def test_an_item_heavier_than_the_pipe_goes_through_alone(self) -> None:
         core = Driven(Processor(job), Pipe(maxbytes=1))
@@ -62,10 +62,10 @@ class Steps(TestCase):
         assert core.machine.first.room(0) == 1 - 2
         assert core.reply(0.1, 0, 0, 1, ("a", 1), size=HEAVY) == [
             Emit((("a", 0, 1),), 1, 0.0),
-            Lease(0, 1, (("A", 1, 2),), 1, 1),
+            SendLease(0, 1, (("A", 1, 2),), 1, 1),
         ]
         assert core.reply(0.2, 0, 1, 1, ("b", 1), size=HEAVY) == [Emit((("b", 0, 1),), 1, 0.0)]
-        assert core.consume(0.3, 1) == [Lease(0, 2, (("A", 2, 3),), 1, 1)]
+        assert core.consume(0.3, 1) == [SendLease(0, 2, (("A", 2, 3),), 1, 1)]
 
     def test_a_batch_heavier_than_the_pipe_finds_room(self) -> None:
         core = Driven(Processor(job), Pipe(maxbytes=1000), Processor(job, batch=4))

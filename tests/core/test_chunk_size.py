@@ -17,9 +17,9 @@ from conveyor.core.tuning.chunk_size import (
     TARGET_BYTES,
     TARGET_SECONDS,
     UNWEIGHED,
-    Aim,
-    Scale,
-    Sizer,
+    ChunkSizer,
+    ChunkTarget,
+    ItemWeight,
 )
 from tests.helpers.support import TestCase
 
@@ -28,10 +28,10 @@ EXAMPLES = settings(max_examples=200, deadline=None, derandomize=True, database=
 
 def sizes(seconds: float, limit: int = 1000, replies: int = 20, weight: int = 0) -> list[int]:
     """The sizes of chunks of items that take so long each and weigh so much."""
-    scale = Scale()
+    scale = ItemWeight()
     if weight:
         scale.weigh(1, weight)
-    sizer = Sizer(limit, scale, Aim())
+    sizer = ChunkSizer(limit, scale, ChunkTarget())
     found = []
     for _ in range(replies):
         found.append(sizer.size)
@@ -57,19 +57,19 @@ class Chunks(TestCase):
         assert sizes(1e-7, weight=MOST_BYTES * 5) == [1] * 20
 
     def test_it_is_a_quarter_of_a_small_pipe(self) -> None:
-        scale = Scale(most=4000)
+        scale = ItemWeight(most=4000)
         scale.weigh(1, 100)
-        sizer = Sizer(1000, scale, Aim())
+        sizer = ChunkSizer(1000, scale, ChunkTarget())
         for size in (1, 2, 4, 8, 10, 10):
             assert sizer.size == size
             sizer.observe(size, size * 1e-7)
 
     def test_a_limit_that_makes_no_sense(self) -> None:
-        assert Sizer(0, Scale(), Aim()).size == 1
+        assert ChunkSizer(0, ItemWeight(), ChunkTarget()).size == 1
         assert max(sizes(0.0, limit=10**9, replies=40)) == LARGEST
 
     def test_one_slow_chunk_is_not_the_end(self) -> None:
-        sizer = Sizer(1000, Scale(), Aim())
+        sizer = ChunkSizer(1000, ItemWeight(), ChunkTarget())
         for _ in range(10):
             sizer.observe(sizer.size, sizer.size * 2e-5)
         assert sizer.size == int(TARGET_SECONDS / 2e-5)
@@ -81,7 +81,7 @@ class Chunks(TestCase):
         assert sizer.size > 780
 
     def test_a_dear_item_among_cheap_ones_changes_little(self) -> None:
-        sizer, found = Sizer(1000, Scale(), Aim()), []
+        sizer, found = ChunkSizer(1000, ItemWeight(), ChunkTarget()), []
         for number in range(200):
             # One chunk in six has an item that costs 200 times the rest.
             dear = number % 6 == 5
@@ -90,7 +90,7 @@ class Chunks(TestCase):
         assert min(found[20:]) >= 20, found
 
     def test_two_dear_chunks_in_a_row_are_no_accident(self) -> None:
-        sizer = Sizer(1000, Scale(), Aim())
+        sizer = ChunkSizer(1000, ItemWeight(), ChunkTarget())
         for _ in range(20):
             sizer.observe(sizer.size, sizer.size * 0.0005)
         assert sizer.size == 32
@@ -100,7 +100,7 @@ class Chunks(TestCase):
         assert sizer.size == 1
 
     def test_where_much_waits_they_are_a_part_of_it(self) -> None:
-        sizer = Sizer(1000, Scale(), Aim())
+        sizer = ChunkSizer(1000, ItemWeight(), ChunkTarget())
         for size, longest in ((1, 1), (2, 2), (4, 4), (8, 8), (10, 16), (10, 32), (10, 64), (10, 84), (10, 84)):
             # However long the line is, they at most double.
             assert (sizer.size, sizer.size_of(10**6)) == (size, longest)
@@ -108,36 +108,36 @@ class Chunks(TestCase):
         assert [sizer.size_of(waiting) for waiting in (0, 79, 88, 160, 640, 672)] == [10, 10, 11, 20, 80, 84]
 
     def test_however_much_waits_a_stretched_one_is_not_stretched_again(self) -> None:
-        aim = Aim()
+        aim = ChunkTarget()
         for seconds in (TARGET_SECONDS * 2, TARGET_SECONDS * 4, TARGET_SECONDS * 8):
             assert aim.loaded(1.0) and aim.seconds == seconds
-            sizer = Sizer(1000, Scale(), aim)
+            sizer = ChunkSizer(1000, ItemWeight(), aim)
             for _ in range(10):
                 sizer.observe(sizer.size, sizer.size * TARGET_SECONDS / 10.5)
             assert sizer.size_of(10**6) == 84
 
     def test_however_much_waits_a_dear_item_is_a_chunk(self) -> None:
-        sizer = Sizer(1000, Scale(), Aim())
+        sizer = ChunkSizer(1000, ItemWeight(), ChunkTarget())
         for seconds, size in ((TARGET_SECONDS * 5, 1), (TARGET_SECONDS * 3, 2)):
             for _ in range(30):
                 sizer.observe(1, seconds)
             assert (sizer.size, sizer.size_of(10**6)) == (1, size)
 
     def test_however_much_waits_they_keep_within_the_pipe(self) -> None:
-        sizer = Sizer(25, Scale(), Aim())
+        sizer = ChunkSizer(25, ItemWeight(), ChunkTarget())
         for _ in range(10):
             sizer.observe(sizer.size, sizer.size * TARGET_SECONDS / 10.5)
         assert (sizer.size, sizer.size_of(10**6)) == (10, 25)
-        scale = Scale(most=4000)
+        scale = ItemWeight(most=4000)
         scale.weigh(1, 80)
-        sizer = Sizer(1000, scale, Aim())
+        sizer = ChunkSizer(1000, scale, ChunkTarget())
         for _ in range(10):
             sizer.observe(sizer.size, sizer.size * TARGET_SECONDS / 10.5)
         assert (sizer.size, sizer.size_of(10**6)) == (10, 12)
 
     def test_a_broker_with_much_to_do_has_larger_chunks(self) -> None:
-        aim = Aim()
-        sizer = Sizer(1000, Scale(), aim)
+        aim = ChunkTarget()
+        sizer = ChunkSizer(1000, ItemWeight(), aim)
         for share, size in ((0.6, 8), (0.8, 16), (0.8, 32), (0.3, 32), (0.9, 64), (0.9, 64), (0.1, 32), (0.0, 16)):
             aim.loaded(share)
             for _ in range(8):
@@ -145,18 +145,18 @@ class Chunks(TestCase):
             assert sizer.size == size, (share, sizer.size)
 
     def test_of_batches_all_items_are_weighed(self) -> None:
-        scale = Scale()
+        scale = ItemWeight()
         scale.weigh(1, 1000)
         for unit, size in ((1, 256), (16, 16), (100, 2), (1000, 1)):
-            sizer = Sizer(10_000, scale, Aim(), unit)
+            sizer = ChunkSizer(10_000, scale, ChunkTarget(), unit)
             for _ in range(14):
                 sizer.observe(sizer.size, sizer.size * 1e-7)
             assert sizer.size == size, (unit, sizer.size)
 
     def test_it_has_more_bytes_in_each_too(self) -> None:
-        aim, scale = Aim(), Scale()
+        aim, scale = ChunkTarget(), ItemWeight()
         scale.weigh(1, TARGET_BYTES // 512)
-        sizer = Sizer(100_000, scale, aim)
+        sizer = ChunkSizer(100_000, scale, aim)
         for share, size in ((0.6, 512), (0.8, 1024), (0.9, 2048), (0.9, 4096), (0.9, 4096), (0.1, 2048)):
             aim.loaded(share)
             for _ in range(14):
@@ -164,7 +164,7 @@ class Chunks(TestCase):
             assert sizer.size == size, (share, sizer.size)
 
     def test_a_single_item_is_weaker_evidence_than_a_chunk(self) -> None:
-        one, other = Sizer(1000, Scale(), Aim()), Sizer(1000, Scale(), Aim())
+        one, other = ChunkSizer(1000, ItemWeight(), ChunkTarget()), ChunkSizer(1000, ItemWeight(), ChunkTarget())
         for sizer in (one, other):
             for _ in range(10):
                 sizer.observe(sizer.size, sizer.size * 2e-5)
@@ -179,8 +179,8 @@ class Chunks(TestCase):
         st.lists(st.tuples(st.integers(1, 100), st.floats(0, 10), st.integers(0, 10**9))),
     )
     def test_bounds(self, limit: int, most: int, replies: list[tuple[int, float, int]]) -> None:
-        scale = Scale(most)
-        sizer = Sizer(limit, scale, Aim())
+        scale = ItemWeight(most)
+        sizer = ChunkSizer(limit, scale, ChunkTarget())
         for units, seconds, weight in replies:
             before = sizer.size
             scale.weigh(units, weight)
@@ -197,35 +197,35 @@ class Weights(TestCase):
     """What a pipe holds."""
 
     def test_before_anything_was_weighed(self) -> None:
-        assert (Scale().limit(10), Scale().limit(10 * UNWEIGHED)) == (10, UNWEIGHED)
+        assert (ItemWeight().limit(10), ItemWeight().limit(10 * UNWEIGHED)) == (10, UNWEIGHED)
 
     def test_light_items_count_as_items(self) -> None:
-        scale = Scale()
+        scale = ItemWeight()
         scale.weigh(10, 80)
         assert scale.limit(65536) == 65536
 
     def test_heavy_items_count_as_bytes(self) -> None:
-        scale = Scale()
+        scale = ItemWeight()
         scale.weigh(2, PIPE_BYTES)
         assert scale.limit(65536) == 2
         assert scale.limit(1) == 1
 
     def test_an_item_heavier_than_a_pipe_still_goes_through(self) -> None:
-        scale = Scale()
+        scale = ItemWeight()
         scale.weigh(1, 10 * PIPE_BYTES)
         assert scale.limit(65536) == 1
 
     def test_a_pipe_says_how_many_bytes_it_holds(self) -> None:
-        scale = Scale(most=1000)
+        scale = ItemWeight(most=1000)
         assert scale.limit(65536) == UNWEIGHED
         scale.weigh(1, 300)
         assert (scale.limit(65536), scale.limit(2)) == (3, 2)
-        scale = Scale(most=1)
+        scale = ItemWeight(most=1)
         scale.weigh(1, 300)
         assert scale.limit(65536) == 1
 
     def test_it_forgets_slowly(self) -> None:
-        scale = Scale()
+        scale = ItemWeight()
         scale.weigh(1, PIPE_BYTES)
         scale.weigh(1, 0)
         assert scale.bytes == 0.8 * PIPE_BYTES
@@ -237,7 +237,7 @@ class Weights(TestCase):
         st.lists(st.tuples(st.integers(1, 1000), st.integers(0, 10**9)), min_size=1),
     )
     def test_bounds(self, bound: int, most: int, weights: list[tuple[int, int]]) -> None:
-        scale = Scale(most)
+        scale = ItemWeight(most)
         for items, size in weights:
             scale.weigh(items, size)
         limit = scale.limit(bound)

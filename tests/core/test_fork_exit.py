@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from conveyor import Join, Pipe, Processor, ReplicatingFork
-from conveyor.core.commands import Emit, Finish, Lease
+from conveyor.core.commands import Emit, Finish, SendLease
 from conveyor.core.data.pieces import Piece
 from conveyor.core.nodes.base import Node, Output
 from conveyor.core.nodes.fork_exit import Leave
@@ -120,22 +120,22 @@ class Nested(TestCase):
             Join(),
         )
         core.feed(0.0, "A", 1)
-        assert core.reply(0.1, 0, 0, 1, ("a", 2)) == [Lease(1, 0, (("a", 0, 1),), 1, 1)]
+        assert core.reply(0.1, 0, 0, 1, ("a", 2)) == [SendLease(1, 0, (("a", 0, 1),), 1, 1)]
         # The first item of the outer fork gives nothing, the second two items: for two branches each.
         assert core.reply(0.2, 1, 0, 1, runs=[(0, 1)], seconds=1.0) == [
-            Lease(1, 1, (("a", 1, 2),), 1, 1),
+            SendLease(1, 1, (("a", 1, 2),), 1, 1),
             Emit((("a", 0, 1),), 1),
         ]
         assert core.reply(0.3, 1, 1, 1, ("b", 2), runs=[(2, 1)], seconds=1.0) == [
-            Lease(2, 0, (("b", 0, 1),), 1, 1),
-            Lease(3, 0, (("b", 0, 1),), 1, 1),
+            SendLease(2, 0, (("b", 0, 1),), 1, 1),
+            SendLease(3, 0, (("b", 0, 1),), 1, 1),
         ]
         assert core.reply(0.4, 2, 0, 1, ("c", 1), runs=[(1, 1)], seconds=1.0) == [
-            Lease(2, 1, (("b", 1, 2),), 1, 1),
+            SendLease(2, 1, (("b", 1, 2),), 1, 1),
             Emit((("c", 0, 1),), 1),
         ]
         assert core.reply(0.5, 3, 0, 1, ("d", 1), runs=[(1, 1)], seconds=1.0) == [
-            Lease(3, 1, (("b", 1, 2),), 1, 1),
+            SendLease(3, 1, (("b", 1, 2),), 1, 1),
             Emit((("d", 0, 1),), 1),
         ]
         assert core.reply(0.6, 2, 1, 1, ("e", 1), runs=[(1, 1)], seconds=1.0) == [Emit((("e", 0, 1),), 1)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from conveyor import Join, Pipe, Processor, ReplicatingFork
-from conveyor.core.commands import Emit, Finish, Grant, Lease
+from conveyor.core.commands import Emit, Finish, Grant, SendLease
 from tests.helpers.driving import Driven
 from tests.helpers.support import TestCase
 
@@ -37,10 +37,10 @@ class Replicate(TestCase):
 
     def test_each_branch_has_each_item(self) -> None:
         core = self.forked()
-        assert core.feed(0.0, "A", 1) == [Lease(0, 0, (("A", 0, 1),), 1, 1)]
+        assert core.feed(0.0, "A", 1) == [SendLease(0, 0, (("A", 0, 1),), 1, 1)]
         assert core.reply(0.1, 0, 0, 1, ("a", 1)) == [
-            Lease(1, 0, (("a", 0, 1),), 1, 1),
-            Lease(2, 0, (("a", 0, 1),), 1, 1),
+            SendLease(1, 0, (("a", 0, 1),), 1, 1),
+            SendLease(2, 0, (("a", 0, 1),), 1, 1),
         ]
         assert core.reply(0.2, 1, 0, 1, ("b", 1), runs=[(1, 1)]) == [Emit((("b", 0, 1),), 1)]
         assert core.reply(0.3, 2, 0, 1, ("c", 1), runs=[(1, 1)]) == [Emit((("c", 0, 1),), 1)]
@@ -55,11 +55,11 @@ class Replicate(TestCase):
         # So the first branch, which has room for 60 more, gets none either.
         assert core.reply(0.2, 1, 0, 1, ("b", 1), runs=[(1, 1)], seconds=1.0) == [
             Emit((("b", 0, 1),), 1),
-            Lease(1, 1, (("b", 0, 1),), 1, 1),
+            SendLease(1, 1, (("b", 0, 1),), 1, 1),
         ]
         assert core.reply(0.3, 2, 0, 1, ("c", 1), runs=[(1, 1)], seconds=1.0) == [
             Emit((("c", 0, 1),), 1),
-            Lease(2, 1, (("b", 0, 1),), 1, 1),
+            SendLease(2, 1, (("b", 0, 1),), 1, 1),
         ]
         assert core.node(1).room(0) == 64 - 2
 
@@ -69,30 +69,30 @@ class Replicate(TestCase):
         # One item is in the hands of each worker behind the fork, so the pipe is empty; and one in those before it.
         assert core.reply(0.1, 0, 0, 0, ("a", 1), final=False, starving=True) == [
             Grant(0, 0, 3),
-            Lease(1, 0, (("a", 0, 1),), 1, 1),
-            Lease(2, 0, (("a", 0, 1),), 1, 1),
+            SendLease(1, 0, (("a", 0, 1),), 1, 1),
+            SendLease(2, 0, (("a", 0, 1),), 1, 1),
         ]
         assert core.node(1).room(0) == 3
         assert core.reply(0.2, 0, 0, 1, ("b", 3)) == []
         assert core.node(1).room(0) == 0
         assert core.reply(0.3, 1, 0, 1, ("c", 1), runs=[(1, 1)], seconds=1.0) == [
             Emit((("c", 0, 1),), 1),
-            Lease(1, 1, (("b", 0, 1),), 1, 1),
+            SendLease(1, 1, (("b", 0, 1),), 1, 1),
         ]
         # Only when the slower branch has taken an item there is room for another.
         assert core.node(1).room(0) == 0
         assert core.reply(0.4, 2, 0, 1, ("d", 1), runs=[(1, 1)], seconds=1.0) == [
             Emit((("d", 0, 1),), 1),
-            Lease(2, 1, (("b", 0, 1),), 1, 1),
+            SendLease(2, 1, (("b", 0, 1),), 1, 1),
         ]
         assert core.node(1).room(0) == 1
         assert core.reply(0.5, 1, 1, 1, ("e", 1), runs=[(1, 1)], seconds=1.0) == [
             Emit((("e", 0, 1),), 1),
-            Lease(1, 2, (("b", 1, 2),), 1, 1),
+            SendLease(1, 2, (("b", 1, 2),), 1, 1),
         ]
         assert core.reply(0.6, 2, 1, 1, ("f", 1), runs=[(1, 1)], seconds=1.0) == [
             Emit((("f", 0, 1),), 1),
-            Lease(2, 2, (("b", 1, 2),), 1, 1),
+            SendLease(2, 2, (("b", 1, 2),), 1, 1),
         ]
 
     def test_the_end_goes_down_every_branch_after_the_last_item(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conveyor.core.data.group_sizes import Batcher, Groups, Regroup, Runs, append_run, runs_of, total
+from conveyor.core.data.group_sizes import Batcher, Groups, GroupSizes, Regroup, append_groups, group_sizes_of, total
 from tests.helpers.support import TestCase
 
 EXAMPLES = settings(max_examples=300, deadline=None, derandomize=True, database=None)
@@ -21,12 +21,12 @@ CUTS = st.lists(st.integers(0, 100), max_size=6)
 TRAILING = st.integers(0, 5)
 
 
-def sizes_of(runs: Runs) -> list[int]:
+def sizes_of(runs: GroupSizes) -> list[int]:
     """The plain sequence of sizes that runs stand for."""
     return [size for size, repeat in runs for _ in range(repeat)]
 
 
-def chunks(sizes: list[int], trailing: int, cuts: list[int]) -> list[tuple[Runs, int]]:
+def chunks(sizes: list[int], trailing: int, cuts: list[int]) -> list[tuple[GroupSizes, int]]:
     """Groups of these sizes, and `trailing` items behind them, as the chunks between some cuts.
 
     A group is closed in the chunk in which its last item is, an empty one right behind the group before it.
@@ -41,12 +41,12 @@ def chunks(sizes: list[int], trailing: int, cuts: list[int]) -> list[tuple[Runs,
         while closed < len(ends) and ends[closed] <= border:
             inside.append(min(sizes[closed], ends[closed] - begin))
             closed += 1
-        found.append((runs_of(inside), border - begin))
+        found.append((group_sizes_of(inside), border - begin))
         begin = border
     return found
 
 
-def joined(parts: list[tuple[Runs, int]]) -> tuple[list[int], int]:
+def joined(parts: list[tuple[GroupSizes, int]]) -> tuple[list[int], int]:
     """The sizes of the groups in chunks, and how many items are behind the last closed one."""
     groups = Groups()
     for runs, items in parts:
@@ -67,14 +67,14 @@ class RunsTests(TestCase):
     """A sequence of sizes in its shortest form."""
 
     def test_nothing_is_nothing(self) -> None:
-        runs: Runs = []
-        append_run(runs, 3, 0)
-        assert runs == [] and runs_of([]) == [] and total([]) == 0
+        runs: GroupSizes = []
+        append_groups(runs, 3, 0)
+        assert runs == [] and group_sizes_of([]) == [] and total([]) == 0
 
     @EXAMPLES
     @given(SIZES)
     def test_there_and_back(self, sizes: list[int]) -> None:
-        runs = runs_of(sizes)
+        runs = group_sizes_of(sizes)
         assert sizes_of(runs) == sizes and total(runs) == sum(sizes)
         assert all(repeat > 0 for _, repeat in runs)
         assert all(one[0] != other[0] for one, other in pairwise(runs))
@@ -125,7 +125,7 @@ class GroupsTests(TestCase):
     def test_taking_items_and_groups(self, sizes: list[int], trailing: int, seed: int) -> None:
         choose = random.Random(seed).randrange
         groups, model = Groups(), list(sizes)
-        groups.push(runs_of(sizes), sum(sizes) + trailing)
+        groups.push(group_sizes_of(sizes), sum(sizes) + trailing)
         while model:
             assert groups.items == sum(model) + trailing
             assert groups.first is not None and groups.first[0] == model[0]
@@ -189,7 +189,7 @@ class RegroupTests(TestCase):
         choose = random.Random(seed).randrange
         inner = [choose(4) for _ in range(elements)]
         regroup = Regroup()
-        fed: list[tuple[Runs, int]] = []
+        fed: list[tuple[GroupSizes, int]] = []
         pushed, reported = 0, 0
         waiting = chunks(outer, beyond, cuts)
         for runs, items in chunks(inner, trailing, others):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from conveyor import Join, Pipe, Processor, ReplicatingFork
-from conveyor.core.commands import Emit, Finish, Grant, Lease
+from conveyor.core.commands import Emit, Finish, Grant, SendLease
 from conveyor.core.data.pieces import Weave
 from tests.helpers.driving import Driven
 from tests.helpers.support import TestCase
@@ -49,10 +49,10 @@ class Zips(TestCase):
 
     def test_a_row_waits_for_its_branches(self) -> None:
         core = self.two()
-        assert core.reply(0.2, 2, 0, 1, ("c", 1), runs=[(1, 1)]) == [Lease(2, 1, (("b", 0, 2),), 2, 2)]
+        assert core.reply(0.2, 2, 0, 1, ("c", 1), runs=[(1, 1)]) == [SendLease(2, 1, (("b", 0, 2),), 2, 2)]
         assert core.reply(0.3, 1, 0, 1, ("b", 1), runs=[(1, 1)]) == [
             Emit(((Weave(((("b", 0, 1),), (("c", 0, 1),)), ([(1, 1)], [(1, 1)]), True), 0, 1),), 1),
-            Lease(1, 1, (("b", 0, 2),), 2, 2),
+            SendLease(1, 1, (("b", 0, 2),), 2, 2),
         ]
 
     def test_all_rows_that_are_ready_go_in_one_weave(self) -> None:
@@ -70,18 +70,18 @@ class Zips(TestCase):
         # One row is complete, two more items wait for what the first branch may still give.
         assert core.reply(0.3, 2, 0, 1, ("c", 3), runs=[(3, 1)]) == [
             Emit(((Weave(((("b", 0, 1),), (("c", 0, 1),)), ([(1, 1)], [(1, 1)]), True), 0, 1),), 1),
-            Lease(2, 1, (("b", 0, 2),), 2, 3),
+            SendLease(2, 1, (("b", 0, 2),), 2, 3),
         ]
         # The first branch gives no more: so the other rows have None.
         assert core.reply(0.4, 1, 0, 1, runs=[(0, 1)]) == [
             Emit(((Weave(((), (("c", 1, 3),)), ([(0, 1)], [(2, 1)]), True), 0, 2),), 2),
-            Lease(1, 1, (("b", 0, 2),), 2, 2),
+            SendLease(1, 1, (("b", 0, 2),), 2, 2),
         ]
 
     def test_an_item_without_outputs_has_no_row(self) -> None:
         core = self.two()
-        assert core.reply(0.2, 2, 0, 1, runs=[(0, 1)]) == [Lease(2, 1, (("b", 0, 2),), 2, 2)]
-        assert core.reply(0.3, 1, 0, 1, runs=[(0, 1)]) == [Lease(1, 1, (("b", 0, 2),), 2, 2)]
+        assert core.reply(0.2, 2, 0, 1, runs=[(0, 1)]) == [SendLease(2, 1, (("b", 0, 2),), 2, 2)]
+        assert core.reply(0.3, 1, 0, 1, runs=[(0, 1)]) == [SendLease(1, 1, (("b", 0, 2),), 2, 2)]
         assert core.reply(0.4, 1, 1, 2, ("b", 2), runs=[(1, 2)]) == []
 
     def test_a_full_pipe_behind_cuts_the_rows(self) -> None:
@@ -89,8 +89,8 @@ class Zips(TestCase):
         core.reply(0.2, 2, 0, 1, ("c", 3), runs=[(3, 1)])
         assert core.reply(0.3, 1, 0, 1, ("b", 3), runs=[(3, 1)]) == [
             Emit(((Weave(((("b", 0, 2),), (("c", 0, 2),)), ([(2, 1)], [(2, 1)]), True), 0, 2),), 2, 0.0),
-            Lease(1, 1, (("b", 0, 1),), 1, 1),
-            Lease(2, 1, (("b", 0, 1),), 1, 1),
+            SendLease(1, 1, (("b", 0, 1),), 1, 1),
+            SendLease(2, 1, (("b", 0, 1),), 1, 1),
         ]
         assert core.consume(0.4, 1) == [
             Emit(((Weave(((("b", 2, 3),), (("c", 2, 3),)), ([(1, 1)], [(1, 1)]), True), 0, 1),), 1, 0.0)
@@ -110,8 +110,8 @@ class Zips(TestCase):
 
     def test_rows_are_in_order_within_their_item_even_without_order(self) -> None:
         core = self.two(ordered=False)
-        assert core.reply(0.2, 2, 0, 1, ("c", 1), runs=[(1, 1)]) == [Lease(2, 1, (("b", 0, 2),), 2, 2)]
+        assert core.reply(0.2, 2, 0, 1, ("c", 1), runs=[(1, 1)]) == [SendLease(2, 1, (("b", 0, 2),), 2, 2)]
         assert core.reply(0.3, 1, 0, 1, ("b", 1), runs=[(1, 1)]) == [
             Emit(((Weave(((("b", 0, 1),), (("c", 0, 1),)), ([(1, 1)], [(1, 1)]), True), 0, 1),), 1),
-            Lease(1, 1, (("b", 0, 2),), 2, 2),
+            SendLease(1, 1, (("b", 0, 2),), 2, 2),
         ]

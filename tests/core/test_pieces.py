@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conveyor.core.data.group_sizes import runs_of
+from conveyor.core.data.group_sizes import group_sizes_of
 from conveyor.core.data.pieces import Piece, Pieces, Weave, woven
 from conveyor.core.nodes.base import Lane
 from conveyor.core.nodes.joins import closed_groups, weave
@@ -104,7 +104,7 @@ class WeaveTests(TestCase):
     @EXAMPLES
     @given(lanes_of_groups(), st.booleans())
     def test_woven_is_the_groups_side_by_side(self, lanes: list[list[list[str]]], zipped: bool) -> None:
-        runs = tuple(runs_of(map(len, groups)) for groups in lanes)
+        runs = tuple(group_sizes_of(map(len, groups)) for groups in lanes)
         assert list(woven([list(flat(groups)) for groups in lanes], runs, zipped)) == model_of(lanes, zipped)
 
     @EXAMPLES
@@ -117,9 +117,9 @@ class WeaveTests(TestCase):
             lane = Lane(100)
             blob: Any = flat(groups)
             if blob:
-                lane.push(((blob, 0, len(blob)),), len(blob), runs_of(map(len, groups)))
+                lane.push(((blob, 0, len(blob)),), len(blob), group_sizes_of(map(len, groups)))
             else:
-                lane.push((), 0, runs_of(map(len, groups)))
+                lane.push((), 0, group_sizes_of(map(len, groups)))
             waiting.append(lane)
         runs, lane_runs, items = closed_groups(waiting, room, zipped=zipped)
         got = items_in(weave(waiting, lane_runs, items, zipped=zipped))

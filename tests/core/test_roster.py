@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from conveyor import Pipe, Pipeline, Processor
-from conveyor.core.commands import Emit, EndWorker, Finish, Lease, Recall, StartWorker
+from conveyor.core.commands import Emit, EndWorker, Finish, Revoke, SendLease, StartWorker
 from conveyor.core.events import RunStarted
 from conveyor.core.leasing.work_stealing import SHARED_SECONDS, SILENT_SECONDS
 from conveyor.core.tuning.roster import Durations
@@ -40,11 +40,11 @@ class Coming(TestCase):
 
     def test_it_gets_work_when_it_is_up(self) -> None:
         core = Driven(auto(), Pipe(64))
-        assert core.feed(0.0, "A", 3) == [Lease(0, 0, (("A", 0, 1),), 1, 1)]
+        assert core.feed(0.0, "A", 3) == [SendLease(0, 0, (("A", 0, 1),), 1, 1)]
         assert core.resize(0.1, 0, 3) == [StartWorker(0, 1), StartWorker(0, 2)]
         assert core.machine.stats(0.1).steps[0].starting == 2
-        assert core.ready(0.2, 2) == [Lease(2, 1, (("A", 1, 2),), 1, 1)]
-        assert core.ready(0.3, 1) == [Lease(1, 2, (("A", 2, 3),), 1, 1)]
+        assert core.ready(0.2, 2) == [SendLease(2, 1, (("A", 1, 2),), 1, 1)]
+        assert core.ready(0.3, 1) == [SendLease(1, 2, (("A", 2, 3),), 1, 1)]
         stats = core.machine.stats(0.3)
         assert (stats.steps[0].workers, stats.steps[0].starting, stats.steps[0].most_workers) == (3, 0, 3)
         assert [str(decision) for decision in stats.decisions] == ["job: 1 → 3 workers: as wanted"]
@@ -68,14 +68,14 @@ class Coming(TestCase):
         assert core.end(0.2) == [Finish()]
         assert core.ready(0.3, 1) == []
         assert core.handle(RunStarted(), 0.4) == []
-        assert core.feed(0.5, "A", 2) == [Lease(0, 0, (("A", 0, 1),), 1, 1), Lease(1, 1, (("A", 1, 2),), 1, 1)]
+        assert core.feed(0.5, "A", 2) == [SendLease(0, 0, (("A", 0, 1),), 1, 1), SendLease(1, 1, (("A", 1, 2),), 1, 1)]
 
     def test_it_finishes_too(self) -> None:
         core = Driven(Ending(workers="auto"), Pipe(64))
         core.feed(0.0, "A", 1)
         core.resize(0.1, 0, 2)
         core.ready(0.2, 1)
-        assert core.end(0.3) == [Lease(0, 1, (), 0, 1, finish=True), Lease(1, 2, (), 0, 1, finish=True)]
+        assert core.end(0.3) == [SendLease(0, 1, (), 0, 1, finish=True), SendLease(1, 2, (), 0, 1, finish=True)]
 
     def test_the_policy_sees_what_there_is(self) -> None:
         core = Driven(auto(), Pipe(64), Processor(job, workers=2), Pipe(64), Ending(workers="auto"), Pipe(8))
@@ -114,7 +114,7 @@ class Leaving(TestCase):
 
     def test_one_that_has_nothing_to_do_goes_at_once(self) -> None:
         core = self.three()
-        assert core.feed(1.0, "A", 2) == [Lease(0, 0, (("A", 0, 1),), 1, 1), Lease(1, 1, (("A", 1, 2),), 1, 1)]
+        assert core.feed(1.0, "A", 2) == [SendLease(0, 0, (("A", 0, 1),), 1, 1), SendLease(1, 1, (("A", 1, 2),), 1, 1)]
         assert core.resize(2.0, 0, 2) == [EndWorker(2)]
         assert core.machine.stats(2.0).steps[0].workers == 2
 
@@ -128,7 +128,7 @@ class Leaving(TestCase):
             Emit((("a", 0, 1),), 1),
             Emit((("b", 0, 1),), 1),
             Emit((("c", 0, 1),), 1),
-            Lease(0, 3, (("A", 3, 4),), 1, 1),
+            SendLease(0, 3, (("A", 3, 4),), 1, 1),
         ]
 
     def test_one_that_dies_at_work_before_it_has_gone_is_replaced(self) -> None:
@@ -137,7 +137,7 @@ class Leaving(TestCase):
         assert core.resize(2.0, 0, 1) == [EndWorker(2)]
         # The other may have no room for its outputs until those before them are there.
         assert core.lose(2.2, 1, "killed") == [StartWorker(0, 3)]
-        assert core.ready(2.3, 3) == [Lease(3, 2, (("A", 1, 2),), 1, 1)]
+        assert core.ready(2.3, 3) == [SendLease(3, 2, (("A", 1, 2),), 1, 1)]
 
     def test_one_that_dies_before_it_has_gone_and_had_nothing_is_not_replaced(self) -> None:
         core = self.three()
@@ -152,13 +152,13 @@ class Leaving(TestCase):
         core.feed(1.0, "A", 4)
         assert core.resize(2.0, 0, 1) == []
         assert core.resize(3.0, 0, 4) == [StartWorker(0, 3)]
-        assert core.reply(3.1, 2, 2, 1, ("c", 1), seconds=1.0) == [Lease(2, 3, (("A", 3, 4),), 1, 1)]
+        assert core.reply(3.1, 2, 2, 1, ("c", 1), seconds=1.0) == [SendLease(2, 3, (("A", 3, 4),), 1, 1)]
 
     def test_the_last_one_stays(self) -> None:
         core = Driven(auto(), Pipe(64))
         core.resize(0.0, 0, 2)
         assert core.resize(1.0, 0, 1) == []
-        assert core.feed(2.0, "A", 1) == [Lease(0, 0, (("A", 0, 1),), 1, 1)]
+        assert core.feed(2.0, "A", 1) == [SendLease(0, 0, (("A", 0, 1),), 1, 1)]
 
 
 class TakingBack(TestCase):
@@ -172,8 +172,8 @@ class TakingBack(TestCase):
         core.feed(0.2, "B", 2)
         core.reply(0.3, 0, 1, 1, ("b", 1), seconds=0.0001)
         core.reply(0.4, 1, 2, 1, ("c", 1), seconds=0.0001)
-        assert core.feed(1.0, "C", 4) == [Lease(0, 3, (("C", 0, 2),), 2, 2), Lease(1, 4, (("C", 2, 4),), 2, 2)]
-        assert core.feed(1.001, "D", 8) == [Lease(0, 5, (("D", 0, 8),), 8, 10)]
+        assert core.feed(1.0, "C", 4) == [SendLease(0, 3, (("C", 0, 2),), 2, 2), SendLease(1, 4, (("C", 2, 4),), 2, 2)]
+        assert core.feed(1.001, "D", 8) == [SendLease(0, 5, (("D", 0, 8),), 8, 10)]
         return core
 
     def test_from_one_that_is_silent(self) -> None:
@@ -182,12 +182,12 @@ class TakingBack(TestCase):
         assert core.reply(1.002, 1, 4, 2, ("e", 2), seconds=0.0002) == []
         assert core.machine.timer == 1.0 + SILENT_SECONDS
         assert core.tick(1.004) == []
-        assert core.tick(1.011) == [Recall(0, 3, 1)]
+        assert core.tick(1.011) == [Revoke(0, 3, 1)]
         # It is at the first unit, so the second one and the whole lease behind it go to the other.
         assert core.begun(1.012, 0, 3, 1) == [
-            Lease(1, 6, (("C", 1, 2),), 1, 1),
+            SendLease(1, 6, (("C", 1, 2),), 1, 1),
         ]
-        assert core.reply(1.013, 1, 6, 1, ("f", 1), seconds=0.0001) == [Lease(1, 7, (("D", 0, 8),), 8, 10)]
+        assert core.reply(1.013, 1, 6, 1, ("f", 1), seconds=0.0001) == [SendLease(1, 7, (("D", 0, 8),), 8, 10)]
         assert core.reply(1.014, 1, 7, 8, ("g", 8), seconds=0.0001) == []
         # All of it stands in its place in the order.
         assert core.reply(2.0, 0, 3, 1, ("d", 1), seconds=1.0) == [
@@ -196,23 +196,23 @@ class TakingBack(TestCase):
             Emit((("e", 0, 2),), 2),
         ]
         # The lease of which nothing is left is given back empty, and then there may be others.
-        assert core.feed(2.1, "E", 1) == [Lease(1, 8, (("E", 0, 1),), 1, 1)]
+        assert core.feed(2.1, "E", 1) == [SendLease(1, 8, (("E", 0, 1),), 1, 1)]
         assert core.reply(2.2, 0, 5, 0) == [Emit((("g", 0, 8),), 8)]
-        assert core.feed(2.3, "F", 1) == [Lease(0, 9, (("F", 0, 1),), 1, 1)]
+        assert core.feed(2.3, "F", 1) == [SendLease(0, 9, (("F", 0, 1),), 1, 1)]
 
     def test_not_while_more_comes_in(self) -> None:
         core = Driven(Processor(job, workers=2), Pipe(64))
         for number in range(4):
             core.feed(0.1 * number, "AB"[number % 2], 1)
             core.reply(0.1 * number + 0.05, 0, number, 1, ("a", 1), seconds=0.016)
-        assert core.feed(1.0, "C", 2) == [Lease(0, 4, (("C", 0, 1),), 1, 1), Lease(1, 5, (("C", 1, 2),), 1, 1)]
-        assert core.feed(1.0005, "D", 1) == [Lease(0, 6, (("D", 0, 1),), 1, 1)]
+        assert core.feed(1.0, "C", 2) == [SendLease(0, 4, (("C", 0, 1),), 1, 1), SendLease(1, 5, (("C", 1, 2),), 1, 1)]
+        assert core.feed(1.0005, "D", 1) == [SendLease(0, 6, (("D", 0, 1),), 1, 1)]
         # The second has nothing to do, and what the first has not begun takes 16 ms; but what comes next is for it.
         assert core.reply(1.001, 1, 5, 1, ("c", 1), seconds=0.016) == []
         assert core.machine.timer == 1.0005 + SHARED_SECONDS
-        assert core.feed(1.002, "E", 1) == [Lease(1, 7, (("E", 0, 1),), 1, 1)]
+        assert core.feed(1.002, "E", 1) == [SendLease(1, 7, (("E", 0, 1),), 1, 1)]
         assert core.reply(1.003, 1, 7, 1, ("e", 1), seconds=0.016) == []
-        assert core.tick(1.002 + SHARED_SECONDS) == [Recall(0, 4, 1)]
+        assert core.tick(1.002 + SHARED_SECONDS) == [Revoke(0, 4, 1)]
 
     def test_from_one_that_is_silent_as_long_as_more_comes_in(self) -> None:
         core = Driven(Processor(job, workers=2), Pipe(64), ordered=False)
@@ -220,8 +220,8 @@ class TakingBack(TestCase):
             core.feed(0.1 * number, "AB"[number % 2], 1)
             core.reply(0.1 * number + 0.05, 0, number, 1, ("a", 1), seconds=0.016)
             core.consume(0.1 * number + 0.06, 1)
-        assert core.feed(1.0, "C", 2) == [Lease(0, 4, (("C", 0, 1),), 1, 1), Lease(1, 5, (("C", 1, 2),), 1, 1)]
-        assert core.feed(1.0005, "D", 1) == [Lease(0, 6, (("D", 0, 1),), 1, 1)]
+        assert core.feed(1.0, "C", 2) == [SendLease(0, 4, (("C", 0, 1),), 1, 1), SendLease(1, 5, (("C", 1, 2),), 1, 1)]
+        assert core.feed(1.0005, "D", 1) == [SendLease(0, 6, (("D", 0, 1),), 1, 1)]
         found: list[Any] = []
         lease = 5
         for count in range(8):
@@ -229,10 +229,10 @@ class TakingBack(TestCase):
             now = 1.001 + 0.0015 * count
             found += core.reply(now, 1, lease, 1, ("e", 1), seconds=0.001)
             core.consume(now, 1)
-            (handed,) = [each for each in core.feed(now + 0.001, "E", 1) if isinstance(each, Lease)]
+            (handed,) = [each for each in core.feed(now + 0.001, "E", 1) if isinstance(each, SendLease)]
             assert handed.worker == 1
             lease = handed.lease
-        assert [each for each in found if isinstance(each, Recall)] == [Recall(0, 4, 1)]
+        assert [each for each in found if isinstance(each, Revoke)] == [Revoke(0, 4, 1)]
 
     def test_at_once_where_nothing_more_comes(self) -> None:
         core = self.unequal()
@@ -244,10 +244,10 @@ class TakingBack(TestCase):
         core = self.unequal(ordered=False)
         core.reply(1.002, 1, 4, 2, ("e", 2), seconds=0.0002)
         core.tick(1.011)
-        assert core.begun(1.012, 0, 3, 1) == [Lease(1, 6, (("C", 1, 2),), 1, 1)]
+        assert core.begun(1.012, 0, 3, 1) == [SendLease(1, 6, (("C", 1, 2),), 1, 1)]
         assert core.reply(1.013, 1, 6, 1, ("f", 1), seconds=0.0001) == [
             Emit((("f", 0, 1),), 1),
-            Lease(1, 7, (("D", 0, 8),), 8, 10),
+            SendLease(1, 7, (("D", 0, 8),), 8, 10),
         ]
 
     def test_one_that_turns_out_not_to_have_begun_what_it_was_left(self) -> None:
@@ -255,11 +255,11 @@ class TakingBack(TestCase):
         core.reply(1.002, 1, 4, 2, ("e", 2), seconds=0.0002)
         core.tick(1.011)
         # It may begin the second unit; and says later that it did not.
-        assert core.begun(1.012, 0, 3, 2) == [Lease(1, 6, (("D", 0, 8),), 8, 10)]
+        assert core.begun(1.012, 0, 3, 2) == [SendLease(1, 6, (("D", 0, 8),), 8, 10)]
         assert core.reply(1.013, 1, 6, 8, ("f", 8), seconds=0.0001) == []
         assert core.reply(1.014, 0, 3, 1, ("d", 1), seconds=0.0001) == [
             Emit((("d", 0, 1),), 1),
-            Lease(1, 7, (("C", 1, 2),), 1, 1),
+            SendLease(1, 7, (("C", 1, 2),), 1, 1),
         ]
 
     def test_what_is_expected_to_take_long_is_shared_at_once(self) -> None:
@@ -269,10 +269,10 @@ class TakingBack(TestCase):
         core.feed(0.2, "B", 2)
         core.reply(0.3, 0, 1, 1, ("b", 1), seconds=0.008)
         core.reply(0.4, 1, 2, 1, ("c", 1), seconds=0.008)
-        assert core.feed(1.0, "C", 4) == [Lease(0, 3, (("C", 0, 2),), 2, 2), Lease(1, 4, (("C", 2, 4),), 2, 2)]
-        assert core.feed(1.1, "D", 2) == [Lease(0, 5, (("D", 0, 2),), 2, 2)]
-        assert core.reply(1.2, 1, 4, 2, ("d", 2), seconds=0.016) == [Recall(0, 3, 1)]
-        assert core.begun(1.2, 0, 3, 1) == [Lease(1, 6, (("C", 1, 2),), 1, 1)]
+        assert core.feed(1.0, "C", 4) == [SendLease(0, 3, (("C", 0, 2),), 2, 2), SendLease(1, 4, (("C", 2, 4),), 2, 2)]
+        assert core.feed(1.1, "D", 2) == [SendLease(0, 5, (("D", 0, 2),), 2, 2)]
+        assert core.reply(1.2, 1, 4, 2, ("d", 2), seconds=0.016) == [Revoke(0, 3, 1)]
+        assert core.begun(1.2, 0, 3, 1) == [SendLease(1, 6, (("C", 1, 2),), 1, 1)]
 
     def test_nothing_is_taken_back_while_something_waits_or_nobody_is_free(self) -> None:
         core = self.unequal()
@@ -287,18 +287,18 @@ class TakingBack(TestCase):
         # It had one item left, and that is all that runs again.
         core.reply(1.013, 1, 6, 1, ("f", 1), seconds=0.0001)
         core.reply(1.014, 1, 7, 8, ("g", 8), seconds=0.0001)
-        assert core.lose(1.1, 0, "killed") == [StartWorker(0, 2), Lease(1, 8, (("C", 0, 1),), 1, 1)]
+        assert core.lose(1.1, 0, "killed") == [StartWorker(0, 2), SendLease(1, 8, (("C", 0, 1),), 1, 1)]
 
     def test_an_answer_that_comes_in_the_next_run_takes_nothing_back(self) -> None:
         core = self.unequal()
         core.reply(1.002, 1, 4, 2, ("e", 2), seconds=0.0002)
-        assert [type(command) for command in core.tick(1.011)] == [Recall]
+        assert [type(command) for command in core.tick(1.011)] == [Revoke]
         core.cancel(1.012)
         core.reply(1.1, 0, 3, 0)
         assert core.reply(1.2, 0, 5, 0) == [Finish()]
         core.handle(RunStarted(), 1.3)
         first, second = core.feed(1.4, "Z", 2)
-        assert isinstance(first, Lease) and isinstance(second, Lease) and first.worker == 0
+        assert isinstance(first, SendLease) and isinstance(second, SendLease) and first.worker == 0
         assert core.begun(1.5, 0, 3, 1) == []
         assert core.reply(1.6, 0, first.lease, 1, ("z", 1)) == [Emit((("z", 0, 1),), 1)]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from conveyor import Pipe, Processor
-from conveyor.core.commands import Emit, Finish, Grant, Lease, Pull
-from conveyor.core.events import Forfeited
+from conveyor.core.commands import Emit, Finish, Grant, Pull, SendLease
+from conveyor.core.events import CreditReturned
 from conveyor.core.tuning.chunk_size import UNWEIGHED, first_pull
 from tests.helpers.driving import Driven, plan_of
 from tests.helpers.support import TestCase
@@ -66,7 +66,7 @@ class Source(TestCase):
     def test_heavy_items_fill_the_pipe_sooner(self) -> None:
         core = Driven(Processor(job), Pipe(64))
         # 4 MiB each, so that four fill the 16 MiB of the pipe.
-        assert core.feed(0.0, "A", 8, size=8 * 4 << 20) == [Lease(0, 0, (("A", 0, 1),), 1, 1)]
+        assert core.feed(0.0, "A", 8, size=8 * 4 << 20) == [SendLease(0, 0, (("A", 0, 1),), 1, 1)]
         assert core.machine.first.room(0) == 4 - 7
         assert core.machine.first.room(0, weighed=False) == 64 - 7
         for lease in range(7):
@@ -77,7 +77,7 @@ class Source(TestCase):
         core = Driven(Processor(job), Pipe(64))
         # 64 were promised; with 2 MiB each, eight of them fill the pipe.
         core.feed(0.0, "A", 10, size=10 * 2 << 20)
-        assert core.handle(Forfeited(54), 0.1) == [] and core.pulls == []
+        assert core.handle(CreditReturned(54), 0.1) == [] and core.pulls == []
         pulled = []
         for lease in range(5):
             core.reply(0.2 + lease, 0, lease, 1, seconds=1.0)
@@ -89,7 +89,7 @@ class Source(TestCase):
         core.feed(0.0, "A", 2)
         assert core.pulls == [Pull(1)]
         # The source has not heard of that one when it gives the other two back.
-        core.handle(Forfeited(2), 0.1)
+        core.handle(CreditReturned(2), 0.1)
         assert core.pulls == [Pull(2)]
         core.feed(0.2, "B", 1 + 2)
         assert core.machine.first.room(0) == 0
@@ -99,13 +99,13 @@ class Source(TestCase):
         leases = core.feed(0.0, "A", 32)
         allowed = 0
         for lease in leases:
-            assert isinstance(lease, Lease)
+            assert isinstance(lease, SendLease)
             commands = core.reply(0.1, 0, lease.lease, lease.items, ("a", lease.items))
-            leases += [command for command in commands if isinstance(command, Lease)]
+            leases += [command for command in commands if isinstance(command, SendLease)]
             allowed += sum(pull.credit for pull in core.pulls)
         assert allowed > 16
         # It has not heard of that yet, and gives back the other half of what it might give from the beginning.
-        core.handle(Forfeited(32), 0.2)
+        core.handle(CreditReturned(32), 0.2)
         core.feed(0.3, "B", allowed)
         with self.assertRaisesRegex(AssertionError, "more than it was asked for"):
             core.feed(0.4, "C", 1 + sum(pull.credit for pull in core.pulls) + 64)
@@ -127,11 +127,11 @@ class Sink(TestCase):
         core.feed(0.0, "A", 8)
         assert core.reply(0.1, 0, 0, 1, ("a", 1), size=64 << 20) == [
             Emit((("a", 0, 1),), 1, 0.0),
-            Lease(0, 1, (("A", 1, 2),), 1, 1),
+            SendLease(0, 1, (("A", 1, 2),), 1, 1),
         ]
         # One fills the pipe: the next is in the hands of the worker, and there it stays.
         assert core.reply(0.2, 0, 1, 1, ("b", 1), size=64 << 20) == [Emit((("b", 0, 1),), 1, 0.0)]
-        assert core.consume(0.3, 1) == [Lease(0, 2, (("A", 2, 3),), 1, 1)]
+        assert core.consume(0.3, 1) == [SendLease(0, 2, (("A", 2, 3),), 1, 1)]
 
     def test_the_consumer_is_pressed_where_room_is_waited_for(self) -> None:
         core = Driven(Processor(job, workers=2), Pipe(8))
@@ -162,7 +162,7 @@ class Sink(TestCase):
         core = Driven(Processor(job), Pipe(3), Processor(job), Pipe(1))
         core.feed(0.0, "A", 1)
         assert core.reply(0.1, 0, 0, 0, ("a", 1), final=False, starving=True) == [
-            Lease(1, 0, (("a", 0, 1),), 1, 1),
+            SendLease(1, 0, (("a", 0, 1),), 1, 1),
             Grant(0, 0, 4),
         ]
         assert core.reply(0.2, 1, 0, 0, ("x", 1), final=False, starving=True) == [

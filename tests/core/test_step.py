@@ -9,7 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 from conveyor import Pipe, Processor
-from conveyor.core.commands import CancelLeases, Emit, Fail, Finish, Grant, Lease, Linger, Recall, StartWorker
+from conveyor.core.commands import (
+    CancelLeases,
+    Emit,
+    Fail,
+    Finish,
+    Grant,
+    Revoke,
+    SendLease,
+    SetFlushInterval,
+    StartWorker,
+)
 from conveyor.core.events import RunStarted
 from conveyor.core.tuning.chunk_size import TARGET_SECONDS
 from tests.helpers.driving import Driven
@@ -35,43 +45,46 @@ class Sizes(TestCase):
 
     def test_a_chunk_doubles_with_each_reply(self) -> None:
         core = Driven(Processor(job), Pipe(64))
-        assert core.feed(0.0, "A", 40) == [Lease(0, 0, (("A", 0, 1),), 1, 1)]
+        assert core.feed(0.0, "A", 40) == [SendLease(0, 0, (("A", 0, 1),), 1, 1)]
         assert core.reply(0.1, 0, 0, 1, ("a", 1)) == [
             Emit((("a", 0, 1),), 1),
-            Lease(0, 1, (("A", 1, 3),), 2, 2),
-            Lease(0, 2, (("A", 3, 5),), 2, 2),
+            SendLease(0, 1, (("A", 1, 3),), 2, 2),
+            SendLease(0, 2, (("A", 3, 5),), 2, 2),
         ]
-        assert core.reply(0.2, 0, 1, 2, ("b", 2)) == [Emit((("b", 0, 2),), 2), Lease(0, 3, (("A", 5, 9),), 4, 5)]
-        assert core.reply(0.3, 0, 2, 2, ("c", 2)) == [Emit((("c", 0, 2),), 2), Lease(0, 4, (("A", 9, 17),), 8, 10)]
-        assert core.reply(0.4, 0, 3, 4, ("d", 4)) == [Emit((("d", 0, 4),), 4), Lease(0, 5, (("A", 17, 33),), 16, 20)]
+        assert core.reply(0.2, 0, 1, 2, ("b", 2)) == [Emit((("b", 0, 2),), 2), SendLease(0, 3, (("A", 5, 9),), 4, 5)]
+        assert core.reply(0.3, 0, 2, 2, ("c", 2)) == [Emit((("c", 0, 2),), 2), SendLease(0, 4, (("A", 9, 17),), 8, 10)]
+        assert core.reply(0.4, 0, 3, 4, ("d", 4)) == [
+            Emit((("d", 0, 4),), 4),
+            SendLease(0, 5, (("A", 17, 33),), 16, 20),
+        ]
         # No more than a quarter of the pipe, however fast the job is.
         assert core.reply(0.5, 0, 4, 8, ("e", 8)) == [Emit((("e", 0, 8),), 8)]
         assert core.reply(0.6, 0, 5, 16, ("f", 16)) == [
             Emit((("f", 0, 16),), 16),
-            Lease(0, 6, (("A", 33, 40),), 7, 8),
+            SendLease(0, 6, (("A", 33, 40),), 7, 8),
         ]
         assert core.machine.first.sizer.size == 16
 
     def test_a_slow_job_has_one_item_at_a_time_and_none_ahead(self) -> None:
         core = Driven(Processor(job), Pipe(64))
-        assert core.feed(0.0, "A", 3) == [Lease(0, 0, (("A", 0, 1),), 1, 1)]
+        assert core.feed(0.0, "A", 3) == [SendLease(0, 0, (("A", 0, 1),), 1, 1)]
         assert core.reply(1.0, 0, 0, 1, ("a", 1), seconds=1.0) == [
             Emit((("a", 0, 1),), 1),
-            Lease(0, 1, (("A", 1, 2),), 1, 1),
+            SendLease(0, 1, (("A", 1, 2),), 1, 1),
         ]
         assert core.reply(2.0, 0, 1, 1, ("b", 1), seconds=1.0) == [
             Emit((("b", 0, 1),), 1),
-            Lease(0, 2, (("A", 2, 3),), 1, 1),
+            SendLease(0, 2, (("A", 2, 3),), 1, 1),
         ]
 
     def test_a_busy_worker_gets_a_full_chunk_ahead_or_nothing(self) -> None:
         core = Driven(Processor(job), Pipe(64))
         core.feed(0.0, "A", 1)
         core.reply(0.1, 0, 0, 1, ("a", 1))
-        assert core.feed(0.2, "B", 1) == [Lease(0, 1, (("B", 0, 1),), 1, 1)]
+        assert core.feed(0.2, "B", 1) == [SendLease(0, 1, (("B", 0, 1),), 1, 1)]
         # Size is 2 by now, and one item waits.
         assert core.feed(0.3, "C", 1) == []
-        assert core.feed(0.4, "D", 1) == [Lease(0, 2, (("C", 0, 1), ("D", 0, 1)), 2, 2)]
+        assert core.feed(0.4, "D", 1) == [SendLease(0, 2, (("C", 0, 1), ("D", 0, 1)), 2, 2)]
         assert core.feed(0.5, "E", 1) == []
 
     def test_a_broker_with_much_to_do_hands_out_more_at_once(self) -> None:
@@ -79,23 +92,23 @@ class Sizes(TestCase):
         core.feed(0.0, "A", 6)
         assert core.reply(0.1, 0, 0, 1, ("a", 1), seconds=0.016) == [
             Emit((("a", 0, 1),), 1),
-            Lease(0, 1, (("A", 1, 2),), 1, 1),
-            Lease(0, 2, (("A", 2, 3),), 1, 1),
+            SendLease(0, 1, (("A", 1, 2),), 1, 1),
+            SendLease(0, 2, (("A", 2, 3),), 1, 1),
         ]
         assert core.loaded(0.2, 0.4) == []
-        assert core.loaded(0.3, 0.9) == [Linger(0, 0.02)]
+        assert core.loaded(0.3, 0.9) == [SetFlushInterval(0, 0.02)]
         assert core.reply(0.4, 0, 1, 1, ("b", 1), seconds=0.016) == [
             Emit((("b", 0, 1),), 1),
-            Lease(0, 3, (("A", 3, 5),), 2, 2),
+            SendLease(0, 3, (("A", 3, 5),), 2, 2),
         ]
         # Who comes later is told, too.
         assert core.lose(0.5, 0, "killed") == [StartWorker(0, 1)]
-        assert core.ready(0.6, 1) == [Linger(1, 0.02), Lease(1, 4, (("A", 2, 3),), 1, 1)]
-        assert core.loaded(0.7, 0.1) == [Linger(1, 0.01)]
+        assert core.ready(0.6, 1) == [SetFlushInterval(1, 0.02), SendLease(1, 4, (("A", 2, 3),), 1, 1)]
+        assert core.loaded(0.7, 0.1) == [SetFlushInterval(1, 0.01)]
 
     def test_a_long_line_is_cut_into_long_leases_and_its_end_into_short_ones(self) -> None:
         core = Driven(Processor(job), Pipe(10_000))
-        leases = [each for each in core.feed(0.0, "A", 60) if isinstance(each, Lease)]
+        leases = [each for each in core.feed(0.0, "A", 60) if isinstance(each, SendLease)]
         core.feed(0.0, "B", 340)
         sizes = []
         while leases:
@@ -103,7 +116,7 @@ class Sizes(TestCase):
             sizes.append(lease.items)
             seconds = lease.items * TARGET_SECONDS / 2.5
             commands = core.reply(1.0, 0, lease.lease, lease.items, ("a", lease.items), seconds=seconds)
-            leases += [each for each in commands if isinstance(each, Lease)]
+            leases += [each for each in commands if isinstance(each, SendLease)]
         # What suits the job is 2.5 at once: they double up to 8 times that, and are an 8th of what waits, but for the 2.
         assert sum(sizes) == 400
         assert sizes[:9] == [1, 2, 2, 4, 8, 16, 20, 20, 20], sizes
@@ -115,7 +128,7 @@ class Sizes(TestCase):
         core.reply(0.1, 0, 0, 1, ("a", 1))
         core.feed(0.2, "B", 1)
         core.feed(0.3, "C", 1)
-        assert core.end(0.4) == [Lease(0, 2, (("C", 0, 1),), 1, 1)]
+        assert core.end(0.4) == [SendLease(0, 2, (("C", 0, 1),), 1, 1)]
 
     def test_idle_workers_share_what_waits(self) -> None:
         core = Driven(Processor(job, workers=3), Pipe(64))
@@ -126,15 +139,15 @@ class Sizes(TestCase):
         core.reply(0.4, 1, 2, 1, ("c", 1))
         assert core.machine.first.sizer.size == 8
         assert core.feed(0.5, "C", 7) == [
-            Lease(0, 3, (("C", 0, 3),), 3, 3),
-            Lease(1, 4, (("C", 3, 5),), 2, 2),
-            Lease(2, 5, (("C", 5, 7),), 2, 2),
+            SendLease(0, 3, (("C", 0, 3),), 3, 3),
+            SendLease(1, 4, (("C", 3, 5),), 2, 2),
+            SendLease(2, 5, (("C", 5, 7),), 2, 2),
         ]
 
     def test_heavy_outputs_make_small_chunks(self) -> None:
         core = Driven(Processor(job), Pipe(64), Processor(job), Pipe(64))
         core.feed(0.0, "A", 1)
-        assert core.reply(0.1, 0, 0, 1, ("a", 1), size=200 * 1024) == [Lease(1, 0, (("a", 0, 1),), 1, 1)]
+        assert core.reply(0.1, 0, 0, 1, ("a", 1), size=200 * 1024) == [SendLease(1, 0, (("a", 0, 1),), 1, 1)]
         core.reply(0.2, 1, 0, 1, ("b", 1))
         # A chunk of the second step is at most 256 KiB, so one item.
         assert core.machine.steps[1].sizer.size == 1
@@ -146,20 +159,20 @@ class Pipes(TestCase):
 
     def test_a_full_pipe_stops_the_step_and_then_the_source(self) -> None:
         core = Driven(Processor(job), Pipe(2))
-        assert core.feed(0.0, "A", 2) == [Lease(0, 0, (("A", 0, 1),), 1, 1)]
+        assert core.feed(0.0, "A", 2) == [SendLease(0, 0, (("A", 0, 1),), 1, 1)]
         assert core.reply(0.1, 0, 0, 1, ("a", 1)) == [
             Emit((("a", 0, 1),), 1),
-            Lease(0, 1, (("A", 1, 2),), 1, 1),
+            SendLease(0, 1, (("A", 1, 2),), 1, 1),
         ]
         assert core.feed(0.2, "B", 1) == []
         assert core.reply(0.3, 0, 1, 1, ("b", 1)) == [
             Emit((("b", 0, 1),), 1, 0.0),
-            Lease(0, 2, (("B", 0, 1),), 1, 1),
+            SendLease(0, 2, (("B", 0, 1),), 1, 1),
         ]
         # One more in the hands of the worker, and that is all.
         assert core.reply(0.4, 0, 2, 1, ("c", 1)) == [Emit((("c", 0, 1),), 1, 0.0)]
         assert core.feed(0.5, "C", 2) == []
-        assert core.consume(0.6, 1) == [Lease(0, 3, (("C", 0, 1),), 1, 1)]
+        assert core.consume(0.6, 1) == [SendLease(0, 3, (("C", 0, 1),), 1, 1)]
         assert core.consume(0.7, 1) == []
 
     def test_a_job_that_gives_nothing_gives_its_credit_back(self) -> None:
@@ -173,7 +186,7 @@ class Pipes(TestCase):
 
     def test_a_generator_asks_for_credit(self) -> None:
         core = Driven(Processor(job), Pipe(4))
-        assert core.feed(0.0, "A", 1) == [Lease(0, 0, (("A", 0, 1),), 1, 1)]
+        assert core.feed(0.0, "A", 1) == [SendLease(0, 0, (("A", 0, 1),), 1, 1)]
         assert core.reply(0.1, 0, 0, 0, ("a", 1), final=False, starving=True) == [
             Emit((("a", 0, 1),), 1),
             Grant(0, 0, 4),
@@ -186,8 +199,8 @@ class Pipes(TestCase):
     def test_a_later_lease_leaves_room_for_the_first(self) -> None:
         core = Driven(Processor(job, workers=2), Pipe(2))
         assert core.feed(0.0, "A", 2) == [
-            Lease(0, 0, (("A", 0, 1),), 1, 1),
-            Lease(1, 1, (("A", 1, 2),), 1, 1),
+            SendLease(0, 0, (("A", 0, 1),), 1, 1),
+            SendLease(1, 1, (("A", 1, 2),), 1, 1),
         ]
         # Room for 2 and for one in each hand: one for the first lease, one for the second, one left to the first.
         assert core.reply(0.1, 1, 1, 0, ("b", 1), final=False, starving=True) == [Grant(1, 1, 1)]
@@ -210,7 +223,7 @@ class Pipes(TestCase):
         core.feed(0.0, "A", 1)
         core.reply(0.1, 0, 0, 1, ("a", 1))
         # The batch of three needs two more: the lease ahead must not take what the first one needs to make them.
-        assert core.feed(0.2, "B", 2) == [Lease(0, 1, (("B", 0, 1),), 1, 1)]
+        assert core.feed(0.2, "B", 2) == [SendLease(0, 1, (("B", 0, 1),), 1, 1)]
         assert core.reply(0.3, 0, 1, 0, ("b", 1), final=False, starving=True) == [Grant(0, 1, 2)]
 
     def test_outputs_that_turn_out_heavy_cannot_lock_the_first_lease_out(self) -> None:
@@ -261,7 +274,7 @@ class Order(TestCase):
         assert core.machine.first.workers[0].outstanding == 1
         assert core.reply(0.4, 0, 2, 1, ("d", 1)) == [
             Emit((("d", 0, 1),), 1),
-            Lease(0, 3, (("A", 5, 7),), 2, 2),
+            SendLease(0, 3, (("A", 5, 7),), 2, 2),
         ]
 
 
@@ -271,23 +284,23 @@ class Batches(TestCase):
     def test_whole_batches_and_a_short_last_one(self) -> None:
         core = Driven(Processor(job, batch=3), Pipe(24))
         assert core.feed(0.0, "A", 2) == []
-        assert core.feed(0.1, "B", 3) == [Lease(0, 0, (("A", 0, 2), ("B", 0, 1)), 3, 1)]
+        assert core.feed(0.1, "B", 3) == [SendLease(0, 0, (("A", 0, 2), ("B", 0, 1)), 3, 1)]
         assert core.reply(0.2, 0, 0, 1, ("a", 1)) == [Emit((("a", 0, 1),), 1)]
-        assert core.feed(0.3, "C", 8) == [Lease(0, 1, (("B", 1, 3), ("C", 0, 4)), 6, 2)]
-        assert core.end(0.4) == [Lease(0, 2, (("C", 4, 8),), 4, 2)]
+        assert core.feed(0.3, "C", 8) == [SendLease(0, 1, (("B", 1, 3), ("C", 0, 4)), 6, 2)]
+        assert core.end(0.4) == [SendLease(0, 2, (("C", 4, 8),), 4, 2)]
         assert core.reply(0.5, 0, 1, 2, ("b", 2)) == [Emit((("b", 0, 2),), 2)]
         assert core.reply(0.6, 0, 2, 2, ("c", 2)) == [Emit((("c", 0, 2),), 2), Finish()]
 
     def test_a_batch_larger_than_its_pipe_makes_the_pipe_larger(self) -> None:
         core = Driven(Processor(job, batch=5), Pipe(2))
-        assert core.feed(0.0, "A", 5) == [Lease(0, 0, (("A", 0, 5),), 5, 1)]
+        assert core.feed(0.0, "A", 5) == [SendLease(0, 0, (("A", 0, 5),), 5, 1)]
         assert core.reply(0.1, 0, 0, 1, ("a", 1)) == [Emit((("a", 0, 1),), 1)]
 
     def test_the_step_in_front_has_room_for_a_whole_batch(self) -> None:
         core = Driven(Processor(job), Pipe(1), Processor(job, batch=3), Pipe(1))
         core.feed(0.0, "A", 1)
         assert core.reply(0.1, 0, 0, 0, ("a", 1), final=False, starving=True) == [Grant(0, 0, 3)]
-        assert core.reply(0.2, 0, 0, 0, ("b", 2), final=False) == [Lease(1, 0, (("a", 0, 1), ("b", 0, 2)), 3, 1)]
+        assert core.reply(0.2, 0, 0, 0, ("b", 2), final=False) == [SendLease(1, 0, (("a", 0, 1), ("b", 0, 2)), 3, 1)]
 
 
 class Ends(TestCase):
@@ -296,8 +309,8 @@ class Ends(TestCase):
     def test_workers_finish_in_their_order(self) -> None:
         ending = Ending(workers=2)
         core = Driven(ending, Pipe(16))
-        assert core.feed(0.0, "A", 1) == [Lease(0, 0, (("A", 0, 1),), 1, 1)]
-        assert core.end(0.1) == [Lease(0, 1, (), 0, 1, finish=True), Lease(1, 2, (), 0, 1, finish=True)]
+        assert core.feed(0.0, "A", 1) == [SendLease(0, 0, (("A", 0, 1),), 1, 1)]
+        assert core.end(0.1) == [SendLease(0, 1, (), 0, 1, finish=True), SendLease(1, 2, (), 0, 1, finish=True)]
         assert core.reply(0.2, 1, 2, 0, ("y", 1)) == []
         assert core.reply(0.3, 0, 0, 1, ("a", 1)) == [Emit((("a", 0, 1),), 1)]
         assert core.reply(0.4, 0, 1, 0, ("x", 1)) == [Emit((("x", 0, 1),), 1), Emit((("y", 0, 1),), 1), Finish()]
@@ -314,7 +327,7 @@ class Ends(TestCase):
 
     def test_one_that_has_finished_gets_nothing_that_another_had(self) -> None:
         core, _ = self.ended()
-        assert core.end(0.005) == [Lease(0, 5, (), 0, 1, finish=True), Lease(1, 6, (), 0, 1, finish=True)]
+        assert core.end(0.005) == [SendLease(0, 5, (), 0, 1, finish=True), SendLease(1, 6, (), 0, 1, finish=True)]
         core.reply(0.006, 0, 3, 4, ("d", 4))
         assert core.reply(0.006, 0, 5, 0, ("x", 1)) == []
         assert core.tick(0.1) == [] and core.machine.timer is None
@@ -324,18 +337,18 @@ class Ends(TestCase):
     def test_nobody_finishes_while_something_may_come_back(self) -> None:
         core, _ = self.ended()
         core.reply(0.006, 0, 3, 4, ("d", 4))
-        assert core.tick(0.1) == [Recall(1, 4, 1)]
+        assert core.tick(0.1) == [Revoke(1, 4, 1)]
         assert core.end(0.2) == []
-        assert core.begun(0.3, 1, 4, 1) == [Lease(0, 5, (("C", 5, 8),), 3, 3)]
+        assert core.begun(0.3, 1, 4, 1) == [SendLease(0, 5, (("C", 5, 8),), 3, 3)]
         assert core.reply(0.4, 1, 4, 1, ("e", 1)) == [
             Emit((("e", 0, 1),), 1),
-            Lease(0, 6, (), 0, 1, finish=True),
-            Lease(1, 7, (), 0, 1, finish=True),
+            SendLease(0, 6, (), 0, 1, finish=True),
+            SendLease(1, 7, (), 0, 1, finish=True),
         ]
 
     def test_a_finish_that_yields_more_asks_for_credit(self) -> None:
         core = Driven(Ending(), Pipe(1))
-        assert core.end(0.0) == [Lease(0, 0, (), 0, 1, finish=True)]
+        assert core.end(0.0) == [SendLease(0, 0, (), 0, 1, finish=True)]
         assert core.reply(0.1, 0, 0, 0, ("a", 1), final=False, starving=True) == [
             Emit((("a", 0, 1),), 1, 0.0),
             Grant(0, 0, 1),
@@ -347,8 +360,8 @@ class Ends(TestCase):
 
     def test_the_end_goes_from_step_to_step(self) -> None:
         core = Driven(Processor(job), Pipe(4), Ending(), Pipe(4), Processor(job), Pipe(4))
-        assert core.end(0.0) == [Lease(1, 0, (), 0, 1, finish=True)]
-        assert core.reply(0.1, 1, 0, 0, ("a", 1)) == [Lease(2, 0, (("a", 0, 1),), 1, 1)]
+        assert core.end(0.0) == [SendLease(1, 0, (), 0, 1, finish=True)]
+        assert core.reply(0.1, 1, 0, 0, ("a", 1)) == [SendLease(2, 0, (("a", 0, 1),), 1, 1)]
         assert core.reply(0.2, 2, 0, 1, ("b", 1)) == [Emit((("b", 0, 1),), 1), Finish()]
 
     def test_an_empty_input(self) -> None:
@@ -382,7 +395,7 @@ class Failures(TestCase):
         core.feed(0.0, "A", 3)
         core.reply(0.1, 0, 0, 1, ("a", 1))
         core.reply(0.2, 1, 0, 1, ("b", 1))
-        assert core.reply(0.3, 0, 1, 2, ("c", 2)) == [Lease(1, 1, (("c", 0, 2),), 2, 2)]
+        assert core.reply(0.3, 0, 1, 2, ("c", 2)) == [SendLease(1, 1, (("c", 0, 2),), 2, 2)]
         assert core.raises(0.4, 1, 1, 1, "error") == [Fail(1, 1, 2, 2, "error")]
 
     def test_a_batch_is_blamed_as_a_whole(self) -> None:
@@ -415,10 +428,10 @@ class Losses(TestCase):
         core = Driven(Processor(job, workers=2), Pipe(64))
         core.feed(0.0, "A", 1)
         core.reply(0.1, 0, 0, 1, ("a", 1))
-        assert core.feed(0.2, "B", 4) == [Lease(0, 1, (("B", 0, 2),), 2, 2), Lease(1, 2, (("B", 2, 4),), 2, 2)]
+        assert core.feed(0.2, "B", 4) == [SendLease(0, 1, (("B", 0, 2),), 2, 2), SendLease(1, 2, (("B", 2, 4),), 2, 2)]
         assert core.lose(0.3, 0, "killed") == [StartWorker(0, 2)]
-        assert core.reply(0.4, 1, 2, 2, ("d", 2)) == [Lease(1, 3, (("B", 0, 2),), 2, 2)]
-        assert core.ready(0.5, 2) == [Recall(1, 3, 1)]
+        assert core.reply(0.4, 1, 2, 2, ("d", 2)) == [SendLease(1, 3, (("B", 0, 2),), 2, 2)]
+        assert core.ready(0.5, 2) == [Revoke(1, 3, 1)]
         assert core.reply(0.6, 1, 3, 2, ("b", 2)) == [Emit((("b", 0, 2),), 2), Emit((("d", 0, 2),), 2)]
 
     def test_an_idle_one_had_nothing(self) -> None:
@@ -436,7 +449,7 @@ class Losses(TestCase):
         ]
         assert core.reply(0.2, 0, 0, 0, ("b", 3), final=False, partial=3) == [Emit((("b", 0, 3),), 3)]
         assert core.lose(0.3, 0, "killed") == [StartWorker(0, 1)]
-        assert core.ready(0.4, 1) == [Lease(1, 1, (("A", 0, 1),), 1, 1, skip=4)]
+        assert core.ready(0.4, 1) == [SendLease(1, 1, (("A", 0, 1),), 1, 1, skip=4)]
         assert core.reply(0.5, 1, 1, 1, ("c", 1)) == [Emit((("c", 0, 1),), 1)]
 
     def test_what_it_had_not_begun_is_beyond_suspicion(self) -> None:
@@ -450,12 +463,12 @@ class Losses(TestCase):
         # Of the four items of its lease it had begun two, and done one of these.
         assert core.lose(0.5, 0, "killed", begun=(3, 2)) == [StartWorker(0, 1)]
         # They may have nothing to do with it; it may have been the system.
-        assert core.ready(0.6, 1) == [Lease(1, 4, (("B", 4, 6),), 2, 2)]
+        assert core.ready(0.6, 1) == [SendLease(1, 4, (("B", 4, 6),), 2, 2)]
         # The second time they are tried one by one, and the others not.
         assert core.lose(0.7, 1, "killed", begun=(4, 2)) == [StartWorker(0, 2)]
-        assert core.ready(0.8, 2) == [Lease(2, 5, (("B", 4, 5),), 1, 1)]
-        assert core.reply(0.9, 2, 5, 1, ("d", 1)) == [Emit((("d", 0, 1),), 1), Lease(2, 6, (("B", 5, 6),), 1, 1)]
-        assert core.reply(1.0, 2, 6, 1, ("e", 1)) == [Emit((("e", 0, 1),), 1), Lease(2, 7, (("B", 6, 8),), 2, 2)]
+        assert core.ready(0.8, 2) == [SendLease(2, 5, (("B", 4, 5),), 1, 1)]
+        assert core.reply(0.9, 2, 5, 1, ("d", 1)) == [Emit((("d", 0, 1),), 1), SendLease(2, 6, (("B", 5, 6),), 1, 1)]
+        assert core.reply(1.0, 2, 6, 1, ("e", 1)) == [Emit((("e", 0, 1),), 1), SendLease(2, 7, (("B", 6, 8),), 2, 2)]
 
     def test_an_item_at_which_two_have_died_is_given_up(self) -> None:
         core = Driven(Processor(job), Pipe(64))
@@ -465,7 +478,7 @@ class Losses(TestCase):
         core.reply(0.3, 0, 1, 1, ("b", 1))
         # It had one item alone, so it is known which.
         assert core.lose(0.4, 0, "killed", begun=(2, 1)) == [StartWorker(0, 1)]
-        assert core.ready(0.5, 1) == [Lease(1, 3, (("B", 1, 2),), 1, 1)]
+        assert core.ready(0.5, 1) == [SendLease(1, 3, (("B", 1, 2),), 1, 1)]
         assert core.lose(0.6, 1, "again", begun=(3, 1)) == [Fail(0, 1, 2, 2, "again", "item")]
         assert core.machine.over
 
@@ -483,20 +496,20 @@ class Losses(TestCase):
         core.feed(0.0, "A", 1)
         for worker in range(5):
             assert core.lose(0.1, worker, "killed", begun=(worker, 0), killed=True) == [StartWorker(0, worker + 1)]
-            assert core.ready(0.2, worker + 1) == [Lease(worker + 1, worker + 1, (("A", 0, 1),), 1, 1)]
+            assert core.ready(0.2, worker + 1) == [SendLease(worker + 1, worker + 1, (("A", 0, 1),), 1, 1)]
 
     def test_one_that_was_done_is_not_to_blame_though_nobody_heard_of_it(self) -> None:
         core = Driven(Processor(job), Pipe(64))
         core.feed(0.0, "A", 1)
         core.reply(0.1, 0, 0, 1, ("a", 1))
-        assert core.feed(0.2, "B", 1) == [Lease(0, 1, (("B", 0, 1),), 1, 1)]
-        assert core.feed(0.3, "C", 2) == [Lease(0, 2, (("C", 0, 2),), 2, 2)]
+        assert core.feed(0.2, "B", 1) == [SendLease(0, 1, (("B", 0, 1),), 1, 1)]
+        assert core.feed(0.3, "C", 2) == [SendLease(0, 2, (("C", 0, 2),), 2, 2)]
         # It died at the first item of the second lease; its reply for the first got lost with it.
         assert core.lose(0.4, 0, "killed", begun=(2, 1)) == [StartWorker(0, 1)]
-        assert core.ready(0.5, 1) == [Lease(1, 3, (("B", 0, 1),), 1, 1)]
+        assert core.ready(0.5, 1) == [SendLease(1, 3, (("B", 0, 1),), 1, 1)]
         assert core.lose(0.6, 1, "killed", begun=(3, 1)) == [StartWorker(0, 2)]
-        assert core.ready(0.7, 2) == [Lease(2, 4, (("B", 0, 1),), 1, 1)]
-        assert core.reply(0.8, 2, 4, 1, ("b", 1)) == [Emit((("b", 0, 1),), 1), Lease(2, 5, (("C", 0, 1),), 1, 1)]
+        assert core.ready(0.7, 2) == [SendLease(2, 4, (("B", 0, 1),), 1, 1)]
+        assert core.reply(0.8, 2, 4, 1, ("b", 1)) == [Emit((("b", 0, 1),), 1), SendLease(2, 5, (("C", 0, 1),), 1, 1)]
         # At this one two have died now.
         assert core.lose(0.9, 2, "killed", begun=(5, 1)) == [Fail(0, 2, 2, 2, "killed", "item")]
 
@@ -577,7 +590,7 @@ class Losses(TestCase):
         assert core.lose(0.1, 0, "killed") == [StartWorker(0, 1)]
         core.handle(RunStarted(), 0.2)
         assert core.feed(0.3, "A", 1) == []
-        assert core.ready(0.4, 1) == [Lease(1, 0, (("A", 0, 1),), 1, 1)]
+        assert core.ready(0.4, 1) == [SendLease(1, 0, (("A", 0, 1),), 1, 1)]
 
 
 class Cancelling(TestCase):

@@ -29,7 +29,7 @@ from conveyor import (
     TooManyFailuresError,
     WorkerDiedError,
 )
-from conveyor.core.commands import Lease
+from conveyor.core.commands import SendLease
 from conveyor.engines.process.broker.worker_pool import WorkerProcess
 from conveyor.engines.process.wire import progress
 from conveyor.engines.process.wire.codec import Blob
@@ -618,10 +618,10 @@ class Deaths(Base):
         each = WorkerProcess(0, mock.Mock(), mock.Mock(), None, 0.0)
         each.peer = mock.Mock()
         blob, other = Blob(b"blob", 8), Blob(b"other", 5)
-        each.lease(Lease(0, 0, ((blob, 2, 4),), 2, 2))
+        each.lease(SendLease(0, 0, ((blob, 2, 4),), 2, 2))
         assert each.beside == (2, 4)
         # The worker has them already.
-        each.lease(Lease(0, 1, ((blob, 4, 8), (other, 0, 3)), 7, 7))
+        each.lease(SendLease(0, 1, ((blob, 4, 8), (other, 0, 3)), 7, 7))
         assert each.beside == (0, 2)
 
     def test_timeouts(self):
@@ -680,8 +680,8 @@ class Deaths(Base):
 
     def test_too_long_without_a_note(self):
         with (
-            mock.patch.object(progress.Notes, "new", lambda self: None),
-            mock.patch.object(progress.Notes, "give_back", lambda self, note: None),
+            mock.patch.object(progress.ProgressBoard, "new", lambda self: None),
+            mock.patch.object(progress.ProgressBoard, "give_back", lambda self, note: None),
         ):
             if self.settings["start_method"] != "fork":
                 self.skipTest("a broker that is spawned knows no patch")

@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from conveyor.core.tuning.autoscaling import Decision, Memory, Sight, decide
+from conveyor.core.tuning.autoscaling import Decision, Memory, StepLoad, decide
 
 FOREVER = math.inf
-Watch = Callable[[Memory, Sequence[Sight], list[Decision]], None]
+TimeoutMonitor = Callable[[Memory, Sequence[StepLoad], list[Decision]], None]
 # So many random factors are drawn for a step, and used again and again: drawing is slow.
 FACTORS = 499
 
@@ -162,9 +162,9 @@ class Place:
         self.retiring += -change - cancelled
         return 0
 
-    def sight(self, now: float) -> Sight:
+    def sight(self, now: float) -> StepLoad:
         """What is known of this step."""
-        return Sight(
+        return StepLoad(
             name=self.name,
             workers=self.up - self.retiring,
             starting=self.starting,
@@ -185,7 +185,7 @@ class Place:
 class Belt:
     """One run of a load, with a fixed split or with the policy."""
 
-    def __init__(self, load: Load, split: Sequence[int] | None = None, watch: Watch | None = None) -> None:
+    def __init__(self, load: Load, split: Sequence[int] | None = None, watch: TimeoutMonitor | None = None) -> None:
         self.load = load
         self.watch = watch
         self.now = 0.0
@@ -208,8 +208,8 @@ class Belt:
         self.memory = Memory()
         self.changes: list[Change] = []
         self.noise = random.Random(load.seed + 7)
-        self.seen: list[Sight] | None = None
-        self.true: list[Sight] | None = None
+        self.seen: list[StepLoad] | None = None
+        self.true: list[StepLoad] | None = None
 
     def run(self) -> Outcome:
         """Do all the work."""
@@ -322,7 +322,7 @@ class Belt:
         else:
             self._timer(self.now + wait, "waited", index, cpu, wait)
 
-    def _sights(self) -> list[Sight]:
+    def _sights(self) -> list[StepLoad]:
         true = [place.sight(self.now) for place in self.places]
         if not self.load.noise:
             return true
@@ -332,7 +332,7 @@ class Belt:
         self.true = true
         return self.seen
 
-    def _noisy(self, seen: Sight, before: Sight, true: Sight) -> Sight:
+    def _noisy(self, seen: StepLoad, before: StepLoad, true: StepLoad) -> StepLoad:
         grown = {
             field: getattr(seen, field)
             + (getattr(true, field) - getattr(before, field)) * max(0.0, self.noise.gauss(1.0, self.load.noise))

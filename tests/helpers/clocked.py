@@ -17,7 +17,7 @@ from typing import Any
 from conveyor import Pipe, Pipeline, Processor
 from conveyor.core import commands, events
 from conveyor.core.tuning import autoscaling
-from conveyor.core.tuning.autoscaling import Decision, Memory, Sight
+from conveyor.core.tuning.autoscaling import Decision, Memory, StepLoad
 from conveyor.graph.plan import Plan, StepNode
 from tests.helpers.pipelines import increment, number_of, same
 from tests.helpers.shell import FakeShell, FakeWorker, GivenUp
@@ -101,7 +101,7 @@ class ClockedShell(FakeShell):
         super().__init__(plan, items, source.randrange, heaviest)
 
     def policy(
-        self, memory: Memory, sights: Sequence[Sight], cores: float, others: float, now: float
+        self, memory: Memory, sights: Sequence[StepLoad], cores: float, others: float, now: float
     ) -> tuple[Memory, list[Decision]]:
         """Decide as the balancer does."""
         return autoscaling.decide(memory, sights, cores, others, now)
@@ -150,7 +150,7 @@ class ClockedShell(FakeShell):
 
     def see(self, command: commands.Command) -> None:
         match command:
-            case commands.Look(number):
+            case commands.ProbeWorker(number):
                 self.plan_for("look", number, 0.0001)
             case commands.KillWorker(number):
                 self.plan_for("kill", number, 0.001)
@@ -187,7 +187,7 @@ class ClockedShell(FakeShell):
         self.cpu_of_others += 0.01 * self.source.random()
         self.handle(events.Ticked(self.cpu_of_others))
         if not self.choose(8):
-            self.handle(events.Loaded(self.choose(11) / 10))
+            self.handle(events.BrokerLoad(self.choose(11) / 10))
 
     def started(self, number: int) -> None:
         """A worker is up, or dies before it is."""
@@ -238,9 +238,11 @@ class ClockedShell(FakeShell):
         """The shell says for how long a worker has been at what it is at."""
         since = self.stuck.get(worker.number)
         if since is None and worker.lease is None:
-            self.handle(events.Seen(worker.number, 0, 0, None))
+            self.handle(events.ProbeResult(worker.number, 0, 0, None))
         else:
-            self.handle(events.Seen(worker.number, *worker.begun, self.now - since if since is not None else 0.0))
+            self.handle(
+                events.ProbeResult(worker.number, *worker.begun, self.now - since if since is not None else 0.0)
+            )
 
     def kill_now(self, worker: FakeWorker) -> None:
         """The shell kills a worker that takes too long."""

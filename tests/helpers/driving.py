@@ -11,25 +11,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from conveyor.core.commands import Command, Grant, Lease, Pull
-from conveyor.core.data.group_sizes import Runs
+from conveyor.core.commands import Command, Grant, Pull, SendLease
+from conveyor.core.data.group_sizes import GroupSizes
 from conveyor.core.events import (
-    Begun,
+    BrokerLoad,
     Cancelled,
     Consumed,
     Event,
-    Fed,
-    Loaded,
+    ProbeResult,
     Raised,
     Replied,
-    Seen,
+    RevokeResult,
     SourceEnded,
+    SourceItems,
     Ticked,
     WorkerLost,
     WorkerReady,
 )
 from conveyor.core.machine import Machine
-from conveyor.core.tuning.autoscaling import Decision, Memory, Sight
+from conveyor.core.tuning.autoscaling import Decision, Memory, StepLoad
 from conveyor.graph.builder import Description
 from conveyor.graph.plan import Plan
 
@@ -55,7 +55,7 @@ class Driven:
         self.plan = plan_of(*rows, ordered=ordered, cores=cores, max_failures=max_failures)
         # What the policy decides when it is asked next: pairs of a step and the number of workers that it should have.
         self.wanted: list[tuple[int, int]] = []
-        self.sights: list[Sight] = []
+        self.sights: list[StepLoad] = []
         self.machine = Machine(self.plan, policy=self._policy)
         # What the last event made the machine ask of the source.
         self.pulls: list[Pull] = []
@@ -63,7 +63,7 @@ class Driven:
         self._credit: dict[tuple[int, int], int] = {}
 
     def _policy(
-        self, memory: Memory, sights: Sequence[Sight], cores: float, others: float, now: float
+        self, memory: Memory, sights: Sequence[StepLoad], cores: float, others: float, now: float
     ) -> tuple[Memory, list[Decision]]:
         self.sights = list(sights)
         decisions = []
@@ -91,7 +91,7 @@ class Driven:
             assert not event.starving or left == 0, "the worker asks for more while it has some"
         commands = self.machine.handle(event, now)
         for command in commands:
-            if isinstance(command, Lease | Grant):
+            if isinstance(command, SendLease | Grant):
                 credit = self._credit.setdefault((command.worker, command.lease), 0)
                 self._credit[command.worker, command.lease] = credit + command.credit
         self.machine.check()
@@ -101,7 +101,7 @@ class Driven:
 
     def feed(self, now: float, blob: Any, items: int, size: int | None = None) -> list[Command]:
         """Give items from the source, of 8 bytes each unless `size` says otherwise."""
-        return self.handle(Fed(blob, items, 8 * items if size is None else size), now)
+        return self.handle(SourceItems(blob, items, 8 * items if size is None else size), now)
 
     def give(self, now: float, items: int) -> list[Command]:
         """Have the first step give so many items for one of its source: "a" with one, "b" with the rest."""
@@ -142,7 +142,7 @@ class Driven:
 
     def seen(self, now: float, worker: int, lease: int, units: int, seconds: float | None) -> list[Command]:
         """Answer a Look."""
-        return self.handle(Seen(worker, lease, units, seconds), now)
+        return self.handle(ProbeResult(worker, lease, units, seconds), now)
 
     def tick(self, now: float) -> list[Command]:
         """Let time pass."""
@@ -150,11 +150,11 @@ class Driven:
 
     def loaded(self, now: float, share: float) -> list[Command]:
         """Say which share of a core the broker uses."""
-        return self.handle(Loaded(share), now)
+        return self.handle(BrokerLoad(share), now)
 
     def begun(self, now: float, worker: int, lease: int, units: int) -> list[Command]:
         """Have a worker answer a Recall."""
-        return self.handle(Begun(worker, lease, units), now)
+        return self.handle(RevokeResult(worker, lease, units), now)
 
     def ready(self, now: float, worker: int) -> list[Command]:
         """Have a worker be up."""
@@ -167,7 +167,7 @@ class Driven:
         lease: int,
         units: int,
         *blobs: Blob,
-        runs: Runs | None = None,
+        runs: GroupSizes | None = None,
         final: bool = True,
         starving: bool = False,
         seconds: float = 0.0001,

@@ -14,10 +14,10 @@ from itertools import islice
 from typing import Any
 
 from conveyor.core import commands, events
-from conveyor.core.data.group_sizes import Runs, runs_of
+from conveyor.core.data.group_sizes import GroupSizes, group_sizes_of
 from conveyor.core.data.pieces import Piece
 from conveyor.core.machine import Machine
-from conveyor.core.tuning.autoscaling import Decision, Memory, Sight
+from conveyor.core.tuning.autoscaling import Decision, Memory, StepLoad
 from conveyor.core.tuning.chunk_size import first_pull
 from conveyor.core.tuning.roster import START_ATTEMPTS
 from conveyor.engines.process.wire.codec import items_of, spec_of
@@ -63,8 +63,8 @@ class FakeWorker:
         self.job = copy.deepcopy(node.processor)
         self.call = work_of(self.job)
         self.grouped = grouped
-        self.leases: deque[commands.Lease] = deque()
-        self.lease: commands.Lease | None = None
+        self.leases: deque[commands.SendLease] = deque()
+        self.lease: commands.SendLease | None = None
         self.credit = 0
         self.waiting = False
         self.work: Iterator[tuple[str, Any]] = iter(())
@@ -73,7 +73,7 @@ class FakeWorker:
         # What it is at, in units begun of a lease; and beyond what it begins nothing.
         self.begun = (-1, 0)
         self.limit: tuple[int, int] | None = None
-        self.recall: commands.Recall | None = None
+        self.recall: commands.Revoke | None = None
         # What it has given up of the lease at hand, and has not said.
         self.given_up: list[tuple[int, int, float, Any]] = []
         # How many items of each lease have been acknowledged.
@@ -84,7 +84,7 @@ class FakeWorker:
         """Whether it can do something, beyond waiting for credit."""
         return bool(self.leases) if self.lease is None else not self.waiting
 
-    def begin(self) -> commands.Lease:
+    def begin(self) -> commands.SendLease:
         """Take up the next lease."""
         self.lease = lease = self.leases.popleft()
         items = materialize(lease.pieces)
@@ -98,7 +98,7 @@ class FakeWorker:
         self.given_up = []
         return lease
 
-    def values(self, lease: commands.Lease, units: list[Any]) -> Iterator[tuple[str, Any]]:
+    def values(self, lease: commands.SendLease, units: list[Any]) -> Iterator[tuple[str, Any]]:
         """Yield ("output", value) and ("unit",) as they fall."""
         if lease.finish:
             for value in outputs_of(self.job.finish(), False):
@@ -125,14 +125,14 @@ class FakeWorker:
                 yield "output", value
             yield "unit", None
 
-    def answer(self, doubtful: int) -> events.Begun:
+    def answer(self, doubtful: int) -> events.RevokeResult:
         """Say what has been begun, and begin nothing more."""
         assert self.recall is not None
         self.limit = max(self.begun, (self.recall.lease, self.recall.units))
         self.recall = None
         # It may have been about to begin one more, and find then that it must not.
         lease, units = self.limit
-        return events.Begun(self.number, lease, units + doubtful)
+        return events.RevokeResult(self.number, lease, units + doubtful)
 
     def reply(self, steps: int, cuts: int) -> events.Replied:
         """Go on for at most `steps` steps; return the reply."""
@@ -168,7 +168,7 @@ class FakeWorker:
         iterator = iter(outputs)
         while part := list(islice(iterator, cuts)):
             blobs.append((part, len(part)))
-        runs = runs_of(sizes) if self.grouped else None
+        runs = group_sizes_of(sizes) if self.grouped else None
         event = events.Replied(
             *(self.number, lease.lease, len(sizes), runs, tuple(blobs), 0, final, starving, 1e-5),
             partial=count,
@@ -180,8 +180,8 @@ class FakeWorker:
             self.lease = None
         return event
 
-    def _final_reply(self, lease: commands.Lease) -> events.Replied:
-        runs: Runs | None = [] if self.grouped else None
+    def _final_reply(self, lease: commands.SendLease) -> events.Replied:
+        runs: GroupSizes | None = [] if self.grouped else None
         event = events.Replied(self.number, lease.lease, 0, runs, (), 0, True, False, 1e-5)
         self.lease = None
         return event
@@ -236,7 +236,7 @@ class FakeShell:
         self.unacknowledged[number] = {}
 
     def policy(
-        self, memory: Memory, sights: Sequence[Sight], cores: float, others: float, now: float
+        self, memory: Memory, sights: Sequence[StepLoad], cores: float, others: float, now: float
     ) -> tuple[Memory, list[Decision]]:
         """Decide at random, within the bounds."""
         decisions = []
@@ -255,7 +255,7 @@ class FakeShell:
         for command in self.machine.handle(event, self.now):
             self.see(command)
             match command:
-                case commands.Lease():
+                case commands.SendLease():
                     if command.finish:
                         assert not command.items and command.worker not in self.finishing, "finish twice"
                         self.finishing.add(command.worker)
@@ -275,7 +275,7 @@ class FakeShell:
                 case commands.CancelLeases(number):
                     self.workers[number].cancelled = True
                     self.workers[number].waiting = False
-                case commands.Recall(number):
+                case commands.Revoke(number):
                     assert not self.workers[number].recall, "taken back twice"
                     self.workers[number].recall = command
                 case commands.StartWorker(index, number):
@@ -385,7 +385,7 @@ class FakeShell:
         self.now = max(self.now, self.machine.timer)
         self.handle(events.Ticked(0.0))
         if not self.choose(3):
-            self.handle(events.Loaded(self.choose(11) / 10))
+            self.handle(events.BrokerLoad(self.choose(11) / 10))
 
     def start(self, number: int) -> None:
         """A worker is up."""
@@ -396,13 +396,13 @@ class FakeShell:
         """A worker says what it has begun, and the rest is not its any more."""
         self.answered(worker, worker.answer(self.choose(2)), list(self.unacknowledged[worker.number]))
 
-    def answered(self, worker: FakeWorker, event: events.Begun, known: list[int]) -> None:
+    def answered(self, worker: FakeWorker, event: events.RevokeResult, known: list[int]) -> None:
         """An answer arrives; `known` are the leases that the worker had when it gave it."""
         self.forgo(worker, event, known)
         self.recalled += 1
         self.handle(event)
 
-    def forgo(self, worker: FakeWorker, event: events.Begun, known: list[int]) -> None:
+    def forgo(self, worker: FakeWorker, event: events.RevokeResult, known: list[int]) -> None:
         """What a worker has not begun, by its answer, is not its any more."""
         unit = worker.node.batch or 1
         leases = self.unacknowledged[worker.number]
@@ -419,7 +419,7 @@ class FakeShell:
         if part:
             self.credit -= len(part)
             self.pulled += len(part)
-            self.handle(events.Fed(part, len(part), self.weight(len(part))))
+            self.handle(events.SourceItems(part, len(part), self.weight(len(part))))
         if len(part) < wanted:
             self.exhausted = True
             self.handle(events.SourceEnded())

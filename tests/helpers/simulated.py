@@ -238,7 +238,7 @@ class SimulatedShell(FakeShell):
             self.come_late(self.stale.pop(self.choose(len(self.stale))))
         elif kind == 4 and self.credit and not self.exhausted and not self.cancelled and self.choose(8) == 0:
             given_back, self.credit = self.credit, 0
-            self.handle(events.Forfeited(given_back))
+            self.handle(events.CreditReturned(given_back))
             return True
         return False
 
@@ -296,7 +296,7 @@ class SimulatedShell(FakeShell):
         """The next message of a worker arrives."""
         event, known = self.wires[number].popleft()
         self.last_words[number] = event
-        if isinstance(event, events.Begun):
+        if isinstance(event, events.RevokeResult):
             self.answered(self.workers[number], event, known)
         else:
             self.handle(event)
@@ -304,10 +304,10 @@ class SimulatedShell(FakeShell):
     def deliver_of_the_left(self) -> None:
         """What a worker said before it left in peace arrives; it can change nothing."""
         event, _ = self.left.pop()
-        assert isinstance(event, events.Begun), "a worker left with something to say"
+        assert isinstance(event, events.RevokeResult), "a worker left with something to say"
         assert self.machine.handle(event, self.now) == []
 
-    def forgo(self, worker: FakeWorker, event: events.Begun, known: list[int]) -> None:
+    def forgo(self, worker: FakeWorker, event: events.RevokeResult, known: list[int]) -> None:
         page, number = self.pages[worker.node.index], worker.number
         before = dict(self.unacknowledged[number])
         super().forgo(worker, event, known)
@@ -447,7 +447,7 @@ class SimulatedShell(FakeShell):
 
     def see(self, command: commands.Command) -> None:
         match command:
-            case commands.Lease(number, lease, pieces, items, _, finish, _, verdict):
+            case commands.SendLease(number, lease, pieces, items, _, finish, _, verdict):
                 worker = self.workers[number]
                 if verdict is not None:
                     self.check_verdict(worker.node, verdict)
@@ -478,7 +478,7 @@ class SimulatedShell(FakeShell):
                     found = (loss, index, None)
                 assert found == expected, f"given up was {found}, and to blame is {expected}"
 
-    def check_verdict(self, node: StepNode, verdict: commands.Verdict) -> None:
+    def check_verdict(self, node: StepNode, verdict: commands.GiveUp) -> None:
         """Raise AssertionError where an item is given up that was not the one for certain often enough."""
         assert node.gives_up and verdict.kind == "died", "a verdict that nobody asked for"
         culprit = (node.index, verdict.first)

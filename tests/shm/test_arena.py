@@ -19,11 +19,11 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conveyor.engines.process.broker.slot_refcounts import Holdings
+from conveyor.engines.process.broker.slot_refcounts import SlotRefcounts
 from conveyor.engines.process.shm import arena as arenas
 from conveyor.engines.process.shm import mapping as mapped
 from conveyor.engines.process.shm.arena import REGION_BYTES, Arena
-from conveyor.engines.process.shm.shared_blob import Heavy
+from conveyor.engines.process.shm.shared_blob import SharedBlob
 from conveyor.engines.process.wire.codec import decode, encode
 from tests.helpers.support import TestCase
 from tests.shm.test_heavy import HAS_ARENA, Buffer, Onlooker, buffer
@@ -48,12 +48,12 @@ class ArenaTest(TestCase):
         return os.fstat(self.descriptor).st_blocks * 512
 
     def received(self, sent, to=None):
-        return Heavy(sent.data, sent.ranges, sent.slots, to or self.reader)
+        return SharedBlob(sent.data, sent.ranges, sent.slots, to or self.reader)
 
     def test_there_and_back(self):
         items = [buffer(number, 300_000) for number in range(5)]
         sent = encode(items, arena=self.writer)
-        assert type(sent) is Heavy and len(sent) > 500_000 and len(sent.data) < 1000
+        assert type(sent) is SharedBlob and len(sent) > 500_000 and len(sent.data) < 1000
         assert decode(self.received(sent)) == items
 
     def test_small_items_go_through_the_channel(self):
@@ -66,7 +66,7 @@ class ArenaTest(TestCase):
         items = [os.urandom(MIB), "text", bytearray(MIB)]
         for _ in range(3):
             sent = encode(items, arena=self.writer)
-            assert type(sent) is Heavy and not sent.data
+            assert type(sent) is SharedBlob and not sent.data
             assert decode(self.received(sent)) == items
         assert self.writer.streams
         assert decode(encode(["small"] * 10, arena=self.writer)) == ["small"] * 10
@@ -219,7 +219,7 @@ class ArenaTest(TestCase):
         for number in range(1, 100):
             kept.append(next(drafts))
             blob = encode([buffer(number, MIB)], arena=self.reader)
-            assert type(blob) is Heavy
+            assert type(blob) is SharedBlob
             self.reader.gone()
             self.reader.freed([place for place, _ in blob.slots])
         assert self.reader._used_bytes < arenas.MOST_BUFFERS * MIB
@@ -274,12 +274,12 @@ class ArenaTest(TestCase):
     def test_there_is_a_limit(self):
         writer = Arena(self.descriptor, 7, expected=MIB)
         sent = []
-        while type(blob := encode([buffer(1, MIB)], arena=writer)) is Heavy:
+        while type(blob := encode([buffer(1, MIB)], arena=writer)) is SharedBlob:
             sent.append(blob)
         assert len(sent) == arenas.LEAST_LIMIT // MIB
         assert decode(blob) == [buffer(1, MIB)]
         writer.freed([sent[0].slots[0][0]])
-        assert type(encode([buffer(1, 2 * MIB)], arena=writer)) is Heavy, "one may be larger than what is left"
+        assert type(encode([buffer(1, 2 * MIB)], arena=writer)) is SharedBlob, "one may be larger than what is left"
 
     def test_memory_is_given_back(self):
         slots = [encode([buffer(1, MIB)], arena=self.writer).slots[0] for _ in range(8)]
@@ -348,10 +348,10 @@ class HoldingsTest(TestCase):
     """Who sees what, by the messages alone."""
 
     def heavy(self, *places):
-        return Heavy(b"", (), tuple((place, 4096) for place in places), self.holdings)
+        return SharedBlob(b"", (), tuple((place, 4096) for place in places), self.holdings)
 
     def setUp(self):
-        self.holdings = Holdings()
+        self.holdings = SlotRefcounts()
 
     def test_what_nobody_got(self):
         blob = self.heavy(0, REGION_BYTES, 3 * REGION_BYTES + 8192)
@@ -407,7 +407,7 @@ class HeavyTest(TestCase):
 
     def test_it_says_once_that_it_is_gone(self):
         keeper = mock.Mock()
-        blob = Heavy(b"abc", ((0, 0, 10),), ((0, 4096),), keeper)
+        blob = SharedBlob(b"abc", ((0, 0, 10),), ((0, 4096),), keeper)
         assert keeper.adopt.call_count == 1 and not keeper.let_go.call_count
         assert len(blob) == 13 and blob.description == (3, ((0, 0, 10),), ((0, 4096),))
         keeper.reset_mock()
@@ -418,7 +418,7 @@ class HeavyTest(TestCase):
     def test_what_was_not_sent_is_nobodys(self):
         assert pickle.loads(encode([Buffer(bytearray(5))])) == [Buffer(bytearray(5))]
         with self.assertRaises(AssertionError):
-            decode(Heavy(b"", (), ()))
+            decode(SharedBlob(b"", (), ()))
 
 
 if __name__ == "__main__":

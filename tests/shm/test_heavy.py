@@ -322,7 +322,7 @@ class Basics:
             assert results == count
 
 
-class Heavy(Basics):
+class SharedBlob(Basics):
     """The rest of it."""
 
     def test_a_part_of_it(self):
@@ -392,7 +392,7 @@ class Heavy(Basics):
 
 
 @unittest.skipUnless(HAS_ARENA, "needs memory without a name")
-class ForkPipeTest(Heavy, TestCase):
+class ForkPipeTest(SharedBlob, TestCase):
     """Forked workers, over socket pairs; and what is the same for all."""
 
     def test_memory_is_bounded_however_much_goes_through(self):
@@ -535,7 +535,7 @@ class ForkQueueTest(Basics, TestCase):
 
 @slow
 @unittest.skipUnless(HAS_ARENA, "needs memory without a name")
-class SpawnPipeTest(Heavy, TestCase):
+class SpawnPipeTest(SharedBlob, TestCase):
     """Workers that are fresh interpreters, over socket pairs."""
 
     settings = {"start_method": "spawn", "channel": "pipe"}

@@ -46,22 +46,22 @@ SIMULATED_EVENTS, CLOCKED_EVENTS, MOST_WORK = 600, 1500, 3000
 
 # Each kind has its letter, and its fields are written in this order.
 KINDS: dict[type, tuple[str, tuple[str, ...]]] = {
-    commands.Lease: ("L", ("worker", "lease", "pieces", "items", "credit", "finish", "skip", "verdict")),
+    commands.SendLease: ("L", ("worker", "lease", "pieces", "items", "credit", "finish", "skip", "verdict")),
     commands.Grant: ("G", ("worker", "lease", "credit")),
     commands.CancelLeases: ("C", ("worker",)),
-    commands.Recall: ("R", ("worker", "lease", "units")),
+    commands.Revoke: ("R", ("worker", "lease", "units")),
     commands.StartWorker: ("S", ("step", "worker")),
     commands.EndWorker: ("E", ("worker",)),
-    commands.Look: ("K", ("worker",)),
+    commands.ProbeWorker: ("K", ("worker",)),
     commands.KillWorker: ("X", ("worker",)),
-    commands.Linger: ("N", ("worker", "seconds")),
+    commands.SetFlushInterval: ("N", ("worker", "seconds")),
     commands.GaveUp: ("U", ("step", "first", "last", "attempts", "when", "why")),
     commands.Pull: ("P", ("credit",)),
     commands.Emit: ("M", ("pieces", "items", "tell_within")),
     commands.Finish: ("F", ()),
     commands.Fail: ("A", ("step", "worker", "first", "last", "cause", "loss")),
     # Not a command, but part of one.
-    commands.Verdict: ("V", ("kind", "cause", "attempts", "first", "last", "blindly")),
+    commands.GiveUp: ("V", ("kind", "cause", "attempts", "first", "last", "blindly")),
 }
 PIECES = "pieces"
 HANDLE = "handle"
@@ -133,7 +133,7 @@ class Writer:
         self.kinds[KINDS[type(command)][0]] += 1
         if isinstance(command, commands.Fail):
             self.features[f"loss of {command.loss}"] += 1
-        elif isinstance(command, commands.Lease) and command.verdict is not None:
+        elif isinstance(command, commands.SendLease) and command.verdict is not None:
             self.features[f"verdict {command.verdict.kind}"] += 1
 
     def take_in(self, plan: Plan) -> None:

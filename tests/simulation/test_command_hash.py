@@ -47,7 +47,7 @@ class Table(TestCase):
     """The table of kinds and fields."""
 
     def test_it_has_every_command_with_all_its_fields(self) -> None:
-        self.assertEqual(KINDS.keys(), {*typing.get_args(commands.Command), commands.Verdict})
+        self.assertEqual(KINDS.keys(), {*typing.get_args(commands.Command), commands.GiveUp})
         letters = [letter for letter, _ in KINDS.values()]
         self.assertEqual(len(letters), len(set(letters)))
         for kind, (_, fields) in KINDS.items():
@@ -59,10 +59,10 @@ class Table(TestCase):
             canonical({1, 2})
 
     def test_a_command_is_written_with_its_fields_in_order(self) -> None:
-        verdict = commands.Verdict("died", "killed", 2, 0, 0)
-        lease = commands.Lease(1, 2, (([5, 6, 7], 1, 3),), 2, 4, False, 0, verdict)
+        verdict = commands.GiveUp("died", "killed", 2, 0, 0)
+        lease = commands.SendLease(1, 2, (([5, 6, 7], 1, 3),), 2, 4, False, 0, verdict)
         self.assertEqual(canonical(lease), "L 1 2 ((1 3)) (6 7) 2 4 f 0 V 'died' 'killed' 2 0 0 f")
-        self.assertEqual(canonical(commands.Linger(3, 0.5)), "N 3 0x1.0000000000000p-1")
+        self.assertEqual(canonical(commands.SetFlushInterval(3, 0.5)), "N 3 0x1.0000000000000p-1")
 
 
 class Sensitivity(TestCase):

@@ -16,7 +16,7 @@ from unittest import mock
 
 from conveyor.core.data.group_sizes import Groups
 from conveyor.core.data.pieces import Pieces
-from conveyor.core.leasing.blame import Attempts
+from conveyor.core.leasing.blame import CrashBlame
 from conveyor.core.machine import Machine
 from conveyor.core.nodes.forks import Replicate
 from conveyor.core.nodes.sink import Sink
@@ -223,7 +223,7 @@ BUGS = (
     ),
     Bug(
         "an item may end any number of workers",
-        Attempts,
+        CrashBlame,
         "died",
         "if deaths < ITEM_ATTEMPTS + event.killed:",
         "if deaths < 1000:",

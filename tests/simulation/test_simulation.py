@@ -95,7 +95,7 @@ class Fence(TestCase):
         with self.assertRaises(KeyError):
             shell.machine.handle(event, shell.now)
         # What it says of what it has begun is of no concern.
-        assert shell.machine.handle(events.Begun(event.worker, event.lease, 1), shell.now) == []
+        assert shell.machine.handle(events.RevokeResult(event.worker, event.lease, 1), shell.now) == []
 
 
 if __name__ == "__main__":

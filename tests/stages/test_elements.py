@@ -53,7 +53,7 @@ async def asynchronous_generator(item):
     yield item
 
 
-class Scale:
+class ItemWeight:
     def __call__(self, item):
         return item
 
@@ -114,7 +114,7 @@ class Idle(Processor):
 
 
 @dataclass
-class Times(Processor):
+class Utilization(Processor):
     by: int = 2
 
     def process(self, item):
@@ -150,8 +150,8 @@ def test_repr_is_the_code():
         ),
         (Processor(functools.partial(add, more=2)), "Processor(partial(add, more=2))"),
         (Processor(functools.partial(two, 1)), "Processor(partial(two, 1))"),
-        (Processor(Scale()), "Processor(Scale())"),
-        (Processor(Scale().method), "Processor(Scale(...).method)"),
+        (Processor(ItemWeight()), "Processor(Scale())"),
+        (Processor(ItemWeight().method), "Processor(Scale(...).method)"),
         (Processor(str.strip), "Processor(str.strip)"),
         (Processor(", ".join), "Processor(', '.join)"),
         (Processor(bytes.fromhex), "Processor(bytes.fromhex)"),
@@ -162,7 +162,7 @@ def test_repr_is_the_code():
         (Count(3), "Count(...)"),
         (Settings(), "Settings()"),
         (Settings(workers=3), "Settings(workers=3)"),
-        (Times(by=3), "Times(by=3)"),
+        (Utilization(by=3), "Times(by=3)"),
         (Pipe(), "Pipe()"),
         (Pipe(10), "Pipe(maxsize=10)"),
         (Pipe(maxbytes=1_000_000), "Pipe(maxbytes=1000000)"),
@@ -191,8 +191,8 @@ def test_labels():
         (Processor(load), "load"),
         (Processor(lambda item: item), "lambda"),
         (Processor(functools.partial(functools.partial(add), more=2)), "add"),
-        (Processor(Scale()), "Scale"),
-        (Processor(Scale().method), "method"),
+        (Processor(ItemWeight()), "Scale"),
+        (Processor(ItemWeight().method), "method"),
         (Processor(load, name="other"), "other"),
         (Count(), "Count"),
         (Settings(), "set"),
@@ -225,7 +225,7 @@ def test_values_are_values():
 
 
 def test_processors_are_plain_objects():
-    for processor in (Processor(load, workers=3), Count(4), Settings(), Times(by=3)):
+    for processor in (Processor(load, workers=3), Count(4), Settings(), Utilization(by=3)):
         assert vars(pickle.loads(pickle.dumps(processor))) == vars(processor)
     assert Count(4).seen == 4
     assert (Count().name, Count().workers, Count().batch, Count().keep_none, Count().job) == (None,) * 3 + (False, None)
@@ -242,7 +242,7 @@ def test_hooks():
 def test_work():
     assert work_of(Processor(load)) is load
     assert Processor(add).process(1) == 2
-    times = Times(by=3)
+    times = Utilization(by=3)
     assert work_of(times) == times.process and work_of(times)(2) == 6
 
 
@@ -314,7 +314,18 @@ def test_jobs_are_refused_by_name():
     ]:
         message = raised(TypeError, call)
         assert all(word in message for word in words), message
-    for job in (load, add, len, int, str, print, Scale(), Scale().method, functools.partial(two, 1), lambda *items: 1):
+    for job in (
+        load,
+        add,
+        len,
+        int,
+        str,
+        print,
+        ItemWeight(),
+        ItemWeight().method,
+        functools.partial(two, 1),
+        lambda *items: 1,
+    ):
         Processor(job)
 
 

@@ -12,7 +12,7 @@ import unittest
 from typing import Any
 
 from conveyor._lean import dataclasses as lean
-from conveyor.core.commands import Verdict
+from conveyor.core.commands import GiveUp
 from conveyor.pipeline import Pipeline
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork
 from conveyor.stats import Decision
@@ -215,9 +215,9 @@ class NamedTuplesTest(TestCase):
             tuples(lean)[1](1)._replace(y=2)
 
     def test_pickling(self) -> None:
-        verdict = Verdict("died", -9, 3, 1, 2)
+        verdict = GiveUp("died", -9, 3, 1, 2)
         again = pickle.loads(pickle.dumps(verdict))
-        assert type(again) is Verdict and again == verdict
+        assert type(again) is GiveUp and again == verdict
 
 
 class HintsTest(TestCase):

@@ -6,7 +6,7 @@ import math
 import unittest
 from unittest import mock
 
-from conveyor.engines.process.system.grace_period import SLICE_SECONDS, Grace, Standstills
+from conveyor.engines.process.system.grace_period import SLICE_SECONDS, GracePeriod, PauseDetector
 from tests.helpers.support import TestCase
 
 
@@ -17,7 +17,7 @@ class GraceTest(TestCase):
         clock.start()
         self.addCleanup(clock.stop)
         self.now = 1000.0
-        self.grace = Grace(0.05)
+        self.grace = GracePeriod(0.05)
 
     def at(self, seconds):
         """What is left, and how long to wait, so many seconds after it began."""
@@ -51,7 +51,7 @@ class StandstillsTest(TestCase):
             clock.start()
             self.addCleanup(clock.stop)
         self.monotonic, self.process_time = 1000.0, 0.0
-        self.standstills = Standstills()
+        self.standstills = PauseDetector()
 
     def look(self, seconds, patience, used=0.0):
         """Look, so many seconds after the last time, of which some were used."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conveyor.engines.process.wire.codec import FIRST_ALLOWANCE, LEAST_ALLOWANCE, Allowance, interval
+from conveyor.engines.process.wire.codec import FIRST_ALLOWANCE, LEAST_ALLOWANCE, ByteBudget, interval
 from conveyor.graph.plan import PIPE_BYTES
 from tests.helpers.support import TestCase
 
 EXAMPLES = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
 
-def may_give(allowance: Allowance, size: int) -> int:
+def may_give(allowance: ByteBudget, size: int) -> int:
     """How many items of this size may be given, one by one, until it is spent; at most 1000."""
     for count in range(1000):
         if allowance.spent:
@@ -28,19 +28,19 @@ class Allowances(TestCase):
     """In bytes."""
 
     def test_before_anything_was_given(self) -> None:
-        assert may_give(Allowance(PIPE_BYTES), FIRST_ALLOWANCE // 8) == 8
+        assert may_give(ByteBudget(PIPE_BYTES), FIRST_ALLOWANCE // 8) == 8
         # A quarter of the pipe.
-        assert may_give(Allowance(1_000_000), 50_000) == 5
-        assert may_give(Allowance(100 * PIPE_BYTES), FIRST_ALLOWANCE // 8) == 8
+        assert may_give(ByteBudget(1_000_000), 50_000) == 5
+        assert may_give(ByteBudget(100 * PIPE_BYTES), FIRST_ALLOWANCE // 8) == 8
 
     def test_a_pipe_that_holds_less_than_an_item(self) -> None:
-        allowance = Allowance(1)
+        allowance = ByteBudget(1)
         assert may_give(allowance, 300_000) == 1
         allowance.renew(1)
         assert may_give(allowance, 300_000) == 1
 
     def test_what_is_expected_and_some_more(self) -> None:
-        allowance = Allowance(PIPE_BYTES)
+        allowance = ByteBudget(PIPE_BYTES)
         allowance.take(10, 10 * 10_000)
         allowance.renew(100)
         # Four times as much as 100 items of 10 kB.
@@ -48,13 +48,13 @@ class Allowances(TestCase):
 
     def test_light_items_that_become_heavy(self) -> None:
         for most, count in ((PIPE_BYTES, 4), (1_000_000, 1)):
-            allowance = Allowance(most)
+            allowance = ByteBudget(most)
             allowance.take(100, 800)
             allowance.renew(100)
             assert may_give(allowance, LEAST_ALLOWANCE // 4) == count
 
     def test_never_more_than_the_pipe(self) -> None:
-        allowance = Allowance(1_000_000)
+        allowance = ByteBudget(1_000_000)
         allowance.take(100, 100 * 20)
         allowance.renew(50_000)
         assert may_give(allowance, 300_000) == 4
@@ -62,7 +62,7 @@ class Allowances(TestCase):
     @EXAMPLES
     @given(st.integers(1, 10**9), st.integers(1, 10**6), st.integers(1, 10**6), st.integers(1, 10**5))
     def test_bounds(self, most: int, before: int, after: int, items: int) -> None:
-        allowance = Allowance(most)
+        allowance = ByteBudget(most)
         allowance.take(1, before)
         allowance.renew(items)
         given_bytes = may_give(allowance, after) * after

@@ -19,7 +19,15 @@ from unittest import mock
 
 from conveyor import Pipe, Pipeline, Processor
 from conveyor._system.signals import signals_blocked
-from conveyor.engines.process.wire.channels import PIPE, QUEUE, Gone, PipeBrokerEnd, PipeFarEnd, channel, pack
+from conveyor.engines.process.wire.channels import (
+    PIPE,
+    QUEUE,
+    BlockingPipe,
+    ConnectionLost,
+    NonblockingPipe,
+    channel,
+    pack,
+)
 from tests.helpers.support import TestCase, nothing_left, unlink_semaphores
 
 MESSAGES = [
@@ -84,7 +92,7 @@ class PipeTest(TestCase):
             with self.subTest(size=size):
                 left, right = socket.socketpair()
                 right.setblocking(False)
-                near, messages = PipeBrokerEnd(right), []
+                near, messages = NonblockingPipe(right), []
                 for start in range(0, len(data), size):
                     left.sendall(data[start : start + size])
                     more, alive = near.receive()
@@ -102,13 +110,13 @@ class PipeTest(TestCase):
         for place in range(1, len(data)):
             left, right = socket.socketpair()
             left.sendall(data[:place])
-            far = PipeFarEnd(right)
+            far = BlockingPipe(right)
             rest = threading.Thread(target=left.sendall, args=(data[place:],))
             rest.start()
             assert [plain(far.receive()) for _ in range(2)] == EXPECTED[:2]
             rest.join()
             left.close()
-            with self.assertRaises(Gone):
+            with self.assertRaises(ConnectionLost):
                 far.receive()
             far.close()
 
@@ -119,7 +127,7 @@ class PipeTest(TestCase):
                 left, right = socket.socketpair()
                 right.setblocking(False)
                 left.sendall(data + data[:place])
-                near = PipeBrokerEnd(right)
+                near = NonblockingPipe(right)
                 messages, alive = near.receive()
                 assert list(map(plain, messages)) == [EXPECTED[1]]
                 assert alive, "it may still come"
@@ -129,8 +137,8 @@ class PipeTest(TestCase):
                 left, right = socket.socketpair()
                 left.sendall(data[:place])
                 left.close()
-                far = PipeFarEnd(right)
-                with self.assertRaises(Gone):
+                far = BlockingPipe(right)
+                with self.assertRaises(ConnectionLost):
                     far.receive()
                 far.close()
 
@@ -183,10 +191,10 @@ class PipeTest(TestCase):
         assert self.near.receive() == ([], False)
         near, far = channel(PIPE, None)
         near.close()
-        with self.assertRaises(Gone):
+        with self.assertRaises(ConnectionLost):
             for _ in range(2):
                 far.send(("nobody",))
-        with self.assertRaises(Gone):
+        with self.assertRaises(ConnectionLost):
             far.receive()
         far.close()
 
@@ -200,7 +208,7 @@ class PipeTest(TestCase):
         self.near._socket.send(data[20:])
         assert plain(self.far.receive_within(5)) == EXPECTED[1]
         self.near.close()
-        with self.assertRaises(Gone):
+        with self.assertRaises(ConnectionLost):
             self.far.receive_within(5)
 
     def test_a_read_that_was_left_by_an_exception(self):
@@ -211,7 +219,7 @@ class PipeTest(TestCase):
             with self.assertRaises(KeyboardInterrupt):
                 self.far.receive()
         self.near.send(("b",))
-        with self.assertRaises(Gone):
+        with self.assertRaises(ConnectionLost):
             self.far.receive_within(5)
 
     def test_last_words_of_one_who_has_gone(self):
@@ -243,7 +251,7 @@ def receive_until_gone(near, seconds=10):
 
 def send_into_the_void(far):
     """Send a message that nobody reads, and wait until that is known."""
-    with contextlib.suppress(Gone):
+    with contextlib.suppress(ConnectionLost):
         far.send(("huge",), [bytes(20_000_000)])
         far.flush()
 
@@ -299,7 +307,7 @@ def listen(end, foreign, telling):
     else:
         end.ready(10)
         telling.send("begun")
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(ConnectionLost):
             end.receive()
     end.close()
     telling.send("gone")
@@ -373,7 +381,7 @@ class ProcessTest(TestCase):
                     assert far.ready(10)
                     process.kill()
                     process.join()
-                    with self.assertRaises(Gone):
+                    with self.assertRaises(ConnectionLost):
                         far.receive()
                 else:
                     assert multiprocessing.connection.wait([near.waitable()], 10)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 
-from conveyor.engines.process.wire.codec import BLOB_BYTES, WATCHED, WATCHED_HEAVY, Giver
+from conveyor.engines.process.wire.codec import BLOB_BYTES, WATCHED, WATCHED_HEAVY, ReuseDetector
 from tests.helpers.support import TestCase
 
 
@@ -15,7 +15,7 @@ class Thing:
     """Something that can be changed."""
 
 
-class Heavy(bytearray):
+class SharedBlob(bytearray):
     """Something large, of which nobody can hold a weak reference."""
 
     __slots__ = ()
@@ -34,7 +34,7 @@ class Givers(TestCase):
     """The first few objects tell."""
 
     def test_one_that_gives_new_ones(self) -> None:
-        giver = Giver()
+        giver = ReuseDetector()
         things = [Thing() for _ in range(WATCHED + 1)]
         for thing in things:
             giver.gave(thing)
@@ -43,7 +43,7 @@ class Givers(TestCase):
         assert not giver.repeats, "that is known by now"
 
     def test_one_that_gives_two_in_turn(self) -> None:
-        giver = Giver()
+        giver = ReuseDetector()
         things = Thing(), Thing()
         for thing in things:
             giver.gave(thing)
@@ -52,14 +52,14 @@ class Givers(TestCase):
         assert giver.repeats and not giver.wary
 
     def test_what_is_heavy_is_watched_for_less_long(self) -> None:
-        giver = Giver()
+        giver = ReuseDetector()
         for number in range(WATCHED_HEAVY + 1):
-            giver.gave(Heavy(BLOB_BYTES))
+            giver.gave(SharedBlob(BLOB_BYTES))
             assert giver.wary is (number < WATCHED_HEAVY)
         assert not giver.repeats
 
     def test_what_nobody_else_has_is_not_kept(self) -> None:
-        giver = Giver()
+        giver = ReuseDetector()
         thing = Thing()
         seen = weakref.ref(thing)
         giver.gave(thing)
@@ -69,7 +69,7 @@ class Givers(TestCase):
 
     def test_a_new_one_where_another_was_is_not_the_same(self) -> None:
         for kind in (Thing, list):
-            giver = Giver()
+            giver = ReuseDetector()
             for _ in range(WATCHED + 1):
                 # Without anybody to keep it, the next one has its address.
                 giver.gave(kind())
@@ -77,6 +77,6 @@ class Givers(TestCase):
 
     def test_what_can_come_back_to_life_is_kept(self) -> None:
         Pooled.pool = []
-        giver = Giver()
+        giver = ReuseDetector()
         giver.gave(Pooled())
         assert Pooled.pool == [], "from where it would be given again, as another by all that a weak reference says"

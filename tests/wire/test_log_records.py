@@ -1,6 +1,6 @@
 """What jobs say reaches the caller: log records, warnings, prints.
 
-Law: `Sayings` holds for each start method and channel, in real processes; what the parts promise by themselves, no
+Law: `LogRelay` holds for each start method and channel, in real processes; what the parts promise by themselves, no
 deadlock and a bound, is tested on each part, everywhere.
 """
 
@@ -30,10 +30,10 @@ from unittest import mock
 
 from conveyor import Pipe, Pipeline, Processor, ProcessorError, WorkerDiedError
 from conveyor.engines.process.broker import log_relay
-from conveyor.engines.process.broker.log_relay import Sayings
+from conveyor.engines.process.broker.log_relay import LogRelay
 from conveyor.engines.process.wire import log_records
-from conveyor.engines.process.wire.channels import PIPE, Gone, channel
-from conveyor.engines.process.worker.log_capture import Awaited, SharedEnd
+from conveyor.engines.process.wire.channels import PIPE, ConnectionLost, channel
+from conveyor.engines.process.worker.log_capture import Awaited, SharedEndpoint
 from conveyor.engines.process.worker.log_handler import forwarder
 from tests.helpers.support import ROOT, SHORT, TestCase, slow
 
@@ -784,7 +784,7 @@ class SharedEndTest(TestCase):
 
     def test_said_amid_a_message(self):
         end = FakeEnd()
-        shared = SharedEnd(end)
+        shared = SharedEndpoint(end)
         end.amid = lambda: [shared.say((word,), ()) for word in ("b", "c")]
         shared.send(("a",))
         shared.say(("d",), ())
@@ -792,7 +792,7 @@ class SharedEndTest(TestCase):
 
     def test_said_amid_what_is_said(self):
         end = FakeEnd()
-        shared = SharedEnd(end)
+        shared = SharedEndpoint(end)
         end.amid = lambda: shared.say(("b",), ())
         shared.say(("a",), ())
         assert self.whole(end) == ["a", "b"]
@@ -801,7 +801,7 @@ class SharedEndTest(TestCase):
         # It may have the very lock that sending takes.
         end = FakeEnd()
         end.sender = threading.current_thread()
-        shared = SharedEnd(end)
+        shared = SharedEndpoint(end)
         shared.say(("a",), ())
         assert not end.sent
         end.sender = None
@@ -810,7 +810,7 @@ class SharedEndTest(TestCase):
 
     def test_another_thread_waits_for_its_turn_and_not_for_ever(self):
         end = FakeEnd()
-        shared = SharedEnd(end)
+        shared = SharedEndpoint(end)
         amid, over = threading.Event(), threading.Event()
 
         def wait():
@@ -836,7 +836,7 @@ class SharedEndTest(TestCase):
             raise LookupError
 
         end = FakeEnd(amid=lambda: os.kill(os.getpid(), signal.SIGUSR1))
-        shared = SharedEnd(end)
+        shared = SharedEndpoint(end)
         before = signal.signal(signal.SIGUSR1, handler)
         try:
             with self.assertRaises(LookupError):
@@ -850,15 +850,15 @@ class SharedEndTest(TestCase):
     def test_one_whose_other_side_has_gone(self):
         class GoneEnd(FakeEnd):
             def send(self, header, blobs=()):
-                raise Gone
+                raise ConnectionLost
 
-        handler = forwarder(SharedEnd(GoneEnd()))
+        handler = forwarder(SharedEndpoint(GoneEnd()))
         assert handler.handle(logging.makeLogRecord({"name": "a", "levelno": 20, "msg": "b"}))
         handler.close()
 
     def test_a_message_that_cannot_be_made(self):
         end = FakeEnd()
-        handler = forwarder(SharedEnd(end))
+        handler = forwarder(SharedEndpoint(end))
         with mock.patch("sys.stderr", io.StringIO()) as errors:
             handler.handle(
                 logging.makeLogRecord({"name": "a", "levelno": 20, "msg": "%d", "args": (threading.Lock(),)})
@@ -873,7 +873,7 @@ class SayingsTest(TestCase):
     def setUp(self):
         self.sent = self.left = 0
         self.out = deque()
-        self.sayings = Sayings(self, self.send)
+        self.sayings = LogRelay(self, self.send)
 
     def send(self, header, blobs):
         self.sent += 1

@@ -13,7 +13,7 @@ from typing import Any
 
 from conveyor import Pipe, Pipeline, Processor, ProcessorError
 from conveyor.engines.process.wire.codec import encode
-from conveyor.engines.process.worker.tolerant_unpickler import Broken, items_sparing, what_broke
+from conveyor.engines.process.worker.tolerant_unpickler import Unloadable, items_sparing, what_broke
 from tests.helpers.support import TestCase
 
 
@@ -122,7 +122,7 @@ class SparingTest(TestCase):
         shared = Fine(1)
         items = items_sparing(encode([shared, shared, RefusesState(2)]))
         assert items[:2] == [shared, shared] and items[0] is not items[1]
-        assert isinstance(items[2], Broken) and isinstance(what_broke(items[2]), Refusal)
+        assert isinstance(items[2], Unloadable) and isinstance(what_broke(items[2]), Refusal)
 
     def test_what_cannot_be_pickled_is_not_broken(self) -> None:
         assert what_broke(lambda: None) is None and what_broke(7) is None

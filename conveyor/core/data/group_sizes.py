@@ -2,7 +2,7 @@
 
 Law: pure values, no items.  Inside a fork every stream of items is divided into groups, one for each item that
 entered the fork, in its order; a join puts the groups of its branches back together.  A step turns a group of
-its inputs into the group of their outputs.  `Runs` is a list of `(size, repeat)`: `repeat` groups of `size`
+its inputs into the group of their outputs.  `GroupSizes` is a list of `(size, repeat)`: `repeat` groups of `size`
 items each, one after another.
 
 A chunk carries items, and the runs of the groups that it closes.  A group may begin in one chunk and be closed
@@ -16,14 +16,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-Runs = list[tuple[int, int]]
+GroupSizes = list[tuple[int, int]]
 
 
-def append_run(runs: Runs, size: int, repeat: int) -> None:
+def append_groups(runs: GroupSizes, size: int, repeat: int) -> None:
     """Add `repeat` groups of `size` to `runs`, in the shortest form.
 
     >>> runs = [(1, 2)]
-    >>> append_run(runs, 1, 3)
+    >>> append_groups(runs, 1, 3)
     >>> runs
     [(1, 5)]
     """
@@ -35,19 +35,19 @@ def append_run(runs: Runs, size: int, repeat: int) -> None:
         runs.append((size, repeat))
 
 
-def runs_of(sizes: Iterable[int]) -> Runs:
+def group_sizes_of(sizes: Iterable[int]) -> GroupSizes:
     """Return the runs of a plain sequence of sizes.
 
-    >>> runs_of([1, 1, 0, 2])
+    >>> group_sizes_of([1, 1, 0, 2])
     [(1, 2), (0, 1), (2, 1)]
     """
-    runs: Runs = []
+    runs: GroupSizes = []
     for size in sizes:
-        append_run(runs, size, 1)
+        append_groups(runs, size, 1)
     return runs
 
 
-def with_one_less(runs: Runs, group: int) -> Runs:
+def with_one_less(runs: GroupSizes, group: int) -> GroupSizes:
     """Return runs in which the group of that index has one item less.
 
     >>> with_one_less([(1, 3), (2, 1)], 1)
@@ -55,7 +55,7 @@ def with_one_less(runs: Runs, group: int) -> Runs:
     """
     sizes = [size for size, repeat in runs for _ in range(repeat)]
     sizes[group] -= 1
-    return runs_of(sizes)
+    return group_sizes_of(sizes)
 
 
 def total(runs: Iterable[tuple[int, int]]) -> int:
@@ -72,7 +72,7 @@ class Groups:
         self._closed: deque[tuple[int, int]] = deque()
         self.open = 0
 
-    def push(self, runs: Runs, items: int) -> None:
+    def push(self, runs: GroupSizes, items: int) -> None:
         """Append a chunk of `items` items that closes the groups in `runs`."""
         closed = self._closed
         if runs:
@@ -137,18 +137,18 @@ class Regroup:
     def __init__(self) -> None:
         self._groups = Groups()
 
-    def push(self, runs: Runs, elements: int) -> None:
+    def push(self, runs: GroupSizes, elements: int) -> None:
         """Append the groups of `elements` more elements."""
         self._groups.push(runs, elements)
 
-    def feed(self, runs: Runs, items: int) -> Runs:
+    def feed(self, runs: GroupSizes, items: int) -> GroupSizes:
         """Return the groups closed by the next elements, `runs` telling the outputs of each.
 
         `items` counts all outputs; those beyond `runs` belong to an element still under way, and so to a
         group still open.  An empty `runs` closes the empty groups that are due.
         """
         groups = self._groups
-        closed: Runs = []
+        closed: GroupSizes = []
         collected = 0
         for size, repeat in runs:
             while repeat:
@@ -160,21 +160,21 @@ class Regroup:
                     break
                 wanted, times = first
                 if not wanted:
-                    append_run(closed, collected, 1)
-                    append_run(closed, 0, times - 1)
+                    append_groups(closed, collected, 1)
+                    append_groups(closed, 0, times - 1)
                     groups.drop(times)
                     collected = 0
                 elif wanted == 1:
                     step = min(repeat, times)
-                    append_run(closed, collected + size, 1)
-                    append_run(closed, size, step - 1)
+                    append_groups(closed, collected + size, 1)
+                    append_groups(closed, size, step - 1)
                     groups.drop(step)
                     collected = 0
                     repeat -= step
                 elif repeat >= wanted:
                     step = min(repeat // wanted, times)
-                    append_run(closed, collected + size * wanted, 1)
-                    append_run(closed, size * wanted, step - 1)
+                    append_groups(closed, collected + size * wanted, 1)
+                    append_groups(closed, size * wanted, step - 1)
                     groups.drop(step)
                     collected = 0
                     repeat -= step * wanted
@@ -184,8 +184,8 @@ class Regroup:
                     break
         while groups.first is not None and groups.first[0] == 0:
             _, times = groups.first
-            append_run(closed, collected, 1)
-            append_run(closed, 0, times - 1)
+            append_groups(closed, collected, 1)
+            append_groups(closed, 0, times - 1)
             groups.drop(times)
             collected = 0
         return closed
@@ -209,19 +209,19 @@ class Batcher:
         self._unit = unit
         self._phase = 0
 
-    def units(self, runs: Runs, items: int) -> tuple[Runs, int]:
+    def units(self, runs: GroupSizes, items: int) -> tuple[GroupSizes, int]:
         """Return the chunk's groups measured in completed units, and the number of units completed in all."""
         if self._unit == 1:
             return runs, items
         unit, phase = self._unit, self._phase
-        converted: Runs = []
+        converted: GroupSizes = []
         for size, repeat in runs:
             if not size:
-                append_run(converted, 0, repeat)
+                append_groups(converted, 0, repeat)
                 continue
             for _ in range(repeat):
                 completed, phase = divmod(phase + size, unit)
-                append_run(converted, completed, 1)
+                append_groups(converted, completed, 1)
         rest = items - total(runs)
         completed, phase = divmod(phase + rest, unit)
         self._phase = phase

@@ -13,7 +13,7 @@ from itertools import zip_longest
 
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import Any
-from conveyor.core.data.group_sizes import Runs
+from conveyor.core.data.group_sizes import GroupSizes
 
 
 class Weave(NamedTuple):
@@ -25,7 +25,7 @@ class Weave(NamedTuple):
     """
 
     lanes: tuple[tuple[Piece, ...], ...]
-    runs: tuple[Runs, ...]
+    runs: tuple[GroupSizes, ...]
     zipped: bool
 
 
@@ -88,7 +88,7 @@ class Pieces:
         assert all(start < stop for _, start, stop in self._pieces), "an empty piece"
 
 
-def woven(lanes: list[list[object]], runs: tuple[Runs, ...], zipped: bool) -> list[object]:
+def woven(lanes: list[list[object]], runs: tuple[GroupSizes, ...], zipped: bool) -> list[object]:
     """Return the items of a `Weave`, once those of its lanes are at hand.
 
     >>> woven([[1, 2], ["a"]], ([(1, 2)], [(0, 1), (1, 1)]), zipped=False)
@@ -137,7 +137,7 @@ def _zipped(sizes: Sequence[int], parts: list[list[object]], repeat: int) -> Ite
     return zip(*columns, strict=True)
 
 
-def _stretches(runs: tuple[Runs, ...]) -> Iterator[tuple[Sequence[int], int]]:
+def _stretches(runs: tuple[GroupSizes, ...]) -> Iterator[tuple[Sequence[int], int]]:
     """Yield the sizes of the groups of all lanes, and how many times in a row they are the same."""
     if all(len(each) == 1 for each in runs):
         yield [each[0][0] for each in runs], runs[0][0][1]

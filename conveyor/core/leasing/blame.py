@@ -6,7 +6,7 @@ the worker was at.
 
 from __future__ import annotations
 
-from conveyor.core.commands import Verdict
+from conveyor.core.commands import GiveUp
 from conveyor.core.events import WorkerLost
 from conveyor.graph.plan import StepNode
 
@@ -24,7 +24,7 @@ ARRIVALS, ARRIVAL_SECONDS = 5, 10.0
 DIED, OVERDUE = "died", "overdue"
 
 
-class Attempts:
+class CrashBlame:
     """What became of the items of a step at which workers died, or were killed because they took too long."""
 
     def __init__(self, node: StepNode) -> None:
@@ -34,14 +34,14 @@ class Attempts:
         self._unpicklings: dict[int, int] = {}
         self._arrivals: dict[int, tuple[int, float]] = {}
 
-    def died(self, first: int, last: int, event: WorkerLost) -> Verdict | None:
+    def died(self, first: int, last: int, event: WorkerLost) -> GiveUp | None:
         """Take in that a worker died at a unit; return the verdict where that was once too often."""
         deaths = self._deaths[first] = self._deaths.get(first, 0) + 1
         if deaths < ITEM_ATTEMPTS + event.killed:
             return None
-        return Verdict(DIED, event.cause, deaths, first, last)
+        return GiveUp(DIED, event.cause, deaths, first, last)
 
-    def died_of_that(self, first: int, verdict: Verdict, event: WorkerLost) -> bool:
+    def died_of_that(self, first: int, verdict: GiveUp, event: WorkerLost) -> bool:
         """Whether the job, asked what comes in the place of an item, has ended its worker."""
         return not event.killed or self._deaths.get(first, 0) > verdict.attempts + 1
 
@@ -57,13 +57,13 @@ class Attempts:
         self._arrivals[first] = deaths + 1, since
         return deaths + 1 >= ARRIVALS and (not killed or now - since >= ARRIVAL_SECONDS)
 
-    def was_overdue(self, first: int, last: int) -> Verdict | None:
+    def was_overdue(self, first: int, last: int) -> GiveUp | None:
         """Take in that a worker was killed because a unit took too long; return the verdict where that was once too
         often."""
         timeouts = self._timeouts[first] = self._timeouts.get(first, 0) + 1
         if timeouts < self._node.timeouts:
             return None
-        return Verdict(OVERDUE, self._node.timeout, timeouts, first, last)
+        return GiveUp(OVERDUE, self._node.timeout, timeouts, first, last)
 
 
 def too_many(given_up: int, items: int, ended: bool, most: int | float | None) -> bool:

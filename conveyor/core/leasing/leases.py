@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from conveyor.core.commands import Verdict
+from conveyor.core.commands import GiveUp
 from conveyor.core.data.pieces import Piece, Pieces
 from conveyor.core.events import Replied
 
@@ -44,7 +44,7 @@ class Lease:
         partial: int = 0,
         finish: bool = False,
         deaths: int = 0,
-        verdict: Verdict | None = None,
+        verdict: GiveUp | None = None,
     ) -> None:
         self.number = number
         self.worker = worker
@@ -85,7 +85,7 @@ class Lease:
         return max(0, min(units, begun[1] - (self.given - self.items) // unit))
 
 
-class Rest:
+class RequeuedItems:
     """Items that were taken back from a lease, in their place in the order, until they are handed out again."""
 
     __slots__ = ("deaths", "first", "held", "in_hand", "number", "pieces", "skip", "verdict")
@@ -100,7 +100,7 @@ class Rest:
         self.skip = 0
         self.deaths = 0
         # Why the first unit is to be given up.
-        self.verdict: Verdict | None = None
+        self.verdict: GiveUp | None = None
         # How many of them still count as in the hand of the worker that gave them back.
         self.in_hand = 0
         # What waits for its turn behind the items of a rest is held by the leases behind it.
@@ -151,6 +151,6 @@ class Worker:
         self.overdue: tuple[int, int] | None = None
 
 
-def place(each: Lease | Rest) -> tuple[int, int]:
+def place(each: Lease | RequeuedItems) -> tuple[int, int]:
     """Return where in the order something is: what has no items is behind what was handed out before it."""
     return (each.begin if isinstance(each, Lease) else each.first), each.number

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from conveyor.core.commands import KillWorker, Look
-from conveyor.core.events import Seen, WorkerLost
+from conveyor.core.commands import KillWorker, ProbeWorker
+from conveyor.core.events import ProbeResult, WorkerLost
 from conveyor.core.leasing.leases import Worker
 from conveyor.core.nodes.base import Surroundings
 
@@ -19,7 +19,7 @@ ANSWERS = 3
 MOMENT_SECONDS = 0.02
 
 
-class Watch:
+class TimeoutMonitor:
     """The timeout of a step: None where it has none, and nothing is ever due."""
 
     def __init__(self, timeout: float | None, surroundings: Surroundings) -> None:
@@ -45,10 +45,10 @@ class Watch:
             if self._surroundings.now >= worker.due:
                 # Until the answer says something else.
                 worker.due = self._surroundings.now + self._timeout
-                self._surroundings.command(Look(worker.number))
+                self._surroundings.command(ProbeWorker(worker.number))
             self.due_at = worker.due if self.due_at is None else min(self.due_at, worker.due)
 
-    def seen(self, worker: Worker, event: Seen) -> None:
+    def seen(self, worker: Worker, event: ProbeResult) -> None:
         """Have a worker ended that is too long at what it is at."""
         if self._timeout is None or worker.overdue or not worker.leases:
             return

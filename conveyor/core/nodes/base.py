@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from conveyor._lean.typing import Protocol
 from conveyor.core.commands import Command, GaveUp
-from conveyor.core.data.group_sizes import Groups, Runs
+from conveyor.core.data.group_sizes import Groups, GroupSizes
 from conveyor.core.data.pieces import Piece, Pieces
-from conveyor.core.tuning.chunk_size import Aim, Scale
-from conveyor.core.tuning.roster import Team
+from conveyor.core.tuning.chunk_size import ChunkTarget, ItemWeight
+from conveyor.core.tuning.roster import StepRoster
 from conveyor.graph.plan import PIPE_BYTES
 
 
@@ -23,7 +23,7 @@ class Surroundings(Protocol):
     """What a node may ask of the machine it is part of."""
 
     now: float
-    aim: Aim
+    aim: ChunkTarget
 
     def wake(self, node: Node) -> None:
         """Have `node.pump()` called before the event at hand is done with."""
@@ -34,7 +34,7 @@ class Surroundings(Protocol):
     def give_up(self, command: GaveUp, items: int) -> None:
         """Take in that a unit was given up, when the step was done with so many items."""
 
-    def start_worker(self, team: Team) -> None:
+    def start_worker(self, team: StepRoster) -> None:
         """Have one more worker started."""
 
 
@@ -71,7 +71,7 @@ class Output:
         """Say that somebody waits for room there."""
         self.node.press()
 
-    def push(self, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
+    def push(self, pieces: tuple[Piece, ...], items: int, runs: GroupSizes | None) -> None:
         """Hand on a chunk."""
         if items or runs:
             self.node.push(self.port, pieces, items, runs)
@@ -90,14 +90,14 @@ class Node(ABC):
         self.feeders: list[Callable[[], None]] = []
         # How many items may come beyond the bound: those in the hands of the workers that feed this node.
         self.hands = 0
-        self.scale = Scale(most_bytes)
+        self.scale = ItemWeight(most_bytes)
 
     @abstractmethod
     def room(self, port: int, weighed: bool = True) -> int:
         """How many items may be pushed into `port` now, by its bound and, if `weighed`, by what they weigh."""
 
     @abstractmethod
-    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
+    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: GroupSizes | None) -> None:
         """Take a chunk in; `runs` is None on a lane without groups."""
 
     @abstractmethod
@@ -164,7 +164,7 @@ class Lane:
     def __init__(self, bound: int, most_bytes: int = PIPE_BYTES) -> None:
         self.bound = bound
         # One branch may give what is a thousand times as heavy as what another gives.
-        self.scale = Scale(most_bytes)
+        self.scale = ItemWeight(most_bytes)
         self.pieces = Pieces()
         self.groups = Groups()
         self.ended = False
@@ -174,7 +174,7 @@ class Lane:
         """How many items wait here."""
         return self.pieces.items
 
-    def push(self, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
+    def push(self, pieces: tuple[Piece, ...], items: int, runs: GroupSizes | None) -> None:
         """Append a chunk."""
         self.pieces.extend(pieces, items)
         if runs is not None:

@@ -5,7 +5,7 @@ Law: holds no item; what comes goes on at once.
 
 from __future__ import annotations
 
-from conveyor.core.data.group_sizes import Regroup, Runs
+from conveyor.core.data.group_sizes import GroupSizes, Regroup
 from conveyor.core.data.pieces import Piece
 from conveyor.core.nodes.base import Node, Output, Surroundings
 from conveyor.graph.plan import LeaveNode
@@ -24,7 +24,7 @@ class Leave(Node):
         """Take in where everything goes."""
         self.output = output
 
-    def surrounded(self, runs: Runs, items: int) -> None:
+    def surrounded(self, runs: GroupSizes, items: int) -> None:
         """Take in how `items` more items that entered the fork are grouped around it."""
         self._regroup.push(runs, items)
         self.wake()
@@ -50,7 +50,7 @@ class Leave(Node):
     def grain(self) -> int:
         return self.output.node.grain()
 
-    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
+    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: GroupSizes | None) -> None:
         self.output.push(pieces, items, self._regroup.feed(runs or [], items) if self.tracked else None)
 
     def end(self, port: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from conveyor.core.data.group_sizes import Runs
+from conveyor.core.data.group_sizes import GroupSizes
 from conveyor.core.data.pieces import Piece, Pieces
 from conveyor.core.nodes.base import Node, Output, Surroundings
 from conveyor.core.nodes.fork_exit import Leave
@@ -55,7 +55,7 @@ class Fork(Node):
     def grain(self) -> int:
         return min(output.node.grain() for output in self.outputs)
 
-    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
+    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: GroupSizes | None) -> None:
         if runs is not None:
             for leave in self.leaves:
                 leave.surrounded(runs, items)

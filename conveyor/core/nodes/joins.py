@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 
-from conveyor.core.data.group_sizes import Runs, append_run
+from conveyor.core.data.group_sizes import GroupSizes, append_groups
 from conveyor.core.data.pieces import Piece, Weave
 from conveyor.core.nodes.base import Lane, Node, Output, Surroundings
 from conveyor.graph.plan import MergeNode, ZipNode
@@ -49,7 +49,7 @@ class Join(Node):
     def grain(self) -> int:
         return self.output.node.grain()
 
-    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
+    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: GroupSizes | None) -> None:
         self.lanes[port].push(pieces, items, runs)
         self.wake()
 
@@ -259,18 +259,18 @@ class Zip(Join):
         pieces = tuple(lane.pieces.take(items) for lane, items in zip(self.lanes, taken, strict=True))
         for lane, items in zip(self.lanes, taken, strict=True):
             lane.groups.shrink(items)
-        runs: tuple[Runs, ...] = tuple([(items, 1)] for items in taken)
+        runs: tuple[GroupSizes, ...] = tuple([(items, 1)] for items in taken)
         self.output.push(((Weave(pieces, runs, True), 0, rows),), rows, [])
         return True
 
 
-def closed_groups(lanes: list[Lane], room: int, *, zipped: bool) -> tuple[Runs, list[Runs], int]:
+def closed_groups(lanes: list[Lane], room: int, *, zipped: bool) -> tuple[GroupSizes, list[GroupSizes], int]:
     """Remove the groups that all lanes have closed, as far as `room` allows.
 
     Return the groups of the join's output, those removed from each lane, and the number of output items.
     """
-    runs: Runs = []
-    lane_runs: list[Runs] = [[] for _ in lanes]
+    runs: GroupSizes = []
+    lane_runs: list[GroupSizes] = [[] for _ in lanes]
     items = 0
     while True:
         firsts = [lane.groups.first for lane in lanes]
@@ -286,13 +286,13 @@ def closed_groups(lanes: list[Lane], room: int, *, zipped: bool) -> tuple[Runs, 
             break
         for lane, closed, each in zip(lanes, lane_runs, sizes, strict=True):
             lane.groups.drop(groups)
-            append_run(closed, each, groups)
-        append_run(runs, size, groups)
+            append_groups(closed, each, groups)
+        append_groups(runs, size, groups)
         items += size * groups
     return runs, lane_runs, items
 
 
-def weave(lanes: list[Lane], lane_runs: list[Runs], items: int, *, zipped: bool) -> tuple[Piece, ...]:
+def weave(lanes: list[Lane], lane_runs: list[GroupSizes], items: int, *, zipped: bool) -> tuple[Piece, ...]:
     """Take the items of the given groups out of the lanes, as pieces in the order of the join's output."""
     pieces = tuple(
         lane.pieces.take(sum(size * repeat for size, repeat in runs))

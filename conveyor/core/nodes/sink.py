@@ -7,7 +7,7 @@ says what it has taken when that is worth a message, and before that only where 
 from __future__ import annotations
 
 from conveyor.core.commands import TELL_SECONDS, Emit, Finish
-from conveyor.core.data.group_sizes import Runs
+from conveyor.core.data.group_sizes import GroupSizes
 from conveyor.core.data.pieces import Piece
 from conveyor.core.nodes.base import Node, Surroundings
 from conveyor.core.tuning.chunk_size import LARGEST
@@ -35,7 +35,7 @@ class Sink(Node):
     def grain(self) -> int:
         return max(1, min(LARGEST, self.bound // 4))
 
-    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
+    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: GroupSizes | None) -> None:
         if items:
             self.waiting += items
             self.surroundings.command(Emit(pieces, items, self._tell_within()))

@@ -13,21 +13,20 @@ from __future__ import annotations
 from collections import deque
 
 from conveyor._lean.typing import Any
-from conveyor.core.commands import CancelLeases, EndWorker, Fail, GaveUp, Grant, Recall
-from conveyor.core.commands import Lease as LeaseCommand
-from conveyor.core.data.group_sizes import Batcher, Regroup, Runs
+from conveyor.core.commands import CancelLeases, EndWorker, Fail, GaveUp, Grant, Revoke, SendLease
+from conveyor.core.data.group_sizes import Batcher, GroupSizes, Regroup
 from conveyor.core.data.pieces import Piece, Pieces
-from conveyor.core.events import Begun, Replied, Seen, WorkerLost
-from conveyor.core.leasing.blame import DIED, OVERDUE, Attempts
-from conveyor.core.leasing.leases import Lease, Rest, Worker, place
-from conveyor.core.leasing.timeouts import Watch, was_overdue
+from conveyor.core.events import ProbeResult, Replied, RevokeResult, WorkerLost
+from conveyor.core.leasing.blame import DIED, OVERDUE, CrashBlame
+from conveyor.core.leasing.leases import Lease, RequeuedItems, Worker, place
+from conveyor.core.leasing.timeouts import TimeoutMonitor, was_overdue
 from conveyor.core.leasing.work_stealing import to_recall
 from conveyor.core.nodes.base import Node, Output, Surroundings
 from conveyor.core.nodes.step_invariants import check_step
-from conveyor.core.tuning.autoscaling import Sight
-from conveyor.core.tuning.chunk_size import WEIGHT, Sizer
-from conveyor.core.tuning.roster import Team
-from conveyor.core.tuning.utilization import Times
+from conveyor.core.tuning.autoscaling import StepLoad
+from conveyor.core.tuning.chunk_size import WEIGHT, ChunkSizer
+from conveyor.core.tuning.roster import StepRoster
+from conveyor.core.tuning.utilization import Utilization
 from conveyor.stats import StepStats
 
 # Items at some of which so many workers in a row have died are handed out one by one: fewer may have died of something
@@ -38,7 +37,7 @@ DEATHS_IN_COMPANY = 2
 class Step(Node):
     """The running form of a `StepNode`."""
 
-    def __init__(self, team: Team, surroundings: Surroundings) -> None:
+    def __init__(self, team: StepRoster, surroundings: Surroundings) -> None:
         node = team.node
         super().__init__(node.index, surroundings, node.bound_bytes)
         self.team = team
@@ -53,18 +52,18 @@ class Step(Node):
         self.most_workers = len(self.workers)
         # When to look whether a worker that says nothing is stuck while another has nothing to do.
         self.look_at: float | None = None
-        self.watch = Watch(node.timeout, surroundings)
-        self.times = Times(team, surroundings.now)
+        self.watch = TimeoutMonitor(node.timeout, surroundings)
+        self.times = Utilization(team, surroundings.now)
         self._dealt_to = False
         # Whether it has looked in vain for room behind it: else it needs no pump to hear of more.
         self._short = True
-        self.sizer = Sizer(max(1, self.bound // (4 * self.unit)), self.scale, surroundings.aim, self.unit)
+        self.sizer = ChunkSizer(max(1, self.bound // (4 * self.unit)), self.scale, surroundings.aim, self.unit)
         self._finishes = node.finishes
         self._queue = Pieces()
         # When something came in last.
         self._came_at = surroundings.now
-        self._rests: list[Rest] = []
-        self._attempts = Attempts(node)
+        self._rests: list[RequeuedItems] = []
+        self._attempts = CrashBlame(node)
         # How many items came in, were taken out of the queue, and were acknowledged, in all.
         self.entered = 0
         self._taken = 0
@@ -75,7 +74,7 @@ class Step(Node):
         # What has a lower number was handed out in the run before.
         self._first_lease = team.next_lease
         self._leases: dict[int, Lease] = {}
-        self._order: deque[Lease | Rest] = deque()
+        self._order: deque[Lease | RequeuedItems] = deque()
         self._starving: deque[Lease] = deque()
         # Outputs that may still come on credit, or wait for their turn; items that workers have beyond one unit each.
         self.promised = self._ahead = 0
@@ -140,7 +139,7 @@ class Step(Node):
         self._came_at = self.surroundings.now
         self.wake()
 
-    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: Runs | None) -> None:
+    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: GroupSizes | None) -> None:
         self._queue.extend(pieces, items)
         self.entered += items
         if items:
@@ -260,7 +259,7 @@ class Step(Node):
         pieces: tuple[Piece, ...],
         items: int,
         credit: int,
-        rest: Rest | None = None,
+        rest: RequeuedItems | None = None,
         finish: bool = False,
     ) -> None:
         """Hand items to a worker: the first of the queue, which have just been taken out of it, or those of `rest`."""
@@ -287,7 +286,7 @@ class Step(Node):
         worker.leases.append(lease)
         self._add_outstanding(worker, items)
         self.promised += credit
-        command = LeaseCommand(worker.number, lease.number, pieces, items, credit, finish, skip, verdict)
+        command = SendLease(worker.number, lease.number, pieces, items, credit, finish, skip, verdict)
         self.surroundings.command(command)
         if worker.left is not None and not finish:
             worker.left -= -(-items // self.unit)
@@ -461,20 +460,20 @@ class Step(Node):
         if worker is not None:
             worker.recalled = worker.asked = True
             lease = next(lease for lease in worker.leases if lease.items)
-            self.surroundings.command(Recall(worker.number, lease.number, self._begun_units(lease) + 1))
+            self.surroundings.command(Revoke(worker.number, lease.number, self._begun_units(lease) + 1))
 
     def _begun_units(self, lease: Lease) -> int:
         """How many units of a lease have been acknowledged."""
         return (lease.given - lease.items) // self.unit
 
-    def seen(self, event: Seen) -> None:
+    def seen(self, event: ProbeResult) -> None:
         """Take in for how long a worker has been at an item."""
         worker = self.worker(event.worker)
         if worker is not None:
             self.watch.seen(worker, event)
             self.wake()
 
-    def begun(self, event: Begun) -> None:
+    def begun(self, event: RevokeResult) -> None:
         """Take back what a worker has not begun: it has been told not to."""
         worker = self.worker(event.worker)
         if worker is None or event.lease < self._first_lease:
@@ -600,12 +599,12 @@ class Step(Node):
         """Return the worker of that number, None where it has left."""
         return next((worker for worker in self.workers if worker.number == number), None)
 
-    def _take_back(self, lease: Lease, items: int) -> Rest:
+    def _take_back(self, lease: Lease, items: int) -> RequeuedItems:
         """Make the last items of a lease a rest."""
         pieces = Pieces()
         pieces.extend(lease.pieces, lease.given)
         pieces.take(lease.given - items)
-        rest = Rest(lease.number, lease.first + lease.items - items, pieces.take(items), items)
+        rest = RequeuedItems(lease.number, lease.first + lease.items - items, pieces.take(items), items)
         if items == lease.items:
             rest.skip = lease.partial
             rest.verdict = lease.verdict
@@ -638,14 +637,14 @@ class Step(Node):
             self.output.press()
         times.stalled = times.busy == len(self.workers) and (waiting or bool(self._ahead))
 
-    def sight(self, waiting: int) -> Sight:
+    def sight(self, waiting: int) -> StepLoad:
         """Return what the balancer is told; `waiting` items more wait further in front, for want of a pipe here."""
         self._count_time()
         team, node = self.team, self.team.node
         present = len(self.staying)
         # What a worker would have to say at the end of the stream must not be lost with it.
         least = max(node.workers, present) if node.finishes else node.workers
-        return Sight(
+        return StepLoad(
             name=node.name,
             workers=present,
             starting=len(team.starting),

@@ -68,7 +68,7 @@ FINDING_OUT, MOST_CHANGES, CHANGES_PER_SECOND, MOVED, MOVING = 30.0, 4.0, 1 / 12
 COSTS, LOAD, FLOW, TURNS = 1.0, 1.0, 20.0, 1800.0
 
 
-class Sight(NamedTuple):
+class StepLoad(NamedTuple):
     """What is known of one step at one moment.  Totals (units, busy, cpu, waited, blocked) count up and never fall."""
 
     name: str
@@ -104,7 +104,7 @@ class Decision(NamedTuple):
 class Trace(NamedTuple):
     """What is remembered of one step, up to a sight."""
 
-    sight: Sight
+    sight: StepLoad
     # Of recent work: what it cost.
     units: float = 0.0
     busy: float = 0.0
@@ -192,7 +192,7 @@ class Trace(NamedTuple):
         most = max(self.share * cores, min(MOST_FOR_A_CORE * cores, MOST_WAITING)) if waits else cores
         return max(self.base, ceil(most))
 
-    def seen(self, sight: Sight, seconds: float) -> Trace:
+    def seen(self, sight: StepLoad, seconds: float) -> Trace:
         """Go on to a later sight."""
         before = self.sight
         busy, done = sight.busy - before.busy, sight.units - before.units
@@ -240,7 +240,7 @@ class Memory(NamedTuple):
 
 
 def decide(
-    memory: Memory, sights: Sequence[Sight], cores: float, others: float, now: float
+    memory: Memory, sights: Sequence[StepLoad], cores: float, others: float, now: float
 ) -> tuple[Memory, list[Decision]]:
     """Decide how many workers the steps are to have, in topological order.
 

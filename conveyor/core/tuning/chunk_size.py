@@ -48,11 +48,11 @@ def first_pull(plan: Plan) -> int:
     return min(max(first.bound, first.batch or 1), UNWEIGHED)
 
 
-class Scale:
+class ItemWeight:
     """The running mean of what an item weighs in bytes, and what that means for a bound: of a pipe that holds `most`
     bytes, besides its bound in items.
 
-    >>> scale = Scale(most=64 * 1024 * 1024)
+    >>> scale = ItemWeight(most=64 * 1024 * 1024)
     >>> scale.limit(10), scale.limit(100_000)
     (10, 64)
     >>> scale.weigh(items=2, size=2 * 1024 * 1024)
@@ -81,10 +81,10 @@ class Scale:
         return max(1, int(self.most / self.bytes))
 
 
-class Aim:
+class ChunkTarget:
     """For how many seconds of work all chunks are aimed: for more while the broker has too little time for them.
 
-    >>> aim = Aim()
+    >>> aim = ChunkTarget()
     >>> aim.loaded(0.9), aim.seconds, aim.linger
     (True, 0.032, 0.02)
     >>> aim.loaded(0.4), aim.loaded(0.1), aim.seconds
@@ -121,10 +121,10 @@ class Aim:
         return self.seconds != before
 
 
-class Sizer:
+class ChunkSizer:
     """The running estimate for one step.
 
-    >>> sizer = Sizer(limit=1000, scale=Scale(), aim=Aim())
+    >>> sizer = ChunkSizer(limit=1000, scale=ItemWeight(), aim=ChunkTarget())
     >>> sizer.size
     1
     >>> sizer.observe(units=1, seconds=0.008)
@@ -138,7 +138,7 @@ class Sizer:
 
     __slots__ = ("_aim", "_limit", "_longest", "_most_bytes", "_scale", "_surprised", "_unit", "seconds", "size")
 
-    def __init__(self, limit: int, scale: Scale, aim: Aim, unit: int = 1) -> None:
+    def __init__(self, limit: int, scale: ItemWeight, aim: ChunkTarget, unit: int = 1) -> None:
         self._aim = aim
         self._limit = max(1, min(limit, LARGEST))
         # How many items a unit has.

@@ -65,7 +65,7 @@ class Durations:
         return None
 
 
-class Team:
+class StepRoster:
     """The workers of one step."""
 
     def __init__(self, node: StepNode, numbers: Iterable[int]) -> None:
@@ -164,14 +164,14 @@ class Team:
         self.durations.add(seconds / units, units)
 
 
-class Staff:
+class Roster:
     """The teams of all steps."""
 
     def __init__(self, plan: Plan) -> None:
-        self.teams: dict[int, Team] = {}
+        self.teams: dict[int, StepRoster] = {}
         self.next_worker = 0
         for node in plan.steps:
-            self.teams[node.index] = Team(node, [self.new_number() for _ in range(node.workers)])
+            self.teams[node.index] = StepRoster(node, [self.new_number() for _ in range(node.workers)])
         self.memory = Memory()
         self.decisions: list[Decision] = []
 

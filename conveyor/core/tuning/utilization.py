@@ -5,15 +5,15 @@ Law: a stretch of time counts as what was seen at its beginning; whoever is abou
 
 from __future__ import annotations
 
-from conveyor.core.tuning.roster import Team
+from conveyor.core.tuning.roster import StepRoster
 
 
-class Times:
+class Utilization:
     """Sums up for a team, in seconds of workers, and keeps what goes on now."""
 
     __slots__ = ("_since", "_team", "blocked", "busy", "stalled")
 
-    def __init__(self, team: Team, now: float) -> None:
+    def __init__(self, team: StepRoster, now: float) -> None:
         self._team = team
         self._since = now
         # How many workers are at work, and how many have no room for what they would give.

@@ -19,19 +19,31 @@ from conveyor._system.clock import time
 from conveyor.core import commands, events
 from conveyor.core.machine import Machine
 from conveyor.engines.failures import traceback_of
-from conveyor.engines.process.broker.log_relay import Sayings
-from conveyor.engines.process.broker.worker_pool import Crew, Peer, WorkerProcess
+from conveyor.engines.process.broker.log_relay import LogRelay
+from conveyor.engines.process.broker.worker_pool import Connection, WorkerPool, WorkerProcess
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system.child import descriptor_of
 from conveyor.engines.process.system.child_setup import ORPHANED, settle
 from conveyor.engines.process.system.descendants import Orphans
-from conveyor.engines.process.system.grace_period import EXIT_SECONDS, GRACE_SECONDS, SLICE_SECONDS, Grace, Standstills
+from conveyor.engines.process.system.grace_period import (
+    EXIT_SECONDS,
+    GRACE_SECONDS,
+    SLICE_SECONDS,
+    GracePeriod,
+    PauseDetector,
+)
 from conveyor.engines.process.system.inherited_signals import block_what_is_ignored
 from conveyor.engines.process.system.selector import wait_for_any
 from conveyor.engines.process.system.spawning import UNGUARDED
-from conveyor.engines.process.wire.channels import BrokerEnd, FarEnd, Gone, Header, Message
+from conveyor.engines.process.wire.channels import (
+    BlockingEndpoint,
+    ConnectionLost,
+    Header,
+    Message,
+    NonblockingEndpoint,
+)
 from conveyor.engines.process.wire.codec import Blob, spec_of
-from conveyor.engines.process.wire.configs import Orders, whole
+from conveyor.engines.process.wire.configs import BrokerConfig, whole
 from conveyor.engines.process.wire.log_records import NOTICE, SAID, WARNING, packed_warning
 from conveyor.errors import ProcessError, StartMethodWarning
 from conveyor.stats import Stats
@@ -54,10 +66,15 @@ class Broker:
     """The loop, and what it keeps."""
 
     def __init__(
-        self, orders: Orders, feed: BrokerEnd, results: BrokerEnd, questions: BrokerEnd, arena: Arena | None
+        self,
+        orders: BrokerConfig,
+        feed: NonblockingEndpoint,
+        results: NonblockingEndpoint,
+        questions: NonblockingEndpoint,
+        arena: Arena | None,
     ) -> None:
         self._orders = orders
-        self._crew = crew = Crew(orders, [feed, results, questions], arena, self._from_worker, self._worker_died)
+        self._crew = crew = WorkerPool(orders, [feed, results, questions], arena, self._from_worker, self._worker_died)
         self._workers = crew.workers
         self._waiter = crew.waiter
         self._holdings = crew.holdings
@@ -73,10 +90,10 @@ class Broker:
         self._to_caller = results
         sent = partial(self._holdings.sent, None)
         feed.keep(self._holdings)
-        self._feed = Peer(feed, self._waiter, self._from_feeder, self._caller_gone, sent)
-        self._results = Peer(results, self._waiter, self._from_caller, self._caller_gone, sent)
-        self._questions = Peer(questions, self._waiter, self._answer, self._caller_gone, sent)
-        self._sayings = Sayings(results, self._results.send)
+        self._feed = Connection(feed, self._waiter, self._from_feeder, self._caller_gone, sent)
+        self._results = Connection(results, self._waiter, self._from_caller, self._caller_gone, sent)
+        self._questions = Connection(questions, self._waiter, self._answer, self._caller_gone, sent)
+        self._sayings = LogRelay(results, self._results.send)
         # By its own word: one that died while this process was starting has left it to another parent already.
         self._parent = orders.caller
         self._parent_descriptor = descriptor_of(self._parent)
@@ -93,10 +110,10 @@ class Broker:
         self._failed = False
         self._closing = False
         # How long workers may still take to leave; None while they may take as long as they like.
-        self._grace: Grace | None = None
+        self._grace: GracePeriod | None = None
         # Where an item may take only so long, standstills are looked for while somebody is at one.
         self._timed = any(assignment.timed for assignment in orders.assignments.values())
-        self._standstills = Standstills()
+        self._standstills = PauseDetector()
         self._orphans = Orphans()
         # When the caller is warned that a fork beside native threads may be why nothing ends; None where it is not.
         self._doubt_at = time.monotonic() + DOUBT_SECONDS if orders.pools else None
@@ -123,7 +140,7 @@ class Broker:
                 self._look_around()
         except BaseException as error:
             what = str(error) if isinstance(error, ProcessError) else ""
-            if isinstance(error, Gone):
+            if isinstance(error, ConnectionLost):
                 # Over a queue, for want of a thread; that a worker is dead, its own descriptor says.
                 what = f"The broker process of the pipeline could not send a message to a worker: {error}."
             self._fail_with(("broken", what, traceback_of(error)))
@@ -229,7 +246,7 @@ class Broker:
         now, used = time.monotonic(), time.process_time()
         share = (used - self._used - self._looked) / (now - self._load_since)
         self._load_since, self._used, self._looked = now, used, 0.0
-        self._handle(events.Loaded(share))
+        self._handle(events.BrokerLoad(share))
 
     def _flush_results(self) -> None:
         """Let the last messages to the caller out, as long as it is there and wants them."""
@@ -295,14 +312,14 @@ class Broker:
             for each in self._workers.values():
                 try:
                     each.peer.send(("close",))
-                except Gone:
+                except ConnectionLost:
                     # It would wait for ever to be told.
                     each.child.kill()
                 if not each.dead:
                     # One that was stopped would never leave.
                     each.child.wake()
         if grace is not None and (self._grace is None or grace < self._grace.left()):
-            self._grace = Grace(grace)
+            self._grace = GracePeriod(grace)
 
     # What arrives
 
@@ -341,9 +358,9 @@ class Broker:
         elif run == self._run:
             if kind == "items":
                 _, _, items, self._caller_seconds = header
-                self._handle(events.Fed(Blob(blobs[0], items), items, len(blobs[0])))
+                self._handle(events.SourceItems(Blob(blobs[0], items), items, len(blobs[0])))
             elif kind == "forfeit":
-                self._handle(events.Forfeited(header[2]))
+                self._handle(events.CreditReturned(header[2]))
             elif kind == "end":
                 self._handle(events.SourceEnded())
             elif kind == "broken" and not self._cancelled:
@@ -400,7 +417,7 @@ class Broker:
             case "at":
                 each.is_at(*header[1:])
             case "begun":
-                self._handle(events.Begun(each.number, *header[1:]))
+                self._handle(events.RevokeResult(each.number, *header[1:]))
             case "ready":
                 each.ready = True
                 self._handle(events.WorkerReady(each.number, time.monotonic() - each.started))
@@ -428,7 +445,7 @@ class Broker:
         answers: list[events.Event] = []
         for command in self._machine.handle(event, time.monotonic()):
             match command:
-                case commands.Lease():
+                case commands.SendLease():
                     self._workers[command.worker].lease(command)
                 case commands.Emit(pieces, _, tell_within):
                     spec, blobs = spec_of(pieces)
@@ -439,15 +456,15 @@ class Broker:
                     self._workers[number].peer.send(("grant", lease, credit))
                 case commands.CancelLeases(number):
                     self._workers[number].peer.send(("cancel",))
-                case commands.Recall(number, lease, units):
+                case commands.Revoke(number, lease, units):
                     begun = self._workers[number].recall(lease, units)
                     if begun is not None:
-                        answers.append(events.Begun(number, *begun))
-                case commands.Look(number):
-                    answers.append(events.Seen(number, *self._workers[number].seen(self._standstills)))
+                        answers.append(events.RevokeResult(number, *begun))
+                case commands.ProbeWorker(number):
+                    answers.append(events.ProbeResult(number, *self._workers[number].seen(self._standstills)))
                 case commands.KillWorker(number):
                     self._workers[number].child.kill()
-                case commands.Linger(number, seconds):
+                case commands.SetFlushInterval(number, seconds):
                     self._workers[number].peer.send(("linger", seconds))
                 case commands.GaveUp(step):
                     self._results.send(("gave up", self._run, self._orders.assignments[step].name, *command[1:]))
@@ -484,19 +501,19 @@ class Broker:
         if not self._failed and not (self._closing and news[0] != "raised"):
             self._failed = True
             self._results.send(("failed", news, self._stats()))
-            with contextlib.suppress(Gone):
+            with contextlib.suppress(ConnectionLost):
                 self._feed.send(("stop", self._run))
         if not self._closing:
             self._close_workers(GRACE_SECONDS)
 
 
 def main(
-    orders: Orders | None,
-    feed: BrokerEnd,
-    results: BrokerEnd,
-    questions: BrokerEnd,
+    orders: BrokerConfig | None,
+    feed: NonblockingEndpoint,
+    results: NonblockingEndpoint,
+    questions: NonblockingEndpoint,
     arena: Arena | None,
-    foreign: list[FarEnd | Arena],
+    foreign: list[BlockingEndpoint | Arena],
 ) -> None:
     """The whole life of a broker process; one that was not forked is sent its orders."""
     settle(foreign)

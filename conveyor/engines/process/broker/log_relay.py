@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from conveyor._lean.typing import Any
-from conveyor.engines.process.wire.channels import BrokerEnd, Header
+from conveyor.engines.process.wire.channels import Header, NonblockingEndpoint
 from conveyor.engines.process.wire.log_records import DROPPED, SAID
 
 KEPT_BYTES = 16 * 1024 * 1024
@@ -18,13 +18,13 @@ KEPT_BYTES = 16 * 1024 * 1024
 OVERHEAD_BYTES = 500
 
 
-class Sayings:
+class LogRelay:
     """Passes on what workers say.
 
     `end` is the broker's end of the channel of the results, `send` sends a message there.
     """
 
-    def __init__(self, end: BrokerEnd, send: Callable[[Header, Any], None]) -> None:
+    def __init__(self, end: NonblockingEndpoint, send: Callable[[Header, Any], None]) -> None:
         self._end = end
         self._send = send
         # What is still in this process: how much had been sent when it was, and its size.

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 
 from conveyor._lean.typing import Any
 from conveyor.engines.process.shm.arena import owner_of
-from conveyor.engines.process.shm.shared_blob import Heavy, Slot
+from conveyor.engines.process.shm.shared_blob import SharedBlob, Slot
 
 
-class Holdings:
+class SlotRefcounts:
     """Counts, for each slot, how often it is referred to: by blobs that are kept here, and by those that were sent."""
 
     def __init__(self) -> None:
@@ -28,25 +28,25 @@ class Holdings:
         self.changed = False
         self.ever = False
 
-    def adopt(self, blob: Heavy) -> None:
+    def adopt(self, blob: SharedBlob) -> None:
         """Take in a blob that came and is kept."""
         self.ever = True
         self._uses.update(blob.slots)
         self._slots.update((slot[0], slot) for slot in blob.slots)
 
-    def let_go(self, blob: Heavy) -> None:
+    def let_go(self, blob: SharedBlob) -> None:
         """Take in that it is kept no more, at any time."""
         self._let_go.append(blob.slots)
         self.changed = True
 
-    def opened(self, blob: Heavy) -> tuple[Any, list[Any]]:
+    def opened(self, blob: SharedBlob) -> tuple[Any, list[Any]]:
         """Not here."""
         raise TypeError("the broker looks into no blob")
 
     def sent(self, to: int | None, blobs: Iterable[Any]) -> None:
         """Take in that someone is sent those blobs."""
         for blob in blobs:
-            if type(blob) is Heavy:
+            if type(blob) is SharedBlob:
                 self._uses.update(blob.slots)
                 self._sent.setdefault(to, Counter()).update(blob.slots)
 

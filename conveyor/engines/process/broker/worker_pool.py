@@ -13,12 +13,12 @@ from functools import partial
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
-from conveyor.engines.process.broker.slot_refcounts import Holdings
+from conveyor.engines.process.broker.slot_refcounts import SlotRefcounts
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system.child import Child
 from conveyor.engines.process.system.child_setup import prepare
 from conveyor.engines.process.system.foreign_threads import ForeignThreads, foreign_threads
-from conveyor.engines.process.system.grace_period import Standstills
+from conveyor.engines.process.system.grace_period import PauseDetector
 from conveyor.engines.process.system.selector import Waiter
 from conveyor.engines.process.system.spawning import (
     FORK,
@@ -29,10 +29,10 @@ from conveyor.engines.process.system.spawning import (
     process_of,
     signals_held,
 )
-from conveyor.engines.process.wire.channels import PIPE, BrokerEnd, Header, channel
+from conveyor.engines.process.wire.channels import PIPE, Header, NonblockingEndpoint, channel
 from conveyor.engines.process.wire.codec import Blob, spec_of
-from conveyor.engines.process.wire.configs import Assignment, Orders
-from conveyor.engines.process.wire.progress import Note, Notes
+from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig
+from conveyor.engines.process.wire.progress import ProgressBoard, ProgressSlot
 from conveyor.engines.process.worker import main
 from conveyor.engines.process.worker.seeding import Seats
 from conveyor.errors import ProcessError
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from conveyor.core import commands
 
 
-class Peer:
+class Connection:
     """The other side of a channel, as the broker keeps it."""
 
     def __init__(
         self,
-        end: BrokerEnd,
+        end: NonblockingEndpoint,
         waiter: Waiter,
         receive: Callable[[Header, list[Any]], None],
         gone: Callable[[], None],
@@ -105,14 +105,16 @@ class Peer:
 class WorkerProcess:
     """A worker, as the broker keeps it."""
 
-    def __init__(self, number: int, assignment: Assignment, child: Child, note: Note | None, started: float) -> None:
+    def __init__(
+        self, number: int, assignment: WorkerConfig, child: Child, note: ProgressSlot | None, started: float
+    ) -> None:
         self.number = number
         self.assignment = assignment
         self.child = child
         self.note = note
         self.started = started
-        self.peer: Peer
-        self.end: BrokerEnd
+        self.peer: Connection
+        self.end: NonblockingEndpoint
         self.ready = False
         self.leaving = False
         self.closed = False
@@ -127,7 +129,7 @@ class WorkerProcess:
         # How many items are unpickled with those of its lease, as they are in the same blobs: before them, and behind.
         self.beside = 0, 0
 
-    def lease(self, command: commands.Lease) -> None:
+    def lease(self, command: commands.SendLease) -> None:
         """Hand over items.  A blob that is cut into many leases is sent, and unpickled there, only once."""
         _, number, pieces, _, credit, finish, skip, verdict = command
         if self._recalled:
@@ -173,14 +175,14 @@ class WorkerProcess:
         """Return how far it has begun what it was handed, as far as that is known."""
         return self._at if self.note is None else self.note.begun
 
-    def seen(self, standstills: Standstills) -> tuple[int, int, float | None]:
+    def seen(self, standstills: PauseDetector) -> tuple[int, int, float | None]:
         """Return what it is at, and for how long, without the time in which nobody could run."""
         at, since = (self._at or (0, 0), self._at_since) if self.note is None else self.note.since()
         seconds = None if since is None else time.monotonic() - since - standstills.since(since)
         return *at, seconds
 
 
-class Crew:
+class WorkerPool:
     """Those that are up or were, by number; one that left in peace is not among them.
 
     `ends` are those of the caller's channels.  `heard` is called with what a worker says, `died` when one is dead.
@@ -188,8 +190,8 @@ class Crew:
 
     def __init__(
         self,
-        orders: Orders,
-        ends: list[BrokerEnd],
+        orders: BrokerConfig,
+        ends: list[NonblockingEndpoint],
         arena: Arena | None,
         heard: Callable[[WorkerProcess, Header, list[Any]], None],
         died: Callable[[WorkerProcess], None],
@@ -200,9 +202,9 @@ class Crew:
         # Where something that the script has imported has started threads, this process cannot fork safely, either.
         self.threads = foreign_threads() if orders.start_method == FORKSERVER else ForeignThreads()
         self._fork = orders.start_method == FORK or (orders.start_method == FORKSERVER and not self.threads)
-        self._notes = Notes(self._fork)
+        self._notes = ProgressBoard(self._fork)
         self.arena = arena
-        self.holdings = Holdings()
+        self.holdings = SlotRefcounts()
         self.waiter = Waiter()
         self._seats = Seats()
         self.workers: dict[int, WorkerProcess] = {}
@@ -221,7 +223,7 @@ class Crew:
             # No descriptor, process or room for a semaphore is left.  To wait for better times may be to wait for ever.
             raise ProcessError(f"A worker of Processor {assignment.name!r} could not be started: {error}.") from error
 
-    def _seeded(self, step: int, number: int) -> Assignment:
+    def _seeded(self, step: int, number: int) -> WorkerConfig:
         """Return what a worker is told, with a seed that no other has."""
         assignment = self._orders.assignments[step]
         if assignment.seed is None:
@@ -229,7 +231,7 @@ class Crew:
         index, before = self._seats.take(step, number, [each.number for each in self.workers.values() if not each.dead])
         return assignment._replace(seed=f"{assignment.seed} {step} {index} {before}")
 
-    def _launch(self, assignment: Assignment, number: int) -> None:
+    def _launch(self, assignment: WorkerConfig, number: int) -> None:
         started = time.monotonic()
         method = FORK if self._fork else SPAWN
         context: Any = multiprocessing.get_context(method)
@@ -263,7 +265,7 @@ class Crew:
         # A worker whose channel has ended is dead or about to be, and its death is what counts.
         near.keep(self.holdings)
         sent = partial(self.holdings.sent, number)
-        each.peer = Peer(near, self.waiter, partial(self._heard, each), lambda: None, sent)
+        each.peer = Connection(near, self.waiter, partial(self._heard, each), lambda: None, sent)
         each.end = near
         self.waiter.add(child.waitable, partial(self._died, each))
         if not self._fork:

@@ -31,7 +31,7 @@ from conveyor.engines.process.shm.arena import KEPT_BYTES, Arena
 from conveyor.engines.process.system.child import Child
 from conveyor.engines.process.system.child_setup import prepare
 from conveyor.engines.process.system.descendants import end_what_a_broker_left
-from conveyor.engines.process.system.grace_period import GRACE_SECONDS, Grace
+from conveyor.engines.process.system.grace_period import GRACE_SECONDS, GracePeriod
 from conveyor.engines.process.system.spawning import (
     FORK,
     FORKSERVER,
@@ -44,8 +44,16 @@ from conveyor.engines.process.system.spawning import (
 )
 from conveyor.engines.process.system.streams import standard_descriptors_taken
 from conveyor.engines.process.wire import by_value
-from conveyor.engines.process.wire.channels import PIPE, QUEUE, BrokerEnd, FarEnd, Gone, Header, channel
-from conveyor.engines.process.wire.configs import Assignment, Orders, parted
+from conveyor.engines.process.wire.channels import (
+    PIPE,
+    QUEUE,
+    BlockingEndpoint,
+    ConnectionLost,
+    Header,
+    NonblockingEndpoint,
+    channel,
+)
+from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig, parted
 from conveyor.engines.process.wire.log_records import SAID, hear, levels
 from conveyor.engines.process.worker.seeding import seed_of_pipeline
 from conveyor.errors import (
@@ -77,7 +85,7 @@ ENDING_SECONDS = 5.0
 FORKED = "a pipeline belongs to the process that opened it: this one was forked from there since"
 
 # The ends of all sessions in this process, for the broker of the next one to close its copies.
-_open_ends: set[FarEnd | Arena] = set()
+_open_ends: set[BlockingEndpoint | Arena] = set()
 # One session starts at a time: else the broker of one would inherit ends that the other one has not yet closed.
 _starting = threading.RLock()
 
@@ -108,7 +116,7 @@ class Session:
         self.shown = shown_by(redact)
         grouped, now, seed_text = plan.grouped(), levels(), seed_of_pipeline(seed)
         assignments = {
-            step.index: Assignment(
+            step.index: WorkerConfig(
                 step.name,
                 job,
                 step.batch,
@@ -158,7 +166,7 @@ class Session:
         self._gone = threading.Event()
         # What workers have said, and the caller's handlers have not dealt with yet.
         self._said: deque[tuple[Header, list[Any]]] = deque()
-        self._orders = Orders(
+        self._orders = BrokerConfig(
             bare(plan),
             assignments,
             self._channel,
@@ -167,7 +175,7 @@ class Session:
             self._start_as.import_main,
             self._start_as.threads.native,
         )
-        self._fars: tuple[FarEnd, ...] = ()
+        self._fars: tuple[BlockingEndpoint, ...] = ()
         self.arena: Arena | None = None
         self._child: Child | None = None
         self._started = False
@@ -214,7 +222,7 @@ class Session:
     def _send_orders(self) -> None:
         """Send a fresh broker its orders: not with its start, as it may die before it reads them."""
         orders, blobs = parted(self._orders)
-        with contextlib.suppress(Gone), self._sending:
+        with contextlib.suppress(ConnectionLost), self._sending:
             # That it has died is what is heard next.
             self.results.send(("orders", orders), blobs)
 
@@ -231,7 +239,7 @@ class Session:
         if forked:
             # Here, where it is done once for all sessions.
             prepare()
-        nears: list[BrokerEnd] = []
+        nears: list[NonblockingEndpoint] = []
         self.arena = Arena.create(self.first_bytes)
         if self.arena is not None:
             _open_ends.add(self.arena)
@@ -327,7 +335,7 @@ class Session:
         if self.arena is None:
             return
         with self.feeding:
-            with contextlib.suppress(Gone):
+            with contextlib.suppress(ConnectionLost):
                 while self.feed.ready():
                     header, _ = self.feed.receive()
                     if header[0] == "freed":
@@ -384,7 +392,7 @@ class Session:
                     header, blobs = self.results.receive()
                 finally:
                     self._listening = False
-        except Gone:
+        except ConnectionLost:
             if self._ended:
                 raise StateError(CLOSED) from None
             raise self._broker_died() from None
@@ -410,7 +418,7 @@ class Session:
             with self._asking:
                 # One that has interrupted another, in the same thread, must not take its answer.
                 if self._child is not None and self._starter is None and not self._ended and not self._asked:
-                    with contextlib.suppress(Gone):
+                    with contextlib.suppress(ConnectionLost):
                         try:
                             self._asked = True
                             self._ask()
@@ -437,14 +445,14 @@ class Session:
             return False
         try:
             return self.results.send_within(TELL_SECONDS, header)
-        except Gone:
+        except ConnectionLost:
             return True
         finally:
             self._sending.release()
 
     def send(self, *header: Any) -> None:
         """Send a message about results."""
-        with contextlib.suppress(Gone), self._sending:
+        with contextlib.suppress(ConnectionLost), self._sending:
             # A broker that has gone left word why, or is missed by the next `receive`.
             self.results.send(header)
 
@@ -502,7 +510,7 @@ class Session:
             self.abort()
             return
         try:
-            grace = Grace(LEAVING_SECONDS)
+            grace = GracePeriod(LEAVING_SECONDS)
             with contextlib.suppress(ConveyorError):
                 # Nobody wants to know any more what became of the rest of a run that was given up.
                 while self._left is not None and grace.left():
@@ -563,7 +571,7 @@ class Session:
         for run in runs:
             run.source.stop()
         if self._child is not None:
-            grace = Grace(GRACE_SECONDS + PATIENCE_SECONDS)
+            grace = GracePeriod(GRACE_SECONDS + PATIENCE_SECONDS)
             # Another thread may be at it, or this one, where a signal handler has come here.
             heard = self._hearing.acquire(blocking=False)
             listening = heard and not self._listening
@@ -598,10 +606,10 @@ class Session:
             self.arena.close()
             _open_ends.discard(self.arena)
 
-    def _hear_out(self, grace: Grace) -> None:
+    def _hear_out(self, grace: GracePeriod) -> None:
         """Take in what workers say at their end; results are nobody's any more."""
         # A broker that has gone says nothing more.
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(ConnectionLost):
             while grace.left():
                 message = self.results.receive_within(grace.slice())
                 if message is not None and message[0][0] == SAID:

@@ -23,13 +23,13 @@ from conveyor._system.signals import interrupts_held
 from conveyor.engines.failures import clear_our_frames, without_our_frames
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.main_module import importing
-from conveyor.engines.process.shm.shared_blob import Heavy
-from conveyor.engines.process.wire.channels import FarEnd, Gone
+from conveyor.engines.process.shm.shared_blob import SharedBlob
+from conveyor.engines.process.wire.channels import BlockingEndpoint, ConnectionLost
 from conveyor.engines.process.wire.codec import (
     BLOB_BYTES,
     LIGHT,
-    Allowance,
-    Giver,
+    ByteBudget,
+    ReuseDetector,
     Unpicklable,
     encode,
     frozen,
@@ -63,7 +63,7 @@ class Source:
         self,
         run: int,
         items: Iterable[Any],
-        end: FarEnd,
+        end: BlockingEndpoint,
         credit: int,
         most_bytes: int,
         shown: Callable[[Any], str],
@@ -78,7 +78,7 @@ class Source:
         # Both are None when they were let go of.
         self._items: Iterable[Any] | None = items
         self._iterator: Iterator[Any] | None = None
-        self._giver = Giver()
+        self._giver = ReuseDetector()
         self._growing = 1
         self._end = end
         # Held while something is sent: a thread of the run before may still be at it.
@@ -86,7 +86,7 @@ class Source:
         self._pulled: deque[Any] | list[Any] = []
         self._sent = 0
         self._blob_items = 1 << 30
-        self._allowance = Allowance(most_bytes)
+        self._allowance = ByteBudget(most_bytes)
         self._interval = interval(FEW, most_bytes)
         # Holds something when there is no more.
         self._exhausted: list[None] = []
@@ -114,7 +114,7 @@ class Source:
 
     def start(self) -> None:
         """Begin to pull."""
-        with contextlib.suppress(Gone), self._lock:
+        with contextlib.suppress(ConnectionLost), self._lock:
             self._end.send(("start", self._run))
         if importing() is not None:
             # A thread would wait for this import where it pickles something of the module.
@@ -166,7 +166,7 @@ class Source:
         iterator = self._iterator
         self._items = self._iterator = None
         self._pulled = []
-        self._giver = Giver()
+        self._giver = ReuseDetector()
         frames, self._frames = self._frames, None
         clear_our_frames(frames)
         if isinstance(iterator, Generator):
@@ -186,7 +186,7 @@ class Source:
         try:
             if not self._pull_all():
                 return
-        except Gone as error:
+        except ConnectionLost as error:
             # This is the business of whoever waits for results.
             self._frames = error.__traceback__
         try:
@@ -337,7 +337,7 @@ class Source:
                     tokens.clear()
                     with gate.passed(lambda: None):
                         self._send()
-        except Gone as error:
+        except ConnectionLost as error:
             # This is the business of whoever waits for results.
             clear_our_frames(error.__traceback__)
 
@@ -359,7 +359,7 @@ class Source:
                 return False
             self._blob_items = max(1, BLOB_BYTES * len(items) // len(blob))
             self._allowance.take(len(items), len(blob))
-            self._heavy = type(blob) is Heavy
+            self._heavy = type(blob) is SharedBlob
             self._end.send(("items", self._run, len(items), time.process_time()), [blob])
             self._sent += len(items)
             return True

@@ -28,15 +28,15 @@ from multiprocessing import reduction
 from conveyor._lean.typing import Any
 from conveyor.engines.process.shm.mapping import (
     CAN_DRAFT,
-    Draft,
     Memory,
     Private,
+    WritableCopy,
     address_of,
     protect_from_fork,
     unchanged,
     unprotect,
 )
-from conveyor.engines.process.shm.shared_blob import Heavy, Range, Slot
+from conveyor.engines.process.shm.shared_blob import Range, SharedBlob, Slot
 
 # The file is as long as the regions that are in use; what nothing was written to takes no memory.
 REGION_BYTES = 1 << 36
@@ -101,7 +101,7 @@ class Arena:
         self._copies, self._after_change = 0, COPIED_AFTER_CHANGE
         # Its own slots in which there may be something that came and may be changed, by their places; and how many
         # times there is none yet.
-        self._drafts: dict[int, Draft] = {}
+        self._drafts: dict[int, WritableCopy] = {}
         self._no_draft = self._after_held = 0
         # Whether what was written last was large beside its buffers.
         self.streams = False
@@ -261,7 +261,9 @@ class Arena:
         """Have what blobs refer to in drafts never change any more: what lives there goes on in other memory."""
         if not self._drafts:
             return
-        for place in {place for blob in blobs if type(blob) is Heavy for place, _ in blob.slots} & self._drafts.keys():
+        for place in {
+            place for blob in blobs if type(blob) is SharedBlob for place, _ in blob.slots
+        } & self._drafts.keys():
             draft = self._drafts[place]
             if draft.free:
                 self._keep_mapped(place, draft.ended())
@@ -293,10 +295,10 @@ class Arena:
 
     # Who reads
 
-    def adopt(self, blob: Heavy) -> None:
+    def adopt(self, blob: SharedBlob) -> None:
         self._seen[id(blob)] = blob.slots
 
-    def let_go(self, blob: Heavy, finalizing: Any = sys.is_finalizing) -> None:
+    def let_go(self, blob: SharedBlob, finalizing: Any = sys.is_finalizing) -> None:
         slots = self._seen.pop(id(blob), None)
         if slots is None or finalizing() or os.getpid() != self._process:
             return
@@ -347,7 +349,7 @@ class Arena:
             self._copies = self._after_change
             self._after_change = min(MOST_COPIED, 4 * self._after_change + 3)
 
-    def opened(self, blob: Heavy) -> tuple[Any, list[Any]]:
+    def opened(self, blob: SharedBlob) -> tuple[Any, list[Any]]:
         extents: dict[int, tuple[int, int]] = {}
         for slot, start, size in blob.ranges:
             first, last = extents.get(slot, (start, start + size))
@@ -362,7 +364,7 @@ class Arena:
         ]
         return (blob.data, buffers) if len(blob.data) else (buffers[0], buffers[1:])
 
-    def _view(self, blob: Heavy, slot: Slot, start: int, size: int) -> memoryview:
+    def _view(self, blob: SharedBlob, slot: Slot, start: int, size: int) -> memoryview:
         """Return what is in a slot from `start` on, which may be changed here without a change there."""
         memory = self._map(slot) if size >= LEAST_MAPPED else None
         if memory is None:
@@ -434,7 +436,7 @@ class Arena:
             self.freed([place])
             self.trim()
             return None
-        draft = Draft(mapping, self._descriptor, place)
+        draft = WritableCopy(mapping, self._descriptor, place)
         del mapping
         if draft.address is None:
             # Who lived there could not be given other memory.
@@ -480,7 +482,7 @@ class Arena:
             for other in found:
                 if other and other[0] == place and other[1] < start + size and start < other[1] + other[2]:
                     return None
-            if type(memory) is Draft:
+            if type(memory) is WritableCopy:
                 if memory.detached:
                     return None
             elif not unchanged(address, size):

@@ -13,7 +13,7 @@ import sys
 import weakref
 
 from conveyor._lean.typing import Any
-from conveyor.engines.process.shm.shared_blob import Heavy
+from conveyor.engines.process.shm.shared_blob import SharedBlob
 
 # The bytes that are copied at once where all pages are.
 _STRIDE = 1 << 20
@@ -37,7 +37,7 @@ class Memory:
         self.mapping = mapping
         self.address = address_of(mapping)
         # What came there, as long as it is seen.
-        self.blob: Heavy | None = None
+        self.blob: SharedBlob | None = None
 
     @property
     def free(self) -> bool:
@@ -53,10 +53,10 @@ class Memory:
 class Private(mmap.mmap):
     """A part of a file, mapped privately; where nobody looks after it any more, it keeps what came there."""
 
-    blob: Heavy | None = None
+    blob: SharedBlob | None = None
 
 
-class Draft(Memory):
+class WritableCopy(Memory):
     """A part of a file that is mapped to be written: what lives in it may change until it is given to others.
 
     Once `detached` it is nobody else's, and what is in the file is no more changed by whoever lives in it.
@@ -138,7 +138,7 @@ def copy_pages(mapping: mmap.mmap) -> None:
 
 # What this process sees that a fork must not take along: what others may write anew, and what it is writing itself.
 _seen: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
-_drafts: weakref.WeakSet[Draft] = weakref.WeakSet()
+_drafts: weakref.WeakSet[WritableCopy] = weakref.WeakSet()
 _forks_copy: list[bool] = []
 # Which Python does not name.  The second came with Linux 5.14; see madvise(2).
 _MAP_FIXED = 0x10

@@ -16,32 +16,32 @@ Slot = tuple[int, int]
 Description = tuple[int, tuple[Range, ...], tuple[Slot, ...]]
 
 
-class Keeper(Protocol):
+class BlobTracker(Protocol):
     """Who is told what becomes of heavy blobs in a process."""
 
-    def adopt(self, blob: Heavy) -> None:
+    def adopt(self, blob: SharedBlob) -> None:
         """Take in that this process sees a blob that came."""
 
-    def let_go(self, blob: Heavy) -> None:
+    def let_go(self, blob: SharedBlob) -> None:
         """Take in that it sees that blob no more; called at any time, in any thread."""
 
-    def opened(self, blob: Heavy) -> tuple[Any, list[Any]]:
+    def opened(self, blob: SharedBlob) -> tuple[Any, list[Any]]:
         """Return what is to be unpickled, and the buffers for it."""
 
 
-class Heavy:
+class SharedBlob:
     """A pickle, and the buffers that belong to it, which are `ranges` of shared memory.
 
     Without any `data` of its own the first of the ranges is the pickle.  `len` counts the bytes of all.
 
-    >>> len(Heavy(b"pickle", ((0, 0, 4_000_000),), ((0, 4_194_304),)))
+    >>> len(SharedBlob(b"pickle", ((0, 0, 4_000_000),), ((0, 4_194_304),)))
     4000006
     """
 
     __slots__ = ("_keeper", "_size", "data", "ranges", "slots")
 
     def __init__(
-        self, data: Any, ranges: tuple[Range, ...], slots: tuple[Slot, ...], keeper: Keeper | None = None
+        self, data: Any, ranges: tuple[Range, ...], slots: tuple[Slot, ...], keeper: BlobTracker | None = None
     ) -> None:
         self._keeper = keeper
         self._size = len(data) + sum(size for _, _, size in ranges)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection
 
 from conveyor._lean.typing import Any
 from conveyor.engines.process.system.child import descriptor_of
-from conveyor.engines.process.system.grace_period import GRACE_SECONDS, Grace
+from conveyor.engines.process.system.grace_period import GRACE_SECONDS, GracePeriod
 from conveyor.engines.process.system.selector import wait_for
 
 # How long a sweep takes at most.
@@ -82,10 +82,10 @@ class Orphans:
         # The Processors of workers that have died since the last sweep, by the number of their process.
         self._names: dict[int, str] = {}
         # What was told to end, and for how long it may still take.
-        self._told: dict[int, Grace] = {}
+        self._told: dict[int, GracePeriod] = {}
         self._ended: list[str] = []
         # How long the sweep that goes on may still take; None where none does.
-        self._bound: Grace | None = None
+        self._bound: GracePeriod | None = None
 
     @property
     def sweeping(self) -> bool:
@@ -100,7 +100,7 @@ class Orphans:
     def sweep(self) -> None:
         """Begin to end what is left."""
         if self._adopts:
-            self._bound = Grace(SWEEP_SECONDS)
+            self._bound = GracePeriod(SWEEP_SECONDS)
 
     def reap(self, workers: Collection[int]) -> bool:
         """Have the system forget the orphans that are dead; return whether this process has any children."""
@@ -143,7 +143,7 @@ class Orphans:
     def _end(self, pid: int) -> None:
         grace = self._told.get(pid)
         if grace is None:
-            self._told[pid] = Grace(GRACE_SECONDS)
+            self._told[pid] = GracePeriod(GRACE_SECONDS)
             name = self._names.get(mark_of(pid) or 0)
             self._ended.append(named(pid) + ("" if name is None else f" of Processor {name!r}"))
             _signal(pid, signal.SIGTERM)
@@ -173,7 +173,7 @@ def end_what_a_broker_left() -> None:
     if not _LINUX:
         return
     own = mark_of(os.getpid())
-    bound = Grace(SWEEP_SECONDS)
+    bound = GracePeriod(SWEEP_SECONDS)
     while bound.left():
         marked = [pid for pid in children() if mark_of(pid) not in (None, own)]
         left = [pid for pid in marked if not _reaped(pid) and _in_own_session(pid)]

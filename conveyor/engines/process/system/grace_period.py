@@ -21,7 +21,7 @@ SLICE_SECONDS = 0.02
 LATE_SECONDS = 0.05
 
 
-class Grace:
+class GracePeriod:
     """So many seconds, of which each look takes off what passed since the last one, and a slice at most.
 
     Whoever counts has to wait no longer than `slice` at a time.
@@ -43,7 +43,7 @@ class Grace:
         return min(self.left(), SLICE_SECONDS)
 
 
-class Standstills:
+class PauseDetector:
     """When nobody could run, as far as one can tell who looks at the clock again and again, and was late himself."""
 
     def __init__(self) -> None:

@@ -32,7 +32,7 @@ from multiprocessing import reduction
 from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 from conveyor._system.signals import signals_blocked
-from conveyor.engines.process.shm.shared_blob import Heavy, Keeper
+from conveyor.engines.process.shm.shared_blob import BlobTracker, SharedBlob
 from conveyor.engines.process.system.inherited_signals import start_resource_tracker
 from conveyor.engines.process.system.selector import wait_for, wait_for_any
 
@@ -62,14 +62,14 @@ UNSENT = 4
 
 def pack(header: Header, blobs: Sequence[Any]) -> list[Any]:
     """Return the buffers that make up one message."""
-    lengths = [len(blob) if type(blob) is not Heavy else blob.description for blob in blobs]
-    bodies = [blob if type(blob) is not Heavy else blob.data for blob in blobs]
+    lengths = [len(blob) if type(blob) is not SharedBlob else blob.description for blob in blobs]
+    bodies = [blob if type(blob) is not SharedBlob else blob.data for blob in blobs]
     description = pickle.dumps((header, lengths), 5)
     size = len(description) + sum(map(len, bodies))
     return [_PREFIX.pack(size, len(description)) + description, *bodies]
 
 
-def unpack(body: memoryview, described: int, keeper: Keeper | None = None) -> Message:
+def unpack(body: memoryview, described: int, keeper: BlobTracker | None = None) -> Message:
     """Return the message in `body`, the first `described` bytes of which are its description.
 
     `keeper` is told of blobs that are in shared memory.
@@ -83,12 +83,12 @@ def unpack(body: memoryview, described: int, keeper: Keeper | None = None) -> Me
         else:
             length, ranges, slots = length
             # A copy of what is little beside the rest: else all that came with it would be kept as well.
-            blobs.append(Heavy(bytes(body[start : start + length]), ranges, slots, keeper))
+            blobs.append(SharedBlob(bytes(body[start : start + length]), ranges, slots, keeper))
         start += length
     return header, blobs
 
 
-class Gone(Exception):
+class ConnectionLost(Exception):
     """The other side of a channel is gone, or this side is closed."""
 
 
@@ -101,21 +101,21 @@ def gone() -> Iterator[None]:
     try:
         yield
     except (EOFError, ConnectionError) as error:
-        raise Gone(str(error)) from None
+        raise ConnectionLost(str(error)) from None
     except OSError as error:
         if error.errno not in (errno.EBADF, errno.ENOTCONN) and str(error) not in _GONE:
             raise
-        raise Gone(str(error)) from None
+        raise ConnectionLost(str(error)) from None
 
 
-class FarEnd(ABC):
+class BlockingEndpoint(ABC):
     """The end of a worker or of the caller: waits until a message is there, or until it is sent."""
 
-    def keep(self, keeper: Keeper) -> None:
+    def keep(self, keeper: BlobTracker) -> None:
         """From now on, tell `keeper` of blobs that come in shared memory."""
         self._keeper = keeper
 
-    _keeper: Keeper | None = None
+    _keeper: BlobTracker | None = None
 
     @abstractmethod
     def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
@@ -172,16 +172,16 @@ class FarEnd(ABC):
         self._forsaken = True
 
 
-class BrokerEnd(ABC):
+class NonblockingEndpoint(ABC):
     """The end of the broker: never waits.
 
     `sent` grows with each message that is sent, and `left` up to that as they leave this process.
     """
 
     sent = 0
-    _keeper: Keeper | None = None
+    _keeper: BlobTracker | None = None
 
-    def keep(self, keeper: Keeper) -> None:
+    def keep(self, keeper: BlobTracker) -> None:
         """From now on, tell `keeper` of blobs that come in shared memory."""
         self._keeper = keeper
 
@@ -218,14 +218,14 @@ class BrokerEnd(ABC):
         """Give back what the system lent, and drop what was not sent."""
 
 
-def channel(kind: str, context: Any) -> tuple[BrokerEnd, FarEnd]:
+def channel(kind: str, context: Any) -> tuple[NonblockingEndpoint, BlockingEndpoint]:
     """Return the two ends of a new channel; both may be handed to a process of `context` when it is started."""
     if kind == PIPE:
         near, far = _socket.socketpair()
         if sys.platform == "darwin":
             for each in (near, far):
                 each.setsockopt(_socket.SOL_SOCKET, _SO_NOSIGPIPE, 1)
-        return PipeBrokerEnd(near), PipeFarEnd(far)
+        return NonblockingPipe(near), BlockingPipe(far)
     if os.name == "posix" and context.get_start_method() != "fork":
         # Their semaphores are told to it.
         start_resource_tracker()
@@ -233,7 +233,7 @@ def channel(kind: str, context: Any) -> tuple[BrokerEnd, FarEnd]:
     for queue in (inward, outward):
         # Else its feeder thread prints a traceback where the other side has gone.
         queue._ignore_epipe = True
-    return QueueBrokerEnd(inward, outward), QueueFarEnd(outward, inward)
+    return NonblockingQueue(inward, outward), BlockingQueue(outward, inward)
 
 
 class _Incoming:
@@ -241,7 +241,7 @@ class _Incoming:
 
     def __init__(self) -> None:
         self.messages: deque[Message] = deque()
-        self.keeper: Keeper | None = None
+        self.keeper: BlobTracker | None = None
         # Read into again and again: fresh memory costs more than the copy of what came.
         self._scratch = bytearray()
         self._arrived = b""
@@ -303,7 +303,7 @@ def _drop(unsent: deque[memoryview], count: int) -> None:
         unsent.popleft()
 
 
-class PipeFarEnd(FarEnd):
+class BlockingPipe(BlockingEndpoint):
     """The far end of a socket pair."""
 
     def __init__(self, connected: _socket.socket) -> None:
@@ -318,7 +318,7 @@ class PipeFarEnd(FarEnd):
     def __reduce__(self) -> Any:
         return _far_end_of, (reduction.DupFd(self._socket.fileno()),)
 
-    def keep(self, keeper: Keeper) -> None:
+    def keep(self, keeper: BlobTracker) -> None:
         self._incoming.keeper = keeper
 
     def watch(self, sentinel: Any) -> None:
@@ -359,7 +359,7 @@ class PipeFarEnd(FarEnd):
                     while self._watching and not self.ready(_LOOK_INTERVAL):
                         pass
                     if not self._incoming.read(self._socket):
-                        raise Gone("the broker has gone")
+                        raise ConnectionLost("the broker has gone")
         return messages.popleft()
 
     def receive_within(self, seconds: float) -> Message | None:
@@ -368,11 +368,11 @@ class PipeFarEnd(FarEnd):
         with gone():
             while not messages:
                 if self._incoming.torn:
-                    raise Gone("what comes cannot be told apart any more")
+                    raise ConnectionLost("what comes cannot be told apart any more")
                 if not self.ready(max(0.0, deadline - time.monotonic())):
                     return None
                 if not self._incoming.read(self._socket):
-                    raise Gone("the broker has gone")
+                    raise ConnectionLost("the broker has gone")
         return messages.popleft()
 
     def ready(self, seconds: float = 0) -> bool:
@@ -392,7 +392,7 @@ class PipeFarEnd(FarEnd):
         self._socket.close()
 
 
-class PipeBrokerEnd(BrokerEnd):
+class NonblockingPipe(NonblockingEndpoint):
     """The broker's end of a socket pair."""
 
     def __init__(self, connected: _socket.socket) -> None:
@@ -406,7 +406,7 @@ class PipeBrokerEnd(BrokerEnd):
     def __reduce__(self) -> Any:
         return _broker_end_of, (reduction.DupFd(self._socket.fileno()),)
 
-    def keep(self, keeper: Keeper) -> None:
+    def keep(self, keeper: BlobTracker) -> None:
         self._incoming.keeper = keeper
 
     def waitable(self) -> Any:
@@ -466,17 +466,17 @@ class PipeBrokerEnd(BrokerEnd):
         self._socket.close()
 
 
-def _far_end_of(duplicate: Any) -> PipeFarEnd:
+def _far_end_of(duplicate: Any) -> BlockingPipe:
     """Return, in another process, the end that was sent there."""
-    return PipeFarEnd(_socket.socket(fileno=duplicate.detach()))
+    return BlockingPipe(_socket.socket(fileno=duplicate.detach()))
 
 
-def _broker_end_of(duplicate: Any) -> PipeBrokerEnd:
+def _broker_end_of(duplicate: Any) -> NonblockingPipe:
     """Return, in another process, the end that was sent there."""
-    return PipeBrokerEnd(_socket.socket(fileno=duplicate.detach()))
+    return NonblockingPipe(_socket.socket(fileno=duplicate.detach()))
 
 
-class QueueFarEnd(FarEnd):
+class BlockingQueue(BlockingEndpoint):
     """The far end of a pair of queues."""
 
     def __init__(self, inward: Any, outward: Any) -> None:
@@ -515,7 +515,7 @@ class QueueFarEnd(FarEnd):
     def receive_within(self, seconds: float) -> Message | None:
         inward = _open_queue(self._inward)
         if self._torn:
-            raise Gone("what comes cannot be told apart any more")
+            raise ConnectionLost("what comes cannot be told apart any more")
         with gone():
             return self._take(inward) if wait_for(inward._reader, seconds) else None
 
@@ -531,11 +531,11 @@ class QueueFarEnd(FarEnd):
             if reader in ready:
                 return
             if ready or (self._parent is not None and os.getppid() != self._parent):
-                raise Gone("the broker has gone")
+                raise ConnectionLost("the broker has gone")
 
     def ready(self, seconds: float = 0) -> bool:
         # Another thread may close it at any moment.
-        with contextlib.suppress(Gone), gone():
+        with contextlib.suppress(ConnectionLost), gone():
             return wait_for(_open_queue(self._inward)._reader, seconds)
         return True
 
@@ -562,7 +562,7 @@ class QueueFarEnd(FarEnd):
             self._inward = self._outward = None
 
 
-class QueueBrokerEnd(BrokerEnd):
+class NonblockingQueue(NonblockingEndpoint):
     """The broker's end of a pair of queues; their feeder thread keeps what cannot be sent yet."""
 
     def __init__(self, inward: Any, outward: Any) -> None:
@@ -612,7 +612,7 @@ class QueueBrokerEnd(BrokerEnd):
 def _open_queue(queue: Any) -> Any:
     """Return a queue of an end, as it was when it was looked at; raises Gone where the end was closed."""
     if queue is None:
-        raise Gone("the channel is closed")
+        raise ConnectionLost("the channel is closed")
     return queue
 
 
@@ -635,7 +635,7 @@ def _put(queue: Any, header: Header, blobs: Sequence[Any]) -> None:
     except (ValueError, RuntimeError) as error:
         # A queue that was closed meanwhile, or whose thread cannot be started any more because the interpreter
         # is ending, is, to its user, another side that has gone.
-        raise Gone(str(error)) from None
+        raise ConnectionLost(str(error)) from None
 
 
 def _die_unsent(error: Exception, message: Any) -> None:
@@ -650,7 +650,7 @@ def _die_unsent(error: Exception, message: Any) -> None:
         os._exit(UNSENT)
 
 
-def _unpack_whole(data: bytes, keeper: Keeper | None) -> Message:
+def _unpack_whole(data: bytes, keeper: BlobTracker | None) -> Message:
     _, described = _PREFIX.unpack_from(data)
     return unpack(memoryview(data)[_PREFIX.size :], described, keeper)
 

@@ -4,7 +4,7 @@ Law: this is the only place that pickles or unpickles items.  A blob is the pick
 thousand small ones cost little more than one.  An object that stands twice in the list must not become one
 object behind the hop, where a job that changes an item would change another: such items are pickled one by
 one, and the blob is the pickle of a tuple of their pickles.  Nor must an item be seen as its giver changed it
-later, to give it again: of a giver that does so (`Giver`) each item is pickled before the next is asked for.
+later, to give it again: of a giver that does so (`ReuseDetector`) each item is pickled before the next is asked for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from types import GeneratorType
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.core.data.pieces import Piece, Weave, woven
-from conveyor.engines.process.shm.shared_blob import Heavy
+from conveyor.engines.process.shm.shared_blob import SharedBlob
 from conveyor.engines.process.wire import by_value
 from conveyor.engines.process.wire.handles import guard_connections
 from conveyor.graph.plan import PIPE_BYTES
@@ -143,7 +143,7 @@ def _encode_into(arena: Arena, items: list[Any], drafts: bool) -> Any:
             view.release()
         for buffer in held:
             buffer.release()
-    return dumps(items) if stored is None else Heavy(data, *stored)
+    return dumps(items) if stored is None else SharedBlob(data, *stored)
 
 
 def _has_finalizer(pickler: Any) -> bool:
@@ -164,7 +164,7 @@ def kinds_of(items: Sequence[Any]) -> Set[type]:
 
 def decode(blob: Any) -> list[Any]:
     """Return the items of a blob."""
-    if type(blob) is Heavy:
+    if type(blob) is SharedBlob:
         data, buffers = blob.opened()
         items = pickle.loads(data, buffers=buffers)
     else:
@@ -205,13 +205,13 @@ def interval(usual: int, most: int) -> int:
     return max(LEAST_INTERVAL, min(usual, usual * most // PIPE_BYTES))
 
 
-class Allowance:
+class ByteBudget:
     """How many bytes one who may give so many items may give, before it has to ask anew.
 
     Who may give thousands of items was told so when they were small: where they become much heavier, what it may give
     would be more than the pipe is to hold, which is `most` bytes.
 
-    >>> allowance = Allowance(most=16 * 1024 * 1024)
+    >>> allowance = ByteBudget(most=16 * 1024 * 1024)
     >>> allowance.take(items=100, size=1000)
     >>> allowance.renew(items=1000)
     >>> allowance.take(items=3, size=3_000_000)
@@ -252,13 +252,13 @@ def copied(item: Any) -> Any:
     return pickle.loads(pickle.dumps(item, 5))
 
 
-class Giver:
+class ReuseDetector:
     """What is known of someone who gives items: whether an object comes again, and so may have been changed.
 
     A generator that fills one buffer again and again is the usual case.  The first few objects tell: as long as
     `wary`, items are to be encoded one at a time; those of one that `repeats` are to be frozen from then on.
 
-    >>> giver = Giver()
+    >>> giver = ReuseDetector()
     >>> buffer = bytearray(8)
     >>> giver.gave(buffer)
     >>> giver.wary, giver.repeats

@@ -13,7 +13,7 @@ from conveyor.graph.plan import Plan
 from conveyor.stages.elements import Processor
 
 
-class Assignment(NamedTuple):
+class WorkerConfig(NamedTuple):
     """What a worker is told at its start.
 
     `job` is a Processor, or the pickle of one.  `grouped`: the number of outputs of each unit is to be told.  `timed`:
@@ -35,7 +35,7 @@ class Assignment(NamedTuple):
     seed: str | None = None
 
 
-class Orders(NamedTuple):
+class BrokerConfig(NamedTuple):
     """What the broker is told at its start: everything but the jobs themselves is plain data.
 
     `assignments` has one for each step, by the index of its node; `caller` is the process that gives the orders.
@@ -44,7 +44,7 @@ class Orders(NamedTuple):
     """
 
     plan: Plan
-    assignments: dict[int, Assignment]
+    assignments: dict[int, WorkerConfig]
     channel: str
     start_method: str
     caller: int
@@ -52,14 +52,14 @@ class Orders(NamedTuple):
     pools: tuple[str, ...] = ()
 
 
-def parted(orders: Orders) -> tuple[Orders, list[Any]]:
+def parted(orders: BrokerConfig) -> tuple[BrokerConfig, list[Any]]:
     """Return orders without what may be large, and that: it is sent as it is, and never copied on the way."""
     bare = {index: each._replace(job=b"", redact=None) for index, each in orders.assignments.items()}
     blobs = [blob for each in orders.assignments.values() for blob in (each.job, each.redact or b"")]
     return orders._replace(assignments=bare), blobs
 
 
-def whole(orders: Orders, blobs: list[Any]) -> Orders:
+def whole(orders: BrokerConfig, blobs: list[Any]) -> BrokerConfig:
     """Return orders as they were before they were parted."""
     assignments = {
         index: each._replace(job=blobs[2 * place], redact=blobs[2 * place + 1] or None)

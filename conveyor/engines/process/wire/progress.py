@@ -39,7 +39,7 @@ def place(word: int) -> tuple[int, int]:
     return word >> 32, word & 0xFFFFFFFF
 
 
-class Note:
+class ProgressSlot:
     """The note of one worker, on either side."""
 
     def __init__(self, memory: Memory, slot: int) -> None:
@@ -179,7 +179,7 @@ def _anonymous_file() -> int:
     return descriptor
 
 
-class Notes:
+class ProgressBoard:
     """Hands out notes, as long as there are some: a worker can do without."""
 
     def __init__(self, inherited: bool) -> None:
@@ -189,15 +189,15 @@ class Notes:
             self._memory = None
         self._free = list(range(SLOTS - 1, -1, -1))
 
-    def new(self) -> Note | None:
+    def new(self) -> ProgressSlot | None:
         """Return a note for a new worker."""
         if self._memory is None or not self._free:
             return None
-        note = Note(self._memory, self._free.pop())
+        note = ProgressSlot(self._memory, self._free.pop())
         note.clear()
         return note
 
-    def give_back(self, note: Note) -> None:
+    def give_back(self, note: ProgressSlot) -> None:
         """Take back the note of a worker that is gone."""
         self._free.append(note.slot)
 

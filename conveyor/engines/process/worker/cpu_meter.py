@@ -18,7 +18,7 @@ except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
 
-class Spent:
+class CpuMeter:
     """What time was spent with: using a core, waiting for one, or waiting for something else.
 
     A job that waits for a disk, a network or a clock gives its core up by itself; one that only waits for its turn on a

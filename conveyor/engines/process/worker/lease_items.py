@@ -12,19 +12,19 @@ from collections.abc import Callable
 from conveyor._lean.typing import Any
 from conveyor.engines.failures import FailedUnit, failure_of
 from conveyor.engines.process.wire.codec import decode, items_of
-from conveyor.engines.process.wire.progress import Note
-from conveyor.engines.process.worker.tolerant_unpickler import Broken, items_anyhow, items_sparing, what_broke
+from conveyor.engines.process.wire.progress import ProgressSlot
+from conveyor.engines.process.worker.tolerant_unpickler import Unloadable, items_anyhow, items_sparing, what_broke
 
 _USED = object()
 
 
-class Units:
+class LeaseItems:
     """Turns messages into units: items, or lists of `batch` items.
 
     `note` is where it is written that the worker is unpickling.  `again`: whether a unit may be wanted once more.
     """
 
-    def __init__(self, batch: int | None, note: Note | None, again: bool) -> None:
+    def __init__(self, batch: int | None, note: ProgressSlot | None, again: bool) -> None:
         self._batch = batch
         self._note = note
         self._again = again
@@ -102,5 +102,5 @@ class Units:
             # One that cannot be had once more is shown as the job left it.
             with contextlib.suppress(Exception):
                 again = self.fresh(index)
-                unit = unit if type(again) is Broken else again
+                unit = unit if type(again) is Unloadable else again
         return shown(unit)

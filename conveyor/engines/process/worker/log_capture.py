@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.signals import signals_blocked
-from conveyor.engines.process.shm.shared_blob import Keeper
-from conveyor.engines.process.wire.channels import FarEnd, Gone, Header, Message
+from conveyor.engines.process.shm.shared_blob import BlobTracker
+from conveyor.engines.process.wire.channels import BlockingEndpoint, ConnectionLost, Header, Message
 from conveyor.engines.process.wire.log_records import SAID, WARNING, Levels, packed_warning
 from conveyor.engines.process.worker.log_handler import forwarder
 
@@ -34,10 +34,10 @@ _NAMES = "HUP INT QUIT USR1 USR2 ALRM TERM CHLD XCPU VTALRM PROF WINCH IO"
 _HANDLED = frozenset(int(getattr(signal, f"SIG{name}")) for name in _NAMES.split() if hasattr(signal, f"SIG{name}"))
 
 
-class SharedEnd(FarEnd):
+class SharedEndpoint(BlockingEndpoint):
     """The end of a worker's channel; `say` may be called by anyone, at any time."""
 
-    def __init__(self, end: FarEnd) -> None:
+    def __init__(self, end: BlockingEndpoint) -> None:
         self._end = end
         # A signal handler may run in the thread that holds it, and must not wait then: so it can be taken again, and
         # `_sending` says whether a message is under way.
@@ -86,7 +86,7 @@ class SharedEnd(FarEnd):
     def forsaken(self) -> bool:
         return self._end.forsaken
 
-    def keep(self, keeper: Keeper) -> None:
+    def keep(self, keeper: BlobTracker) -> None:
         self._end.keep(keeper)
 
     def receive(self) -> Message:
@@ -173,10 +173,10 @@ class _Loader:
         self._then()
 
 
-class Voice:
+class LogCapture:
     """What jobs say by way of `logging` and `warnings`, in this process: to be sent to the caller."""
 
-    def __init__(self, end: SharedEnd, levels: Levels | None) -> None:
+    def __init__(self, end: SharedEndpoint, levels: Levels | None) -> None:
         self._end = end
         self._levels = levels
         self._forwarder: logging.Handler | None = None
@@ -250,5 +250,5 @@ class Voice:
         if file is not None:
             file.write(warnings.formatwarning(message, category, filename, lineno, line))
             return
-        with contextlib.suppress(Gone):
+        with contextlib.suppress(ConnectionLost):
             self._end.say((SAID, WARNING), [packed_warning(message, category, filename, lineno, line)])

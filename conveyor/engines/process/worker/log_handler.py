@@ -9,16 +9,16 @@ from __future__ import annotations
 import threading
 
 from conveyor._lean.typing import TYPE_CHECKING
-from conveyor.engines.process.wire.channels import Gone
+from conveyor.engines.process.wire.channels import ConnectionLost
 from conveyor.engines.process.wire.log_records import RECORD, SAID, packed_record
 
 if TYPE_CHECKING:
     import logging
 
-    from conveyor.engines.process.worker.log_capture import SharedEnd
+    from conveyor.engines.process.worker.log_capture import SharedEndpoint
 
 
-def forwarder(end: SharedEnd) -> logging.Handler:
+def forwarder(end: SharedEndpoint) -> logging.Handler:
     """Return a handler that sends records to the caller, whose own handlers deal with them."""
     import logging
 
@@ -36,7 +36,7 @@ def forwarder(end: SharedEnd) -> logging.Handler:
             try:
                 # What an object says while it is pickled for a record must not have it pickled again.
                 end.say((SAID, RECORD), [packed_record(record, pickles=not depth)])
-            except Gone:
+            except ConnectionLost:
                 pass
             except Exception:
                 self.handleError(record)

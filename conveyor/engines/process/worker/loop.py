@@ -16,15 +16,15 @@ from types import GeneratorType
 from conveyor._lean.redaction import shown_by
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
-from conveyor.core.data.group_sizes import Runs, append_run, total, with_one_less
+from conveyor.core.data.group_sizes import GroupSizes, append_groups, total, with_one_less
 from conveyor.core.tuning.chunk_size import LINGER, LONGEST_SECONDS, TARGET_SECONDS
 from conveyor.engines.failures import FailedUnit, death, failure_of, overdue
-from conveyor.engines.process.wire.channels import FarEnd, Gone, Message
+from conveyor.engines.process.wire.channels import BlockingEndpoint, ConnectionLost, Message
 from conveyor.engines.process.wire.codec import (
     BLOB_BYTES,
     LIGHT,
-    Allowance,
-    Giver,
+    ByteBudget,
+    ReuseDetector,
     Unpicklable,
     encode,
     frozen,
@@ -33,9 +33,9 @@ from conveyor.engines.process.wire.codec import (
     unpicklable,
     weight,
 )
-from conveyor.engines.process.wire.progress import Note
-from conveyor.engines.process.worker.cpu_meter import Spent
-from conveyor.engines.process.worker.lease_items import Units
+from conveyor.engines.process.wire.progress import ProgressSlot
+from conveyor.engines.process.worker.cpu_meter import CpuMeter
+from conveyor.engines.process.worker.lease_items import LeaseItems
 from conveyor.errors import ProcessorError
 from conveyor.graph.fusion import Fused, StageError
 from conveyor.stages.elements import Processor, work_of
@@ -44,7 +44,7 @@ from conveyor.stages.outputs import is_generator_function, outputs_of
 
 if TYPE_CHECKING:
     from conveyor.engines.process.shm.arena import Arena
-    from conveyor.engines.process.wire.configs import Assignment
+    from conveyor.engines.process.wire.configs import WorkerConfig
 
 FLUSH_SECONDS = TARGET_SECONDS * LINGER
 # A value that a generator took so long to yield is sent at once: who knows when the next one comes.
@@ -80,10 +80,10 @@ class Worker:
 
     def __init__(
         self,
-        assignment: Assignment,
+        assignment: WorkerConfig,
         processor: Processor[Any, Any],
-        end: FarEnd,
-        note: Note | None,
+        end: BlockingEndpoint,
+        note: ProgressSlot | None,
         arena: Arena | None,
     ) -> None:
         self._processor = processor
@@ -99,7 +99,7 @@ class Worker:
         self._arena = arena
         # Where there is no note: beyond which position nothing may be begun, as a message said.
         self._limit: tuple[int, int] | None = None
-        self._spent = Spent()
+        self._spent = CpuMeter()
         self._waiting: deque[Message] = deque()
         self._cancelled = False
         self._closing = False
@@ -108,11 +108,11 @@ class Worker:
         # The lease at hand, and what may still be given for it.
         self._lease = 0
         self._credit = 0
-        self._allowance = Allowance(assignment.most_bytes)
+        self._allowance = ByteBudget(assignment.most_bytes)
         self._look_units = interval(LOOK_UNITS, assignment.most_bytes)
         # Begins units of it: from where, up to where; and says up to where that is allowed.
         self._begin: Callable[[int, int], int] = self._may_begin
-        self._lease_units = Units(assignment.batch, note, not self._policy.strict)
+        self._lease_units = LeaseItems(assignment.batch, note, not self._policy.strict)
         self._acknowledged = 0
         # How many outputs of the first unit are not to be given, and whether the job is amid a unit.
         self._skip = 0
@@ -121,7 +121,7 @@ class Worker:
         self._outputs: list[Any] = []
         self._kinds: set[type] = set()
         self._units = 0
-        self._runs: Runs = []
+        self._runs: GroupSizes = []
         # Of the lease: which units were given up, after how many attempts, when, and why.
         self._given_up: list[tuple[int, int, float, Any]] = []
         # How many outputs of the unit that the job is amid were left out of what is to be sent.
@@ -129,7 +129,7 @@ class Worker:
         self._since = 0.0
         # For how long it may wait.
         self._linger = FLUSH_SECONDS
-        self._giver = Giver()
+        self._giver = ReuseDetector()
         # A `process` that keeps state must not be called again before a generator that it returned has run; nor must
         # the time of a generator count as that of the next unit.
         keeps_state = self._call == processor.process and not is_generator_function(self._call)
@@ -226,7 +226,7 @@ class Worker:
     def _end_if_forsaken(self) -> None:
         """End a child that the job has forked, and that came back out of it, before it touches what is the worker's."""
         if self._end.forsaken:
-            raise Gone("this process was forked by the job")
+            raise ConnectionLost("this process was forked by the job")
 
     def _stop_if_told_meanwhile(self) -> None:
         while self._end.ready():
@@ -382,7 +382,7 @@ class Worker:
             self._credit -= len(kept)
             self._units += len(returned)
             for value in returned:
-                append_run(self._runs, 0 if value is None else 1, 1)
+                append_groups(self._runs, 0 if value is None else 1, 1)
         else:
             if self._outputs:
                 self._outputs += returned
@@ -390,7 +390,7 @@ class Worker:
                 self._outputs = returned
             self._credit -= len(returned)
             self._units += len(returned)
-            append_run(self._runs, 1, len(returned))
+            append_groups(self._runs, 1, len(returned))
 
     def _give(self, values: Iterable[Any], given: int = 0, unsent: int = 0) -> int:
         """Pass on what is yielded for a unit, as credit allows; return how many of its outputs are not sent yet.
@@ -480,7 +480,7 @@ class Worker:
     def _done(self, outputs: int) -> None:
         """The next unit is done, and gave so many outputs that were not sent yet."""
         self._units += 1
-        append_run(self._runs, outputs, 1)
+        append_groups(self._runs, outputs, 1)
 
     def _forget(self) -> None:
         """Nothing waits to be sent any more."""

@@ -16,10 +16,10 @@ from conveyor.engines.process.system import descendants
 from conveyor.engines.process.system.child_setup import ORPHANED, die_with_parent, settle
 from conveyor.engines.process.system.finalisation import Inherited, finalise
 from conveyor.engines.process.wire import by_value
-from conveyor.engines.process.wire.channels import FarEnd, Gone
-from conveyor.engines.process.wire.configs import Assignment
-from conveyor.engines.process.wire.progress import Note
-from conveyor.engines.process.worker.log_capture import SharedEnd, Voice
+from conveyor.engines.process.wire.channels import BlockingEndpoint, ConnectionLost
+from conveyor.engines.process.wire.configs import WorkerConfig
+from conveyor.engines.process.wire.progress import ProgressSlot
+from conveyor.engines.process.worker.log_capture import LogCapture, SharedEndpoint
 from conveyor.engines.process.worker.loop import Worker
 from conveyor.engines.process.worker.seeding import seed_generators
 from conveyor.engines.process.worker.worker_exit import end_what_runs
@@ -28,9 +28,9 @@ from conveyor.stages.elements import Processor
 
 def main(
     number: int,
-    assignment: Assignment | None,
-    end: FarEnd,
-    note: Note | None,
+    assignment: WorkerConfig | None,
+    end: BlockingEndpoint,
+    note: ProgressSlot | None,
     arena: Arena | None,
     foreign: list[Any],
     parent: int,
@@ -47,7 +47,7 @@ def main(
     if assignment is None:
         try:
             (_, assignment), (job, redact) = end.receive()
-        except Gone:
+        except ConnectionLost:
             os._exit(ORPHANED)
         assignment = assignment._replace(job=job, redact=redact or None)
     if assignment.by_value:
@@ -56,8 +56,8 @@ def main(
         arena = arena.of_worker(number, assignment.most_bytes)
     if arena is not None:
         end.keep(arena)
-    end = shared = SharedEnd(end)
-    voice = Voice(shared, assignment.levels)
+    end = shared = SharedEndpoint(end)
+    voice = LogCapture(shared, assignment.levels)
     voice.take_over()
     if assignment.seed is not None:
         seed_generators(assignment.seed)
@@ -81,7 +81,7 @@ def main(
                 Worker(assignment, processor, end, note, arena).run()
                 phase = "teardown"
                 processor.teardown()
-            except Gone:
+            except ConnectionLost:
                 raise
             except BaseException as error:
                 end.send(("failed", tuple(failure_of(error, phase))))
@@ -91,5 +91,5 @@ def main(
         finalise(inherited)
         end.flush()
         end.close()
-    except Gone:
+    except ConnectionLost:
         os._exit(ORPHANED)

@@ -11,11 +11,11 @@ import pickle
 from collections.abc import Callable
 
 from conveyor._lean.typing import Any, ClassVar
-from conveyor.engines.process.shm.shared_blob import Heavy
+from conveyor.engines.process.shm.shared_blob import SharedBlob
 from conveyor.engines.process.wire.codec import decode
 
 
-class Broken:
+class Unloadable:
     """Stands where an object could not be rebuilt; whatever would be done to that is done in vain."""
 
     def __init__(self, error: BaseException) -> None:
@@ -48,7 +48,7 @@ def items_sparing(blob: Any) -> list[Any]:
 
     Raises what unpickling raises where that cannot be done.
     """
-    data, buffers = blob.opened() if type(blob) is Heavy else (blob, [])
+    data, buffers = blob.opened() if type(blob) is SharedBlob else (blob, [])
     items = _Sparing(io.BytesIO(data), buffers=buffers).load()
     if type(items) is tuple:
         # Each was pickled by itself.
@@ -66,7 +66,7 @@ def items_anyhow(blob: Any) -> list[Any]:
 
 def what_broke(item: Any) -> BaseException | None:
     """Return why an item could not be rebuilt, None where it was."""
-    if type(item) is Broken:
+    if type(item) is Unloadable:
         return item.error
     try:
         pickle.dumps(item, 5)
@@ -85,14 +85,14 @@ def _spared(opcode: bytes, consumed: int) -> Callable[[Any], None]:
     def load(unpickler: Any) -> None:
         stack = unpickler.stack
         depth = len(stack)
-        if type(stack[depth - consumed]) is Broken:
+        if type(stack[depth - consumed]) is Unloadable:
             del stack[depth - consumed + 1 :]
             return
         try:
             usual(unpickler)
         except BaseException as error:
             del stack[depth - consumed :]
-            stack.append(Broken(error))
+            stack.append(Unloadable(error))
 
     return load
 

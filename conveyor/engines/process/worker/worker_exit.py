@@ -17,12 +17,12 @@ from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 from conveyor.engines.process.system.descendants import enumerated
 from conveyor.engines.process.system.finalisation import write_buffers
-from conveyor.engines.process.system.grace_period import EXIT_SECONDS, GRACE_SECONDS, Grace
+from conveyor.engines.process.system.grace_period import EXIT_SECONDS, GRACE_SECONDS, GracePeriod
 from conveyor.engines.process.wire.log_records import NOTICE, SAID
-from conveyor.engines.process.worker.log_capture import SharedEnd
+from conveyor.engines.process.worker.log_capture import SharedEndpoint
 
 
-def end_what_runs(name: str, end: SharedEnd) -> None:
+def end_what_runs(name: str, end: SharedEndpoint) -> None:
     """Wait for the children and threads of the job of a Processor, and see to it that this has an end.
 
     Pools, and children that are nobody's, end only when `multiprocessing` ends this process: they get their time from
@@ -61,7 +61,7 @@ def _end_executors() -> None:
             sys.excepthook(*sys.exc_info())
 
 
-def _watch(name: str, end: SharedEnd) -> None:
+def _watch(name: str, end: SharedEndpoint) -> None:
     """End what does not end by itself, while the first thread waits for it."""
     _pass(GRACE_SECONDS)
     for child in multiprocessing.active_children():
@@ -91,7 +91,7 @@ def _lasting_threads() -> list[threading.Thread]:
 
 
 def _pass(seconds: float) -> None:
-    grace = Grace(seconds)
+    grace = GracePeriod(seconds)
     while grace.left():
         time.sleep(grace.slice())
 
@@ -100,7 +100,7 @@ def _text(child: Any) -> str:
     return f"{child.name} ({child.pid})"
 
 
-def _say(end: SharedEnd, level: str, text: str) -> None:
+def _say(end: SharedEndpoint, level: str, text: str) -> None:
     # Where the channel is closed, nobody hears it any more.
     with contextlib.suppress(Exception):
         end.say((SAID, NOTICE, level, text), ())
