@@ -1,0 +1,157 @@
+"""The shell around the core: it hands events to the machine, and carries out the commands.
+
+Law: one method for each kind of command, in the order in which the machine gave them; an unknown command is an error.
+The broker is one shell, the simulation of the tests is another.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+
+from conveyor._lean.typing import Protocol
+from conveyor.core import commands
+from conveyor.core.events import Event
+from conveyor.core.machine import Machine
+
+
+class Observer(Protocol):
+    """Sees what happens to a machine; it must not change anything."""
+
+    def handled(self, now: float, event: Event, wanted: Sequence[commands.Command] | None) -> None:
+        """The machine has handled `event` at `now` (seconds) and wants these commands; None: it raised."""
+
+    def close(self) -> None:
+        """Nothing more will happen."""
+
+
+class Shell(ABC):
+    """Drives a machine.
+
+    A method that learns something at once (what a worker has begun, say) appends an event to `answers`.  The shell
+    handles those events after the last command of the event at hand.
+    """
+
+    def __init__(self, machine: Machine, observers: Sequence[Observer] = ()) -> None:
+        self.machine = machine
+        self.observers = observers
+        self.answers: deque[Event] = deque()
+
+    @abstractmethod
+    def now(self) -> float:
+        """Return the time in seconds, by a clock that never goes back."""
+
+    def handle(self, event: Event) -> None:
+        """Have the machine decide on an event, and carry out what it wants."""
+        for command in self.decide(event):
+            self.carry_out(command)
+        while self.answers:
+            self.handle(self.answers.popleft())
+
+    def decide(self, event: Event) -> Sequence[commands.Command]:
+        """Return what the machine wants done about an event, and show it to the observers."""
+        now = self.now()
+        if not self.observers:
+            return self.machine.handle(event, now)
+        wanted: Sequence[commands.Command] | None = None
+        try:
+            wanted = self.machine.handle(event, now)
+        finally:
+            for observer in self.observers:
+                observer.handled(now, event, wanted)
+        return wanted
+
+    def carry_out(self, command: commands.Command) -> None:
+        """Do what the machine wants.  Raises TypeError for what is no command."""
+        match command:
+            case commands.SendLease():
+                self.send_lease(command)
+            case commands.Emit():
+                self.emit(command)
+            case commands.Pull():
+                self.pull(command.credit)
+            case commands.Grant():
+                self.grant(command)
+            case commands.CancelLeases():
+                self.cancel_leases(command.worker)
+            case commands.Revoke():
+                self.revoke(command)
+            case commands.StartWorker():
+                self.start_worker(command.step, command.worker)
+            case commands.EndWorker():
+                self.end_worker(command.worker)
+            case commands.ProbeWorker():
+                self.probe_worker(command.worker)
+            case commands.KillWorker():
+                self.kill_worker(command.worker)
+            case commands.SetFlushInterval():
+                self.set_flush_interval(command.worker, command.seconds)
+            case commands.GaveUp():
+                self.gave_up(command)
+            case commands.Finish():
+                self.finish()
+            case commands.Fail():
+                self.fail(command)
+            case _:
+                raise TypeError(f"{command!r} is no command of the core: add a method for its kind to Shell")
+
+    # To the workers
+
+    @abstractmethod
+    def send_lease(self, command: commands.SendLease) -> None:
+        """Hand items to a worker."""
+
+    @abstractmethod
+    def grant(self, command: commands.Grant) -> None:
+        """Allow a worker more outputs."""
+
+    @abstractmethod
+    def cancel_leases(self, worker: int) -> None:
+        """Have a worker drop what it was leased."""
+
+    @abstractmethod
+    def revoke(self, command: commands.Revoke) -> None:
+        """Take back what a worker has not begun; the answer is a `RevokeResult`."""
+
+    @abstractmethod
+    def probe_worker(self, worker: int) -> None:
+        """Look what a worker is at; the answer is a `ProbeResult`."""
+
+    @abstractmethod
+    def set_flush_interval(self, worker: int, seconds: float) -> None:
+        """Have a worker keep what it has done for so many seconds at most."""
+
+    @abstractmethod
+    def start_worker(self, step: int, worker: int) -> None:
+        """Start a worker for the step whose node has the index `step`."""
+
+    @abstractmethod
+    def end_worker(self, worker: int) -> None:
+        """Have a worker leave."""
+
+    @abstractmethod
+    def kill_worker(self, worker: int) -> None:
+        """End a worker at once."""
+
+    # To the source and the consumer
+
+    @abstractmethod
+    def pull(self, credit: int) -> None:
+        """Allow the source more items."""
+
+    @abstractmethod
+    def emit(self, command: commands.Emit) -> None:
+        """Hand results to the consumer."""
+
+    @abstractmethod
+    def gave_up(self, command: commands.GaveUp) -> None:
+        """Tell the consumer that items were given up."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Tell source and consumer that the run is over."""
+
+    @abstractmethod
+    def fail(self, command: commands.Fail) -> None:
+        """Tell source and consumer that the run has failed."""
