@@ -6,8 +6,42 @@ Law: frozen wishes, no behaviour.  The shell carries them out in order; none of 
 from __future__ import annotations
 
 from conveyor._lean.dataclasses import NamedTuple
-from conveyor._lean.typing import Any
+from conveyor._lean.typing import Any, Literal
 from conveyor.core.data.pieces import Piece
+
+LossReason = Literal["item", "unpickle", "receive", "overdue", "state", "setup", "wait", "finish", "failures"]
+GiveUpReason = Literal["died", "overdue"]
+
+
+class Loss:
+    """Why a run ends with the loss of a worker, or of too many items.  The values cross to the caller as they are."""
+
+    # The item has ended more than one worker.
+    ITEM: LossReason = "item"
+    # One of the items that are unpickled together has.
+    UNPICKLE: LossReason = "unpickle"
+    # Several workers died of receiving the same items, before they started any.
+    RECEIVE: LossReason = "receive"
+    # A call took longer than the timeout, too often.
+    OVERDUE: LossReason = "overdue"
+    # The job had state, and is not declared restartable.
+    STATE: LossReason = "state"
+    # No worker gets through its setup.
+    SETUP: LossReason = "setup"
+    # Workers die with nothing in hand.
+    WAIT: LossReason = "wait"
+    # The worker was in the job's `finish`.
+    FINISH: LossReason = "finish"
+    # No worker is lost: more items were given up than the run may.
+    FAILURES: LossReason = "failures"
+
+
+class Reason:
+    """Why a call is given up."""
+
+    DIED: GiveUpReason = "died"
+    OVERDUE: GiveUpReason = "overdue"
+
 
 # A consumer that was not told otherwise can keep to itself for so long what is not worth a message.
 TELL_SECONDS = 0.1
@@ -16,11 +50,11 @@ TELL_SECONDS = 0.1
 class GiveUp(NamedTuple):
     """Why a unit, the items from `first` to `last`, is given up without another call, after so many `attempts`.
 
-    `kind` is "died" (workers died at it; `cause` says how the last one did) or "overdue" (it took longer than `cause`
-    seconds).  `blindly`: nobody is to look at it any more.
+    `kind` is a `Reason`: workers died at it (`cause` says how the last one did), or it took longer than `cause`
+    seconds.  `blindly`: nobody is to look at it any more.
     """
 
-    kind: str
+    kind: GiveUpReason
     cause: Any
     attempts: int
     first: int
@@ -141,12 +175,8 @@ class Fail(NamedTuple):
     """The run cannot go on.
 
     `step` is the index of the step's node; `first` and `last` are the numbers (from 0, in the order in which
-    they came to that step) of the items that may be to blame, both None where there is none.  `loss` says why the
-    loss of a worker cannot be made up for: "item" (that item has ended more than one), "unpickle" (so have items that
-    were unpickled together), "receive" (so have items that it had been handed and not begun), "overdue" (it was
-    too long at an item), "state" (its job had state), "setup" (none can be set up), "wait" (they die with nothing in
-    hand), "finish" (it was at the job's `finish`).  A `loss` of "failures" is no worker's: more items were given up
-    than the run may.
+    they came to that step) of the items that may be to blame, both None where there is none.  `loss` is a `Loss`; None
+    where the job raised.
     """
 
     step: int
@@ -154,7 +184,7 @@ class Fail(NamedTuple):
     first: int | None
     last: int | None
     cause: Any
-    loss: str | None = None
+    loss: LossReason | None = None
 
 
 Command = (

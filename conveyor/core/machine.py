@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from conveyor.core.commands import Command, Fail, Finish, GaveUp, Pull, SetFlushInterval, StartWorker
+from conveyor.core.commands import Command, Fail, Finish, GaveUp, Loss, Pull, SetFlushInterval, StartWorker
 from conveyor.core.events import (
     BrokerLoad,
     Cancelled,
@@ -29,7 +29,7 @@ from conveyor.core.events import (
     WorkerLost,
     WorkerReady,
 )
-from conveyor.core.leasing.blame import OVERDUE, too_many
+from conveyor.core.leasing.blame import too_many
 from conveyor.core.leasing.timeouts import was_overdue
 from conveyor.core.nodes.base import Node, Output
 from conveyor.core.nodes.fork_exit import Leave
@@ -110,6 +110,8 @@ class Machine:
                 return Leave(node, self)
             case SinkNode():
                 return Sink(node, self)
+            case _:
+                raise TypeError(f"no element of the core runs {node!r}: add its case to Machine._build")
 
     def _connect(self, plan: Plan) -> None:
         # Backwards, so that what lies behind a node is complete when the node asks for its needs.
@@ -187,11 +189,12 @@ class Machine:
                 self.step_of(event.worker).begun(event)
             case ProbeResult():
                 self.step_of(event.worker).seen(event)
-            case Ticked() if not self._cancelled:
-                for step in self.steps:
-                    step.wake()
-                if self._balances and self.now >= self.staff.memory.next:
-                    self._balance(event.others)
+            case Ticked():
+                if not self._cancelled:
+                    for step in self.steps:
+                        step.wake()
+                    if self._balances and self.now >= self.staff.memory.next:
+                        self._balance(event.others)
             case BrokerLoad(share):
                 if self.aim.loaded(share):
                     for step in self.steps:
@@ -201,6 +204,11 @@ class Machine:
                 self._cancelled = True
                 for node in self.nodes:
                     node.clear()
+            case WorkerReady() | WorkerLost() | RunStarted():
+                # `handle` has taken them in, as they count between two runs, too.
+                pass
+            case _:
+                raise TypeError(f"the core knows no event {event!r}: add its case to Machine._take_in")
         if self._cancelled and not any(step.outstanding for step in self.steps):
             self.command(Finish())
 
@@ -245,11 +253,11 @@ class Machine:
         worker = step.worker(event.worker)
         leaving, replaced = worker is not None and worker.leaving, worker is not None and worker.replaced
         if not event.ready and team.hopeless(event.killed, now):
-            failure = Fail(index, event.worker, None, None, event.cause, "setup")
+            failure = Fail(index, event.worker, None, None, event.cause, Loss.SETUP)
         elif event.ready and not team.node.restartable:
             failure = self._loss_of_state(step, event)
         elif event.ready and not leaving and not (worker and worker.leases) and team.died_idle(event.killed, now):
-            failure = Fail(index, event.worker, None, None, event.cause, "wait")
+            failure = Fail(index, event.worker, None, None, event.cause, Loss.WAIT)
         elif running:
             failure = step.lost(event)
         team.lost(event.worker, event.ready, now)
@@ -264,13 +272,13 @@ class Machine:
         worker = step.worker(event.worker)
         if worker is not None and worker.leases and all(lease.finish for lease in worker.leases):
             # To declare it restartable would not help.
-            return Fail(step.index, event.worker, None, None, event.cause, "finish")
+            return Fail(step.index, event.worker, None, None, event.cause, Loss.FINISH)
         if worker is not None and event.begun is not None and was_overdue(worker, event):
             number, units = event.begun
             lease = next(lease for lease in worker.leases if lease.number == number)
             first, last = lease.unit_at(units - 1, step.unit)
-            return Fail(step.index, event.worker, first, last, step.team.node.timeout, OVERDUE)
-        return step.blame(event.worker, None, None, event.cause)._replace(loss="state")
+            return Fail(step.index, event.worker, first, last, step.team.node.timeout, Loss.OVERDUE)
+        return step.blame(event.worker, None, None, event.cause)._replace(loss=Loss.STATE)
 
     def _balance(self, others: float) -> None:
         """Have the numbers of workers follow the load."""
@@ -343,7 +351,7 @@ class Machine:
         most = self._plan.max_failures
         given_up = self._given_up if isinstance(most, int) else self._given_up_at[index]
         if too_many(given_up, items, ended, most):
-            return Fail(index, None, None, None, self._given_up, "failures")
+            return Fail(index, None, None, None, self._given_up, Loss.FAILURES)
         return None
 
     def start_worker(self, team: StepRoster) -> None:
@@ -371,13 +379,14 @@ class Machine:
         return self.timer is not None and any(step.watch.due_at is not None for step in self.steps)
 
     def stats(self, now: float) -> Stats:
-        """Return what is known of the steps; between two runs, what was known at the end of the last."""
-        if not self._over:
-            self.now = now
-        steps = tuple(step.stats() for step in self.steps)
-        return Stats(
-            self.now - self._opened, self._plan.cores, steps, tuple(self.staff.decisions), unfused=self._plan.unfused
-        )
+        """Return what is known of the steps; between two runs, what was known at the end of the last.
+
+        Changes nothing: what time has passed since the last event is counted in the answer alone.
+        """
+        at = self.now if self._over else now
+        steps = tuple(step.stats(at) for step in self.steps)
+        decisions = tuple(self.staff.decisions)
+        return Stats(at - self._opened, self._plan.cores, steps, decisions, unfused=self._plan.unfused)
 
     # What tests ask for
 

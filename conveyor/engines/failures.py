@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 
 from conveyor._lean.dataclasses import NamedTuple
-from conveyor._lean.typing import Any
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.errors import (
     FailedItem,
     ItemTimeoutError,
@@ -23,6 +23,9 @@ from conveyor.errors import (
     cause_of_death,
 )
 from conveyor.graph.fusion import StageError
+
+if TYPE_CHECKING:
+    from conveyor.core.commands import LossReason
 
 
 class Failure(NamedTuple):
@@ -239,7 +242,7 @@ def too_many_failures(count: int, most: int | float | None, failures: Sequence[F
     return error
 
 
-_WHY_IT_ENDS_THE_RUN = {
+_WHY_IT_ENDS_THE_RUN: dict[LossReason, str] = {
     "item": ", as did those before that had it: it is given up",
     "state": (
         ". What its job had on `self` is lost with it; if a new worker may begin anew, declare `restartable = True` in "
@@ -262,7 +265,7 @@ _WHY_IT_ENDS_THE_RUN = {
 
 
 def death(
-    name: str, phase: str, exitcode: int | None, first: int | None, last: int | None, loss: str
+    name: str, phase: str, exitcode: int | None, first: int | None, last: int | None, loss: LossReason
 ) -> WorkerDiedError:
     """Return the error to raise for a worker whose death cannot be made up for, with the items that it had not
     acknowledged."""

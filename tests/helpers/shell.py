@@ -300,6 +300,11 @@ class FakeShell:
                     self.finished = True
                 case commands.Fail():
                     self.failure = command
+                case commands.ProbeWorker() | commands.KillWorker() | commands.SetFlushInterval() | commands.GaveUp():
+                    # Whether and how these are carried out is for `see` to say.
+                    pass
+                case _:
+                    raise TypeError(f"the shell carries out no {command!r}: add its case to FakeShell.handle")
         self.verify(event)
 
     def see(self, command: commands.Command) -> None:

@@ -7,13 +7,18 @@ it.  A change of the core that is meant is recorded with `--record`, in a commit
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import typing
 import unittest
+from typing import Any
 from unittest import mock
 
+from conveyor import Processor
 from conveyor.core import commands
+from conveyor.core.machine import Machine
+from tests.helpers.driving import Driven
 from tests.helpers.support import ROOT, TestCase
 from tests.simulation import command_hash
 from tests.simulation.command_hash import FEATURES, FEW_SEEDS, KINDS, SEEDS, Writer, canonical, hash_of_seed, recorded
@@ -91,6 +96,40 @@ class Sensitivity(TestCase):
                 with mock.patch.object(Writer, "missing", []):
                     self.assertEqual(command_hash.main(["--seeds", str(FEW_SEEDS)], said.append), 1)
         self.assertIn("recorded: 0", said[-1])
+
+
+class Statistics(TestCase):
+    """To ask the core for statistics changes nothing, whenever and however often that is done."""
+
+    time_limit = 180.0
+
+    def test_the_commands_are_those_of_a_run_in_which_nobody_asks(self) -> None:
+        source = random.Random("statistics")
+        handle = Machine.handle
+        asked = 0
+
+        def asking(machine: Machine, event: Any, now: float) -> Any:
+            nonlocal asked
+            wanted = handle(machine, event, now)
+            for _ in range(source.randrange(3)):
+                asked += 1
+                machine.stats(now + source.random())
+            return wanted
+
+        for seed in range(FEW_SEEDS):
+            with self.subTest(seed=seed):
+                before = hash_of_seed(seed, Writer())
+                with mock.patch.object(Machine, "handle", asking):
+                    self.assertEqual(hash_of_seed(seed, Writer()), before)
+        self.assertGreater(asked, 1000)
+
+    def test_the_time_since_the_last_event_counts(self) -> None:
+        driven = Driven(Processor(abs, workers=1))
+        driven.feed(1.0, "A", 1)
+        first, second = driven.machine.stats(2.0), driven.machine.stats(3.0)
+        self.assertEqual((first.seconds, first.steps[0].busy), (2.0, 0.5))
+        self.assertEqual((second.seconds, second.steps[0].busy), (3.0, 2 / 3))
+        self.assertEqual(driven.machine.stats(2.0), first)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ the worker was at.
 
 from __future__ import annotations
 
-from conveyor.core.commands import GiveUp
+from conveyor.core.commands import GiveUp, Reason
 from conveyor.core.events import WorkerLost
 from conveyor.graph.plan import StepNode
 
@@ -20,8 +20,6 @@ ENOUGH = 100
 # where so many had the same items to take in, those are too heavy, say, and the next one would die of them too.  Kills
 # from outside come in bursts, in which nothing can be begun: where it may be that, it has to go on for so many seconds.
 ARRIVALS, ARRIVAL_SECONDS = 5, 10.0
-
-DIED, OVERDUE = "died", "overdue"
 
 
 class CrashBlame:
@@ -39,7 +37,7 @@ class CrashBlame:
         deaths = self._deaths[first] = self._deaths.get(first, 0) + 1
         if deaths < ITEM_ATTEMPTS + event.killed:
             return None
-        return GiveUp(DIED, event.cause, deaths, first, last)
+        return GiveUp(Reason.DIED, event.cause, deaths, first, last)
 
     def died_of_that(self, first: int, verdict: GiveUp, event: WorkerLost) -> bool:
         """Whether the job, asked what comes in the place of an item, has ended its worker."""
@@ -63,7 +61,7 @@ class CrashBlame:
         timeouts = self._timeouts[first] = self._timeouts.get(first, 0) + 1
         if timeouts < self._node.timeouts:
             return None
-        return GiveUp(OVERDUE, self._node.timeout, timeouts, first, last)
+        return GiveUp(Reason.OVERDUE, self._node.timeout, timeouts, first, last)
 
 
 def too_many(given_up: int, items: int, ended: bool, most: int | float | None) -> bool:

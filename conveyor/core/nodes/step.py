@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections import deque
 
 from conveyor._lean.typing import Any
-from conveyor.core.commands import CancelLeases, EndWorker, Fail, GaveUp, Grant, Revoke, SendLease
+from conveyor.core.commands import CancelLeases, EndWorker, Fail, GaveUp, Grant, Loss, Reason, Revoke, SendLease
 from conveyor.core.data.group_sizes import Batcher, GroupSizes, Regroup
 from conveyor.core.data.pieces import Piece, Pieces
 from conveyor.core.events import ProbeResult, Replied, RevokeResult, WorkerLost
-from conveyor.core.leasing.blame import DIED, OVERDUE, CrashBlame
+from conveyor.core.leasing.blame import CrashBlame
 from conveyor.core.leasing.leases import Lease, RequeuedItems, Worker, place
 from conveyor.core.leasing.timeouts import TimeoutMonitor, was_overdue
 from conveyor.core.leasing.work_stealing import to_recall
@@ -525,7 +525,7 @@ class Step(Node):
     def _lose(self, lease: Lease, at_work: bool, event: WorkerLost) -> Fail | None:
         """Make rests of what a dead worker had not acknowledged of a lease: what it had not begun, and what it had."""
         if lease.finish:
-            return Fail(self.index, event.worker, None, None, event.cause, "finish")
+            return Fail(self.index, event.worker, None, None, event.cause, Loss.FINISH)
         if at_work and event.unpickling:
             return self._unpickled(lease, event)
         begun = lease.begun_unacknowledged(self.unit, at_work, event.begun)
@@ -542,9 +542,8 @@ class Step(Node):
         elif exact and was_overdue(lease.worker, event):
             verdict = self._attempts.was_overdue(first, last)
         if verdict is not None and not node.gives_up:
-            return Fail(
-                self.index, event.worker, first, last, verdict.cause, "item" if verdict.kind == DIED else OVERDUE
-            )
+            loss = Loss.ITEM if verdict.kind == Reason.DIED else Loss.OVERDUE
+            return Fail(self.index, event.worker, first, last, verdict.cause, loss)
         rest = self._take_back(lease, last - first + 1)
         rest.deaths = lease.deaths + (at_work and not overdue)
         if lease.verdict is not None:
@@ -561,7 +560,7 @@ class Step(Node):
         """Of items that are unpickled together, nobody knows which one it was, and one alone cannot be had."""
         first, last = lease.first, lease.first + lease.items - 1
         if self._attempts.unpickled(first):
-            return Fail(self.index, event.worker, first, last, event.cause, "unpickle")
+            return Fail(self.index, event.worker, first, last, event.cause, Loss.UNPICKLE)
         self._take_back(lease, lease.items)
         return None
 
@@ -572,7 +571,7 @@ class Step(Node):
             return None
         if not self._attempts.arrived(lease.first, event.killed, self.surroundings.now):
             return None
-        return Fail(self.index, event.worker, lease.first, lease.first + lease.items - 1, event.cause, "receive")
+        return Fail(self.index, event.worker, lease.first, lease.first + lease.items - 1, event.cause, Loss.RECEIVE)
 
     def _replace(self, worker: Worker) -> None:
         """Have another take the place of a worker that has had its last items."""
@@ -661,10 +660,10 @@ class Step(Node):
             start=team.start_seconds,
         )
 
-    def stats(self) -> StepStats:
-        """Return what the user is told."""
-        self._count_time()
-        return self.team.stats(0 if self._cancelled else self.held, self.bound)
+    def stats(self, now: float) -> StepStats:
+        """Return what the user is told at `now`; changes nothing."""
+        spent = self.times.spent(now, len(self.workers))
+        return self.team.stats(0 if self._cancelled else self.held, self.bound, spent)
 
     def blame(self, worker_number: int, lease_number: int | None, units: int | None, cause: Any) -> Fail:
         """Return the failure of a lease, or of whatever a lost worker had, with the items that may be to blame."""

@@ -6,7 +6,7 @@ a step has: `core/tuning/autoscaling.py` does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import log2
 
 from conveyor.core.tuning.autoscaling import Memory
@@ -134,8 +134,12 @@ class StepRoster:
         if number in self.numbers:
             self.numbers.remove(number)
 
-    def stats(self, waiting: int, bound: int) -> StepStats:
-        """Return what the user is told; `waiting` of at most `bound` items are in the pipe in front."""
+    def stats(self, waiting: int, bound: int, spent: Sequence[float]) -> StepStats:
+        """Return what the user is told; `waiting` of at most `bound` items are in the pipe in front.
+
+        `spent`: the worker seconds busy, blocked, present and stalled that no total has yet.
+        """
+        busy, blocked, present, stalled = map(sum, zip(spent, self.time_totals, strict=True))
         return StepStats(
             processor=self.node.name,
             workers=len(self.numbers),
@@ -150,11 +154,16 @@ class StepRoster:
             mean=self.seconds / self.units if self.units else None,
             p50=self.durations.share(0.5),
             p99=self.durations.share(0.99),
-            busy=self.busy / self.present if self.present else 0.0,
+            busy=busy / present if present else 0.0,
             cpu=min(1.0, self.cpu / self.seconds) if self.seconds else 0.0,
-            blocked=self.blocked / self.present if self.present else 0.0,
-            stalled=self.stalled,
+            blocked=blocked / present if present else 0.0,
+            stalled=stalled,
         )
+
+    @property
+    def time_totals(self) -> tuple[float, float, float, float]:
+        """The worker seconds busy, blocked, present and stalled, up to the last count."""
+        return self.busy, self.blocked, self.present, self.stalled
 
     def done(self, units: int, seconds: float) -> None:
         """Take in that `units` units took `seconds` seconds of wall time."""

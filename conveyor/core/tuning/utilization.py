@@ -32,6 +32,11 @@ class Utilization:
             team.present += passed * present
             team.stalled += passed * self.stalled
 
+    def spent(self, now: float, present: int) -> tuple[float, float, float, float]:
+        """Return the worker seconds busy, blocked, present and stalled since the last count; counts nothing."""
+        passed = max(0.0, now - self._since)
+        return passed * self.busy, passed * self.blocked, passed * present, passed * self.stalled
+
     def stop(self) -> None:
         """From now on, nothing goes on."""
         self.busy = self.blocked = 0

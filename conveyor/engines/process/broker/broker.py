@@ -298,7 +298,7 @@ class Broker:
         exitcode = each.child.exitcode
         if exitcode == UNGUARDED:
             # The next one would import the same script.
-            self._fail_with(("died", each.assignment.name, "setup", exitcode, None, None, "setup"))
+            self._fail_with(("died", each.assignment.name, "setup", exitcode, None, None, commands.Loss.SETUP))
             return
         killed = exitcode in FROM_OUTSIDE
         self._handle(events.WorkerLost(each.number, exitcode, begun, each.ready, killed, unpickling))
@@ -480,19 +480,21 @@ class Broker:
                     self._results.send(("finished", self._run, self._stats()))
                 case commands.Fail(step, number, first, last, cause, loss):
                     name = self._orders.assignments[step].name
-                    if loss == "unpickle" and number is not None and first is not None and last is not None:
+                    if loss == commands.Loss.UNPICKLE and number is not None and first is not None and last is not None:
                         # It may have been any of those that are unpickled together.
                         before, behind = self._workers[number].beside
                         first, last = max(0, first - before), last + behind
-                    if loss == "failures":
+                    if loss == commands.Loss.FAILURES:
                         self._fail_with(("failures", cause))
-                    elif loss == "overdue":
+                    elif loss == commands.Loss.OVERDUE:
                         self._fail_with(("overdue", name, cause, first, last))
                     elif loss is not None:
-                        phase = loss if loss in ("setup", "wait", "finish", "unpickle", "receive") else "process"
+                        phase = "process" if loss in (commands.Loss.ITEM, commands.Loss.STATE) else loss
                         self._fail_with(("died", name, phase, cause, first, last, loss))
                     else:
                         self._fail_with(("raised", name, cause, first, last))
+                case _:
+                    raise TypeError(f"the broker carries out no {command!r}: add its case to Broker._handle")
         for answer in answers:
             self._handle(answer)
 
