@@ -44,7 +44,7 @@ class Reason:
 
 
 # A consumer that was not told otherwise can keep to itself for so long what is not worth a message.
-TELL_SECONDS = 0.1
+REPORT_SECONDS = 0.1
 
 
 class GiveUp(NamedTuple):
@@ -59,7 +59,7 @@ class GiveUp(NamedTuple):
     attempts: int
     first: int
     last: int
-    blindly: bool = False
+    skip_unpickling: bool = False
 
 
 class SendLease(NamedTuple):
@@ -77,7 +77,7 @@ class SendLease(NamedTuple):
     credit: int
     finish: bool = False
     skip: int = 0
-    verdict: GiveUp | None = None
+    give_up: GiveUp | None = None
 
 
 class Grant(NamedTuple):
@@ -100,7 +100,7 @@ class Revoke(NamedTuple):
 
     worker: int
     lease: int
-    units: int
+    calls: int
 
 
 class StartWorker(NamedTuple):
@@ -164,7 +164,7 @@ class Emit(NamedTuple):
 
     pieces: tuple[Piece, ...]
     items: int
-    tell_within: float = TELL_SECONDS
+    report_within_seconds: float = REPORT_SECONDS
 
 
 class Finish(NamedTuple):

@@ -49,8 +49,8 @@ class Replied(NamedTuple):
 
     worker: int
     lease: int
-    units: int
-    runs: GroupSizes | None
+    calls: int
+    group_sizes: GroupSizes | None
     blobs: tuple[tuple[Any, int], ...]
     size: int
     final: bool
@@ -70,7 +70,7 @@ class Raised(NamedTuple):
 
     worker: int
     lease: int | None
-    units: int | None
+    calls: int | None
     error: Any
 
 
@@ -84,7 +84,7 @@ class WorkerLost(NamedTuple):
 
     worker: int
     cause: Any
-    begun: tuple[int, int] | None = None
+    started: tuple[int, int] | None = None
     ready: bool = True
     killed: bool = False
     unpickling: bool = False
@@ -103,7 +103,7 @@ class RevokeResult(NamedTuple):
 
     worker: int
     lease: int
-    units: int
+    calls: int
 
 
 class ProbeResult(NamedTuple):
@@ -114,7 +114,7 @@ class ProbeResult(NamedTuple):
 
     worker: int
     lease: int
-    units: int
+    calls: int
     seconds: float | None
 
 

@@ -32,19 +32,18 @@ from conveyor.core.events import (
 from conveyor.core.leasing.blame import too_many
 from conveyor.core.leasing.timeouts import was_overdue
 from conveyor.core.nodes.base import Node, Output
-from conveyor.core.nodes.fork_exit import Leave
+from conveyor.core.nodes.fork_exit import ForkExit
 from conveyor.core.nodes.forks import Balance, Fork, Replicate
 from conveyor.core.nodes.joins import BalanceMerge, FreeMerge, Join, ReplicateMerge, Zip
 from conveyor.core.nodes.sink import Sink
 from conveyor.core.nodes.step import Step
-from conveyor.core.tuning.autoscaling import Decision as Choice
-from conveyor.core.tuning.autoscaling import Memory, StepLoad, decide
+from conveyor.core.tuning.autoscaling import PolicyState, Resize, StepLoad, decide
 from conveyor.core.tuning.chunk_size import ChunkTarget, first_pull
 from conveyor.core.tuning.roster import Roster, StepRoster
 from conveyor.graph.plan import BalanceNode, LeaveNode, MergeNode, Plan, ReplicateNode, SinkNode, StepNode, ZipNode
 from conveyor.stats import Decision, Stats
 
-Policy = Callable[[Memory, Sequence[StepLoad], float, float, float], tuple[Memory, list[Choice]]]
+Policy = Callable[[PolicyState, Sequence[StepLoad], float, float, float], tuple[PolicyState, list[Resize]]]
 
 
 class Machine:
@@ -58,12 +57,12 @@ class Machine:
         self._policy = policy
         self._opened = now
         self._plan = plan
-        self.staff = Roster(plan)
-        self.aim = ChunkTarget()
+        self.roster = Roster(plan)
+        self.chunk_target = ChunkTarget()
         # The number of workers follows the load somewhere.
         self._balances = any(node.auto for node in plan.steps)
         self._step_of: dict[int, int] = {
-            number: index for index, team in self.staff.teams.items() for number in team.numbers
+            number: index for index, step_roster in self.roster.step_rosters.items() for number in step_roster.numbers
         }
         self._commands: list[Command] = []
         self._begin(plan)
@@ -76,7 +75,7 @@ class Machine:
         self._over = False
         self._source_ended = False
         self._pulled = first_pull(plan)
-        self.fed = 0
+        self.source_items = 0
         # How many units were given up, and how many items of each step.
         self._given_up = 0
         self._given_up_at: dict[int, int] = {}
@@ -88,13 +87,13 @@ class Machine:
         self.first = first
         self.sink = sink
         self.steps = [node for node in self.nodes if isinstance(node, Step)]
-        first.feeders.append(self._pull)
+        first.upstream.append(self._pull)
 
     def _build(self, plan: Plan, index: int) -> Node:
         node = plan.nodes[index]
         match node:
             case StepNode():
-                return Step(self.staff.teams[index], self)
+                return Step(self.roster.step_rosters[index], self)
             case ReplicateNode():
                 return Replicate(node, self)
             case BalanceNode():
@@ -107,7 +106,7 @@ class Machine:
             case ZipNode():
                 return Zip(node, self)
             case LeaveNode():
-                return Leave(node, self)
+                return ForkExit(node, self)
             case SinkNode():
                 return Sink(node, self)
             case _:
@@ -122,24 +121,24 @@ class Machine:
                 if isinstance(node, Balance):
                     for output in outputs:
                         if isinstance(output.node, Step) and (output.node.shared or not node.strict):
-                            output.node.dealt_to()
-            elif isinstance(node, Step | Join | Leave) and not isinstance(description, ReplicateNode | BalanceNode):
+                            output.node.report_demand()
+            elif isinstance(node, Step | Join | ForkExit) and not isinstance(description, ReplicateNode | BalanceNode):
                 assert not isinstance(description, SinkNode)
                 outputs = [Output(self.nodes[description.to.node], description.to.port)]
                 node.connect(outputs[0])
             else:
                 continue
             for output in outputs:
-                output.node.feeders.append(node.room_made)
-                output.node.hands = max(output.node.hands, len(node.workers) if isinstance(node, Step) else 0)
+                output.node.upstream.append(node.capacity_freed)
+                output.node.in_flight = max(output.node.in_flight, len(node.workers) if isinstance(node, Step) else 0)
             if isinstance(description, MergeNode) and isinstance(node, BalanceMerge):
                 fork = self.nodes[description.fork]
                 assert isinstance(fork, Balance)
                 fork.merges.append(node)
             if isinstance(description, LeaveNode) and description.tracked:
                 fork = self.nodes[description.fork]
-                assert isinstance(fork, Fork) and isinstance(node, Leave)
-                fork.leaves.append(node)
+                assert isinstance(fork, Fork) and isinstance(node, ForkExit)
+                fork.exits.append(node)
 
     # The door
 
@@ -165,10 +164,10 @@ class Machine:
     def _take_in(self, event: Event) -> None:
         match event:
             case Replied():
-                self.step_of(event.worker).replied(event)
+                self.step_of(event.worker).handle_reply(event)
             case SourceItems():
-                self.fed += event.items
-                assert self.fed <= self._pulled, "the source gave more than it was asked for"
+                self.source_items += event.items
+                assert self.source_items <= self._pulled, "the source gave more than it was asked for"
                 if not self._cancelled:
                     self.first.feed(event.blob, event.items, event.size)
             case CreditReturned():
@@ -183,23 +182,23 @@ class Machine:
                     self.first.end(0)
             case Raised():
                 step = self.step_of(event.worker)
-                self._commands.append(step.blame(event.worker, event.lease, event.units, event.error))
+                self._commands.append(step.failure_of(event.worker, event.lease, event.calls, event.error))
                 self._over = True
             case RevokeResult():
-                self.step_of(event.worker).begun(event)
+                self.step_of(event.worker).handle_revoke_result(event)
             case ProbeResult():
-                self.step_of(event.worker).seen(event)
+                self.step_of(event.worker).handle_probe_result(event)
             case Ticked():
                 if not self._cancelled:
                     for step in self.steps:
                         step.wake()
-                    if self._balances and self.now >= self.staff.memory.next:
+                    if self._balances and self.now >= self.roster.memory.next:
                         self._balance(event.others)
             case BrokerLoad(share):
-                if self.aim.loaded(share):
+                if self.chunk_target.observe_load(share):
                     for step in self.steps:
                         for worker in step.workers:
-                            self.command(SetFlushInterval(worker.number, self.aim.linger))
+                            self.command(SetFlushInterval(worker.number, self.chunk_target.flush_interval_seconds))
             case Cancelled():
                 self._cancelled = True
                 for node in self.nodes:
@@ -238,58 +237,60 @@ class Machine:
 
     def _worker_ready(self, event: WorkerReady, now: float) -> None:
         step = self.step_of(event.worker)
-        if step.team.ready(event.worker, event.seconds) and not self._over:
+        if step.step_roster.ready(event.worker, event.seconds) and not self._over:
             self.now = now
-            step.joined(event.worker)
-        if self.aim.stretch > 1:
-            self.command(SetFlushInterval(event.worker, self.aim.linger))
+            step.add_worker(event.worker)
+        if self.chunk_target.load_factor > 1:
+            self.command(SetFlushInterval(event.worker, self.chunk_target.flush_interval_seconds))
 
     def _worker_lost(self, event: WorkerLost, now: float) -> None:
         step, running = self.step_of(event.worker), not self._over
         if running:
             self.now = now
-        team, index = step.team, step.index
+        step_roster, index = step.step_roster, step.index
         failure: Fail | None = None
         worker = step.worker(event.worker)
         leaving, replaced = worker is not None and worker.leaving, worker is not None and worker.replaced
-        if not event.ready and team.hopeless(event.killed, now):
+        if not event.ready and step_roster.hopeless(event.killed, now):
             failure = Fail(index, event.worker, None, None, event.cause, Loss.SETUP)
-        elif event.ready and not team.node.restartable:
+        elif event.ready and not step_roster.node.restartable:
             failure = self._loss_of_state(step, event)
-        elif event.ready and not leaving and not (worker and worker.leases) and team.died_idle(event.killed, now):
+        elif (
+            event.ready and not leaving and not (worker and worker.leases) and step_roster.died_idle(event.killed, now)
+        ):
             failure = Fail(index, event.worker, None, None, event.cause, Loss.WAIT)
         elif running:
-            failure = step.lost(event)
-        team.lost(event.worker, event.ready, now)
+            failure = step.handle_worker_lost(event)
+        step_roster.lost(event.worker, event.ready, now)
         if failure is not None:
             self._commands.append(failure)
             self._over = True
-        elif not leaving or (running and step.resting and not replaced):
+        elif not leaving or (running and step.requeued_items and not replaced):
             # Even one that was to leave: all others may be waiting for the outputs of what it had.
-            self.start_worker(team)
+            self.start_worker(step_roster)
 
     def _loss_of_state(self, step: Step, event: WorkerLost) -> Fail:
         worker = step.worker(event.worker)
         if worker is not None and worker.leases and all(lease.finish for lease in worker.leases):
             # To declare it restartable would not help.
             return Fail(step.index, event.worker, None, None, event.cause, Loss.FINISH)
-        if worker is not None and event.begun is not None and was_overdue(worker, event):
-            number, units = event.begun
+        if worker is not None and event.started is not None and was_overdue(worker, event):
+            number, calls = event.started
             lease = next(lease for lease in worker.leases if lease.number == number)
-            first, last = lease.unit_at(units - 1, step.unit)
-            return Fail(step.index, event.worker, first, last, step.team.node.timeout, Loss.OVERDUE)
-        return step.blame(event.worker, None, None, event.cause)._replace(loss=Loss.STATE)
+            first, last = lease.call_range(calls - 1, step.batch_size)
+            return Fail(step.index, event.worker, first, last, step.step_roster.node.timeout, Loss.OVERDUE)
+        return step.failure_of(event.worker, None, None, event.cause)._replace(loss=Loss.STATE)
 
     def _balance(self, others: float) -> None:
         """Have the numbers of workers follow the load."""
-        sights = [step.sight(self._waiting_in_front(step)) for step in self.steps]
-        staff = self.staff
-        staff.memory, decisions = self._policy(staff.memory, sights, self._plan.cores, others, self.now)
+        loads = [step.step_load(self._waiting_in_front(step)) for step in self.steps]
+        roster = self.roster
+        roster.memory, decisions = self._policy(roster.memory, loads, self._plan.cores, others, self.now)
         for decision in decisions:
             step = self.steps[decision.step]
-            name = step.team.node.name
+            name = step.step_roster.node.name
             at = self.now - self._opened
-            staff.decided(Decision(at, name, decision.before, decision.after, decision.reason))
+            roster.decided(Decision(at, name, decision.before, decision.after, decision.reason))
             step.resize(decision.after)
 
     def _waiting_in_front(self, step: Step) -> int:
@@ -303,11 +304,11 @@ class Machine:
         if self._source_ended or self._cancelled:
             return
         first = self.first
-        ahead = self._pulled - self.fed
-        credit = first.room(0) - ahead
+        ahead = self._pulled - self.source_items
+        credit = first.free_capacity(0) - ahead
         # A little room is worth a message only where the source has to stop without it and no work is under way
         # that will make more of it.
-        if credit >= max(1, first.scale.limit(first.bound) // 4) or (
+        if credit >= max(1, first.item_weight.limit(first.bound) // 4) or (
             credit > 0 and not ahead and not first.outstanding
         ):
             self._pulled += credit
@@ -341,7 +342,7 @@ class Machine:
         self._given_up += 1
         given_up = command.last - command.first + 1
         self._given_up_at[command.step] = self._given_up_at.get(command.step, 0) + given_up
-        self.staff.teams[command.step].failed += given_up
+        self.roster.step_rosters[command.step].failed += given_up
         failure = self._too_many_at(command.step, items, ended=False)
         if failure is not None and not self._over:
             self.command(failure)
@@ -354,12 +355,12 @@ class Machine:
             return Fail(index, None, None, None, self._given_up, Loss.FAILURES)
         return None
 
-    def start_worker(self, team: StepRoster) -> None:
+    def start_worker(self, step_roster: StepRoster) -> None:
         """Have one more worker started."""
-        number = self.staff.new_number()
-        team.starting.add(number)
-        self._step_of[number] = team.node.index
-        self.command(StartWorker(team.node.index, number))
+        number = self.roster.new_number()
+        step_roster.starting.add(number)
+        self._step_of[number] = step_roster.node.index
+        self.command(StartWorker(step_roster.node.index, number))
 
     # What the shell asks for
 
@@ -368,15 +369,15 @@ class Machine:
         """When a `Ticked` is wanted, if nothing else happens before; None: not at all."""
         if self._over or self._cancelled:
             return None
-        times = [at for step in self.steps for at in (step.look_at, step.watch.due_at) if at is not None]
+        times = [at for step in self.steps for at in (step.look_at, step.timeout_monitor.due_at) if at is not None]
         if self._balances:
-            times.append(self.staff.memory.next)
+            times.append(self.roster.memory.next)
         return min(times, default=None)
 
     @property
     def timed(self) -> bool:
         """Whether a worker is at an item that may take only so long."""
-        return self.timer is not None and any(step.watch.due_at is not None for step in self.steps)
+        return self.timer is not None and any(step.timeout_monitor.due_at is not None for step in self.steps)
 
     def stats(self, now: float) -> Stats:
         """Return what is known of the steps; between two runs, what was known at the end of the last.
@@ -385,7 +386,7 @@ class Machine:
         """
         at = self.now if self._over else now
         steps = tuple(step.stats(at) for step in self.steps)
-        decisions = tuple(self.staff.decisions)
+        decisions = tuple(self.roster.decisions)
         return Stats(at - self._opened, self._plan.cores, steps, decisions, unfused=self._plan.unfused)
 
     # What tests ask for
@@ -399,7 +400,9 @@ class Machine:
         """Raise AssertionError where an invariant of the run does not hold."""
         assert not self._agenda and not self._scheduled
         if not self._cancelled:
-            assert self.fed == self.first.entered, "an item got lost on its way in"
-            assert self._pulled - self.fed + self.first.held <= self.first.bound, "the source was asked for too much"
+            assert self.source_items == self.first.entered, "an item got lost on its way in"
+            assert self._pulled - self.source_items + self.first.held <= self.first.bound, (
+                "the source was asked for too much"
+            )
         for node in self.nodes:
             node.check()

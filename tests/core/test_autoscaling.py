@@ -19,7 +19,7 @@ from typing import NamedTuple
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conveyor.core.tuning.autoscaling import IDLE, SLIGHT, Decision, Memory, StepLoad, decide
+from conveyor.core.tuning.autoscaling import IDLE_CORE_SHARE, SLIGHT_WAIT_SHARE, PolicyState, Resize, StepLoad, decide
 from tests.helpers.belt import (
     KINDS,
     Belt,
@@ -58,15 +58,15 @@ class Work(NamedTuple):
 class Film:
     """Steps as the policy sees them over time, with every decision carried out after `start` seconds."""
 
-    def __init__(self, *sights: StepLoad, cores: float) -> None:
-        self.sights = list(sights)
+    def __init__(self, *step_loads: StepLoad, cores: float) -> None:
+        self.step_loads = list(step_loads)
         self.cores = cores
-        self.memory = Memory()
+        self.memory = PolicyState()
         self.now = 1000.0
-        self.begun = self.now
-        self.units = [0.0] * len(sights)
+        self.started = self.now
+        self.calls = [0.0] * len(step_loads)
         self.arriving: list[tuple[float, int]] = []
-        self.last: list[Decision] = []
+        self.last: list[Resize] = []
 
     def play(self, seconds: float, *works: Work) -> list[tuple[float, int, int, int, str]]:
         """Go on for a while; return when, for which step, from and to how many workers, and why."""
@@ -76,41 +76,41 @@ class Film:
             for index, work in enumerate(works):
                 self._work(index, work, at - self.now)
             self.now = at
-            self.memory, self.last = decide(self.memory, self.sights, self.cores, 0.0, at)
+            self.memory, self.last = decide(self.memory, self.step_loads, self.cores, 0.0, at)
             for decision in self.last:
-                found.append((round(at - self.begun, 2), *decision))
+                found.append((round(at - self.started, 2), *decision))
                 self._carry_out(decision)
         return found
 
     def _work(self, index: int, work: Work, seconds: float) -> None:
         arrived = sum(1 for at, step in self.arriving if step == index and at <= self.now + seconds)
         self.arriving = [(at, step) for at, step in self.arriving if step != index or at > self.now + seconds]
-        sight = self.sights[index]
-        at_work = sight.workers if work.at_work is None else work.at_work
-        before = int(self.units[index])
-        self.units[index] += at_work * seconds / (work.cpu + work.waited)
-        done = int(self.units[index] + 1e-9) - before
-        self.sights[index] = sight._replace(
-            workers=sight.workers + arrived,
-            starting=sight.starting - arrived,
+        step_load = self.step_loads[index]
+        at_work = step_load.workers if work.at_work is None else work.at_work
+        before = int(self.calls[index])
+        self.calls[index] += at_work * seconds / (work.cpu + work.waited)
+        done = int(self.calls[index] + 1e-9) - before
+        self.step_loads[index] = step_load._replace(
+            workers=step_load.workers + arrived,
+            starting=step_load.starting - arrived,
             waiting=work.waiting,
             ended=work.ended,
-            units=sight.units + done,
-            busy=sight.busy + at_work * seconds,
-            cpu=sight.cpu + done * work.cpu,
-            waited=sight.waited + done * work.waited,
-            blocked=sight.blocked + work.blocked * seconds,
+            calls=step_load.calls + done,
+            busy=step_load.busy + at_work * seconds,
+            cpu=step_load.cpu + done * work.cpu,
+            waited=step_load.waited + done * work.waited,
+            blocked=step_load.blocked + work.blocked * seconds,
         )
 
-    def _carry_out(self, decision: Decision) -> None:
-        sight = self.sights[decision.step]
-        assert decision.before == sight.workers + sight.starting
+    def _carry_out(self, decision: Resize) -> None:
+        step_load = self.step_loads[decision.step]
+        assert decision.before == step_load.workers + step_load.starting
         change = decision.after - decision.before
         if change > 0:
-            self.sights[decision.step] = sight._replace(starting=sight.starting + change)
-            self.arriving += [(self.now + sight.start, decision.step)] * change
+            self.step_loads[decision.step] = step_load._replace(starting=step_load.starting + change)
+            self.arriving += [(self.now + step_load.start, decision.step)] * change
         else:
-            self.sights[decision.step] = sight._replace(workers=decision.after, starting=0)
+            self.step_loads[decision.step] = step_load._replace(workers=decision.after, starting=0)
             self.arriving = [(at, step) for at, step in self.arriving if step != decision.step]
 
 
@@ -118,16 +118,16 @@ class Asking(TestCase):
     """When the policy wants to be asked."""
 
     def test_the_first_look_only_looks(self) -> None:
-        memory, decisions = decide(Memory(), [START._replace(waiting=5, busy=7.0)], 4, 0.0, 50.0)
+        memory, decisions = decide(PolicyState(), [START._replace(waiting=5, busy=7.0)], 4, 0.0, 50.0)
         assert decisions == []
         assert memory.next == 50.01
 
     def test_asking_early_changes_nothing(self) -> None:
-        memory, _ = decide(Memory(), [START], 4, 0.0, 50.0)
+        memory, _ = decide(PolicyState(), [START], 4, 0.0, 50.0)
         assert decide(memory, [START._replace(busy=9.0)], 4, 0.0, 50.005) == (memory, [])
 
     def test_it_asks_ever_more_seldom_while_nothing_happens(self) -> None:
-        memory = Memory()
+        memory = PolicyState()
         pauses = []
         now = -3.0
         for _ in range(20):
@@ -138,7 +138,7 @@ class Asking(TestCase):
         assert pauses[-3:] == [0.25, 0.25, 0.25]
 
     def test_no_steps(self) -> None:
-        assert decide(Memory(), [], 4, 0.0, 0.0)[1] == []
+        assert decide(PolicyState(), [], 4, 0.0, 0.0)[1] == []
 
 
 class Growing(TestCase):
@@ -174,8 +174,8 @@ class Growing(TestCase):
         ]:
             film = Film(START, cores=cores)
             film.play(60, work)
-            sight = film.sights[0]
-            assert sight.workers == most, (cores, work, sight)
+            step_load = film.step_loads[0]
+            assert step_load.workers == most, (cores, work, step_load)
 
     def test_as_many_as_keep_up_and_no_more(self) -> None:
         # 2.0 ms between two of 0.2 ms on 2 cores: 1.7 workers are needed in the middle.
@@ -196,11 +196,11 @@ class Growing(TestCase):
         assert film.play(60, Work(cpu=0.01), Work(cpu=0.01)) == []
 
     def test_others_use_cores_too(self) -> None:
-        memory, _ = decide(Memory(), [START], 2, 10.0, 0.0)
-        sight = START._replace(waiting=100, units=2, busy=0.02, cpu=0.02)
-        assert decide(memory, [sight], 2, 10.02, 0.02)[1] == []
-        assert decide(memory, [sight], 2, 10.0, 0.02)[1] == [
-            Decision(0, 1, 2, "1 s of work waiting, 1 core idle"),
+        memory, _ = decide(PolicyState(), [START], 2, 10.0, 0.0)
+        step_load = START._replace(waiting=100, calls=2, busy=0.02, cpu=0.02)
+        assert decide(memory, [step_load], 2, 10.02, 0.02)[1] == []
+        assert decide(memory, [step_load], 2, 10.0, 0.02)[1] == [
+            Resize(0, 1, 2, "1 s of work waiting, 1 core idle"),
         ]
 
     def test_a_stall_that_goes_on_is_worth_more_than_the_need(self) -> None:
@@ -349,11 +349,11 @@ class GivingBack(TestCase):
     def test_more_than_the_cores_can_serve(self) -> None:
         film = Film(START, cores=4)
         film.play(10, Work(cpu=0.0, waited=0.1))
-        assert film.sights[0].workers == 16
+        assert film.step_loads[0].workers == 16
         # What waited computes now.
         found = film.play(10, Work(cpu=0.1))
         assert found[-1][3] <= 6
-        assert film.sights[0].workers - 1 <= 4 * 1.1
+        assert film.step_loads[0].workers - 1 <= 4 * 1.1
         assert found[-1][4].startswith("more workers than 4 cores can serve: "), found
 
 
@@ -363,65 +363,71 @@ class Properties(TestCase):
     @EXAMPLES
     @given(st.data(), st.integers(1, 5), st.sampled_from([0.5, 1, 2, 2.5, 8, 64]))
     def test_decisions_stay_within_bounds(self, data: st.DataObject, steps: int, cores: float) -> None:
-        sights = []
+        step_loads = []
         for index in range(steps):
             least = data.draw(st.integers(1, 3))
             most = data.draw(st.none() | st.integers(least, 40))
             start = data.draw(st.floats(0, 3))
-            sights.append(START._replace(name=str(index), workers=least, least=least, most=most, start=start))
-        memory = Memory()
+            step_loads.append(START._replace(name=str(index), workers=least, least=least, most=most, start=start))
+        memory = PolicyState()
         now = data.draw(st.floats(-100, 1e6))
         for _ in range(data.draw(st.integers(1, 40))):
-            sights = [self.later(data, sight, max(0.0, memory.next - now)) for sight in sights]
+            step_loads = [self.later(data, step_load, max(0.0, memory.next - now)) for step_load in step_loads]
             now = max(now, memory.next)
-            before = list(sights)
-            memory, decisions = decide(memory, sights, cores, 0.0, now)
+            before = list(step_loads)
+            memory, decisions = decide(memory, step_loads, cores, 0.0, now)
             assert memory.next > now
-            check(memory, sights, decisions, cores)
+            check(memory, step_loads, decisions, cores)
             for step, _, after, reason in decisions:
                 assert reason and "nan" not in reason and "inf" not in reason
-                sights[step] = sights[step]._replace(workers=after, starting=0)
-            assert [sight.name for sight in before] == [sight.name for sight in sights]
+                step_loads[step] = step_loads[step]._replace(workers=after, starting=0)
+            assert [step_load.name for step_load in before] == [step_load.name for step_load in step_loads]
 
-    def later(self, data: st.DataObject, sight: StepLoad, seconds: float) -> StepLoad:
+    def later(self, data: st.DataObject, step_load: StepLoad, seconds: float) -> StepLoad:
         """The step after some time, having done anything that it can have done."""
-        busy = data.draw(st.sampled_from([0.0, 0.5, 1.0])) * sight.workers * seconds if math.isfinite(seconds) else 0.0
-        units = data.draw(st.integers(0, 50)) if busy else 0
+        busy = (
+            data.draw(st.sampled_from([0.0, 0.5, 1.0])) * step_load.workers * seconds if math.isfinite(seconds) else 0.0
+        )
+        calls = data.draw(st.integers(0, 50)) if busy else 0
         share = data.draw(st.sampled_from([0.0, 0.05, 0.5, 1.0]))
-        return sight._replace(
+        return step_load._replace(
             waiting=data.draw(st.integers(0, 1000)),
-            units=sight.units + units,
-            busy=sight.busy + busy,
-            cpu=sight.cpu + busy * share * bool(units),
-            waited=sight.waited + busy * (1 - share) * bool(units),
+            calls=step_load.calls + calls,
+            busy=step_load.busy + busy,
+            cpu=step_load.cpu + busy * share * bool(calls),
+            waited=step_load.waited + busy * (1 - share) * bool(calls),
             ended=data.draw(st.booleans()),
         )
 
 
-def check(memory: Memory, sights: Sequence[StepLoad], decisions: Sequence[Decision], cores: float) -> None:
+def check(memory: PolicyState, step_loads: Sequence[StepLoad], decisions: Sequence[Resize], cores: float) -> None:
     """The invariants of one round of decisions, with the shares of CPU that the policy goes by."""
-    shares = [trace.share for trace in memory.traces]
-    counts = [sight.workers + sight.starting for sight in sights]
+    shares_pipe = [trace.share for trace in memory.histories]
+    counts = [step_load.workers + step_load.starting for step_load in step_loads]
     for step, before, after, _ in decisions:
-        sight = sights[step]
+        step_load = step_loads[step]
         assert before == counts[step] != after
-        assert sight.least != sight.most, "a fixed number was changed"
+        assert step_load.least != step_load.most, "a fixed number was changed"
         counts[step] = after
         if after > before:
-            assert sight.waiting > 0
-            assert after <= (math.inf if sight.most is None else sight.most)
-            extra = zip(counts, sights, shares, strict=True)
+            assert step_load.waiting > 0
+            assert after <= (math.inf if step_load.most is None else step_load.most)
+            extra = zip(counts, step_loads, shares_pipe, strict=True)
             assert sum((count - max(1, each.least)) * share for count, each, share in extra) <= cores + 1e-3
         else:
-            assert after >= sight.least
-    if any(after > before and shares[step] >= SLIGHT for step, before, after, _ in decisions):
-        at_work = sum(trace.at_work * trace.pace * share for trace, share in zip(memory.traces, shares, strict=True))
-        assert at_work < cores * (1 - IDLE) + 1e-9, "a worker that uses CPU was added while no core was idle"
+            assert after >= step_load.least
+    if any(after > before and shares_pipe[step] >= SLIGHT_WAIT_SHARE for step, before, after, _ in decisions):
+        at_work = sum(
+            trace.at_work * trace.pace * share for trace, share in zip(memory.histories, shares_pipe, strict=True)
+        )
+        assert at_work < cores * (1 - IDLE_CORE_SHARE) + 1e-9, "a worker that uses CPU was added while no core was idle"
 
 
 def run(load: Load) -> Outcome:
     """Run a load with the policy, and check every decision."""
-    return Belt(load, watch=lambda memory, sights, decisions: check(memory, sights, decisions, load.cores)).run()
+    return Belt(
+        load, watch=lambda memory, step_loads, decisions: check(memory, step_loads, decisions, load.cores)
+    ).run()
 
 
 def nearness(kind: str, number: int) -> float:
@@ -479,8 +485,8 @@ class Simulated(TestCase):
                     continue
                 outcome = run(load)
                 # What comes at random shows only after a while how much is needed.
-                late = [change for change in outcome.changes if 60 <= change.at < outcome.fed]
-                rates[load.name] = len(late) / (outcome.fed - 60) * 60
+                late = [change for change in outcome.changes if 60 <= change.at < outcome.source_items]
+                rates[load.name] = len(late) / (outcome.source_items - 60) * 60
         assert len(rates) >= 20
         assert max(rates.values()) <= 2, rates
         assert sum(rates.values()) / len(rates) <= 0.5, rates

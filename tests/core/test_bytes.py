@@ -11,7 +11,7 @@ from typing import Any
 from conveyor import BalancingFork, Join, Pipe, Processor, ReplicatingFork
 from conveyor.core.commands import Emit, Grant, Pull, SendLease
 from conveyor.core.events import CreditReturned
-from conveyor.core.nodes.sink import SOON_SECONDS
+from conveyor.core.nodes.sink import REPORT_SOON_SECONDS
 from conveyor.core.tuning.chunk_size import first_pull
 from tests.helpers.driving import Driven, plan_of
 from tests.helpers.support import TestCase
@@ -33,10 +33,10 @@ class Steps(TestCase):
         core = Driven(Processor(job), SLIM)
         assert core.feed(0.0, "A", 1, size=HEAVY) == [SendLease(0, 0, (("A", 0, 1),), 1, 1)]
         # Three of them fill the pipe, and 63 more may come.
-        assert core.machine.first.room(0) == 3 and core.pulls == []
+        assert core.machine.first.free_capacity(0) == 3 and core.pulls == []
         core.feed(0.1, "B", 63, size=63 * 8)
         core.reply(0.2, 0, 0, 1, ("a", 1), size=HEAVY)
-        assert core.machine.first.room(0) == 4 - 62
+        assert core.machine.first.free_capacity(0) == 4 - 62
 
     def test_what_has_been_given_back_is_allowed_anew_by_weight(self) -> None:
         core = Driven(Processor(job), SLIM)
@@ -49,7 +49,7 @@ class Steps(TestCase):
         core.feed(0.0, "A", 10)
         for lease in range(3):
             assert core.reply(0.1 + lease, 0, lease, 1, (lease, 1), size=HEAVY, seconds=1.0) == [
-                Emit(((lease, 0, 1),), 1, (SOON_SECONDS, SOON_SECONDS, 0.0)[lease]),
+                Emit(((lease, 0, 1),), 1, (REPORT_SOON_SECONDS, REPORT_SOON_SECONDS, 0.0)[lease]),
                 SendLease(0, lease + 1, (("A", lease + 1, lease + 2),), 1, 1),
             ]
         # Three wait, and one more is in the hand of the worker.
@@ -59,7 +59,7 @@ class Steps(TestCase):
     def test_an_item_heavier_than_the_pipe_goes_through_alone(self) -> None:
         core = Driven(Processor(job), Pipe(maxbytes=1))
         core.feed(0.0, "A", 3, size=3 * HEAVY)
-        assert core.machine.first.room(0) == 1 - 2
+        assert core.machine.first.free_capacity(0) == 1 - 2
         assert core.reply(0.1, 0, 0, 1, ("a", 1), size=HEAVY) == [
             Emit((("a", 0, 1),), 1, 0.0),
             SendLease(0, 1, (("A", 1, 2),), 1, 1),
@@ -71,12 +71,12 @@ class Steps(TestCase):
         core = Driven(Processor(job), Pipe(maxbytes=1000), Processor(job, batch=4))
         core.feed(0.0, "A", 1)
         assert core.reply(0.1, 0, 0, 0, ("a", 1), final=False, starving=True, size=HEAVY) == [Grant(0, 0, 4)]
-        assert core.node(1).room(0) == 4 - 1
+        assert core.node(1).free_capacity(0) == 4 - 1
 
     def test_the_bound_in_items_holds_as_well(self) -> None:
         core = Driven(Processor(job), Pipe(2, maxbytes=1_000_000), Processor(job))
         core.feed(0.0, "A", 1, size=8)
-        assert [node.room(0) for node in core.machine.steps] == [2, 2]
+        assert [node.free_capacity(0) for node in core.machine.steps] == [2, 2]
 
     def test_chunks_are_a_quarter_of_the_pipe(self) -> None:
         core = Driven(Processor(job), Pipe(maxbytes=80))
@@ -84,7 +84,7 @@ class Steps(TestCase):
         for lease, items in enumerate([1, 2]):
             core.reply(0.1, 0, lease, items)
         # Two more would be 32 bytes.
-        assert core.machine.first.sizer.size == 2
+        assert core.machine.first.chunk_sizer.size == 2
 
 
 class ForksAndJoins(TestCase):
@@ -96,8 +96,8 @@ class ForksAndJoins(TestCase):
             core.feed(0.0, "A", 1)
             core.reply(0.1, 0, 0, 0, ("a", 1), final=False, starving=True, size=HEAVY)
             first, other = core.node(2), core.node(3)
-            assert core.node(1).scale.limit(65536) == 3
-            assert [each.scale.limit(65536) for each in (first, other)] == [2, 2]
+            assert core.node(1).item_weight.limit(65536) == 3
+            assert [each.item_weight.limit(65536) for each in (first, other)] == [2, 2]
 
     def test_each_branch_of_a_join_is_weighed_by_itself(self) -> None:
         core = Driven(
@@ -105,21 +105,21 @@ class ForksAndJoins(TestCase):
         )
         core.give(0.0, 2)
         merge = core.node(4)
-        core.reply(0.1, 2, 0, 1, ("b", 1), runs=[(1, 1)], size=HEAVY)
+        core.reply(0.1, 2, 0, 1, ("b", 1), group_sizes=[(1, 1)], size=HEAVY)
         # The first branch has given nothing yet.
-        assert [merge.room(port) for port in (0, 1)] == [64, 3 - 1]
-        core.reply(0.2, 1, 0, 1, ("a", 1), runs=[(1, 1)], size=8)
-        assert [merge.room(port) for port in (0, 1)] == [65536, 3]
+        assert [merge.free_capacity(port) for port in (0, 1)] == [64, 3 - 1]
+        core.reply(0.2, 1, 0, 1, ("a", 1), group_sizes=[(1, 1)], size=8)
+        assert [merge.free_capacity(port) for port in (0, 1)] == [65536, 3]
         # Behind it stands the mean of both.
-        assert core.machine.sink.scale.bytes == HEAVY - (HEAVY - 8) * 0.2
+        assert core.machine.sink.item_weight.bytes == HEAVY - (HEAVY - 8) * 0.2
 
     def test_a_row_weighs_what_its_items_weigh(self) -> None:
         core = Driven(Processor(job), Pipe(), ReplicatingFork(2), Pipe(), Processor(job), Pipe(), Join(how="zip"), SLIM)
         core.give(0.0, 2)
-        core.reply(0.1, 1, 0, 1, ("a", 1), runs=[(1, 1)], size=HEAVY)
-        core.reply(0.2, 2, 0, 1, ("b", 1), runs=[(1, 1)], size=200_000)
-        assert core.machine.sink.scale.bytes == HEAVY + 200_000 * 0.5
+        core.reply(0.1, 1, 0, 1, ("a", 1), group_sizes=[(1, 1)], size=HEAVY)
+        core.reply(0.2, 2, 0, 1, ("b", 1), group_sizes=[(1, 1)], size=200_000)
+        assert core.machine.sink.item_weight.bytes == HEAVY + 200_000 * 0.5
         assert core.machine.sink.waiting == 1
         for _ in range(20):
             core.machine.sink.weigh(0, 1, HEAVY + 200_000)
-        assert core.machine.sink.scale.limit(65536) == 2
+        assert core.machine.sink.item_weight.limit(65536) == 2

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conveyor.core.tuning.chunk_size import (
-    FEW,
-    LARGEST,
-    MOST_BYTES,
+    FEW_ITEMS,
+    FEW_ITEMS_BYTES,
+    MAX_CHUNK_ITEMS,
     PIPE_BYTES,
     TARGET_BYTES,
     TARGET_SECONDS,
-    UNWEIGHED,
+    UNWEIGHED_ITEMS,
     ChunkSizer,
     ChunkTarget,
     ItemWeight,
@@ -31,11 +31,11 @@ def sizes(seconds: float, limit: int = 1000, replies: int = 20, weight: int = 0)
     scale = ItemWeight()
     if weight:
         scale.weigh(1, weight)
-    sizer = ChunkSizer(limit, scale, ChunkTarget())
+    chunk_sizer = ChunkSizer(limit, scale, ChunkTarget())
     found = []
     for _ in range(replies):
-        found.append(sizer.size)
-        sizer.observe(sizer.size, seconds * sizer.size)
+        found.append(chunk_sizer.size)
+        chunk_sizer.observe(chunk_sizer.size, seconds * chunk_sizer.size)
     return found
 
 
@@ -52,122 +52,122 @@ class Chunks(TestCase):
     def test_it_is_aimed_at_some_bytes(self) -> None:
         assert sizes(1e-7, weight=TARGET_BYTES // 500, limit=10_000)[8:12] == [256, 500, 500, 500]
         # Of few items more, up to a bound of its own.
-        assert sizes(1e-7, weight=TARGET_BYTES // 100)[:10] == [1, 2, 4, 8, 16, 32, 64, 128, FEW, FEW]
-        assert sizes(1e-7, weight=MOST_BYTES // 5)[:5] == [1, 2, 4, 5, 5]
-        assert sizes(1e-7, weight=MOST_BYTES * 5) == [1] * 20
+        assert sizes(1e-7, weight=TARGET_BYTES // 100)[:10] == [1, 2, 4, 8, 16, 32, 64, 128, FEW_ITEMS, FEW_ITEMS]
+        assert sizes(1e-7, weight=FEW_ITEMS_BYTES // 5)[:5] == [1, 2, 4, 5, 5]
+        assert sizes(1e-7, weight=FEW_ITEMS_BYTES * 5) == [1] * 20
 
     def test_it_is_a_quarter_of_a_small_pipe(self) -> None:
         scale = ItemWeight(most=4000)
         scale.weigh(1, 100)
-        sizer = ChunkSizer(1000, scale, ChunkTarget())
+        chunk_sizer = ChunkSizer(1000, scale, ChunkTarget())
         for size in (1, 2, 4, 8, 10, 10):
-            assert sizer.size == size
-            sizer.observe(size, size * 1e-7)
+            assert chunk_sizer.size == size
+            chunk_sizer.observe(size, size * 1e-7)
 
     def test_a_limit_that_makes_no_sense(self) -> None:
         assert ChunkSizer(0, ItemWeight(), ChunkTarget()).size == 1
-        assert max(sizes(0.0, limit=10**9, replies=40)) == LARGEST
+        assert max(sizes(0.0, limit=10**9, replies=40)) == MAX_CHUNK_ITEMS
 
     def test_one_slow_chunk_is_not_the_end(self) -> None:
-        sizer = ChunkSizer(1000, ItemWeight(), ChunkTarget())
+        chunk_sizer = ChunkSizer(1000, ItemWeight(), ChunkTarget())
         for _ in range(10):
-            sizer.observe(sizer.size, sizer.size * 2e-5)
-        assert sizer.size == int(TARGET_SECONDS / 2e-5)
+            chunk_sizer.observe(chunk_sizer.size, chunk_sizer.size * 2e-5)
+        assert chunk_sizer.size == int(TARGET_SECONDS / 2e-5)
         # A hiccup of 100 ms in a chunk of 16 ms.
-        sizer.observe(sizer.size, 0.1)
-        assert 400 < sizer.size < 700
+        chunk_sizer.observe(chunk_sizer.size, 0.1)
+        assert 400 < chunk_sizer.size < 700
         for _ in range(20):
-            sizer.observe(sizer.size, sizer.size * 2e-5)
-        assert sizer.size > 780
+            chunk_sizer.observe(chunk_sizer.size, chunk_sizer.size * 2e-5)
+        assert chunk_sizer.size > 780
 
     def test_a_dear_item_among_cheap_ones_changes_little(self) -> None:
-        sizer, found = ChunkSizer(1000, ItemWeight(), ChunkTarget()), []
+        chunk_sizer, found = ChunkSizer(1000, ItemWeight(), ChunkTarget()), []
         for number in range(200):
             # One chunk in six has an item that costs 200 times the rest.
             dear = number % 6 == 5
-            sizer.observe(sizer.size, sizer.size * 0.0005 + 0.1 * dear)
-            found.append(sizer.size)
+            chunk_sizer.observe(chunk_sizer.size, chunk_sizer.size * 0.0005 + 0.1 * dear)
+            found.append(chunk_sizer.size)
         assert min(found[20:]) >= 20, found
 
     def test_two_dear_chunks_in_a_row_are_no_accident(self) -> None:
-        sizer = ChunkSizer(1000, ItemWeight(), ChunkTarget())
+        chunk_sizer = ChunkSizer(1000, ItemWeight(), ChunkTarget())
         for _ in range(20):
-            sizer.observe(sizer.size, sizer.size * 0.0005)
-        assert sizer.size == 32
-        sizer.observe(sizer.size, sizer.size * 0.1)
-        assert sizer.size == 22
-        sizer.observe(sizer.size, sizer.size * 0.1)
-        assert sizer.size == 1
+            chunk_sizer.observe(chunk_sizer.size, chunk_sizer.size * 0.0005)
+        assert chunk_sizer.size == 32
+        chunk_sizer.observe(chunk_sizer.size, chunk_sizer.size * 0.1)
+        assert chunk_sizer.size == 22
+        chunk_sizer.observe(chunk_sizer.size, chunk_sizer.size * 0.1)
+        assert chunk_sizer.size == 1
 
     def test_where_much_waits_they_are_a_part_of_it(self) -> None:
-        sizer = ChunkSizer(1000, ItemWeight(), ChunkTarget())
+        chunk_sizer = ChunkSizer(1000, ItemWeight(), ChunkTarget())
         for size, longest in ((1, 1), (2, 2), (4, 4), (8, 8), (10, 16), (10, 32), (10, 64), (10, 84), (10, 84)):
             # However long the line is, they at most double.
-            assert (sizer.size, sizer.size_of(10**6)) == (size, longest)
-            sizer.observe(size, size * TARGET_SECONDS / 10.5)
-        assert [sizer.size_of(waiting) for waiting in (0, 79, 88, 160, 640, 672)] == [10, 10, 11, 20, 80, 84]
+            assert (chunk_sizer.size, chunk_sizer.size_of(10**6)) == (size, longest)
+            chunk_sizer.observe(size, size * TARGET_SECONDS / 10.5)
+        assert [chunk_sizer.size_of(waiting) for waiting in (0, 79, 88, 160, 640, 672)] == [10, 10, 11, 20, 80, 84]
 
     def test_however_much_waits_a_stretched_one_is_not_stretched_again(self) -> None:
         aim = ChunkTarget()
         for seconds in (TARGET_SECONDS * 2, TARGET_SECONDS * 4, TARGET_SECONDS * 8):
-            assert aim.loaded(1.0) and aim.seconds == seconds
-            sizer = ChunkSizer(1000, ItemWeight(), aim)
+            assert aim.observe_load(1.0) and aim.seconds == seconds
+            chunk_sizer = ChunkSizer(1000, ItemWeight(), aim)
             for _ in range(10):
-                sizer.observe(sizer.size, sizer.size * TARGET_SECONDS / 10.5)
-            assert sizer.size_of(10**6) == 84
+                chunk_sizer.observe(chunk_sizer.size, chunk_sizer.size * TARGET_SECONDS / 10.5)
+            assert chunk_sizer.size_of(10**6) == 84
 
     def test_however_much_waits_a_dear_item_is_a_chunk(self) -> None:
-        sizer = ChunkSizer(1000, ItemWeight(), ChunkTarget())
+        chunk_sizer = ChunkSizer(1000, ItemWeight(), ChunkTarget())
         for seconds, size in ((TARGET_SECONDS * 5, 1), (TARGET_SECONDS * 3, 2)):
             for _ in range(30):
-                sizer.observe(1, seconds)
-            assert (sizer.size, sizer.size_of(10**6)) == (1, size)
+                chunk_sizer.observe(1, seconds)
+            assert (chunk_sizer.size, chunk_sizer.size_of(10**6)) == (1, size)
 
     def test_however_much_waits_they_keep_within_the_pipe(self) -> None:
-        sizer = ChunkSizer(25, ItemWeight(), ChunkTarget())
+        chunk_sizer = ChunkSizer(25, ItemWeight(), ChunkTarget())
         for _ in range(10):
-            sizer.observe(sizer.size, sizer.size * TARGET_SECONDS / 10.5)
-        assert (sizer.size, sizer.size_of(10**6)) == (10, 25)
+            chunk_sizer.observe(chunk_sizer.size, chunk_sizer.size * TARGET_SECONDS / 10.5)
+        assert (chunk_sizer.size, chunk_sizer.size_of(10**6)) == (10, 25)
         scale = ItemWeight(most=4000)
         scale.weigh(1, 80)
-        sizer = ChunkSizer(1000, scale, ChunkTarget())
+        chunk_sizer = ChunkSizer(1000, scale, ChunkTarget())
         for _ in range(10):
-            sizer.observe(sizer.size, sizer.size * TARGET_SECONDS / 10.5)
-        assert (sizer.size, sizer.size_of(10**6)) == (10, 12)
+            chunk_sizer.observe(chunk_sizer.size, chunk_sizer.size * TARGET_SECONDS / 10.5)
+        assert (chunk_sizer.size, chunk_sizer.size_of(10**6)) == (10, 12)
 
     def test_a_broker_with_much_to_do_has_larger_chunks(self) -> None:
         aim = ChunkTarget()
-        sizer = ChunkSizer(1000, ItemWeight(), aim)
+        chunk_sizer = ChunkSizer(1000, ItemWeight(), aim)
         for share, size in ((0.6, 8), (0.8, 16), (0.8, 32), (0.3, 32), (0.9, 64), (0.9, 64), (0.1, 32), (0.0, 16)):
-            aim.loaded(share)
+            aim.observe_load(share)
             for _ in range(8):
-                sizer.observe(sizer.size, sizer.size * 0.002)
-            assert sizer.size == size, (share, sizer.size)
+                chunk_sizer.observe(chunk_sizer.size, chunk_sizer.size * 0.002)
+            assert chunk_sizer.size == size, (share, chunk_sizer.size)
 
     def test_of_batches_all_items_are_weighed(self) -> None:
         scale = ItemWeight()
         scale.weigh(1, 1000)
         for unit, size in ((1, 256), (16, 16), (100, 2), (1000, 1)):
-            sizer = ChunkSizer(10_000, scale, ChunkTarget(), unit)
+            chunk_sizer = ChunkSizer(10_000, scale, ChunkTarget(), unit)
             for _ in range(14):
-                sizer.observe(sizer.size, sizer.size * 1e-7)
-            assert sizer.size == size, (unit, sizer.size)
+                chunk_sizer.observe(chunk_sizer.size, chunk_sizer.size * 1e-7)
+            assert chunk_sizer.size == size, (unit, chunk_sizer.size)
 
     def test_it_has_more_bytes_in_each_too(self) -> None:
         aim, scale = ChunkTarget(), ItemWeight()
         scale.weigh(1, TARGET_BYTES // 512)
-        sizer = ChunkSizer(100_000, scale, aim)
+        chunk_sizer = ChunkSizer(100_000, scale, aim)
         for share, size in ((0.6, 512), (0.8, 1024), (0.9, 2048), (0.9, 4096), (0.9, 4096), (0.1, 2048)):
-            aim.loaded(share)
+            aim.observe_load(share)
             for _ in range(14):
-                sizer.observe(sizer.size, sizer.size * 1e-7)
-            assert sizer.size == size, (share, sizer.size)
+                chunk_sizer.observe(chunk_sizer.size, chunk_sizer.size * 1e-7)
+            assert chunk_sizer.size == size, (share, chunk_sizer.size)
 
     def test_a_single_item_is_weaker_evidence_than_a_chunk(self) -> None:
         one, other = ChunkSizer(1000, ItemWeight(), ChunkTarget()), ChunkSizer(1000, ItemWeight(), ChunkTarget())
-        for sizer in (one, other):
+        for chunk_sizer in (one, other):
             for _ in range(10):
-                sizer.observe(sizer.size, sizer.size * 2e-5)
+                chunk_sizer.observe(chunk_sizer.size, chunk_sizer.size * 2e-5)
         one.observe(1, 1e-4)
         other.observe(other.size, other.size * 1e-4)
         assert one.size > other.size
@@ -180,24 +180,24 @@ class Chunks(TestCase):
     )
     def test_bounds(self, limit: int, most: int, replies: list[tuple[int, float, int]]) -> None:
         scale = ItemWeight(most)
-        sizer = ChunkSizer(limit, scale, ChunkTarget())
-        for units, seconds, weight in replies:
-            before = sizer.size
-            scale.weigh(units, weight)
-            sizer.observe(units, seconds)
-            assert 1 <= sizer.size <= min(limit, LARGEST, 2 * before)
-            assert sizer.seconds is not None and sizer.seconds >= 0
-            assert sizer.size == 1 or sizer.size * scale.bytes <= min(
-                max(TARGET_BYTES, min(FEW * scale.bytes, MOST_BYTES)), most // 4
+        chunk_sizer = ChunkSizer(limit, scale, ChunkTarget())
+        for calls, seconds, weight in replies:
+            before = chunk_sizer.size
+            scale.weigh(calls, weight)
+            chunk_sizer.observe(calls, seconds)
+            assert 1 <= chunk_sizer.size <= min(limit, MAX_CHUNK_ITEMS, 2 * before)
+            assert chunk_sizer.seconds is not None and chunk_sizer.seconds >= 0
+            assert chunk_sizer.size == 1 or chunk_sizer.size * scale.bytes <= min(
+                max(TARGET_BYTES, min(FEW_ITEMS * scale.bytes, FEW_ITEMS_BYTES)), most // 4
             )
-            assert sizer.size == 1 or sizer.size * sizer.seconds <= TARGET_SECONDS * 1.001
+            assert chunk_sizer.size == 1 or chunk_sizer.size * chunk_sizer.seconds <= TARGET_SECONDS * 1.001
 
 
 class Weights(TestCase):
     """What a pipe holds."""
 
     def test_before_anything_was_weighed(self) -> None:
-        assert (ItemWeight().limit(10), ItemWeight().limit(10 * UNWEIGHED)) == (10, UNWEIGHED)
+        assert (ItemWeight().limit(10), ItemWeight().limit(10 * UNWEIGHED_ITEMS)) == (10, UNWEIGHED_ITEMS)
 
     def test_light_items_count_as_items(self) -> None:
         scale = ItemWeight()
@@ -217,7 +217,7 @@ class Weights(TestCase):
 
     def test_a_pipe_says_how_many_bytes_it_holds(self) -> None:
         scale = ItemWeight(most=1000)
-        assert scale.limit(65536) == UNWEIGHED
+        assert scale.limit(65536) == UNWEIGHED_ITEMS
         scale.weigh(1, 300)
         assert (scale.limit(65536), scale.limit(2)) == (3, 2)
         scale = ItemWeight(most=1)

@@ -43,8 +43,10 @@ class Balance(TestCase):
         # Each branch has one item, of which nobody knows how long it takes: what is left waits for whoever is first.
         assert [step.held for step in core.machine.steps] == [0, 0, 0, 0]
         assert core.node(1).queue.items == 2
-        assert core.reply(0.2, 2, 0, 1, ("b", 1), runs=[(1, 1)], seconds=1.0) == [SendLease(2, 1, (("b", 2, 3),), 1, 1)]
-        assert core.reply(0.3, 1, 0, 1, ("b", 1), runs=[(1, 1)], seconds=1.0) == [
+        assert core.reply(0.2, 2, 0, 1, ("b", 1), group_sizes=[(1, 1)], seconds=1.0) == [
+            SendLease(2, 1, (("b", 2, 3),), 1, 1)
+        ]
+        assert core.reply(0.3, 1, 0, 1, ("b", 1), group_sizes=[(1, 1)], seconds=1.0) == [
             Emit((("b", 0, 1),), 1),
             Emit((("b", 0, 1),), 1),
             SendLease(1, 1, (("b", 3, 4),), 1, 1),
@@ -59,11 +61,17 @@ class Balance(TestCase):
         ]
         # Each branch has one item at work, and none in its pipe while an item takes long; the rest waits in front.
         assert core.node(1).queue.items == 6
-        assert core.reply(0.2, 2, 0, 1, ("b", 1), runs=[(1, 1)], seconds=1.0) == [SendLease(2, 1, (("b", 1, 2),), 1, 1)]
-        assert core.reply(0.3, 2, 1, 1, ("c", 1), runs=[(1, 1)], seconds=1.0) == [SendLease(2, 2, (("b", 2, 3),), 1, 1)]
-        assert core.reply(0.4, 2, 2, 1, ("d", 1), runs=[(1, 1)], seconds=1.0) == [SendLease(2, 3, (("b", 3, 4),), 1, 1)]
+        assert core.reply(0.2, 2, 0, 1, ("b", 1), group_sizes=[(1, 1)], seconds=1.0) == [
+            SendLease(2, 1, (("b", 1, 2),), 1, 1)
+        ]
+        assert core.reply(0.3, 2, 1, 1, ("c", 1), group_sizes=[(1, 1)], seconds=1.0) == [
+            SendLease(2, 2, (("b", 2, 3),), 1, 1)
+        ]
+        assert core.reply(0.4, 2, 2, 1, ("d", 1), group_sizes=[(1, 1)], seconds=1.0) == [
+            SendLease(2, 3, (("b", 3, 4),), 1, 1)
+        ]
         # What the second branch gave waits for the first item, which is in the first branch.
-        assert core.reply(0.5, 1, 0, 1, ("e", 1), runs=[(1, 1)], seconds=1.0) == [
+        assert core.reply(0.5, 1, 0, 1, ("e", 1), group_sizes=[(1, 1)], seconds=1.0) == [
             Emit((("e", 0, 1),), 1),
             Emit((("b", 0, 1),), 1),
             Emit((("c", 0, 1),), 1),
@@ -80,20 +88,22 @@ class Balance(TestCase):
             SendLease(2, 0, (("b", 0, 1),), 1, 1),
         ]
         assert core.node(1).queue.items == 1
-        assert core.reply(0.2, 2, 0, 1, ("b", 1), runs=[(1, 1)], seconds=1.0) == [SendLease(2, 1, (("b", 1, 2),), 1, 1)]
+        assert core.reply(0.2, 2, 0, 1, ("b", 1), group_sizes=[(1, 1)], seconds=1.0) == [
+            SendLease(2, 1, (("b", 1, 2),), 1, 1)
+        ]
 
     def test_whole_batches(self) -> None:
         first, second = Processor(job, batch=2), Processor(job, batch=2)
         core = self.forked(first, second, pipe=Pipe(4))
-        assert core.node(1).unit == 2 and not core.node(1).strict
+        assert core.node(1).batch_size == 2 and not core.node(1).strict
         assert self.fill(core, 3) == [Grant(0, 0, 64), SendLease(1, 0, (("a", 0, 1), ("b", 0, 1)), 2, 1)]
         assert core.node(1).queue.items == 1
         assert core.feed(0.2, "B", 1) == [SendLease(0, 1, (("B", 0, 1),), 1, 1)]
         assert core.reply(0.3, 0, 1, 1, ("b", 2)) == [SendLease(2, 0, (("b", 1, 2), ("b", 0, 1)), 2, 1)]
         # The last batch may be short, and is the first branch's, whoever is free.
         assert core.end(0.4) == []
-        assert core.reply(0.5, 2, 0, 1, ("e", 1), runs=[(1, 1)], seconds=1.0) == []
-        assert core.reply(0.6, 1, 0, 1, ("f", 1), runs=[(1, 1)], seconds=1.0) == [
+        assert core.reply(0.5, 2, 0, 1, ("e", 1), group_sizes=[(1, 1)], seconds=1.0) == []
+        assert core.reply(0.6, 1, 0, 1, ("f", 1), group_sizes=[(1, 1)], seconds=1.0) == [
             Emit((("f", 0, 1),), 1),
             Emit((("e", 0, 1),), 1),
             SendLease(1, 1, (("b", 1, 2),), 1, 1),
@@ -111,7 +121,7 @@ class Balance(TestCase):
             Pipe(64),
             Join(),
         )
-        assert core.node(1).unit == 1 and core.node(1).strict
+        assert core.node(1).batch_size == 1 and core.node(1).strict
         assert self.fill(core, 6) == [
             Grant(0, 0, 65),
             SendLease(1, 0, (("a", 0, 1),), 1, 1),
@@ -119,16 +129,20 @@ class Balance(TestCase):
         ]
         assert core.node(1).queue.items == 2
         # The second branch has room, but it is the first one's turn.
-        assert core.reply(0.2, 2, 0, 1, ("b", 1), runs=[(1, 1)], seconds=1.0) == [SendLease(2, 1, (("b", 2, 3),), 1, 1)]
+        assert core.reply(0.2, 2, 0, 1, ("b", 1), group_sizes=[(1, 1)], seconds=1.0) == [
+            SendLease(2, 1, (("b", 2, 3),), 1, 1)
+        ]
         assert core.node(1).queue.items == 2
-        assert core.reply(0.3, 1, 0, 1, ("c", 1), runs=[(1, 1)], seconds=1.0) == [SendLease(1, 1, (("b", 1, 2),), 1, 1)]
+        assert core.reply(0.3, 1, 0, 1, ("c", 1), group_sizes=[(1, 1)], seconds=1.0) == [
+            SendLease(1, 1, (("b", 1, 2),), 1, 1)
+        ]
         assert core.node(1).queue.items == 0
 
     def test_the_end_goes_down_every_branch(self) -> None:
         core = self.forked(Processor(job), Processor(job), pipe=Pipe(4))
         self.fill(core, 1)
         assert core.end(0.2) == []
-        assert core.reply(0.3, 1, 0, 1, ("b", 1), runs=[(1, 1)]) == [Emit((("b", 0, 1),), 1), Finish()]
+        assert core.reply(0.3, 1, 0, 1, ("b", 1), group_sizes=[(1, 1)]) == [Emit((("b", 0, 1),), 1), Finish()]
 
     def test_without_order_nothing_waits_for_another_branch(self) -> None:
         core = self.forked(Processor(job), Processor(job), pipe=Pipe(4), ordered=False)

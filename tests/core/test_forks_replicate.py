@@ -42,8 +42,8 @@ class Replicate(TestCase):
             SendLease(1, 0, (("a", 0, 1),), 1, 1),
             SendLease(2, 0, (("a", 0, 1),), 1, 1),
         ]
-        assert core.reply(0.2, 1, 0, 1, ("b", 1), runs=[(1, 1)]) == [Emit((("b", 0, 1),), 1)]
-        assert core.reply(0.3, 2, 0, 1, ("c", 1), runs=[(1, 1)]) == [Emit((("c", 0, 1),), 1)]
+        assert core.reply(0.2, 1, 0, 1, ("b", 1), group_sizes=[(1, 1)]) == [Emit((("b", 0, 1),), 1)]
+        assert core.reply(0.3, 2, 0, 1, ("c", 1), group_sizes=[(1, 1)]) == [Emit((("c", 0, 1),), 1)]
         assert core.end(0.4) == [Finish()]
 
     def test_the_fullest_branch_decides(self) -> None:
@@ -51,17 +51,17 @@ class Replicate(TestCase):
         core.give(0.1, 8)
         # The second branch holds 4, and one in the hands of its worker.
         assert core.machine.steps[1].held == 4 and core.machine.steps[2].held == 4
-        assert core.node(1).room(0) == 64 - 3
+        assert core.node(1).free_capacity(0) == 64 - 3
         # So the first branch, which has room for 60 more, gets none either.
-        assert core.reply(0.2, 1, 0, 1, ("b", 1), runs=[(1, 1)], seconds=1.0) == [
+        assert core.reply(0.2, 1, 0, 1, ("b", 1), group_sizes=[(1, 1)], seconds=1.0) == [
             Emit((("b", 0, 1),), 1),
             SendLease(1, 1, (("b", 0, 1),), 1, 1),
         ]
-        assert core.reply(0.3, 2, 0, 1, ("c", 1), runs=[(1, 1)], seconds=1.0) == [
+        assert core.reply(0.3, 2, 0, 1, ("c", 1), group_sizes=[(1, 1)], seconds=1.0) == [
             Emit((("c", 0, 1),), 1),
             SendLease(2, 1, (("b", 0, 1),), 1, 1),
         ]
-        assert core.node(1).room(0) == 64 - 2
+        assert core.node(1).free_capacity(0) == 64 - 2
 
     def test_branches_without_a_pipe_share_that_in_front(self) -> None:
         core = Driven(Processor(job), Pipe(3), ReplicatingFork(2), Processor(job), Pipe(64), Join())
@@ -72,25 +72,25 @@ class Replicate(TestCase):
             SendLease(1, 0, (("a", 0, 1),), 1, 1),
             SendLease(2, 0, (("a", 0, 1),), 1, 1),
         ]
-        assert core.node(1).room(0) == 3
+        assert core.node(1).free_capacity(0) == 3
         assert core.reply(0.2, 0, 0, 1, ("b", 3)) == []
-        assert core.node(1).room(0) == 0
-        assert core.reply(0.3, 1, 0, 1, ("c", 1), runs=[(1, 1)], seconds=1.0) == [
+        assert core.node(1).free_capacity(0) == 0
+        assert core.reply(0.3, 1, 0, 1, ("c", 1), group_sizes=[(1, 1)], seconds=1.0) == [
             Emit((("c", 0, 1),), 1),
             SendLease(1, 1, (("b", 0, 1),), 1, 1),
         ]
         # Only when the slower branch has taken an item there is room for another.
-        assert core.node(1).room(0) == 0
-        assert core.reply(0.4, 2, 0, 1, ("d", 1), runs=[(1, 1)], seconds=1.0) == [
+        assert core.node(1).free_capacity(0) == 0
+        assert core.reply(0.4, 2, 0, 1, ("d", 1), group_sizes=[(1, 1)], seconds=1.0) == [
             Emit((("d", 0, 1),), 1),
             SendLease(2, 1, (("b", 0, 1),), 1, 1),
         ]
-        assert core.node(1).room(0) == 1
-        assert core.reply(0.5, 1, 1, 1, ("e", 1), runs=[(1, 1)], seconds=1.0) == [
+        assert core.node(1).free_capacity(0) == 1
+        assert core.reply(0.5, 1, 1, 1, ("e", 1), group_sizes=[(1, 1)], seconds=1.0) == [
             Emit((("e", 0, 1),), 1),
             SendLease(1, 2, (("b", 1, 2),), 1, 1),
         ]
-        assert core.reply(0.6, 2, 1, 1, ("f", 1), runs=[(1, 1)], seconds=1.0) == [
+        assert core.reply(0.6, 2, 1, 1, ("f", 1), group_sizes=[(1, 1)], seconds=1.0) == [
             Emit((("f", 0, 1),), 1),
             SendLease(2, 2, (("b", 1, 2),), 1, 1),
         ]
@@ -102,8 +102,8 @@ class Replicate(TestCase):
         fork = core.node(1)
         assert fork.ended and fork.queue.items == 1
         for lease in range(6):
-            core.reply(1.0 + lease, 1, lease, 1, runs=[(0, 1)], seconds=1.0)
-            commands = core.reply(1.5 + lease, 2, lease, 1, runs=[(0, 1)], seconds=1.0)
+            core.reply(1.0 + lease, 1, lease, 1, group_sizes=[(0, 1)], seconds=1.0)
+            commands = core.reply(1.5 + lease, 2, lease, 1, group_sizes=[(0, 1)], seconds=1.0)
         assert commands == [Finish()]
 
     def test_without_order_nothing_is_grouped(self) -> None:

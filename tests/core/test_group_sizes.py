@@ -21,9 +21,9 @@ CUTS = st.lists(st.integers(0, 100), max_size=6)
 TRAILING = st.integers(0, 5)
 
 
-def sizes_of(runs: GroupSizes) -> list[int]:
+def sizes_of(group_sizes: GroupSizes) -> list[int]:
     """The plain sequence of sizes that runs stand for."""
-    return [size for size, repeat in runs for _ in range(repeat)]
+    return [size for size, repeat in group_sizes for _ in range(repeat)]
 
 
 def chunks(sizes: list[int], trailing: int, cuts: list[int]) -> list[tuple[GroupSizes, int]]:
@@ -49,8 +49,8 @@ def chunks(sizes: list[int], trailing: int, cuts: list[int]) -> list[tuple[Group
 def joined(parts: list[tuple[GroupSizes, int]]) -> tuple[list[int], int]:
     """The sizes of the groups in chunks, and how many items are behind the last closed one."""
     groups = Groups()
-    for runs, items in parts:
-        groups.push(runs, items)
+    for group_sizes, items in parts:
+        groups.push(group_sizes, items)
     return drained(groups), groups.open
 
 
@@ -67,17 +67,17 @@ class RunsTests(TestCase):
     """A sequence of sizes in its shortest form."""
 
     def test_nothing_is_nothing(self) -> None:
-        runs: GroupSizes = []
-        append_groups(runs, 3, 0)
-        assert runs == [] and group_sizes_of([]) == [] and total([]) == 0
+        group_sizes: GroupSizes = []
+        append_groups(group_sizes, 3, 0)
+        assert group_sizes == [] and group_sizes_of([]) == [] and total([]) == 0
 
     @EXAMPLES
     @given(SIZES)
     def test_there_and_back(self, sizes: list[int]) -> None:
-        runs = group_sizes_of(sizes)
-        assert sizes_of(runs) == sizes and total(runs) == sum(sizes)
-        assert all(repeat > 0 for _, repeat in runs)
-        assert all(one[0] != other[0] for one, other in pairwise(runs))
+        group_sizes = group_sizes_of(sizes)
+        assert sizes_of(group_sizes) == sizes and total(group_sizes) == sum(sizes)
+        assert all(repeat > 0 for _, repeat in group_sizes)
+        assert all(one[0] != other[0] for one, other in pairwise(group_sizes))
 
 
 class GroupsTests(TestCase):
@@ -189,22 +189,22 @@ class RegroupTests(TestCase):
         choose = random.Random(seed).randrange
         inner = [choose(4) for _ in range(elements)]
         regroup = Regroup()
-        fed: list[tuple[GroupSizes, int]] = []
+        source_items: list[tuple[GroupSizes, int]] = []
         pushed, reported = 0, 0
         waiting = chunks(outer, beyond, cuts)
-        for runs, items in chunks(inner, trailing, others):
-            reported += sum(repeat for _, repeat in runs)
+        for group_sizes, items in chunks(inner, trailing, others):
+            reported += sum(repeat for _, repeat in group_sizes)
             # An element comes in before anything comes of it, and all do before what is trailing; some come sooner.
             while waiting and (pushed <= reported or choose(2)):
                 groups, count = waiting.pop(0)
                 regroup.push(groups, count)
                 pushed += count
-            fed.append((regroup.feed(runs, items), items))
+            source_items.append((regroup.feed(group_sizes, items), items))
         for groups, count in waiting:
             regroup.push(groups, count)
-        fed.append((regroup.feed([], 0), 0))
+        source_items.append((regroup.feed([], 0), 0))
         found, behind = composed(outer, inner)
-        sizes, rest = joined(fed)
+        sizes, rest = joined(source_items)
         assert sum(sizes) + rest == sum(inner) + trailing
         assert (sizes, rest) == (found, behind + trailing)
 
@@ -213,7 +213,7 @@ class BatcherTests(TestCase):
     """Groups of items into groups of batches."""
 
     def test_a_unit_of_one_is_an_item(self) -> None:
-        assert Batcher(1).units([(2, 3)], 7) == ([(2, 3)], 7)
+        assert Batcher(1).calls([(2, 3)], 7) == ([(2, 3)], 7)
 
     @EXAMPLES
     @given(st.integers(1, 5), SIZES, TRAILING, CUTS)
@@ -221,7 +221,7 @@ class BatcherTests(TestCase):
         self, unit: int, sizes: list[int], trailing: int, cuts: list[int]
     ) -> None:
         batcher = Batcher(unit)
-        parts = [batcher.units(runs, items) for runs, items in chunks(sizes, trailing, cuts)]
+        parts = [batcher.calls(group_sizes, items) for group_sizes, items in chunks(sizes, trailing, cuts)]
         ends = list(accumulate(sizes))
         expected = [end // unit - begin // unit for begin, end in zip([0, *ends], ends, strict=False)]
         whole = (sum(sizes) + trailing) // unit

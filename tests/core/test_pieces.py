@@ -104,8 +104,8 @@ class WeaveTests(TestCase):
     @EXAMPLES
     @given(lanes_of_groups(), st.booleans())
     def test_woven_is_the_groups_side_by_side(self, lanes: list[list[list[str]]], zipped: bool) -> None:
-        runs = tuple(group_sizes_of(map(len, groups)) for groups in lanes)
-        assert list(woven([list(flat(groups)) for groups in lanes], runs, zipped)) == model_of(lanes, zipped)
+        group_sizes = tuple(group_sizes_of(map(len, groups)) for groups in lanes)
+        assert list(woven([list(flat(groups)) for groups in lanes], group_sizes, zipped)) == model_of(lanes, zipped)
 
     @EXAMPLES
     @given(lanes_of_groups(), st.booleans(), st.integers(0, 12))
@@ -121,9 +121,9 @@ class WeaveTests(TestCase):
             else:
                 lane.push((), 0, group_sizes_of(map(len, groups)))
             waiting.append(lane)
-        runs, lane_runs, items = closed_groups(waiting, room, zipped=zipped)
-        got = items_in(weave(waiting, lane_runs, items, zipped=zipped))
-        taken = sum(repeat for _, repeat in runs)
+        group_sizes, lane_sizes, items = closed_groups(waiting, room, zipped=zipped)
+        got = items_in(weave(waiting, lane_sizes, items, zipped=zipped))
+        taken = sum(repeat for _, repeat in group_sizes)
         assert got == model_of([groups[:taken] for groups in lanes], zipped)
         assert len(got) == items <= room
         if taken < len(lanes[0]):

@@ -11,7 +11,7 @@ from typing import Any
 from conveyor import Pipe, Pipeline, Processor
 from conveyor.core.commands import Emit, EndWorker, Finish, Revoke, SendLease, StartWorker
 from conveyor.core.events import RunStarted
-from conveyor.core.leasing.work_stealing import SHARED_SECONDS, SILENT_SECONDS
+from conveyor.core.leasing.work_stealing import SILENT_WORKER_SECONDS, STEAL_WORTH_SECONDS
 from conveyor.core.tuning.roster import Durations
 from tests.helpers.driving import Driven
 from tests.helpers.support import TestCase
@@ -81,16 +81,16 @@ class Coming(TestCase):
         core = Driven(auto(), Pipe(64), Processor(job, workers=2), Pipe(64), Ending(workers="auto"), Pipe(8))
         core.feed(0.0, "A", 5)
         core.resize(1.0, 0, 2)
-        first, second, third = core.sights
+        first, second, third = core.step_loads
         assert (first.name, first.workers, first.starting, first.least, first.most) == ("job", 1, 0, 1, None)
         assert (first.waiting, first.bound, first.ended) == (4, 64, False)
-        assert (first.units, first.busy, first.cpu, first.blocked) == (0, 1.0, 0.0, 0.0)
+        assert (first.calls, first.busy, first.cpu, first.blocked) == (0, 1.0, 0.0, 0.0)
         assert (second.least, second.most, third.least, third.most) == (2, 2, 1, None)
         core.resize(2.1, 2, 2)
         core.ready(2.2, 5)
         core.tick(3.2)
         # What a worker has to say at the end must not be lost with it.
-        assert (core.sights[0].starting, core.sights[2].workers, core.sights[2].least) == (1, 2, 2)
+        assert (core.step_loads[0].starting, core.step_loads[2].workers, core.step_loads[2].least) == (1, 2, 2)
 
     def test_the_timer_is_the_policys(self) -> None:
         core = Driven(auto(), Pipe(64))
@@ -180,11 +180,11 @@ class TakingBack(TestCase):
         core = self.unequal()
         assert core.machine.timer is None
         assert core.reply(1.002, 1, 4, 2, ("e", 2), seconds=0.0002) == []
-        assert core.machine.timer == 1.0 + SILENT_SECONDS
+        assert core.machine.timer == 1.0 + SILENT_WORKER_SECONDS
         assert core.tick(1.004) == []
         assert core.tick(1.011) == [Revoke(0, 3, 1)]
         # It is at the first unit, so the second one and the whole lease behind it go to the other.
-        assert core.begun(1.012, 0, 3, 1) == [
+        assert core.revoke_result(1.012, 0, 3, 1) == [
             SendLease(1, 6, (("C", 1, 2),), 1, 1),
         ]
         assert core.reply(1.013, 1, 6, 1, ("f", 1), seconds=0.0001) == [SendLease(1, 7, (("D", 0, 8),), 8, 10)]
@@ -209,10 +209,10 @@ class TakingBack(TestCase):
         assert core.feed(1.0005, "D", 1) == [SendLease(0, 6, (("D", 0, 1),), 1, 1)]
         # The second has nothing to do, and what the first has not begun takes 16 ms; but what comes next is for it.
         assert core.reply(1.001, 1, 5, 1, ("c", 1), seconds=0.016) == []
-        assert core.machine.timer == 1.0005 + SHARED_SECONDS
+        assert core.machine.timer == 1.0005 + STEAL_WORTH_SECONDS
         assert core.feed(1.002, "E", 1) == [SendLease(1, 7, (("E", 0, 1),), 1, 1)]
         assert core.reply(1.003, 1, 7, 1, ("e", 1), seconds=0.016) == []
-        assert core.tick(1.002 + SHARED_SECONDS) == [Revoke(0, 4, 1)]
+        assert core.tick(1.002 + STEAL_WORTH_SECONDS) == [Revoke(0, 4, 1)]
 
     def test_from_one_that_is_silent_as_long_as_more_comes_in(self) -> None:
         core = Driven(Processor(job, workers=2), Pipe(64), ordered=False)
@@ -238,13 +238,13 @@ class TakingBack(TestCase):
         core = self.unequal()
         assert core.end(1.0015) == []
         assert core.reply(1.002, 1, 4, 2, ("e", 2), seconds=0.0002) == []
-        assert core.machine.timer == 1.0 + SILENT_SECONDS
+        assert core.machine.timer == 1.0 + SILENT_WORKER_SECONDS
 
     def test_without_order(self) -> None:
         core = self.unequal(ordered=False)
         core.reply(1.002, 1, 4, 2, ("e", 2), seconds=0.0002)
         core.tick(1.011)
-        assert core.begun(1.012, 0, 3, 1) == [SendLease(1, 6, (("C", 1, 2),), 1, 1)]
+        assert core.revoke_result(1.012, 0, 3, 1) == [SendLease(1, 6, (("C", 1, 2),), 1, 1)]
         assert core.reply(1.013, 1, 6, 1, ("f", 1), seconds=0.0001) == [
             Emit((("f", 0, 1),), 1),
             SendLease(1, 7, (("D", 0, 8),), 8, 10),
@@ -255,7 +255,7 @@ class TakingBack(TestCase):
         core.reply(1.002, 1, 4, 2, ("e", 2), seconds=0.0002)
         core.tick(1.011)
         # It may begin the second unit; and says later that it did not.
-        assert core.begun(1.012, 0, 3, 2) == [SendLease(1, 6, (("D", 0, 8),), 8, 10)]
+        assert core.revoke_result(1.012, 0, 3, 2) == [SendLease(1, 6, (("D", 0, 8),), 8, 10)]
         assert core.reply(1.013, 1, 6, 8, ("f", 8), seconds=0.0001) == []
         assert core.reply(1.014, 0, 3, 1, ("d", 1), seconds=0.0001) == [
             Emit((("d", 0, 1),), 1),
@@ -272,7 +272,7 @@ class TakingBack(TestCase):
         assert core.feed(1.0, "C", 4) == [SendLease(0, 3, (("C", 0, 2),), 2, 2), SendLease(1, 4, (("C", 2, 4),), 2, 2)]
         assert core.feed(1.1, "D", 2) == [SendLease(0, 5, (("D", 0, 2),), 2, 2)]
         assert core.reply(1.2, 1, 4, 2, ("d", 2), seconds=0.016) == [Revoke(0, 3, 1)]
-        assert core.begun(1.2, 0, 3, 1) == [SendLease(1, 6, (("C", 1, 2),), 1, 1)]
+        assert core.revoke_result(1.2, 0, 3, 1) == [SendLease(1, 6, (("C", 1, 2),), 1, 1)]
 
     def test_nothing_is_taken_back_while_something_waits_or_nobody_is_free(self) -> None:
         core = self.unequal()
@@ -283,7 +283,7 @@ class TakingBack(TestCase):
         core = self.unequal()
         core.reply(1.002, 1, 4, 2, ("e", 2), seconds=0.0002)
         core.tick(1.011)
-        core.begun(1.012, 0, 3, 1)
+        core.revoke_result(1.012, 0, 3, 1)
         # It had one item left, and that is all that runs again.
         core.reply(1.013, 1, 6, 1, ("f", 1), seconds=0.0001)
         core.reply(1.014, 1, 7, 8, ("g", 8), seconds=0.0001)
@@ -299,7 +299,7 @@ class TakingBack(TestCase):
         core.handle(RunStarted(), 1.3)
         first, second = core.feed(1.4, "Z", 2)
         assert isinstance(first, SendLease) and isinstance(second, SendLease) and first.worker == 0
-        assert core.begun(1.5, 0, 3, 1) == []
+        assert core.revoke_result(1.5, 0, 3, 1) == []
         assert core.reply(1.6, 0, first.lease, 1, ("z", 1)) == [Emit((("z", 0, 1),), 1)]
 
     def test_a_cancelled_run_takes_nothing_back(self) -> None:
@@ -307,7 +307,7 @@ class TakingBack(TestCase):
         core.reply(1.002, 1, 4, 2, ("e", 2), seconds=0.0002)
         core.tick(1.011)
         core.cancel(1.012)
-        assert core.begun(1.013, 0, 3, 1) == []
+        assert core.revoke_result(1.013, 0, 3, 1) == []
         assert core.reply(1.1, 0, 3, 0) == []
         assert core.reply(1.2, 0, 5, 0) == [Finish()]
 

@@ -11,7 +11,7 @@ from typing import Any
 from conveyor import Pipe, Processor
 from conveyor.core.commands import Emit, Finish, Grant, Pull, SendLease
 from conveyor.core.events import CreditReturned
-from conveyor.core.tuning.chunk_size import UNWEIGHED, first_pull
+from conveyor.core.tuning.chunk_size import UNWEIGHED_ITEMS, first_pull
 from tests.helpers.driving import Driven, plan_of
 from tests.helpers.support import TestCase
 
@@ -26,7 +26,7 @@ class Source(TestCase):
     def test_the_first_items_come_unasked(self) -> None:
         assert first_pull(plan_of(Processor(job), Pipe(8))) == 8
         assert first_pull(plan_of(Processor(job, batch=9), Pipe(8))) == 9
-        assert first_pull(plan_of(Processor(job))) == UNWEIGHED
+        assert first_pull(plan_of(Processor(job))) == UNWEIGHED_ITEMS
 
     def test_more_than_was_asked_for_is_an_error(self) -> None:
         core = Driven(Processor(job), Pipe(2))
@@ -67,11 +67,11 @@ class Source(TestCase):
         core = Driven(Processor(job), Pipe(64))
         # 4 MiB each, so that four fill the 16 MiB of the pipe.
         assert core.feed(0.0, "A", 8, size=8 * 4 << 20) == [SendLease(0, 0, (("A", 0, 1),), 1, 1)]
-        assert core.machine.first.room(0) == 4 - 7
-        assert core.machine.first.room(0, weighed=False) == 64 - 7
+        assert core.machine.first.free_capacity(0) == 4 - 7
+        assert core.machine.first.free_capacity(0, weighed=False) == 64 - 7
         for lease in range(7):
             core.reply(1.0 + lease, 0, lease, 1, seconds=1.0)
-        assert core.machine.first.room(0) == 4
+        assert core.machine.first.free_capacity(0) == 4
 
     def test_items_that_have_become_heavy_are_asked_for_anew(self) -> None:
         core = Driven(Processor(job), Pipe(64))
@@ -92,7 +92,7 @@ class Source(TestCase):
         core.handle(CreditReturned(2), 0.1)
         assert core.pulls == [Pull(2)]
         core.feed(0.2, "B", 1 + 2)
-        assert core.machine.first.room(0) == 0
+        assert core.machine.first.free_capacity(0) == 0
 
     def test_what_is_on_its_way_to_a_source_that_gives_back_stays_allowed(self) -> None:
         core = Driven(Processor(job), Pipe(64))
@@ -118,9 +118,9 @@ class Sink(TestCase):
         core = Driven(Processor(job), Pipe(2))
         core.feed(0.0, "A", 1)
         assert core.reply(0.1, 0, 0, 0, ("a", 1), final=False) == [Emit((("a", 0, 1),), 1)]
-        assert (core.machine.sink.waiting, core.machine.sink.room(0)) == (1, 1)
+        assert (core.machine.sink.waiting, core.machine.sink.free_capacity(0)) == (1, 1)
         assert core.consume(0.2, 1) == []
-        assert (core.machine.sink.waiting, core.machine.sink.room(0)) == (0, 2)
+        assert (core.machine.sink.waiting, core.machine.sink.free_capacity(0)) == (0, 2)
 
     def test_heavy_results_fill_the_pipe_sooner(self) -> None:
         core = Driven(Processor(job), Pipe(8))

@@ -63,7 +63,7 @@ class Sizes(TestCase):
             Emit((("f", 0, 16),), 16),
             SendLease(0, 6, (("A", 33, 40),), 7, 8),
         ]
-        assert core.machine.first.sizer.size == 16
+        assert core.machine.first.chunk_sizer.size == 16
 
     def test_a_slow_job_has_one_item_at_a_time_and_none_ahead(self) -> None:
         core = Driven(Processor(job), Pipe(64))
@@ -95,8 +95,8 @@ class Sizes(TestCase):
             SendLease(0, 1, (("A", 1, 2),), 1, 1),
             SendLease(0, 2, (("A", 2, 3),), 1, 1),
         ]
-        assert core.loaded(0.2, 0.4) == []
-        assert core.loaded(0.3, 0.9) == [SetFlushInterval(0, 0.02)]
+        assert core.observe_load(0.2, 0.4) == []
+        assert core.observe_load(0.3, 0.9) == [SetFlushInterval(0, 0.02)]
         assert core.reply(0.4, 0, 1, 1, ("b", 1), seconds=0.016) == [
             Emit((("b", 0, 1),), 1),
             SendLease(0, 3, (("A", 3, 5),), 2, 2),
@@ -104,7 +104,7 @@ class Sizes(TestCase):
         # Who comes later is told, too.
         assert core.lose(0.5, 0, "killed") == [StartWorker(0, 1)]
         assert core.ready(0.6, 1) == [SetFlushInterval(1, 0.02), SendLease(1, 4, (("A", 2, 3),), 1, 1)]
-        assert core.loaded(0.7, 0.1) == [SetFlushInterval(1, 0.01)]
+        assert core.observe_load(0.7, 0.1) == [SetFlushInterval(1, 0.01)]
 
     def test_a_long_line_is_cut_into_long_leases_and_its_end_into_short_ones(self) -> None:
         core = Driven(Processor(job), Pipe(10_000))
@@ -137,7 +137,7 @@ class Sizes(TestCase):
         core.feed(0.2, "B", 2)
         core.reply(0.3, 0, 1, 1, ("b", 1))
         core.reply(0.4, 1, 2, 1, ("c", 1))
-        assert core.machine.first.sizer.size == 8
+        assert core.machine.first.chunk_sizer.size == 8
         assert core.feed(0.5, "C", 7) == [
             SendLease(0, 3, (("C", 0, 3),), 3, 3),
             SendLease(1, 4, (("C", 3, 5),), 2, 2),
@@ -150,8 +150,8 @@ class Sizes(TestCase):
         assert core.reply(0.1, 0, 0, 1, ("a", 1), size=200 * 1024) == [SendLease(1, 0, (("a", 0, 1),), 1, 1)]
         core.reply(0.2, 1, 0, 1, ("b", 1))
         # A chunk of the second step is at most 256 KiB, so one item.
-        assert core.machine.steps[1].sizer.size == 1
-        assert core.machine.steps[0].sizer.size == 2
+        assert core.machine.steps[1].chunk_sizer.size == 1
+        assert core.machine.steps[0].chunk_sizer.size == 2
 
 
 class Pipes(TestCase):
@@ -339,7 +339,7 @@ class Ends(TestCase):
         core.reply(0.006, 0, 3, 4, ("d", 4))
         assert core.tick(0.1) == [Revoke(1, 4, 1)]
         assert core.end(0.2) == []
-        assert core.begun(0.3, 1, 4, 1) == [SendLease(0, 5, (("C", 5, 8),), 3, 3)]
+        assert core.revoke_result(0.3, 1, 4, 1) == [SendLease(0, 5, (("C", 5, 8),), 3, 3)]
         assert core.reply(0.4, 1, 4, 1, ("e", 1)) == [
             Emit((("e", 0, 1),), 1),
             SendLease(0, 6, (), 0, 1, finish=True),
@@ -461,11 +461,11 @@ class Losses(TestCase):
         core.reply(0.4, 0, 2, 2, ("c", 2))
         assert core.machine.steps[0].workers[0].outstanding == 4
         # Of the four items of its lease it had begun two, and done one of these.
-        assert core.lose(0.5, 0, "killed", begun=(3, 2)) == [StartWorker(0, 1)]
+        assert core.lose(0.5, 0, "killed", started=(3, 2)) == [StartWorker(0, 1)]
         # They may have nothing to do with it; it may have been the system.
         assert core.ready(0.6, 1) == [SendLease(1, 4, (("B", 4, 6),), 2, 2)]
         # The second time they are tried one by one, and the others not.
-        assert core.lose(0.7, 1, "killed", begun=(4, 2)) == [StartWorker(0, 2)]
+        assert core.lose(0.7, 1, "killed", started=(4, 2)) == [StartWorker(0, 2)]
         assert core.ready(0.8, 2) == [SendLease(2, 5, (("B", 4, 5),), 1, 1)]
         assert core.reply(0.9, 2, 5, 1, ("d", 1)) == [Emit((("d", 0, 1),), 1), SendLease(2, 6, (("B", 5, 6),), 1, 1)]
         assert core.reply(1.0, 2, 6, 1, ("e", 1)) == [Emit((("e", 0, 1),), 1), SendLease(2, 7, (("B", 6, 8),), 2, 2)]
@@ -477,25 +477,25 @@ class Losses(TestCase):
         core.feed(0.2, "B", 2)
         core.reply(0.3, 0, 1, 1, ("b", 1))
         # It had one item alone, so it is known which.
-        assert core.lose(0.4, 0, "killed", begun=(2, 1)) == [StartWorker(0, 1)]
+        assert core.lose(0.4, 0, "killed", started=(2, 1)) == [StartWorker(0, 1)]
         assert core.ready(0.5, 1) == [SendLease(1, 3, (("B", 1, 2),), 1, 1)]
-        assert core.lose(0.6, 1, "again", begun=(3, 1)) == [Fail(0, 1, 2, 2, "again", "item")]
+        assert core.lose(0.6, 1, "again", started=(3, 1)) == [Fail(0, 1, 2, 2, "again", "item")]
         assert core.machine.over
 
     def test_one_that_was_killed_from_outside_counts_for_less(self) -> None:
         core = Driven(Processor(job), Pipe(64))
         core.feed(0.0, "A", 1)
-        assert core.lose(0.1, 0, "killed", begun=(0, 1), killed=True) == [StartWorker(0, 1)]
+        assert core.lose(0.1, 0, "killed", started=(0, 1), killed=True) == [StartWorker(0, 1)]
         core.ready(0.2, 1)
-        assert core.lose(0.3, 1, "killed", begun=(1, 1), killed=True) == [StartWorker(0, 2)]
+        assert core.lose(0.3, 1, "killed", started=(1, 1), killed=True) == [StartWorker(0, 2)]
         core.ready(0.4, 2)
-        assert core.lose(0.5, 2, "killed", begun=(2, 1), killed=True) == [Fail(0, 2, 0, 0, "killed", "item")]
+        assert core.lose(0.5, 2, "killed", started=(2, 1), killed=True) == [Fail(0, 2, 0, 0, "killed", "item")]
 
     def test_one_that_had_not_begun_its_item_counts_for_nothing(self) -> None:
         core = Driven(Processor(job), Pipe(64))
         core.feed(0.0, "A", 1)
         for worker in range(5):
-            assert core.lose(0.1, worker, "killed", begun=(worker, 0), killed=True) == [StartWorker(0, worker + 1)]
+            assert core.lose(0.1, worker, "killed", started=(worker, 0), killed=True) == [StartWorker(0, worker + 1)]
             assert core.ready(0.2, worker + 1) == [SendLease(worker + 1, worker + 1, (("A", 0, 1),), 1, 1)]
 
     def test_one_that_was_done_is_not_to_blame_though_nobody_heard_of_it(self) -> None:
@@ -505,13 +505,13 @@ class Losses(TestCase):
         assert core.feed(0.2, "B", 1) == [SendLease(0, 1, (("B", 0, 1),), 1, 1)]
         assert core.feed(0.3, "C", 2) == [SendLease(0, 2, (("C", 0, 2),), 2, 2)]
         # It died at the first item of the second lease; its reply for the first got lost with it.
-        assert core.lose(0.4, 0, "killed", begun=(2, 1)) == [StartWorker(0, 1)]
+        assert core.lose(0.4, 0, "killed", started=(2, 1)) == [StartWorker(0, 1)]
         assert core.ready(0.5, 1) == [SendLease(1, 3, (("B", 0, 1),), 1, 1)]
-        assert core.lose(0.6, 1, "killed", begun=(3, 1)) == [StartWorker(0, 2)]
+        assert core.lose(0.6, 1, "killed", started=(3, 1)) == [StartWorker(0, 2)]
         assert core.ready(0.7, 2) == [SendLease(2, 4, (("B", 0, 1),), 1, 1)]
         assert core.reply(0.8, 2, 4, 1, ("b", 1)) == [Emit((("b", 0, 1),), 1), SendLease(2, 5, (("C", 0, 1),), 1, 1)]
         # At this one two have died now.
-        assert core.lose(0.9, 2, "killed", begun=(5, 1)) == [Fail(0, 2, 2, 2, "killed", "item")]
+        assert core.lose(0.9, 2, "killed", started=(5, 1)) == [Fail(0, 2, 2, 2, "killed", "item")]
 
     def test_state_is_lost_unless_it_may_be(self) -> None:
         core = Driven(Ending(), Pipe(64))

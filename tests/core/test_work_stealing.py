@@ -6,7 +6,7 @@ Law: what is expected is the whole answer: the worker, and when to look again.
 from __future__ import annotations
 
 from conveyor.core.leasing.leases import Lease, Worker
-from conveyor.core.leasing.work_stealing import SHARED_SECONDS, SILENT_SECONDS, to_recall
+from conveyor.core.leasing.work_stealing import SILENT_WORKER_SECONDS, STEAL_WORTH_SECONDS, worker_to_revoke
 from tests.helpers.support import TestCase
 
 
@@ -29,9 +29,9 @@ class Sharing(TestCase):
         unit: int = 1,
         seconds: float = 0.001,
         came_at: float | None = None,
-        stretch: float = 1.0,
+        load_factor: float = 1.0,
     ) -> tuple[int | None, float | None]:
-        found, look_at = to_recall(workers, unit, seconds, came_at, stretch, now)
+        found, look_at = worker_to_revoke(workers, unit, seconds, came_at, load_factor, now)
         return None if found is None else found.number, look_at
 
     def test_where_all_have_something_to_do(self) -> None:
@@ -49,26 +49,26 @@ class Sharing(TestCase):
 
     def test_what_is_over_in_a_moment_is_left(self) -> None:
         little = worker(0, 2), worker(1)
-        assert self.chosen(*little) == (None, 10.0 + SILENT_SECONDS)
+        assert self.chosen(*little) == (None, 10.0 + SILENT_WORKER_SECONDS)
         # Unless it takes longer than was expected.
-        assert self.chosen(*little, now=10.0 + SILENT_SECONDS) == (0, None)
-        assert self.chosen(*little, worker(2, 3, heard=9.995), seconds=0.0005) == (None, 9.995 + SILENT_SECONDS)
+        assert self.chosen(*little, now=10.0 + SILENT_WORKER_SECONDS) == (0, None)
+        assert self.chosen(*little, worker(2, 3, heard=9.995), seconds=0.0005) == (None, 9.995 + SILENT_WORKER_SECONDS)
 
     def test_one_that_has_been_told_is_passed_over(self) -> None:
         told = worker(0, 50)
-        told.recalled = True
+        told.revoked = True
         assert self.chosen(told, worker(1, 5), worker(2)) == (1, None)
         assert self.chosen(told, worker(1, 1), worker(2)) == (None, None)
 
     def test_while_more_comes_in_it_is_waited_for(self) -> None:
         two = worker(0, 50), worker(1)
-        assert self.chosen(*two, came_at=9.999) == (None, 9.999 + SHARED_SECONDS)
-        assert self.chosen(*two, came_at=10.0 - SHARED_SECONDS) == (0, None)
+        assert self.chosen(*two, came_at=9.999) == (None, 9.999 + STEAL_WORTH_SECONDS)
+        assert self.chosen(*two, came_at=10.0 - STEAL_WORTH_SECONDS) == (0, None)
         assert self.chosen(worker(0, 50), worker(1, 1), came_at=10.0) == (None, None)
 
     def test_who_is_silent_is_not_waited_for_as_long_as_more_comes_in(self) -> None:
         two = worker(0, 50), worker(1)
-        for now in (10.005, 10.0 + SILENT_SECONDS):
+        for now in (10.005, 10.0 + SILENT_WORKER_SECONDS):
             assert self.chosen(*two, now=now, came_at=now) == ((0, None) if now == 10.01 else (None, 10.005 + 0.002))
 
     def test_where_nobody_has_anything_there_is_nothing_to_look_at(self) -> None:
@@ -77,6 +77,6 @@ class Sharing(TestCase):
 
     def test_a_broker_with_much_to_do_leaves_more(self) -> None:
         two = worker(0, 9), worker(1)
-        assert self.chosen(*two, stretch=4.0) == (0, None)
-        assert self.chosen(*two, stretch=8.0) == (None, 10.0 + 8 * SILENT_SECONDS)
-        assert self.chosen(*two, stretch=4.0, came_at=9.995) == (None, 9.995 + 4 * SHARED_SECONDS)
+        assert self.chosen(*two, load_factor=4.0) == (0, None)
+        assert self.chosen(*two, load_factor=8.0) == (None, 10.0 + 8 * SILENT_WORKER_SECONDS)
+        assert self.chosen(*two, load_factor=4.0, came_at=9.995) == (None, 9.995 + 4 * STEAL_WORTH_SECONDS)

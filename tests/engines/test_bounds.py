@@ -104,8 +104,8 @@ def never_told_late():
     """A consumer says what it has taken where that is worth a message, or somebody waits for it; else never."""
     never = 1000.0
     with (
-        mock.patch("conveyor.core.nodes.sink.TELL_SECONDS", never),
-        mock.patch("conveyor.core.nodes.sink.SOON_SECONDS", never),
+        mock.patch("conveyor.core.nodes.sink.REPORT_SECONDS", never),
+        mock.patch("conveyor.core.nodes.sink.REPORT_SOON_SECONDS", never),
     ):
         yield
 

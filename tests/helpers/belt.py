@@ -18,10 +18,10 @@ from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from conveyor.core.tuning.autoscaling import Decision, Memory, StepLoad, decide
+from conveyor.core.tuning.autoscaling import PolicyState, Resize, StepLoad, decide
 
 FOREVER = math.inf
-TimeoutMonitor = Callable[[Memory, Sequence[StepLoad], list[Decision]], None]
+Observer = Callable[[PolicyState, Sequence[StepLoad], list[Resize]], None]
 # So many random factors are drawn for a step, and used again and again: drawing is slow.
 FACTORS = 499
 
@@ -57,7 +57,7 @@ class Load(NamedTuple):
 
     name: str
     jobs: tuple[Job, ...]
-    units: int
+    calls: int
     cores: float
     # When so many units become ready; None: all of them at once.
     arrivals: tuple[tuple[float, int], ...] | None = None
@@ -72,7 +72,7 @@ class Change(NamedTuple):
     """What was decided, and when."""
 
     at: float
-    decision: Decision
+    decision: Resize
 
 
 class Outcome(NamedTuple):
@@ -80,7 +80,7 @@ class Outcome(NamedTuple):
 
     seconds: float
     # When the source had nothing more.
-    fed: float
+    source_items: float
     changes: list[Change]
     split: tuple[int, ...]
 
@@ -113,7 +113,7 @@ class Place:
         self.blocked: deque[int] = deque()
         self.ended = False
         self.owed = 0.0
-        self.units = 0
+        self.calls = 0
         self.cpu = 0.0
         self.waited = 0.0
         # Sums of ends less beginnings; with what is under way they give totals at any moment.
@@ -134,7 +134,7 @@ class Place:
         """Have done with a unit; return how many outputs it has."""
         self.busy -= 1
         self.busy_seconds += now
-        self.units += 1
+        self.calls += 1
         self.cpu += cpu
         self.waited += wait
         self.owed += self.job.outputs
@@ -162,7 +162,7 @@ class Place:
         self.retiring += -change - cancelled
         return 0
 
-    def sight(self, now: float) -> StepLoad:
+    def step_load(self, now: float) -> StepLoad:
         """What is known of this step."""
         return StepLoad(
             name=self.name,
@@ -173,7 +173,7 @@ class Place:
             waiting=self.waiting,
             bound=self.job.bound,
             ended=self.ended,
-            units=self.units,
+            calls=self.calls,
             busy=self.busy_seconds + self.busy * now,
             cpu=self.cpu,
             waited=self.waited,
@@ -185,7 +185,7 @@ class Place:
 class Belt:
     """One run of a load, with a fixed split or with the policy."""
 
-    def __init__(self, load: Load, split: Sequence[int] | None = None, watch: TimeoutMonitor | None = None) -> None:
+    def __init__(self, load: Load, split: Sequence[int] | None = None, watch: Observer | None = None) -> None:
         self.load = load
         self.watch = watch
         self.now = 0.0
@@ -200,12 +200,12 @@ class Belt:
             )
             for index, job in enumerate(load.jobs)
         ]
-        self.shift = round(load.shift * load.units) if load.shift < 1 else load.units + 1
+        self.shift = round(load.shift * load.calls) if load.shift < 1 else load.calls + 1
         self.ready = 0
         self.delivered = 0
-        self.fed = 0.0
+        self.source_items = 0.0
         self.automatic = split is None
-        self.memory = Memory()
+        self.memory = PolicyState()
         self.changes: list[Change] = []
         self.noise = random.Random(load.seed + 7)
         self.seen: list[StepLoad] | None = None
@@ -214,7 +214,7 @@ class Belt:
     def run(self) -> Outcome:
         """Do all the work."""
         if self.load.arrivals is None:
-            self.ready = self.load.units
+            self.ready = self.load.calls
         else:
             for at, count in self.load.arrivals:
                 self._timer(at, "arrive", count)
@@ -225,12 +225,15 @@ class Belt:
         while not last.done:
             self._step()
         return Outcome(
-            self.now, self.fed, self.changes, tuple(each.up + each.starting - each.retiring for each in self.places)
+            self.now,
+            self.source_items,
+            self.changes,
+            tuple(each.up + each.starting - each.retiring for each in self.places),
         )
 
-    def _timer(self, at: float, what: str, place: int, cpu: float = 0.0, wait: float = 0.0) -> None:
+    def _timer(self, at: float, what: str, order_key: int, cpu: float = 0.0, wait: float = 0.0) -> None:
         self.number += 1
-        heappush(self.timers, (at, self.number, what, place, cpu, wait))
+        heappush(self.timers, (at, self.number, what, order_key, cpu, wait))
 
     def _step(self) -> None:
         computing, timers = self.computing, self.timers
@@ -258,18 +261,18 @@ class Belt:
             self.ready += index
             self._settle(0)
         else:
-            place = self.places[index]
-            if place.starting:  # else it was told to leave before it was ready
-                place.starting -= 1
-                place.up += 1
+            order_key = self.places[index]
+            if order_key.starting:  # else it was told to leave before it was ready
+                order_key.starting -= 1
+                order_key.up += 1
                 self._settle(index)
 
     def _done(self, index: int, cpu: float, wait: float) -> None:
-        place = self.places[index]
-        outputs = place.end(self.now, cpu, wait)
+        order_key = self.places[index]
+        outputs = order_key.end(self.now, cpu, wait)
         if outputs and index + 1 < len(self.places):
-            place.blocked.append(outputs)
-            place.blocked_seconds -= self.now
+            order_key.blocked.append(outputs)
+            order_key.blocked_seconds -= self.now
         self._settle(index)
 
     def _settle(self, index: int) -> None:
@@ -278,20 +281,20 @@ class Belt:
         agenda = [index]
         while agenda:
             index = agenda.pop()
-            place = places[index]
-            if index + 1 < len(places) and place.blocked and self._hand_on(place, places[index + 1]):
+            order_key = places[index]
+            if index + 1 < len(places) and order_key.blocked and self._hand_on(order_key, places[index + 1]):
                 agenda.append(index + 1)
             if index == 0:
-                self._deliver(place)
-            if place.retiring and place.idle:
-                leaving = min(place.retiring, place.idle)
-                place.retiring -= leaving
-                place.up -= leaving
-            if place.waiting and place.idle:
-                for _ in range(min(place.waiting, place.idle)):
-                    self._begin(index, place)
+                self._deliver(order_key)
+            if order_key.retiring and order_key.idle:
+                leaving = min(order_key.retiring, order_key.idle)
+                order_key.retiring -= leaving
+                order_key.up -= leaving
+            if order_key.waiting and order_key.idle:
+                for _ in range(min(order_key.waiting, order_key.idle)):
+                    self._begin(index, order_key)
                 agenda.append(max(0, index - 1))
-            if index + 1 < len(places) and place.done and not places[index + 1].ended:
+            if index + 1 < len(places) and order_key.done and not places[index + 1].ended:
                 places[index + 1].ended = True
                 agenda.append(index + 1)
 
@@ -299,23 +302,23 @@ class Belt:
         moved = min(self.ready - self.delivered, first.job.bound - first.waiting)
         first.waiting += moved
         self.delivered += moved
-        if not first.ended and self.delivered == self.load.units:
-            first.ended, self.fed = True, self.now
+        if not first.ended and self.delivered == self.load.calls:
+            first.ended, self.source_items = True, self.now
 
-    def _hand_on(self, place: Place, behind: Place) -> bool:
+    def _hand_on(self, order_key: Place, behind: Place) -> bool:
         moved = False
-        while place.blocked and behind.waiting < behind.job.bound:
+        while order_key.blocked and behind.waiting < behind.job.bound:
             moved = True
-            count = min(place.blocked[0], behind.job.bound - behind.waiting)
+            count = min(order_key.blocked[0], behind.job.bound - behind.waiting)
             behind.waiting += count
-            place.blocked[0] -= count
-            if not place.blocked[0]:
-                place.blocked.popleft()
-                place.blocked_seconds += self.now
+            order_key.blocked[0] -= count
+            if not order_key.blocked[0]:
+                order_key.blocked.popleft()
+                order_key.blocked_seconds += self.now
         return moved
 
-    def _begin(self, index: int, place: Place) -> None:
-        cpu, wait = place.begin(self.now, place.taken >= self.shift)
+    def _begin(self, index: int, order_key: Place) -> None:
+        cpu, wait = order_key.begin(self.now, order_key.taken >= self.shift)
         if cpu:
             self.number += 1
             heappush(self.computing, (self.work + cpu, self.number, index, cpu, wait))
@@ -323,7 +326,7 @@ class Belt:
             self._timer(self.now + wait, "waited", index, cpu, wait)
 
     def _sights(self) -> list[StepLoad]:
-        true = [place.sight(self.now) for place in self.places]
+        true = [order_key.step_load(self.now) for order_key in self.places]
         if not self.load.noise:
             return true
         seen = self.seen or true
@@ -341,20 +344,20 @@ class Belt:
         return true._replace(**grown)
 
     def _decide(self) -> None:
-        sights = self._sights()
-        self.memory, decisions = decide(self.memory, sights, self.load.cores, 0.0, self.now)
+        step_loads = self._sights()
+        self.memory, decisions = decide(self.memory, step_loads, self.load.cores, 0.0, self.now)
         if self.watch is not None:
-            self.watch(self.memory, sights, decisions)
+            self.watch(self.memory, step_loads, decisions)
         for decision in decisions:
-            place = self.places[decision.step]
-            for _ in range(place.resize(decision.after - decision.before)):
-                self._timer(self.now + place.job.start, "started", decision.step)
+            order_key = self.places[decision.step]
+            for _ in range(order_key.resize(decision.after - decision.before)):
+                self._timer(self.now + order_key.job.start, "started", decision.step)
             self.changes.append(Change(self.now, decision))
             self._settle(decision.step)
         self._timer(max(self.memory.next, self.now + 1e-3), "decide", 0)
 
 
-def most_workers(job: Job, cores: float) -> int:
+def peak_workers(job: Job, cores: float) -> int:
     """The most workers that anybody may give a step: its own bound, or the default one."""
     if job.most is not None:
         return job.most
@@ -374,7 +377,7 @@ def fluid_rate(load: Load) -> float:
     """The most units a second: all cores used all the time, or the busiest step with all its workers at work."""
     works = [flow * job.service() for flow, job in zip(flows(load), load.jobs, strict=True)]
     cpu = sum(flow * job.cpu for flow, job in zip(flows(load), load.jobs, strict=True))
-    most = [most_workers(job, load.cores) for job in load.jobs]
+    most = [peak_workers(job, load.cores) for job in load.jobs]
     return min(
         load.cores / cpu if cpu else FOREVER, *(each / work for each, work in zip(most, works, strict=True)), 1e9
     )
@@ -384,17 +387,17 @@ def halves(load: Load) -> list[Load]:
     """The parts of a load before and after its costs change."""
     if load.shift >= 1:
         return [load]
-    early = round(load.units * load.shift)
+    early = round(load.calls * load.shift)
     changed = [job if job.later is None else job._replace(cpu=job.later[0], wait=job.later[1]) for job in load.jobs]
     return [
-        load._replace(units=early, shift=1.0),
-        load._replace(units=load.units - early, shift=1.0, jobs=tuple(changed)),
+        load._replace(calls=early, shift=1.0),
+        load._replace(calls=load.calls - early, shift=1.0, jobs=tuple(changed)),
     ]
 
 
 def lower_bound(load: Load) -> float:
     """No split is faster than this."""
-    total = sum(half.units / fluid_rate(half) for half in halves(load))
+    total = sum(half.calls / fluid_rate(half) for half in halves(load))
     return total if load.arrivals is None else max(total, load.arrivals[-1][0])
 
 
@@ -414,7 +417,7 @@ def best_split(load: Load) -> tuple[float, tuple[int, ...]]:
 
     rate = fluid_rate(load)
     best = tuple(
-        max(1, job.least, min(most_workers(job, load.cores), math.ceil(rate * flow * job.service())))
+        max(1, job.least, min(peak_workers(job, load.cores), math.ceil(rate * flow * job.service())))
         for flow, job in zip(flows(load), load.jobs, strict=True)
     )
     improved = True
@@ -436,7 +439,7 @@ def neighbours(load: Load, split: tuple[int, ...]) -> list[tuple[int, ...]]:
         for index in indices:
             count = math.ceil(split[index] * by) if by > 1 else math.floor(split[index] * by)
             job = load.jobs[index]
-            found[index] = max(1, job.least, min(most_workers(job, load.cores), count))
+            found[index] = max(1, job.least, min(peak_workers(job, load.cores), count))
         return tuple(found)
 
     def extra(found: tuple[int, ...]) -> float:
@@ -458,15 +461,15 @@ def random_load(kind: str, number: int) -> Load:
     cores = numbers.choice(CORES[:9] if kind == "slow" else CORES)
     steps = numbers.randint(2, 4) if kind == "rivals" else numbers.randint(1, 6)
     seconds = numbers.uniform(*{"long": (40, 100), "slow": (300, 600)}.get(kind, (20, 40)))
-    units = max(numbers.randint(600, 1500), 30 * cores)
+    calls = max(numbers.randint(600, 1500), 30 * cores)
     if kind == "long":
-        units = int(cores * seconds / numbers.uniform(2, 13)) + 1
+        calls = int(cores * seconds / numbers.uniform(2, 13)) + 1
     weights = [10 ** numbers.uniform(-1.5, 0) for _ in range(steps)]
     if kind == "rivals":
         weights = [weight / 10 for weight in weights]
         for index in numbers.sample(range(steps), 2):
             weights[index] = numbers.uniform(0.5, 1)
-    costs = [cores * seconds / units * weight / sum(weights) for weight in weights]
+    costs = [cores * seconds / calls * weight / sum(weights) for weight in weights]
     # Units that are all the same and wait would do so in lockstep, all on the cores and then none.
     spread = {"heavy": 2, "mixed": 1}.get(kind, numbers.choice((0, 0, 1)))
     later = numbers.sample(costs, steps)
@@ -478,7 +481,7 @@ def random_load(kind: str, number: int) -> Load:
             }.get(kind, (cost, 0.0)),
             spread=spread,
             later=(later[index], 0.0) if kind == "shifting" else None,
-            bound=numbers.randint(1, 10) if kind == "small" else min(numbers.choice((10, 100, 1000)), 5 + units // 20),
+            bound=numbers.randint(1, 10) if kind == "small" else min(numbers.choice((10, 100, 1000)), 5 + calls // 20),
             start=numbers.uniform(1, 10) if kind == "slow" else 10 ** numbers.uniform(-2, -0.5),
         )
         for index, cost in enumerate(costs)
@@ -494,18 +497,18 @@ def random_load(kind: str, number: int) -> Load:
     load = Load(
         f"{kind} {number}",
         tuple(jobs),
-        units,
+        calls,
         cores,
         shift=0.5 if kind == "shifting" else 1.0,
         noise=numbers.choice((0, 0.1)),
         seed=number,
     )
     # Those that wait may have many workers.
-    load = load._replace(units=max(units, int(20 * fluid_rate(load))) if kind in ("waiting", "mixed") else units)
+    load = load._replace(calls=max(calls, int(20 * fluid_rate(load))) if kind in ("waiting", "mixed") else calls)
     if kind == "bursty":
         bursts = numbers.randint(3, 12)
-        pause = units / fluid_rate(load) / bursts * numbers.uniform(1, 2.5)
-        parts = [units // bursts + (index < units % bursts) for index in range(bursts)]
+        pause = calls / fluid_rate(load) / bursts * numbers.uniform(1, 2.5)
+        parts = [calls // bursts + (index < calls % bursts) for index in range(bursts)]
         load = load._replace(arrivals=tuple((index * pause, part) for index, part in enumerate(parts)))
     return load
 
@@ -514,14 +517,14 @@ def steady_load(kind: str, number: int, seconds: float) -> Load:
     """Such a load for so long, noisy; each third one comes at random, at a rate that the steps could keep up with."""
     load = random_load(kind, number)._replace(noise=0.1)
     rate = fluid_rate(load)
-    load = load._replace(units=int(seconds * rate))
+    load = load._replace(calls=int(seconds * rate))
     if number % 3 == 0:
         numbers = random.Random(number)
         rate *= numbers.uniform(0.3, 0.95)
-        load = load._replace(units=int(seconds * rate))
+        load = load._replace(calls=int(seconds * rate))
         at = 0.0
         arrivals = []
-        for _ in range(load.units):
+        for _ in range(load.calls):
             at += numbers.expovariate(rate)
             arrivals.append((at, 1))
         load = load._replace(arrivals=tuple(arrivals))

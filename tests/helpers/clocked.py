@@ -17,7 +17,7 @@ from typing import Any
 from conveyor import Pipe, Pipeline, Processor
 from conveyor.core import commands, events
 from conveyor.core.tuning import autoscaling
-from conveyor.core.tuning.autoscaling import Decision, Memory, StepLoad
+from conveyor.core.tuning.autoscaling import PolicyState, Resize, StepLoad
 from conveyor.graph.plan import Plan, StepNode
 from tests.helpers.pipelines import increment, number_of, same
 from tests.helpers.shell import FakeShell, FakeWorker, GivenUp
@@ -101,10 +101,10 @@ class ClockedShell(FakeShell):
         super().__init__(plan, items, source.randrange, heaviest)
 
     def policy(
-        self, memory: Memory, sights: Sequence[StepLoad], cores: float, others: float, now: float
-    ) -> tuple[Memory, list[Decision]]:
+        self, memory: PolicyState, step_loads: Sequence[StepLoad], cores: float, others: float, now: float
+    ) -> tuple[PolicyState, list[Resize]]:
         """Decide as the balancer does."""
-        return autoscaling.decide(memory, sights, cores, others, now)
+        return autoscaling.decide(memory, step_loads, cores, others, now)
 
     def hire(self, number: int, step: StepNode) -> None:
         super().hire(number, step)
@@ -223,9 +223,9 @@ class ClockedShell(FakeShell):
         if self.trouble == "raise" and not self.choose(20):
             self.handle(events.Raised(number, worker.lease.lease, 0, "raised"))
         elif self.trouble == "killers" and self.choose(4):
-            self.lose(worker, worker.begun)
+            self.lose(worker, worker.started)
         elif self.trouble == "deaths" and not self.choose(10):
-            self.lose(worker, worker.begun if self.choose(4) else None)
+            self.lose(worker, worker.started if self.choose(4) else None)
         elif timed and (self.choose(4) > 0 if self.trouble == "stuck" else not self.choose(30)):
             self.stuck[number] = self.now
 
@@ -241,12 +241,12 @@ class ClockedShell(FakeShell):
             self.handle(events.ProbeResult(worker.number, 0, 0, None))
         else:
             self.handle(
-                events.ProbeResult(worker.number, *worker.begun, self.now - since if since is not None else 0.0)
+                events.ProbeResult(worker.number, *worker.started, self.now - since if since is not None else 0.0)
             )
 
     def kill_now(self, worker: FakeWorker) -> None:
         """The shell kills a worker that takes too long."""
-        self.lose(worker, worker.begun, killed=True)
+        self.lose(worker, worker.started, killed=True)
 
     def die_now(self, worker: FakeWorker) -> None:
         """A worker dies that has nothing to do."""
@@ -254,7 +254,7 @@ class ClockedShell(FakeShell):
             self.lose(worker, None, killed=not self.choose(3))
 
     def lose(
-        self, worker: FakeWorker, begun: tuple[int, int] | None, killed: bool = False, unpickling: bool = False
+        self, worker: FakeWorker, started: tuple[int, int] | None, killed: bool = False, unpickling: bool = False
     ) -> None:
         """A worker is dead; what it had not replied is lost."""
         at_finish = worker.lease is not None and worker.lease.finish
@@ -264,7 +264,7 @@ class ClockedShell(FakeShell):
         number = worker.number
         del self.workers[number], self.unacknowledged[number]
         self.stuck.pop(number, None)
-        self.handle(events.WorkerLost(number, "killed", begun, True, killed, unpickling))
+        self.handle(events.WorkerLost(number, "killed", started, True, killed, unpickling))
 
     def cancel(self) -> None:
         # Who is stuck comes to itself, or the run would not end.

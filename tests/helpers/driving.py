@@ -29,7 +29,7 @@ from conveyor.core.events import (
     WorkerReady,
 )
 from conveyor.core.machine import Machine
-from conveyor.core.tuning.autoscaling import Decision, Memory, StepLoad
+from conveyor.core.tuning.autoscaling import PolicyState, Resize, StepLoad
 from conveyor.graph.builder import Description
 from conveyor.graph.plan import Plan
 
@@ -55,7 +55,7 @@ class Driven:
         self.plan = plan_of(*rows, ordered=ordered, cores=cores, max_failures=max_failures)
         # What the policy decides when it is asked next: pairs of a step and the number of workers that it should have.
         self.wanted: list[tuple[int, int]] = []
-        self.sights: list[StepLoad] = []
+        self.step_loads: list[StepLoad] = []
         self.machine = Machine(self.plan, policy=self._policy)
         # What the last event made the machine ask of the source.
         self.pulls: list[Pull] = []
@@ -63,12 +63,12 @@ class Driven:
         self._credit: dict[tuple[int, int], int] = {}
 
     def _policy(
-        self, memory: Memory, sights: Sequence[StepLoad], cores: float, others: float, now: float
-    ) -> tuple[Memory, list[Decision]]:
-        self.sights = list(sights)
+        self, memory: PolicyState, step_loads: Sequence[StepLoad], cores: float, others: float, now: float
+    ) -> tuple[PolicyState, list[Resize]]:
+        self.step_loads = list(step_loads)
         decisions = []
         for step, after in self.wanted:
-            decisions.append(Decision(step, sights[step].workers + sights[step].starting, after, "as wanted"))
+            decisions.append(Resize(step, step_loads[step].workers + step_loads[step].starting, after, "as wanted"))
         self.wanted = []
         return memory._replace(next=now + 1.0), decisions
 
@@ -123,38 +123,38 @@ class Driven:
         """Give the run up."""
         return self.handle(Cancelled(), now)
 
-    def raises(self, now: float, worker: int, lease: int, units: int, error: Any) -> list[Command]:
+    def raises(self, now: float, worker: int, lease: int, calls: int, error: Any) -> list[Command]:
         """Have a job raise."""
-        return self.handle(Raised(worker, lease, units, error), now)
+        return self.handle(Raised(worker, lease, calls, error), now)
 
     def lose(
         self,
         now: float,
         worker: int,
         cause: Any,
-        begun: tuple[int, int] | None = None,
+        started: tuple[int, int] | None = None,
         ready: bool = True,
         killed: bool = False,
         unpickling: bool = False,
     ) -> list[Command]:
         """Have a worker die."""
-        return self.handle(WorkerLost(worker, cause, begun, ready, killed, unpickling), now)
+        return self.handle(WorkerLost(worker, cause, started, ready, killed, unpickling), now)
 
-    def seen(self, now: float, worker: int, lease: int, units: int, seconds: float | None) -> list[Command]:
+    def probe_result(self, now: float, worker: int, lease: int, calls: int, seconds: float | None) -> list[Command]:
         """Answer a Look."""
-        return self.handle(ProbeResult(worker, lease, units, seconds), now)
+        return self.handle(ProbeResult(worker, lease, calls, seconds), now)
 
     def tick(self, now: float) -> list[Command]:
         """Let time pass."""
         return self.handle(Ticked(0.0), now)
 
-    def loaded(self, now: float, share: float) -> list[Command]:
+    def observe_load(self, now: float, share: float) -> list[Command]:
         """Say which share of a core the broker uses."""
         return self.handle(BrokerLoad(share), now)
 
-    def begun(self, now: float, worker: int, lease: int, units: int) -> list[Command]:
+    def revoke_result(self, now: float, worker: int, lease: int, calls: int) -> list[Command]:
         """Have a worker answer a Recall."""
-        return self.handle(RevokeResult(worker, lease, units), now)
+        return self.handle(RevokeResult(worker, lease, calls), now)
 
     def ready(self, now: float, worker: int) -> list[Command]:
         """Have a worker be up."""
@@ -165,9 +165,9 @@ class Driven:
         now: float,
         worker: int,
         lease: int,
-        units: int,
+        calls: int,
         *blobs: Blob,
-        runs: GroupSizes | None = None,
+        group_sizes: GroupSizes | None = None,
         final: bool = True,
         starving: bool = False,
         seconds: float = 0.0001,
@@ -178,7 +178,7 @@ class Driven:
         """Have a worker reply; the outputs have 8 bytes each unless `size` says otherwise."""
         weight = 8 * sum(items for _, items in blobs) if size is None else size
         event = Replied(
-            *(worker, lease, units, runs, blobs, weight, final, starving, seconds),
+            *(worker, lease, calls, group_sizes, blobs, weight, final, starving, seconds),
             partial=partial,
             given_up=given_up,
         )

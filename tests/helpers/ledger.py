@@ -176,16 +176,16 @@ class Page:
         for lease in list(self.leases.get(worker, ())):
             self.close(worker, lease)
 
-    def suspects(self, worker: int, unit: int, begun: tuple[int, int] | None) -> tuple[int, int] | None:
+    def suspects(self, worker: int, unit: int, started: tuple[int, int] | None) -> tuple[int, int] | None:
         """The lease at whose first units a worker may have died, by its note, and how many units that may be."""
         for lease, handed in self.leases.get(worker, {}).items():
-            if not handed.items or (begun is not None and lease < begun[0]):
+            if not handed.items or (started is not None and lease < started[0]):
                 # What stands before the lease that it had begun was done, whether or not the word of that arrived.
                 continue
-            units = -(-handed.items // unit)
-            if begun is not None:
-                units = max(0, min(units, begun[1] - handed.acknowledged // unit)) if lease == begun[0] else 0
-            return lease, units
+            calls = -(-handed.items // unit)
+            if started is not None:
+                calls = max(0, min(calls, started[1] - handed.acknowledged // unit)) if lease == started[0] else 0
+            return lease, calls
         return None
 
     def number(self, worker: int, lease: int) -> int:

@@ -17,9 +17,9 @@ from conveyor.core import commands, events
 from conveyor.core.data.group_sizes import GroupSizes, group_sizes_of
 from conveyor.core.data.pieces import Piece
 from conveyor.core.machine import Machine
-from conveyor.core.tuning.autoscaling import Decision, Memory, StepLoad
+from conveyor.core.tuning.autoscaling import PolicyState, Resize, StepLoad
 from conveyor.core.tuning.chunk_size import first_pull
-from conveyor.core.tuning.roster import START_ATTEMPTS
+from conveyor.core.tuning.roster import FAILED_STARTS
 from conveyor.engines.process.wire.codec import items_of, spec_of
 from conveyor.graph.plan import Plan, StepNode
 from conveyor.stages.elements import work_of
@@ -71,7 +71,7 @@ class FakeWorker:
         self.held: tuple[str, Any] | None = None
         self.cancelled = False
         # What it is at, in units begun of a lease; and beyond what it begins nothing.
-        self.begun = (-1, 0)
+        self.started = (-1, 0)
         self.limit: tuple[int, int] | None = None
         self.recall: commands.Revoke | None = None
         # What it has given up of the lease at hand, and has not said.
@@ -98,21 +98,21 @@ class FakeWorker:
         self.given_up = []
         return lease
 
-    def values(self, lease: commands.SendLease, units: list[Any]) -> Iterator[tuple[str, Any]]:
+    def values(self, lease: commands.SendLease, calls: list[Any]) -> Iterator[tuple[str, Any]]:
         """Yield ("output", value) and ("unit",) as they fall."""
         if lease.finish:
             for value in outputs_of(self.job.finish(), False):
                 yield "output", value
             return
-        for index, unit in enumerate(units):
-            if lease.verdict is not None and (self.limit is None or (lease.lease, 0) < self.limit):
-                self.begun = (lease.lease, 1)
-                self.given_up.append((0, lease.verdict.attempts, 0.0, lease.verdict))
+        for index, unit in enumerate(calls):
+            if lease.give_up is not None and (self.limit is None or (lease.lease, 0) < self.limit):
+                self.started = (lease.lease, 1)
+                self.given_up.append((0, lease.give_up.attempts, 0.0, lease.give_up))
                 yield "unit", None
                 return
             if self.limit is not None and (lease.lease, index) >= self.limit:
                 return
-            self.begun = (lease.lease, index + 1)
+            self.started = (lease.lease, index + 1)
             try:
                 result = self.call(unit)
             except GivenUp as given_up:
@@ -128,11 +128,11 @@ class FakeWorker:
     def answer(self, doubtful: int) -> events.RevokeResult:
         """Say what has been begun, and begin nothing more."""
         assert self.recall is not None
-        self.limit = max(self.begun, (self.recall.lease, self.recall.units))
+        self.limit = max(self.started, (self.recall.lease, self.recall.calls))
         self.recall = None
         # It may have been about to begin one more, and find then that it must not.
-        lease, units = self.limit
-        return events.RevokeResult(self.number, lease, units + doubtful)
+        lease, calls = self.limit
+        return events.RevokeResult(self.number, lease, calls + doubtful)
 
     def reply(self, steps: int, cuts: int) -> events.Replied:
         """Go on for at most `steps` steps; return the reply."""
@@ -168,9 +168,9 @@ class FakeWorker:
         iterator = iter(outputs)
         while part := list(islice(iterator, cuts)):
             blobs.append((part, len(part)))
-        runs = group_sizes_of(sizes) if self.grouped else None
+        group_sizes = group_sizes_of(sizes) if self.grouped else None
         event = events.Replied(
-            *(self.number, lease.lease, len(sizes), runs, tuple(blobs), 0, final, starving, 1e-5),
+            *(self.number, lease.lease, len(sizes), group_sizes, tuple(blobs), 0, final, starving, 1e-5),
             partial=count,
             given_up=self.given_up if sizes else (),
         )
@@ -181,8 +181,8 @@ class FakeWorker:
         return event
 
     def _final_reply(self, lease: commands.SendLease) -> events.Replied:
-        runs: GroupSizes | None = [] if self.grouped else None
-        event = events.Replied(self.number, lease.lease, 0, runs, (), 0, True, False, 1e-5)
+        group_sizes: GroupSizes | None = [] if self.grouped else None
+        event = events.Replied(self.number, lease.lease, 0, group_sizes, (), 0, True, False, 1e-5)
         self.lease = None
         return event
 
@@ -211,7 +211,7 @@ class FakeShell:
         # Those that were started and are not up yet, with their steps.
         self.starting: dict[int, StepNode] = {}
         # How often a worker was told to give something back, and how many may still die.
-        self.recalled = 0
+        self.revoked = 0
         self.kills = 0
         self.finishing: set[int] = set()
         self.credit = first_pull(plan)
@@ -236,15 +236,15 @@ class FakeShell:
         self.unacknowledged[number] = {}
 
     def policy(
-        self, memory: Memory, sights: Sequence[StepLoad], cores: float, others: float, now: float
-    ) -> tuple[Memory, list[Decision]]:
+        self, memory: PolicyState, step_loads: Sequence[StepLoad], cores: float, others: float, now: float
+    ) -> tuple[PolicyState, list[Resize]]:
         """Decide at random, within the bounds."""
         decisions = []
-        for index, sight in enumerate(sights):
-            present = sight.workers + sight.starting
-            wanted = max(sight.least, 1 + self.choose(MOST_WORKERS)) if sight.most is None else present
+        for index, step_load in enumerate(step_loads):
+            present = step_load.workers + step_load.starting
+            wanted = max(step_load.least, 1 + self.choose(MOST_WORKERS)) if step_load.most is None else present
             if wanted != present:
-                decisions.append(Decision(index, present, wanted, "by chance"))
+                decisions.append(Resize(index, present, wanted, "by chance"))
         return memory._replace(next=now + 0.001 * self.choose(20)), decisions
 
     def handle(self, event: events.Event) -> None:
@@ -287,13 +287,13 @@ class FakeShell:
                     del self.workers[number]
                 case commands.Pull(credit):
                     self.credit += credit
-                case commands.Emit(pieces, items, tell_within):
+                case commands.Emit(pieces, items, report_within_seconds):
                     assert not self.cancelled, "results after the run was cancelled"
                     results = materialize(pieces)
                     assert len(results) == items
                     self.results += results
                     self.unconsumed += items
-                    if tell_within == 0.0:
+                    if report_within_seconds == 0.0:
                         self.asked = self.unconsumed
                 case commands.Finish():
                     assert not self.finished, "the run finished twice"
@@ -324,8 +324,8 @@ class FakeShell:
             else:
                 unit = self.workers[event.worker].node.batch or 1
                 worker = self.workers[event.worker]
-                leases[event.lease] = max(0, leases[event.lease] - event.units * unit)
-                worker.acknowledged[event.lease] = worker.acknowledged.get(event.lease, 0) + event.units * unit
+                leases[event.lease] = max(0, leases[event.lease] - event.calls * unit)
+                worker.acknowledged[event.lease] = worker.acknowledged.get(event.lease, 0) + event.calls * unit
 
     def _compare(self) -> None:
         """Raise AssertionError where the machine's idea of who has what is not that of the workers."""
@@ -374,12 +374,12 @@ class FakeShell:
         idle = not self.unacknowledged.pop(number)
         self.kills -= 1
         # Where there is no note of how far it had begun, the machine has to do without.
-        begun = worker.begun if self.choose(4) else None
-        self.handle(events.WorkerLost(number, "killed", begun, killed=idle))
+        started = worker.started if self.choose(4) else None
+        self.handle(events.WorkerLost(number, "killed", started, killed=idle))
 
     def fail_to_start(self, number: int) -> None:
         """A worker dies before it is ready."""
-        if self.machine.step_of(number).team.failed_starts < START_ATTEMPTS - 1:
+        if self.machine.step_of(number).step_roster.failed_starts < FAILED_STARTS - 1:
             del self.starting[number]
             self.kills -= 1
             self.handle(events.WorkerLost(number, "killed", None, ready=False))
@@ -404,7 +404,7 @@ class FakeShell:
     def answered(self, worker: FakeWorker, event: events.RevokeResult, known: list[int]) -> None:
         """An answer arrives; `known` are the leases that the worker had when it gave it."""
         self.forgo(worker, event, known)
-        self.recalled += 1
+        self.revoked += 1
         self.handle(event)
 
     def forgo(self, worker: FakeWorker, event: events.RevokeResult, known: list[int]) -> None:
@@ -414,8 +414,8 @@ class FakeShell:
         for lease in known:
             if lease >= event.lease and lease in leases:
                 done = worker.acknowledged.get(lease, 0)
-                begun = event.units * unit if lease == event.lease else 0
-                leases[lease] = max(0, min(leases[lease], begun - done))
+                started = event.calls * unit if lease == event.lease else 0
+                leases[lease] = max(0, min(leases[lease], started - done))
 
     def feed(self) -> None:
         """The source gives some items, or ends."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from conveyor.core import commands, events
 from conveyor.core.leasing import blame as core_attempts
 from conveyor.core.nodes.base import Node, Output
-from conveyor.core.nodes.fork_exit import Leave
+from conveyor.core.nodes.fork_exit import ForkExit
 from conveyor.core.nodes.forks import Fork, Replicate
 from conveyor.core.nodes.joins import Join, Zip
 from conveyor.core.nodes.sink import Sink
@@ -170,7 +170,7 @@ class SimulatedShell(FakeShell):
         for node in self.machine.nodes:
             if isinstance(node, Fork):
                 node.outputs = [self._counted(output) for output in node.outputs]
-            elif isinstance(node, Step | Join | Leave):
+            elif isinstance(node, Step | Join | ForkExit):
                 node.output = self._counted(node.output)
 
     def _counted(self, output: Output) -> Counted:
@@ -229,7 +229,7 @@ class SimulatedShell(FakeShell):
             return self.kill_any()
         elif kind == 2 and self.starting and self.kills > 0:
             number = next(iter(self.starting))
-            if self.choose(8) == 0 and not self.machine.step_of(number).team.hopeless(False, self.now + 1):
+            if self.choose(8) == 0 and not self.machine.step_of(number).step_roster.hopeless(False, self.now + 1):
                 del self.starting[number]
                 self.kills -= 1
                 self.handle(events.WorkerLost(number, "killed", None, ready=False))
@@ -271,7 +271,7 @@ class SimulatedShell(FakeShell):
         except Raises:
             self.raise_at(worker)
             return
-        self.units_sent[worker.number, reply.lease] += reply.units
+        self.units_sent[worker.number, reply.lease] += reply.calls
         size = self.weight(sum(items for _, items in reply.blobs))
         reply = reply._replace(size=size, seconds=self.chances.pace)
         self.say(worker.number, reply, [])
@@ -358,7 +358,7 @@ class SimulatedShell(FakeShell):
         """The number of the item that a worker would have died at, were it to die now and leave a note."""
         worker = self.workers[number]
         page = self.pages[worker.node.index]
-        suspects = page.suspects(number, worker.node.batch or 1, worker.begun)
+        suspects = page.suspects(number, worker.node.batch or 1, worker.started)
         return None if suspects is None or not suspects[1] else self.number(page, number, suspects[0])
 
     def number(self, page: Page, worker: int, lease: int) -> int:
@@ -378,14 +378,14 @@ class SimulatedShell(FakeShell):
             self.wires[number].clear()
         if self.failure or number not in self.workers:
             return
-        begun = worker.begun if self.choose(4) else None
+        started = worker.started if self.choose(4) else None
         killed = self.choose(2) == 0
         node = worker.node
         attempts = core_attempts.ITEM_ATTEMPTS + killed
         culprit: int | None = None
         page = self.pages[node.index]
         if not self.finished and not self.cancelled and node.restartable:
-            suspects = page.suspects(number, node.batch or 1, begun)
+            suspects = page.suspects(number, node.batch or 1, started)
             if self.is_at_finish(number):
                 self.expected_failure = ("finish", node.index, None)
             if suspects is not None and suspects[1] == 1:
@@ -405,7 +405,7 @@ class SimulatedShell(FakeShell):
             if event is not None and len(self.stale) < 8:
                 self.stale.append(event)
         # One that has nothing to do was ended from outside.
-        self.handle(events.WorkerLost(number, "killed", begun, True, killed or idle))
+        self.handle(events.WorkerLost(number, "killed", started, True, killed or idle))
         if culprit is not None and not self.failure and not node.gives_up:
             assert self.deaths[node.index, culprit] < attempts, "an item has more attempts than it may have"
 
@@ -422,12 +422,12 @@ class SimulatedShell(FakeShell):
             if worker.number in self.workers:
                 self.kill(worker.number)
             return
-        lease, index = worker.begun
-        units = index - 1 - self.units_sent[worker.number, lease]
+        lease, index = worker.started
+        calls = index - 1 - self.units_sent[worker.number, lease]
         page = self.pages[worker.node.index]
-        first = self.number(page, worker.number, lease) + units * (worker.node.batch or 1)
+        first = self.number(page, worker.number, lease) + calls * (worker.node.batch or 1)
         self.expected_failure = (None, worker.node.index, first)
-        self.handle(events.Raised(worker.number, lease, units, "raised"))
+        self.handle(events.Raised(worker.number, lease, calls, "raised"))
 
     # The books
 
@@ -437,9 +437,9 @@ class SimulatedShell(FakeShell):
             page = self.pages[self.workers[number].node.index]
             unit = self.workers[number].node.batch or 1
             handed = page.leases[number][lease]
-            units = event.units * unit
-            assert units < handed.items + unit, "a worker did what had been taken back from it"
-            page.acknowledge(number, lease, min(units, handed.items))
+            calls = event.calls * unit
+            assert calls < handed.items + unit, "a worker did what had been taken back from it"
+            page.acknowledge(number, lease, min(calls, handed.items))
             page.outputs += sum(items for _, items in event.blobs)
             if event.final:
                 page.close(number, lease)
@@ -447,10 +447,10 @@ class SimulatedShell(FakeShell):
 
     def see(self, command: commands.Command) -> None:
         match command:
-            case commands.SendLease(number, lease, pieces, items, _, finish, _, verdict):
+            case commands.SendLease(number, lease, pieces, items, _, finish, _, give_up):
                 worker = self.workers[number]
-                if verdict is not None:
-                    self.check_verdict(worker.node, verdict)
+                if give_up is not None:
+                    self.check_verdict(worker.node, give_up)
                 assert not self.finished, "a lease after the end"
                 assert finish or number not in self.finishing, "items for a worker that was told to finish"
                 if worker.recall:
@@ -478,10 +478,10 @@ class SimulatedShell(FakeShell):
                     found = (loss, index, None)
                 assert found == expected, f"given up was {found}, and to blame is {expected}"
 
-    def check_verdict(self, node: StepNode, verdict: commands.GiveUp) -> None:
+    def check_verdict(self, node: StepNode, give_up: commands.GiveUp) -> None:
         """Raise AssertionError where an item is given up that was not the one for certain often enough."""
-        assert node.gives_up and verdict.kind == "died", "a verdict that nobody asked for"
-        culprit = (node.index, verdict.first)
+        assert node.gives_up and give_up.kind == "died", "a verdict that nobody asked for"
+        culprit = (node.index, give_up.first)
         assert self.deaths[culprit] >= core_attempts.ITEM_ATTEMPTS, f"given up is {culprit}, which is not to blame"
         self.judged.add(culprit)
 
@@ -533,14 +533,14 @@ class SimulatedShell(FakeShell):
         arrived = sum(output.passed for output in arriving) if arriving else self.pulled
         if isinstance(node, Step):
             page = self.pages[node.index]
-            taken = arrived - node._queue.items - node.resting
+            taken = arrived - node._queue.items - node.requeued_items
             assert taken == page.owned + page.done, f"an item of {page.name} is in no place, or in two"
             assert isinstance(node.output, Counted)
             held = sum(
                 items for lease in node._order for event in lease.held if event is not None for _, items in event.blobs
             )
             assert node.output.passed + held == page.outputs, f"an output of {page.name} got lost, or came twice"
-            limit = capacity(node.output) + node.most_workers
+            limit = capacity(node.output) + node.peak_workers
             assert held <= node.promised <= limit, f"more is promised to {page.name} than there can be room for"
         elif isinstance(node, Replicate):
             for output in node.outputs:
@@ -557,7 +557,7 @@ class SimulatedShell(FakeShell):
             assert isinstance(node.output, Counted)
             waiting = sum(lane.items for lane in node.lanes)
             assert node.output.passed == arrived - waiting, "a join lost an item"
-        elif isinstance(node, Leave):
+        elif isinstance(node, ForkExit):
             assert isinstance(node.output, Counted) and node.output.passed == arrived, "the end of a fork lost an item"
         elif isinstance(node, Sink):
             assert arrived == len(self.results) == self.pages[node.index].done, "a result got lost"
@@ -587,9 +587,9 @@ class SimulatedShell(FakeShell):
 def capacity(output: Output) -> int:
     """How many items there is room for at most, whatever they weigh."""
     node = output.node
-    if isinstance(node, Leave):
+    if isinstance(node, ForkExit):
         return capacity(node.output)
     if isinstance(node, Join):
-        return max(node.lanes[output.port].bound, node.need())
+        return max(node.lanes[output.port].bound, node.min_batch())
     assert isinstance(node, Step | Fork | Sink)
-    return max(node.bound, node.need())
+    return max(node.bound, node.min_batch())

@@ -46,10 +46,10 @@ SIMULATED_EVENTS, CLOCKED_EVENTS, MOST_WORK = 600, 1500, 3000
 
 # Each kind has its letter, and its fields are written in this order.
 KINDS: dict[type, tuple[str, tuple[str, ...]]] = {
-    commands.SendLease: ("L", ("worker", "lease", "pieces", "items", "credit", "finish", "skip", "verdict")),
+    commands.SendLease: ("L", ("worker", "lease", "pieces", "items", "credit", "finish", "skip", "give_up")),
     commands.Grant: ("G", ("worker", "lease", "credit")),
     commands.CancelLeases: ("C", ("worker",)),
-    commands.Revoke: ("R", ("worker", "lease", "units")),
+    commands.Revoke: ("R", ("worker", "lease", "calls")),
     commands.StartWorker: ("S", ("step", "worker")),
     commands.EndWorker: ("E", ("worker",)),
     commands.ProbeWorker: ("K", ("worker",)),
@@ -57,11 +57,11 @@ KINDS: dict[type, tuple[str, tuple[str, ...]]] = {
     commands.SetFlushInterval: ("N", ("worker", "seconds")),
     commands.GaveUp: ("U", ("step", "first", "last", "attempts", "when", "why")),
     commands.Pull: ("P", ("credit",)),
-    commands.Emit: ("M", ("pieces", "items", "tell_within")),
+    commands.Emit: ("M", ("pieces", "items", "report_within_seconds")),
     commands.Finish: ("F", ()),
     commands.Fail: ("A", ("step", "worker", "first", "last", "cause", "loss")),
     # Not a command, but part of one.
-    commands.GiveUp: ("V", ("kind", "cause", "attempts", "first", "last", "blindly")),
+    commands.GiveUp: ("V", ("kind", "cause", "attempts", "first", "last", "skip_unpickling")),
 }
 PIECES = "pieces"
 HANDLE = "handle"
@@ -133,8 +133,8 @@ class Writer:
         self.kinds[KINDS[type(command)][0]] += 1
         if isinstance(command, commands.Fail):
             self.features[f"loss of {command.loss}"] += 1
-        elif isinstance(command, commands.SendLease) and command.verdict is not None:
-            self.features[f"verdict {command.verdict.kind}"] += 1
+        elif isinstance(command, commands.SendLease) and command.give_up is not None:
+            self.features[f"verdict {command.give_up.kind}"] += 1
 
     def take_in(self, plan: Plan) -> None:
         """Count what a plan has in it."""

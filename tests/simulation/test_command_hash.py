@@ -64,8 +64,8 @@ class Table(TestCase):
             canonical({1, 2})
 
     def test_a_command_is_written_with_its_fields_in_order(self) -> None:
-        verdict = commands.GiveUp("died", "killed", 2, 0, 0)
-        lease = commands.SendLease(1, 2, (([5, 6, 7], 1, 3),), 2, 4, False, 0, verdict)
+        give_up = commands.GiveUp("died", "killed", 2, 0, 0)
+        lease = commands.SendLease(1, 2, (([5, 6, 7], 1, 3),), 2, 4, False, 0, give_up)
         self.assertEqual(canonical(lease), "L 1 2 ((1 3)) (6 7) 2 4 f 0 V 'died' 'killed' 2 0 0 f")
         self.assertEqual(canonical(commands.SetFlushInterval(3, 0.5)), "N 3 0x1.0000000000000p-1")
 
@@ -79,8 +79,8 @@ class Sensitivity(TestCase):
             return before != hash_of_seed(seed, Writer())
 
     def test_a_constant_that_changes_changes_the_hash(self) -> None:
-        self.assertTrue(self.changed(0, "conveyor.core.tuning.chunk_size.LINGER", 0.7))
-        self.assertTrue(self.changed(9, "conveyor.core.tuning.autoscaling.PATIENCE", 3.3))
+        self.assertTrue(self.changed(0, "conveyor.core.tuning.chunk_size.FLUSH_SHARE", 0.7))
+        self.assertTrue(self.changed(9, "conveyor.core.tuning.autoscaling.IDLE_BEFORE_SHRINK_SECONDS", 3.3))
 
     def test_a_part_that_is_not_there_is_loud(self) -> None:
         said: list[str] = []

@@ -109,7 +109,7 @@ class Properties(TestCase):
         shell = FakeShell(plan, items, manner(choose))
         shell.kills = 1 + choose(30)
         # An item that is unlucky often enough would be given up, or end the run.
-        with mock.patch.multiple("conveyor.core.leasing.blame", ITEM_ATTEMPTS=1000, ARRIVALS=1000):
+        with mock.patch.multiple("conveyor.core.leasing.blame", ITEM_ATTEMPTS=1000, RECEIVE_DEATHS=1000):
             results = shell.run()
         assert not shell.failure
         assert results == expected if ordered else Counter(map(repr, results)) == Counter(map(repr, expected))
@@ -176,14 +176,14 @@ class Properties(TestCase):
         # Each item weighs 8 bytes, so that some pipes hold fewer than by their bound in items.
         plan = slimmed(tightened(plan, 6), source, [1, 8, 20, 48, 1 << 20])
         # What is let in before anything was weighed would be more than some of them hold.
-        with mock.patch.object(chunk_size, "UNWEIGHED", 1):
+        with mock.patch.object(chunk_size, "UNWEIGHED_ITEMS", 1):
             shell = FakeShell(plan, itertools.count(), manner(choose))
             shell.consumes = False
             # Without what may happen beside: workers that come and go by chance would do so for ever.
             while possible := shell.actions():
                 possible[shell.choose(len(possible))]()
                 assert shell.pulled <= capacity(plan), "pulled more than all pipes and hands hold"
-            assert shell.machine.sink.room(0) <= 0
+            assert shell.machine.sink.free_capacity(0) <= 0
 
 
 def one_for_one(plan: Plan) -> bool:

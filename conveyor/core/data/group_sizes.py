@@ -19,7 +19,7 @@ from collections.abc import Iterable
 GroupSizes = list[tuple[int, int]]
 
 
-def append_groups(runs: GroupSizes, size: int, repeat: int) -> None:
+def append_groups(group_sizes: GroupSizes, size: int, repeat: int) -> None:
     """Add `repeat` groups of `size` to `runs`, in the shortest form.
 
     >>> runs = [(1, 2)]
@@ -29,10 +29,10 @@ def append_groups(runs: GroupSizes, size: int, repeat: int) -> None:
     """
     if not repeat:
         return
-    if runs and runs[-1][0] == size:
-        runs[-1] = (size, runs[-1][1] + repeat)
+    if group_sizes and group_sizes[-1][0] == size:
+        group_sizes[-1] = (size, group_sizes[-1][1] + repeat)
     else:
-        runs.append((size, repeat))
+        group_sizes.append((size, repeat))
 
 
 def group_sizes_of(sizes: Iterable[int]) -> GroupSizes:
@@ -41,26 +41,26 @@ def group_sizes_of(sizes: Iterable[int]) -> GroupSizes:
     >>> group_sizes_of([1, 1, 0, 2])
     [(1, 2), (0, 1), (2, 1)]
     """
-    runs: GroupSizes = []
+    group_sizes: GroupSizes = []
     for size in sizes:
-        append_groups(runs, size, 1)
-    return runs
+        append_groups(group_sizes, size, 1)
+    return group_sizes
 
 
-def with_one_less(runs: GroupSizes, group: int) -> GroupSizes:
+def with_one_less(group_sizes: GroupSizes, group: int) -> GroupSizes:
     """Return runs in which the group of that index has one item less.
 
     >>> with_one_less([(1, 3), (2, 1)], 1)
     [(1, 1), (0, 1), (1, 1), (2, 1)]
     """
-    sizes = [size for size, repeat in runs for _ in range(repeat)]
+    sizes = [size for size, repeat in group_sizes for _ in range(repeat)]
     sizes[group] -= 1
     return group_sizes_of(sizes)
 
 
-def total(runs: Iterable[tuple[int, int]]) -> int:
+def total(group_sizes: Iterable[tuple[int, int]]) -> int:
     """Return the number of items in all groups."""
-    return sum(size * repeat for size, repeat in runs)
+    return sum(size * repeat for size, repeat in group_sizes)
 
 
 class Groups:
@@ -72,18 +72,18 @@ class Groups:
         self._closed: deque[tuple[int, int]] = deque()
         self.open = 0
 
-    def push(self, runs: GroupSizes, items: int) -> None:
+    def push(self, group_sizes: GroupSizes, items: int) -> None:
         """Append a chunk of `items` items that closes the groups in `runs`."""
         closed = self._closed
-        if runs:
-            size, repeat = runs[0]
+        if group_sizes:
+            size, repeat = group_sizes[0]
             if self.open:
                 closed.append((size + self.open, 1))
                 repeat -= 1
             if repeat:
                 closed.append((size, repeat))
-            closed.extend(runs[1:])
-            self.open = items - total(runs)
+            closed.extend(group_sizes[1:])
+            self.open = items - total(group_sizes)
         else:
             self.open += items
 
@@ -137,11 +137,11 @@ class Regroup:
     def __init__(self) -> None:
         self._groups = Groups()
 
-    def push(self, runs: GroupSizes, elements: int) -> None:
+    def push(self, group_sizes: GroupSizes, elements: int) -> None:
         """Append the groups of `elements` more elements."""
-        self._groups.push(runs, elements)
+        self._groups.push(group_sizes, elements)
 
-    def feed(self, runs: GroupSizes, items: int) -> GroupSizes:
+    def feed(self, group_sizes: GroupSizes, items: int) -> GroupSizes:
         """Return the groups closed by the next elements, `runs` telling the outputs of each.
 
         `items` counts all outputs; those beyond `runs` belong to an element still under way, and so to a
@@ -150,7 +150,7 @@ class Regroup:
         groups = self._groups
         closed: GroupSizes = []
         collected = 0
-        for size, repeat in runs:
+        for size, repeat in group_sizes:
             while repeat:
                 first = groups.first
                 if first is None:
@@ -205,24 +205,24 @@ class Batcher:
 
     __slots__ = ("_phase", "_unit")
 
-    def __init__(self, unit: int) -> None:
-        self._unit = unit
+    def __init__(self, batch_size: int) -> None:
+        self._unit = batch_size
         self._phase = 0
 
-    def units(self, runs: GroupSizes, items: int) -> tuple[GroupSizes, int]:
+    def calls(self, group_sizes: GroupSizes, items: int) -> tuple[GroupSizes, int]:
         """Return the chunk's groups measured in completed units, and the number of units completed in all."""
         if self._unit == 1:
-            return runs, items
-        unit, phase = self._unit, self._phase
+            return group_sizes, items
+        batch_size, phase = self._unit, self._phase
         converted: GroupSizes = []
-        for size, repeat in runs:
+        for size, repeat in group_sizes:
             if not size:
                 append_groups(converted, 0, repeat)
                 continue
             for _ in range(repeat):
-                completed, phase = divmod(phase + size, unit)
+                completed, phase = divmod(phase + size, batch_size)
                 append_groups(converted, completed, 1)
-        rest = items - total(runs)
-        completed, phase = divmod(phase + rest, unit)
+        rest = items - total(group_sizes)
+        completed, phase = divmod(phase + rest, batch_size)
         self._phase = phase
         return converted, total(converted) + completed

@@ -25,7 +25,7 @@ class Weave(NamedTuple):
     """
 
     lanes: tuple[tuple[Piece, ...], ...]
-    runs: tuple[GroupSizes, ...]
+    group_sizes: tuple[GroupSizes, ...]
     zipped: bool
 
 
@@ -88,7 +88,7 @@ class Pieces:
         assert all(start < stop for _, start, stop in self._pieces), "an empty piece"
 
 
-def woven(lanes: list[list[object]], runs: tuple[GroupSizes, ...], zipped: bool) -> list[object]:
+def woven(lanes: list[list[object]], group_sizes: tuple[GroupSizes, ...], zipped: bool) -> list[object]:
     """Return the items of a `Weave`, once those of its lanes are at hand.
 
     >>> woven([[1, 2], ["a"]], ([(1, 2)], [(0, 1), (1, 1)]), zipped=False)
@@ -98,7 +98,7 @@ def woven(lanes: list[list[object]], runs: tuple[GroupSizes, ...], zipped: bool)
     """
     rows: list[object] = []
     starts = [0] * len(lanes)
-    for sizes, repeat in _stretches(runs):
+    for sizes, repeat in _stretches(group_sizes):
         parts = []
         for lane, size in enumerate(sizes):
             start = starts[lane]
@@ -137,13 +137,13 @@ def _zipped(sizes: Sequence[int], parts: list[list[object]], repeat: int) -> Ite
     return zip(*columns, strict=True)
 
 
-def _stretches(runs: tuple[GroupSizes, ...]) -> Iterator[tuple[Sequence[int], int]]:
+def _stretches(group_sizes: tuple[GroupSizes, ...]) -> Iterator[tuple[Sequence[int], int]]:
     """Yield the sizes of the groups of all lanes, and how many times in a row they are the same."""
-    if all(len(each) == 1 for each in runs):
-        yield [each[0][0] for each in runs], runs[0][0][1]
+    if all(len(each) == 1 for each in group_sizes):
+        yield [each[0][0] for each in group_sizes], group_sizes[0][0][1]
         return
-    iterators = [iter(each) for each in runs]
-    sizes, left = [0] * len(runs), [0] * len(runs)
+    iterators = [iter(each) for each in group_sizes]
+    sizes, left = [0] * len(group_sizes), [0] * len(group_sizes)
     while True:
         for lane, repeat in enumerate(left):
             if not repeat:

@@ -14,12 +14,12 @@ from conveyor.graph.plan import StepNode
 # killed from outside, which hits the same item twice now and then.
 ITEM_ATTEMPTS = 2
 # Of how many items a share may be taken for that of all.
-ENOUGH = 100
+SHARE_MIN_ITEMS = 100
 
 # A worker that has begun nothing of what it was handed was most often killed from outside, and nobody is to blame.  But
 # where so many had the same items to take in, those are too heavy, say, and the next one would die of them too.  Kills
 # from outside come in bursts, in which nothing can be begun: where it may be that, it has to go on for so many seconds.
-ARRIVALS, ARRIVAL_SECONDS = 5, 10.0
+RECEIVE_DEATHS, RECEIVE_DEATH_SECONDS = 5, 10.0
 
 
 class CrashBlame:
@@ -39,9 +39,9 @@ class CrashBlame:
             return None
         return GiveUp(Reason.DIED, event.cause, deaths, first, last)
 
-    def died_of_that(self, first: int, verdict: GiveUp, event: WorkerLost) -> bool:
+    def died_of_that(self, first: int, give_up: GiveUp, event: WorkerLost) -> bool:
         """Whether the job, asked what comes in the place of an item, has ended its worker."""
-        return not event.killed or self._deaths.get(first, 0) > verdict.attempts + 1
+        return not event.killed or self._deaths.get(first, 0) > give_up.attempts + 1
 
     def unpickled(self, first: int) -> bool:
         """Take in that a worker died while it unpickled items from `first` on; return whether that is enough."""
@@ -53,7 +53,7 @@ class CrashBlame:
         that is enough."""
         deaths, since = self._arrivals.get(first, (0, now))
         self._arrivals[first] = deaths + 1, since
-        return deaths + 1 >= ARRIVALS and (not killed or now - since >= ARRIVAL_SECONDS)
+        return deaths + 1 >= RECEIVE_DEATHS and (not killed or now - since >= RECEIVE_DEATH_SECONDS)
 
     def was_overdue(self, first: int, last: int) -> GiveUp | None:
         """Take in that a worker was killed because a unit took too long; return the verdict where that was once too
@@ -78,4 +78,4 @@ def too_many(given_up: int, items: int, ended: bool, most: int | float | None) -
         return False
     if isinstance(most, int):
         return given_up > most
-    return (ended or items >= ENOUGH) and given_up > most * items
+    return (ended or items >= SHARE_MIN_ITEMS) and given_up > most * items

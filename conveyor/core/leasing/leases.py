@@ -21,6 +21,7 @@ class Lease:
         "deaths",
         "finish",
         "first",
+        "give_up",
         "given",
         "held",
         "items",
@@ -29,7 +30,6 @@ class Lease:
         "partial",
         "pieces",
         "seconds",
-        "verdict",
         "worker",
     )
 
@@ -44,7 +44,7 @@ class Lease:
         partial: int = 0,
         finish: bool = False,
         deaths: int = 0,
-        verdict: GiveUp | None = None,
+        give_up: GiveUp | None = None,
     ) -> None:
         self.number = number
         self.worker = worker
@@ -61,34 +61,34 @@ class Lease:
         # How many workers in a row have died at some of these items, nobody knows which.
         self.deaths = deaths
         # Why it is given up, where it is.
-        self.verdict = verdict
+        self.give_up = give_up
         # What came back since the last acknowledged unit.
         self.outputs = 0
         self.seconds = 0.0
         # Outputs that wait for those of earlier leases, and at the end the mark that no more come.
         self.held: list[Replied | None] = []
 
-    def unit_at(self, index: int, size: int) -> tuple[int, int]:
+    def call_range(self, index: int, size: int) -> tuple[int, int]:
         """Return the first and the last item of its unit at that index."""
         first = self.begin + index * size
         return first, min(first + size, self.begin + self.given) - 1
 
-    def begun_unacknowledged(self, unit: int, at_work: bool, begun: tuple[int, int] | None) -> int:
+    def started_unacknowledged(self, batch_size: int, at_work: bool, started: tuple[int, int] | None) -> int:
         """How many units its worker had begun and not acknowledged when it died, as far as anyone knows.
 
         `unit` is the items of one; `at_work`: it is the first that the worker had; `begun` is the worker's note.
         """
-        units = -(-self.items // unit)
-        if begun is None or self.number != begun[0]:
+        calls = -(-self.items // batch_size)
+        if started is None or self.number != started[0]:
             # Without a note, any of those of the first lease.  What stands before the one that it had begun is done.
-            return units if (at_work if begun is None else self.number < begun[0]) else 0
-        return max(0, min(units, begun[1] - (self.given - self.items) // unit))
+            return calls if (at_work if started is None else self.number < started[0]) else 0
+        return max(0, min(calls, started[1] - (self.given - self.items) // batch_size))
 
 
 class RequeuedItems:
     """Items that were taken back from a lease, in their place in the order, until they are handed out again."""
 
-    __slots__ = ("deaths", "first", "held", "in_hand", "number", "pieces", "skip", "verdict")
+    __slots__ = ("deaths", "first", "give_up", "held", "in_hand", "number", "pieces", "skip")
 
     def __init__(self, number: int, first: int, pieces: tuple[Piece, ...], items: int) -> None:
         # The number of the lease that they were taken from.
@@ -100,7 +100,7 @@ class RequeuedItems:
         self.skip = 0
         self.deaths = 0
         # Why the first unit is to be given up.
-        self.verdict: GiveUp | None = None
+        self.give_up: GiveUp | None = None
         # How many of them still count as in the hand of the worker that gave them back.
         self.in_hand = 0
         # What waits for its turn behind the items of a rest is held by the leases behind it.
@@ -122,8 +122,8 @@ class Worker:
         "number",
         "outstanding",
         "overdue",
-        "recalled",
         "replaced",
+        "revoked",
         "suspected",
     )
 
@@ -139,7 +139,7 @@ class Worker:
         # When it last said something, or was handed something after a time without.
         self.heard = 0.0
         # Whether it was told to begin nothing more of what it has, and whether the answer is still to come.
-        self.recalled = False
+        self.revoked = False
         self.asked = False
         # Whether it is to leave once it has nothing.
         self.leaving = False
@@ -151,6 +151,6 @@ class Worker:
         self.overdue: tuple[int, int] | None = None
 
 
-def place(each: Lease | RequeuedItems) -> tuple[int, int]:
+def order_key(each: Lease | RequeuedItems) -> tuple[int, int]:
     """Return where in the order something is: what has no items is behind what was handed out before it."""
     return (each.begin if isinstance(each, Lease) else each.first), each.number

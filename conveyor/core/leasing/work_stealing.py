@@ -13,28 +13,28 @@ from conveyor.core.leasing.leases import Worker
 
 # So much may be ahead of a worker while another has nothing to do; and for so long after something came in, more is
 # expected.
-SHARED_SECONDS = 0.002
+STEAL_WORTH_SECONDS = 0.002
 # A worker that has said nothing for so long is at an item that takes longer than was expected.
-SILENT_SECONDS = 0.01
+SILENT_WORKER_SECONDS = 0.01
 
 
-def to_recall(
-    workers: Sequence[Worker], unit: int, seconds: float, came_at: float | None, stretch: float, now: float
+def worker_to_revoke(
+    workers: Sequence[Worker], batch_size: int, seconds: float, came_at: float | None, load_factor: float, now: float
 ) -> tuple[Worker | None, float | None]:
     """Return the worker that is to give back what it has not begun, if there is one, and when to look again, if ever.
 
     `seconds` is what a unit of so many items takes; `came_at`: when something came in, None where nothing more does;
     `stretch`: for how many times as much work as usual chunks are aimed, as the broker has too little time.
     """
-    shared, silent = SHARED_SECONDS * stretch, SILENT_SECONDS * stretch
+    shared, silent = STEAL_WORTH_SECONDS * load_factor, SILENT_WORKER_SECONDS * load_factor
     if all(worker.leases or worker.leaving for worker in workers):
         return None, None
     look_at: float | None = None
     for worker in sorted(workers, key=lambda worker: -worker.outstanding):
-        ahead = -(-worker.outstanding // unit) - 1
+        ahead = -(-worker.outstanding // batch_size) - 1
         if ahead < 1:
             break
-        if worker.recalled:
+        if worker.revoked:
             continue
         at = worker.heard + silent
         if ahead * seconds >= shared:

@@ -19,11 +19,11 @@ from conveyor.core.tuning.roster import StepRoster
 from conveyor.graph.plan import PIPE_BYTES
 
 
-class Surroundings(Protocol):
+class NodeContext(Protocol):
     """What a node may ask of the machine it is part of."""
 
     now: float
-    aim: ChunkTarget
+    chunk_target: ChunkTarget
 
     def wake(self, node: Node) -> None:
         """Have `node.pump()` called before the event at hand is done with."""
@@ -34,7 +34,7 @@ class Surroundings(Protocol):
     def give_up(self, command: GaveUp, items: int) -> None:
         """Take in that a unit was given up, when the step was done with so many items."""
 
-    def start_worker(self, team: StepRoster) -> None:
+    def start_worker(self, step_roster: StepRoster) -> None:
         """Have one more worker started."""
 
 
@@ -47,34 +47,34 @@ class Output:
         self.node = node
         self.port = port
 
-    def room(self, weighed: bool = True) -> int:
+    def free_capacity(self, weighed: bool = True) -> int:
         """How many items may be pushed now; those promised before they were weighed are held to the bound alone."""
-        return self.node.room(self.port, weighed)
+        return self.node.free_capacity(self.port, weighed)
 
-    def need(self) -> int:
+    def min_batch(self) -> int:
         """How many items must find room there before anything can go on."""
-        return self.node.need()
+        return self.node.min_batch()
 
-    def shares(self) -> bool:
+    def shares_pipe(self) -> bool:
         """Whether what waits there takes room from the node in front of it."""
-        return self.node.shares()
+        return self.node.shares_pipe()
 
     def held(self) -> int:
         """How many items there count against the pipe in front of this node, having no pipe of their own."""
-        return self.node.shared_held()
+        return self.node.shared_pipe_items()
 
     def weigh(self, items: int, size: int) -> None:
         """Say that `items` items on their way there came in `size` bytes."""
         self.node.weigh(self.port, items, size)
 
-    def press(self) -> None:
+    def request_flush(self) -> None:
         """Say that somebody waits for room there."""
-        self.node.press()
+        self.node.request_flush()
 
-    def push(self, pieces: tuple[Piece, ...], items: int, runs: GroupSizes | None) -> None:
+    def push(self, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
         """Hand on a chunk."""
-        if items or runs:
-            self.node.push(self.port, pieces, items, runs)
+        if items or group_sizes:
+            self.node.push(self.port, pieces, items, group_sizes)
 
     def end(self) -> None:
         """Say that no more comes."""
@@ -84,20 +84,20 @@ class Output:
 class Node(ABC):
     """One element of the running graph; `most_bytes` is what the pipe in front of it holds, where there is one."""
 
-    def __init__(self, index: int, surroundings: Surroundings, most_bytes: int = PIPE_BYTES) -> None:
+    def __init__(self, index: int, context: NodeContext, most_bytes: int = PIPE_BYTES) -> None:
         self.index = index
-        self.surroundings = surroundings
-        self.feeders: list[Callable[[], None]] = []
+        self.context = context
+        self.upstream: list[Callable[[], None]] = []
         # How many items may come beyond the bound: those in the hands of the workers that feed this node.
-        self.hands = 0
-        self.scale = ItemWeight(most_bytes)
+        self.in_flight = 0
+        self.item_weight = ItemWeight(most_bytes)
 
     @abstractmethod
-    def room(self, port: int, weighed: bool = True) -> int:
+    def free_capacity(self, port: int, weighed: bool = True) -> int:
         """How many items may be pushed into `port` now, by its bound and, if `weighed`, by what they weigh."""
 
     @abstractmethod
-    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: GroupSizes | None) -> None:
+    def push(self, port: int, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
         """Take a chunk in; `runs` is None on a lane without groups."""
 
     @abstractmethod
@@ -106,9 +106,9 @@ class Node(ABC):
 
     def weigh(self, port: int, items: int, size: int) -> None:
         """Take in that `items` items on their way to `port` came in `size` bytes."""
-        self.scale.weigh(items, size)
+        self.item_weight.weigh(items, size)
 
-    def press(self) -> None:
+    def request_flush(self) -> None:
         """Take in that somebody waits for room here; of no concern where room that is made is known at once."""
 
     @abstractmethod
@@ -116,18 +116,18 @@ class Node(ABC):
         """Move on whatever can move."""
 
     @abstractmethod
-    def grain(self) -> int:
+    def preferred_chunk(self) -> int:
         """How many items what comes first here takes in one go."""
 
-    def shares(self) -> bool:
+    def shares_pipe(self) -> bool:
         """Whether what waits here takes room from the node in front, for want of a pipe here."""
         return False
 
-    def shared_held(self) -> int:
+    def shared_pipe_items(self) -> int:
         """How many items here count against the pipe of the node in front, for want of a pipe here."""
         return 0
 
-    def need(self) -> int:
+    def min_batch(self) -> int:
         """How many items must find room here before anything can go on: more than one where batches are made."""
         return 1
 
@@ -140,31 +140,31 @@ class Node(ABC):
 
     def most(self, bound: int, weighed: bool) -> int:
         """How many items the pipe in front of this node, with this bound, holds at most."""
-        return max(self.need(), self.scale.limit(bound) if weighed else bound)
+        return max(self.min_batch(), self.item_weight.limit(bound) if weighed else bound)
 
     def wake(self) -> None:
         """Have this node pumped."""
-        self.surroundings.wake(self)
+        self.context.wake(self)
 
-    def room_made(self) -> None:
+    def capacity_freed(self) -> None:
         """Take in that there may be more room behind this node."""
         self.wake()
 
-    def wake_feeders(self) -> None:
+    def wake_upstream(self) -> None:
         """There may be more room here: say so to the nodes that feed this one."""
-        for room_made in self.feeders:
-            room_made()
+        for capacity_freed in self.upstream:
+            capacity_freed()
 
 
 class Lane:
     """One input of a join: items in a pipe, their groups, and whether the end has come."""
 
-    __slots__ = ("bound", "ended", "groups", "pieces", "scale")
+    __slots__ = ("bound", "ended", "groups", "item_weight", "pieces")
 
     def __init__(self, bound: int, most_bytes: int = PIPE_BYTES) -> None:
         self.bound = bound
         # One branch may give what is a thousand times as heavy as what another gives.
-        self.scale = ItemWeight(most_bytes)
+        self.item_weight = ItemWeight(most_bytes)
         self.pieces = Pieces()
         self.groups = Groups()
         self.ended = False
@@ -174,11 +174,11 @@ class Lane:
         """How many items wait here."""
         return self.pieces.items
 
-    def push(self, pieces: tuple[Piece, ...], items: int, runs: GroupSizes | None) -> None:
+    def push(self, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
         """Append a chunk."""
         self.pieces.extend(pieces, items)
-        if runs is not None:
-            self.groups.push(runs, items)
+        if group_sizes is not None:
+            self.groups.push(group_sizes, items)
 
     def clear(self) -> None:
         """Forget everything."""

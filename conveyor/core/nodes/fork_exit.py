@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from conveyor.core.data.group_sizes import GroupSizes, Regroup
 from conveyor.core.data.pieces import Piece
-from conveyor.core.nodes.base import Node, Output, Surroundings
+from conveyor.core.nodes.base import Node, NodeContext, Output
 from conveyor.graph.plan import LeaveNode
 
 
-class Leave(Node):
+class ForkExit(Node):
     """The running form of a `LeaveNode`."""
 
-    def __init__(self, node: LeaveNode, surroundings: Surroundings) -> None:
-        super().__init__(node.index, surroundings)
+    def __init__(self, node: LeaveNode, context: NodeContext) -> None:
+        super().__init__(node.index, context)
         self.tracked = node.tracked
         self.output: Output
         self._regroup = Regroup()
@@ -24,34 +24,34 @@ class Leave(Node):
         """Take in where everything goes."""
         self.output = output
 
-    def surrounded(self, runs: GroupSizes, items: int) -> None:
+    def push_outer_groups(self, group_sizes: GroupSizes, items: int) -> None:
         """Take in how `items` more items that entered the fork are grouped around it."""
-        self._regroup.push(runs, items)
+        self._regroup.push(group_sizes, items)
         self.wake()
 
-    def room(self, port: int, weighed: bool = True) -> int:
-        return self.output.room(weighed)
+    def free_capacity(self, port: int, weighed: bool = True) -> int:
+        return self.output.free_capacity(weighed)
 
     def weigh(self, port: int, items: int, size: int) -> None:
         self.output.weigh(items, size)
 
-    def press(self) -> None:
-        self.output.press()
+    def request_flush(self) -> None:
+        self.output.request_flush()
 
-    def need(self) -> int:
-        return self.output.need()
+    def min_batch(self) -> int:
+        return self.output.min_batch()
 
-    def shares(self) -> bool:
-        return self.output.shares()
+    def shares_pipe(self) -> bool:
+        return self.output.shares_pipe()
 
-    def shared_held(self) -> int:
+    def shared_pipe_items(self) -> int:
         return self.output.held()
 
-    def grain(self) -> int:
-        return self.output.node.grain()
+    def preferred_chunk(self) -> int:
+        return self.output.node.preferred_chunk()
 
-    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: GroupSizes | None) -> None:
-        self.output.push(pieces, items, self._regroup.feed(runs or [], items) if self.tracked else None)
+    def push(self, port: int, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
+        self.output.push(pieces, items, self._regroup.feed(group_sizes or [], items) if self.tracked else None)
 
     def end(self, port: int) -> None:
         self.output.end()
@@ -59,7 +59,7 @@ class Leave(Node):
     def pump(self) -> None:
         if self.tracked:
             self.output.push((), 0, self._regroup.feed([], 0))
-        self.wake_feeders()
+        self.wake_upstream()
 
     def clear(self) -> None:
         self._regroup.clear()

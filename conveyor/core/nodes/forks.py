@@ -11,8 +11,8 @@ from abc import abstractmethod
 
 from conveyor.core.data.group_sizes import GroupSizes
 from conveyor.core.data.pieces import Piece, Pieces
-from conveyor.core.nodes.base import Node, Output, Surroundings
-from conveyor.core.nodes.fork_exit import Leave
+from conveyor.core.nodes.base import Node, NodeContext, Output
+from conveyor.core.nodes.fork_exit import ForkExit
 from conveyor.core.nodes.joins import BalanceMerge
 from conveyor.core.nodes.step import Step
 from conveyor.graph.plan import BalanceNode, ReplicateNode
@@ -21,12 +21,12 @@ from conveyor.graph.plan import BalanceNode, ReplicateNode
 class Fork(Node):
     """What both kinds share: the pipe in front, and the news for the ends of the fork."""
 
-    def __init__(self, node: ReplicateNode | BalanceNode, surroundings: Surroundings) -> None:
-        super().__init__(node.index, surroundings, node.bound_bytes)
+    def __init__(self, node: ReplicateNode | BalanceNode, context: NodeContext) -> None:
+        super().__init__(node.index, context, node.bound_bytes)
         self.bound = node.bound
         self.tracked = node.tracked
         self.outputs: list[Output] = []
-        self.leaves: list[Leave] = []
+        self.exits: list[ForkExit] = []
         self.sharing = False
         self.queue = Pieces()
         self.ended = False
@@ -34,13 +34,13 @@ class Fork(Node):
     def connect(self, outputs: list[Output]) -> None:
         """Take in where the branches go."""
         self.outputs = outputs
-        self.bound = max(self.bound, self.need())
-        self.sharing = any(output.shares() for output in outputs)
+        self.bound = max(self.bound, self.min_batch())
+        self.sharing = any(output.shares_pipe() for output in outputs)
 
-    def need(self) -> int:
-        return max(output.need() for output in self.outputs)
+    def min_batch(self) -> int:
+        return max(output.min_batch() for output in self.outputs)
 
-    def room(self, port: int, weighed: bool = True) -> int:
+    def free_capacity(self, port: int, weighed: bool = True) -> int:
         return self.most(self.bound, weighed) - self.queue.items - self.branches_held()
 
     def weigh(self, port: int, items: int, size: int) -> None:
@@ -52,13 +52,13 @@ class Fork(Node):
     def branches_held(self) -> int:
         """How many items in the branches count against the pipe in front."""
 
-    def grain(self) -> int:
-        return min(output.node.grain() for output in self.outputs)
+    def preferred_chunk(self) -> int:
+        return min(output.node.preferred_chunk() for output in self.outputs)
 
-    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: GroupSizes | None) -> None:
-        if runs is not None:
-            for leave in self.leaves:
-                leave.surrounded(runs, items)
+    def push(self, port: int, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
+        if group_sizes is not None:
+            for leave in self.exits:
+                leave.push_outer_groups(group_sizes, items)
         self.queue.extend(pieces, items)
         self.wake()
 
@@ -82,7 +82,7 @@ class Fork(Node):
 
     def check(self) -> None:
         self.queue.check()
-        assert self.queue.items + self.branches_held() <= self.bound + self.hands, "pipe over its bound"
+        assert self.queue.items + self.branches_held() <= self.bound + self.in_flight, "pipe over its bound"
 
 
 class Replicate(Fork):
@@ -93,7 +93,7 @@ class Replicate(Fork):
 
     def pump(self) -> None:
         moved = False
-        while items := min(self.queue.items, min(output.room() for output in self.outputs)):
+        while items := min(self.queue.items, min(output.free_capacity() for output in self.outputs)):
             if items < 0:
                 break
             pieces = self.queue.take(items)
@@ -102,15 +102,15 @@ class Replicate(Fork):
             moved = True
         self.end_branches()
         if moved or self.sharing:
-            self.wake_feeders()
+            self.wake_upstream()
 
 
 class Balance(Fork):
     """Every unit of items goes to one branch: round-robin, passing over a branch that has no room."""
 
-    def __init__(self, node: BalanceNode, surroundings: Surroundings) -> None:
-        super().__init__(node, surroundings)
-        self.unit = node.unit
+    def __init__(self, node: BalanceNode, context: NodeContext) -> None:
+        super().__init__(node, context)
+        self.batch_size = node.unit
         self.strict = node.strict
         self.merges: list[BalanceMerge] = []
         self._next = 0
@@ -120,32 +120,36 @@ class Balance(Fork):
     def branches_held(self) -> int:
         return sum(output.held() for output in self.outputs)
 
-    def need(self) -> int:
-        return max(self.unit, super().need())
+    def min_batch(self) -> int:
+        return max(self.batch_size, super().min_batch())
 
     def pump(self) -> None:
         moved = False
-        while self.queue.items >= self.unit or (self.ended and self.queue.items):
+        while self.queue.items >= self.batch_size or (self.ended and self.queue.items):
             rooms = [self._room(output) for output in self.outputs]
-            branch = self._choose(rooms) if self.queue.items >= self.unit else self._last(rooms)
+            branch = self._choose(rooms) if self.queue.items >= self.batch_size else self._last(rooms)
             if branch is None:
                 break
-            units = -(-self.queue.items // self.unit) if self.ended else self.queue.items // self.unit
-            open_branches = sum(1 for room in rooms if room >= self.unit)
+            calls = -(-self.queue.items // self.batch_size) if self.ended else self.queue.items // self.batch_size
+            open_branches = sum(1 for room in rooms if room >= self.batch_size)
             share = (
-                1 if self.strict else min(-(-units // open_branches), self.outputs[branch].node.grain() // self.unit)
+                1
+                if self.strict
+                else min(-(-calls // open_branches), self.outputs[branch].node.preferred_chunk() // self.batch_size)
             )
-            items = min(max(1, share) * self.unit, rooms[branch] // self.unit * self.unit, self.queue.items)
+            items = min(
+                max(1, share) * self.batch_size, rooms[branch] // self.batch_size * self.batch_size, self.queue.items
+            )
             pieces = self.queue.take(items)
             self._next = (branch + 1) % len(self.outputs)
-            self._dealt += -(-items // self.unit)
+            self._dealt += -(-items // self.batch_size)
             for merge in self.merges:
                 merge.routed(branch, items)
             self.outputs[branch].push(pieces, items, [(1, items)] if self.tracked else None)
             moved = True
         self.end_branches()
         if moved or self.sharing:
-            self.wake_feeders()
+            self.wake_upstream()
 
     def end_branches(self) -> None:
         if self.ended and not self.queue.items:
@@ -156,19 +160,19 @@ class Balance(Fork):
     def _room(self, output: Output) -> int:
         # A branch whose worker is busy is stalled, whatever its pipe would hold: what waits here, another may have.
         if isinstance(output.node, Step) and (output.node.shared or not self.strict):
-            return output.node.appetite()
-        return output.room()
+            return output.node.demand()
+        return output.free_capacity()
 
     def _last(self, rooms: list[int]) -> int | None:
         """The branch of a short last batch: its outputs stand with the trailing ones, by branch, so timing must not
         decide on it."""
         branch = self._dealt % len(rooms)
-        return branch if rooms[branch] >= self.unit else None
+        return branch if rooms[branch] >= self.batch_size else None
 
     def _choose(self, rooms: list[int]) -> int | None:
         count = len(rooms)
         for offset in range(1 if self.strict else count):
             branch = (self._next + offset) % count
-            if rooms[branch] >= self.unit:
+            if rooms[branch] >= self.batch_size:
                 return branch
         return None

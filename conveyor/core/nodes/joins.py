@@ -12,15 +12,15 @@ from collections import deque
 
 from conveyor.core.data.group_sizes import GroupSizes, append_groups
 from conveyor.core.data.pieces import Piece, Weave
-from conveyor.core.nodes.base import Lane, Node, Output, Surroundings
+from conveyor.core.nodes.base import Lane, Node, NodeContext, Output
 from conveyor.graph.plan import MergeNode, ZipNode
 
 
 class Join(Node):
     """What all kinds share: a lane for each branch, and the end."""
 
-    def __init__(self, node: MergeNode | ZipNode, surroundings: Surroundings) -> None:
-        super().__init__(node.index, surroundings)
+    def __init__(self, node: MergeNode | ZipNode, context: NodeContext) -> None:
+        super().__init__(node.index, context)
         self.lanes = [Lane(*bounds) for bounds in zip(node.bounds, node.bounds_bytes, strict=True)]
         self.tracked = isinstance(node, ZipNode) or node.tracked
         self.output: Output
@@ -30,27 +30,27 @@ class Join(Node):
     def connect(self, output: Output) -> None:
         """Take in where everything goes."""
         self.output = output
-        self.sharing = output.shares()
+        self.sharing = output.shares_pipe()
         for lane in self.lanes:
-            lane.bound = max(lane.bound, output.need())
+            lane.bound = max(lane.bound, output.min_batch())
 
-    def room(self, port: int, weighed: bool = True) -> int:
+    def free_capacity(self, port: int, weighed: bool = True) -> int:
         lane = self.lanes[port]
-        most = max(self.need(), lane.scale.limit(lane.bound) if weighed else lane.bound)
+        most = max(self.min_batch(), lane.item_weight.limit(lane.bound) if weighed else lane.bound)
         return most - lane.items - self.output.held()
 
     def weigh(self, port: int, items: int, size: int) -> None:
-        self.lanes[port].scale.weigh(items, size)
+        self.lanes[port].item_weight.weigh(items, size)
         self.output.weigh(items, size)
 
-    def need(self) -> int:
-        return self.output.need()
+    def min_batch(self) -> int:
+        return self.output.min_batch()
 
-    def grain(self) -> int:
-        return self.output.node.grain()
+    def preferred_chunk(self) -> int:
+        return self.output.node.preferred_chunk()
 
-    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: GroupSizes | None) -> None:
-        self.lanes[port].push(pieces, items, runs)
+    def push(self, port: int, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
+        self.lanes[port].push(pieces, items, group_sizes)
         self.wake()
 
     def waiting_for(self, node: Node) -> int:
@@ -69,9 +69,9 @@ class Join(Node):
             self.ended = True
             self.output.end()
         if moved or self.sharing:
-            self.wake_feeders()
-        if self.output.room() < 1 and any(lane.items for lane in self.lanes):
-            self.output.press()
+            self.wake_upstream()
+        if self.output.free_capacity() < 1 and any(lane.items for lane in self.lanes):
+            self.output.request_flush()
 
     @abstractmethod
     def move(self) -> bool:
@@ -84,7 +84,7 @@ class Join(Node):
     def check(self) -> None:
         for lane in self.lanes:
             lane.pieces.check()
-            assert lane.items <= lane.bound + self.hands, "pipe over its bound"
+            assert lane.items <= lane.bound + self.in_flight, "pipe over its bound"
             assert not self.tracked or lane.groups.items == lane.items, "groups and items disagree"
 
 
@@ -94,7 +94,7 @@ class FreeMerge(Join):
     def move(self) -> bool:
         moved = False
         for lane in self.lanes:
-            items = min(lane.items, self.output.room())
+            items = min(lane.items, self.output.free_capacity())
             if items > 0:
                 self.output.push(lane.pieces.take(items), items, None)
                 moved = True
@@ -104,8 +104,8 @@ class FreeMerge(Join):
 class ReplicateMerge(Join):
     """Branches of a ReplicatingFork: all of them have every group."""
 
-    def __init__(self, node: MergeNode, surroundings: Surroundings) -> None:
-        super().__init__(node, surroundings)
+    def __init__(self, node: MergeNode, context: NodeContext) -> None:
+        super().__init__(node, context)
         self._turn = 0
 
     def move(self) -> bool:
@@ -113,18 +113,18 @@ class ReplicateMerge(Join):
 
     def _move_groups(self) -> bool:
         """Move whole groups that are closed in every lane."""
-        room = self.output.room()
-        runs, lane_runs, items = closed_groups(self.lanes, room, zipped=False)
-        if not runs:
+        room = self.output.free_capacity()
+        group_sizes, lane_sizes, items = closed_groups(self.lanes, room, zipped=False)
+        if not group_sizes:
             return False
-        self.output.push(weave(self.lanes, lane_runs, items, zipped=False), items, runs)
+        self.output.push(weave(self.lanes, lane_sizes, items, zipped=False), items, group_sizes)
         return True
 
     def _move_items(self) -> bool:
         """Move what the lane whose turn it is has of the present group."""
         lane = self.lanes[self._turn]
         first = lane.groups.first
-        items = min(lane.items if first is None else first[0], self.output.room())
+        items = min(lane.items if first is None else first[0], self.output.free_capacity())
         moved = False
         if items > 0:
             lane.groups.shrink(items)
@@ -152,8 +152,8 @@ class ReplicateMerge(Join):
 class BalanceMerge(Join):
     """Branches of a BalancingFork: each group is in one of them, as the fork tells."""
 
-    def __init__(self, node: MergeNode, surroundings: Surroundings) -> None:
-        super().__init__(node, surroundings)
+    def __init__(self, node: MergeNode, context: NodeContext) -> None:
+        super().__init__(node, context)
         self._ports = {branch: port for port, branches in enumerate(node.branches) for branch in branches}
         self._route: deque[tuple[int, int]] = deque()
         self._route_ended = False
@@ -180,7 +180,7 @@ class BalanceMerge(Join):
             return self._move_trailing()
         port, wanted = self._route[0]
         lane = self.lanes[port]
-        room = self.output.room()
+        room = self.output.free_capacity()
         first = lane.groups.first
         if first is None:
             items = min(lane.items, room)
@@ -210,7 +210,7 @@ class BalanceMerge(Join):
         if not self._route_ended or self._turn == len(self.lanes):
             return False
         lane = self.lanes[self._turn]
-        items = min(lane.items, self.output.room())
+        items = min(lane.items, self.output.free_capacity())
         if items > 0:
             lane.groups.shrink(items)
             self.output.push(lane.pieces.take(items), items, [])
@@ -228,19 +228,19 @@ class Zip(Join):
     """Branches of a ReplicatingFork, side by side: rows instead of items."""
 
     def weigh(self, port: int, items: int, size: int) -> None:
-        self.lanes[port].scale.weigh(items, size)
+        self.lanes[port].item_weight.weigh(items, size)
         # A row has an item of each lane.
-        self.output.weigh(1, round(sum(lane.scale.bytes for lane in self.lanes)))
+        self.output.weigh(1, round(sum(lane.item_weight.bytes for lane in self.lanes)))
 
     def move(self) -> bool:
         return self._move_groups() or self._move_rows()
 
     def _move_groups(self) -> bool:
         """Move the rows of whole groups that are closed in every lane."""
-        runs, lane_runs, items = closed_groups(self.lanes, self.output.room(), zipped=True)
-        if not runs:
+        group_sizes, lane_sizes, items = closed_groups(self.lanes, self.output.free_capacity(), zipped=True)
+        if not group_sizes:
             return False
-        self.output.push(weave(self.lanes, lane_runs, items, zipped=True), items, runs)
+        self.output.push(weave(self.lanes, lane_sizes, items, zipped=True), items, group_sizes)
         return True
 
     def _move_rows(self) -> bool:
@@ -252,15 +252,15 @@ class Zip(Join):
             known.append((lane.items, lane.ended) if first is None else (first[0], True))
         still_open = [items for items, closed in known if not closed]
         rows = min(still_open) if still_open else max(items for items, _ in known)
-        rows = min(rows, self.output.room())
+        rows = min(rows, self.output.free_capacity())
         if rows <= 0:
             return False
         taken = [min(items, rows) for items, _ in known]
         pieces = tuple(lane.pieces.take(items) for lane, items in zip(self.lanes, taken, strict=True))
         for lane, items in zip(self.lanes, taken, strict=True):
             lane.groups.shrink(items)
-        runs: tuple[GroupSizes, ...] = tuple([(items, 1)] for items in taken)
-        self.output.push(((Weave(pieces, runs, True), 0, rows),), rows, [])
+        group_sizes: tuple[GroupSizes, ...] = tuple([(items, 1)] for items in taken)
+        self.output.push(((Weave(pieces, group_sizes, True), 0, rows),), rows, [])
         return True
 
 
@@ -269,8 +269,8 @@ def closed_groups(lanes: list[Lane], room: int, *, zipped: bool) -> tuple[GroupS
 
     Return the groups of the join's output, those removed from each lane, and the number of output items.
     """
-    runs: GroupSizes = []
-    lane_runs: list[GroupSizes] = [[] for _ in lanes]
+    group_sizes: GroupSizes = []
+    lane_sizes: list[GroupSizes] = [[] for _ in lanes]
     items = 0
     while True:
         firsts = [lane.groups.first for lane in lanes]
@@ -284,19 +284,19 @@ def closed_groups(lanes: list[Lane], room: int, *, zipped: bool) -> tuple[GroupS
             groups = min(groups, (room - items) // size)
         if groups <= 0:
             break
-        for lane, closed, each in zip(lanes, lane_runs, sizes, strict=True):
+        for lane, closed, each in zip(lanes, lane_sizes, sizes, strict=True):
             lane.groups.drop(groups)
             append_groups(closed, each, groups)
-        append_groups(runs, size, groups)
+        append_groups(group_sizes, size, groups)
         items += size * groups
-    return runs, lane_runs, items
+    return group_sizes, lane_sizes, items
 
 
-def weave(lanes: list[Lane], lane_runs: list[GroupSizes], items: int, *, zipped: bool) -> tuple[Piece, ...]:
+def weave(lanes: list[Lane], lane_sizes: list[GroupSizes], items: int, *, zipped: bool) -> tuple[Piece, ...]:
     """Take the items of the given groups out of the lanes, as pieces in the order of the join's output."""
     pieces = tuple(
-        lane.pieces.take(sum(size * repeat for size, repeat in runs))
-        for lane, runs in zip(lanes, lane_runs, strict=True)
+        lane.pieces.take(sum(size * repeat for size, repeat in group_sizes))
+        for lane, group_sizes in zip(lanes, lane_sizes, strict=True)
     )
     if not items:
         return ()
@@ -304,6 +304,6 @@ def weave(lanes: list[Lane], lane_runs: list[GroupSizes], items: int, *, zipped:
         filled = [each for each in pieces if each]
         if len(filled) == 1:
             return filled[0]
-        if all(len(runs) == 1 and runs[0][1] == 1 for runs in lane_runs):
+        if all(len(group_sizes) == 1 and group_sizes[0][1] == 1 for group_sizes in lane_sizes):
             return tuple(piece for each in pieces for piece in each)
-    return ((Weave(pieces, tuple(lane_runs), zipped), 0, items),)
+    return ((Weave(pieces, tuple(lane_sizes), zipped), 0, items),)

@@ -6,67 +6,67 @@ says what it has taken when that is worth a message, and before that only where 
 
 from __future__ import annotations
 
-from conveyor.core.commands import TELL_SECONDS, Emit, Finish
+from conveyor.core.commands import REPORT_SECONDS, Emit, Finish
 from conveyor.core.data.group_sizes import GroupSizes
 from conveyor.core.data.pieces import Piece
-from conveyor.core.nodes.base import Node, Surroundings
-from conveyor.core.tuning.chunk_size import LARGEST
+from conveyor.core.nodes.base import Node, NodeContext
+from conveyor.core.tuning.chunk_size import MAX_CHUNK_ITEMS
 from conveyor.graph.plan import SinkNode
 
 # Where a pipe holds fewer results than its bound because they are heavy, the next ones may find it full: so soon a
 # consumer says what it has taken, where nothing more comes.
-SOON_SECONDS = 0.005
+REPORT_SOON_SECONDS = 0.005
 
 
 class Sink(Node):
     """The running form of a `SinkNode`."""
 
-    def __init__(self, node: SinkNode, surroundings: Surroundings) -> None:
-        super().__init__(node.index, surroundings, node.bound_bytes)
+    def __init__(self, node: SinkNode, context: NodeContext) -> None:
+        super().__init__(node.index, context, node.bound_bytes)
         self.bound = node.bound
         self.waiting = 0
         # Whether the consumer has been asked to say at once what it has taken, and has said nothing since.
         self.asked = False
         self.ended = False
 
-    def room(self, port: int, weighed: bool = True) -> int:
+    def free_capacity(self, port: int, weighed: bool = True) -> int:
         return self.most(self.bound, weighed) - self.waiting
 
-    def grain(self) -> int:
-        return max(1, min(LARGEST, self.bound // 4))
+    def preferred_chunk(self) -> int:
+        return max(1, min(MAX_CHUNK_ITEMS, self.bound // 4))
 
-    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: GroupSizes | None) -> None:
+    def push(self, port: int, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
         if items:
             self.waiting += items
-            self.surroundings.command(Emit(pieces, items, self._tell_within()))
+            self.context.command(Emit(pieces, items, self._report_within_seconds()))
 
-    def _tell_within(self) -> float:
+    def _report_within_seconds(self) -> float:
         most = self.most(self.bound, weighed=True)
         if self.waiting >= most:
             self.asked = True
             return 0.0
-        return SOON_SECONDS if most < self.bound else TELL_SECONDS
+        return REPORT_SOON_SECONDS if most < self.bound else REPORT_SECONDS
 
     def weigh(self, port: int, items: int, size: int) -> None:
         super().weigh(port, items, size)
         # A join says what waits there weighs, and may find no room for that.
         if self.waiting >= self.most(self.bound, weighed=True):
-            self.press()
+            self.request_flush()
 
-    def press(self) -> None:
+    def request_flush(self) -> None:
         if self.waiting and not self.asked:
             self.asked = True
-            self.surroundings.command(Emit((), 0, 0.0))
+            self.context.command(Emit((), 0, 0.0))
 
     def consumed(self, items: int) -> None:
         """Take in that the consumer took `items` results."""
         self.waiting -= items
         self.asked = False
-        self.wake_feeders()
+        self.wake_upstream()
 
     def end(self, port: int) -> None:
         self.ended = True
-        self.surroundings.command(Finish())
+        self.context.command(Finish())
 
     def pump(self) -> None:
         pass
@@ -75,4 +75,4 @@ class Sink(Node):
         pass
 
     def check(self) -> None:
-        assert 0 <= self.waiting <= self.bound + self.hands, "more results wait than the pipe holds"
+        assert 0 <= self.waiting <= self.bound + self.in_flight, "more results wait than the pipe holds"

@@ -18,10 +18,10 @@ from conveyor.core.data.group_sizes import Batcher, GroupSizes, Regroup
 from conveyor.core.data.pieces import Piece, Pieces
 from conveyor.core.events import ProbeResult, Replied, RevokeResult, WorkerLost
 from conveyor.core.leasing.blame import CrashBlame
-from conveyor.core.leasing.leases import Lease, RequeuedItems, Worker, place
+from conveyor.core.leasing.leases import Lease, RequeuedItems, Worker, order_key
 from conveyor.core.leasing.timeouts import TimeoutMonitor, was_overdue
-from conveyor.core.leasing.work_stealing import to_recall
-from conveyor.core.nodes.base import Node, Output, Surroundings
+from conveyor.core.leasing.work_stealing import worker_to_revoke
+from conveyor.core.nodes.base import Node, NodeContext, Output
 from conveyor.core.nodes.step_invariants import check_step
 from conveyor.core.tuning.autoscaling import StepLoad
 from conveyor.core.tuning.chunk_size import WEIGHT, ChunkSizer
@@ -31,128 +31,132 @@ from conveyor.stats import StepStats
 
 # Items at some of which so many workers in a row have died are handed out one by one: fewer may have died of something
 # else.
-DEATHS_IN_COMPANY = 2
+SHARED_DEATHS = 2
 
 
 class Step(Node):
     """The running form of a `StepNode`."""
 
-    def __init__(self, team: StepRoster, surroundings: Surroundings) -> None:
-        node = team.node
-        super().__init__(node.index, surroundings, node.bound_bytes)
-        self.team = team
-        self.unit = node.batch or 1
-        self.bound = max(node.bound, self.unit)
+    def __init__(self, step_roster: StepRoster, context: NodeContext) -> None:
+        node = step_roster.node
+        super().__init__(node.index, context, node.bound_bytes)
+        self.step_roster = step_roster
+        self.batch_size = node.batch or 1
+        self.bound = max(node.bound, self.batch_size)
         self.shared = node.shared
         self.ordered = node.ordered
         self.output: Output
         self._reserve = 1
-        self.workers = [Worker(number, node.max_items) for number in team.numbers]
+        self.workers = [Worker(number, node.max_items) for number in step_roster.numbers]
         # Each worker may hold one output more than the pipe behind has room for; one that left does not take that back.
-        self.most_workers = len(self.workers)
+        self.peak_workers = len(self.workers)
         # When to look whether a worker that says nothing is stuck while another has nothing to do.
         self.look_at: float | None = None
-        self.watch = TimeoutMonitor(node.timeout, surroundings)
-        self.times = Utilization(team, surroundings.now)
-        self._dealt_to = False
+        self.timeout_monitor = TimeoutMonitor(node.timeout, context)
+        self.utilization = Utilization(step_roster, context.now)
+        self._reports_demand = False
         # Whether it has looked in vain for room behind it: else it needs no pump to hear of more.
         self._short = True
-        self.sizer = ChunkSizer(max(1, self.bound // (4 * self.unit)), self.scale, surroundings.aim, self.unit)
+        self.chunk_sizer = ChunkSizer(
+            max(1, self.bound // (4 * self.batch_size)), self.item_weight, context.chunk_target, self.batch_size
+        )
         self._finishes = node.finishes
         self._queue = Pieces()
         # When something came in last.
-        self._came_at = surroundings.now
-        self._rests: list[RequeuedItems] = []
-        self._attempts = CrashBlame(node)
+        self._last_arrival = context.now
+        self._requeued: list[RequeuedItems] = []
+        self._crash_blame = CrashBlame(node)
         # How many items came in, were taken out of the queue, and were acknowledged, in all.
         self.entered = 0
-        self._taken = 0
+        self._leased = 0
         self.acknowledged = 0
         self._ended = False
         self._done = False
         self._cancelled = False
         # What has a lower number was handed out in the run before.
-        self._first_lease = team.next_lease
+        self._first_lease = step_roster.next_lease
         self._leases: dict[int, Lease] = {}
         self._order: deque[Lease | RequeuedItems] = deque()
         self._starving: deque[Lease] = deque()
         # Outputs that may still come on credit, or wait for their turn; items that workers have beyond one unit each.
-        self.promised = self._ahead = 0
+        self.promised = self._prefetched = 0
         self._regroup = Regroup()
-        self._batcher = Batcher(self.unit)
-        self._outputs_per_unit = 1.0
+        self._batcher = Batcher(self.batch_size)
+        self._outputs_per_call = 1.0
 
     # What comes in
 
     @property
     def held(self) -> int:
         """How many items count against the bound of the pipe in front."""
-        held = self._queue.items + self._ahead
-        return held + sum(max(0, rest.pieces.items - rest.in_hand) for rest in self._rests) if self._rests else held
+        held = self._queue.items + self._prefetched
+        return (
+            held + sum(max(0, rest.pieces.items - rest.in_hand) for rest in self._requeued) if self._requeued else held
+        )
 
     @property
-    def resting(self) -> int:
+    def requeued_items(self) -> int:
         """How many items were taken back, and wait for a worker."""
-        return sum(rest.pieces.items for rest in self._rests) if self._rests else 0
+        return sum(rest.pieces.items for rest in self._requeued) if self._requeued else 0
 
     @property
     def outstanding(self) -> int:
         """How many leases are with workers."""
         return len(self._leases)
 
-    def room(self, port: int, weighed: bool = True) -> int:
+    def free_capacity(self, port: int, weighed: bool = True) -> int:
         return self.most(self.bound, weighed) - self.held
 
-    def appetite(self) -> int:
+    def demand(self) -> int:
         """How many items its workers could take at once, beyond those that wait; none where outputs have no room."""
         most = self._looks_ahead() + 1
         hands = sum(max(0, most - len(worker.leases)) for worker in self.workers if not worker.leaving)
-        wanted = hands * self.sizer.size * self.unit - self._queue.items - self.resting
-        return min(self.room(0), wanted) if wanted > 0 and self._spare(bool(self._leases)) > 0 else 0
+        wanted = hands * self.chunk_sizer.size * self.batch_size - self._queue.items - self.requeued_items
+        return min(self.free_capacity(0), wanted) if wanted > 0 and self._spare(bool(self._leases)) > 0 else 0
 
-    def dealt_to(self) -> None:
+    def report_demand(self) -> None:
         """Take in that the node in front deals items out by this step's appetite, and has to hear when it has some."""
-        self._dealt_to = True
+        self._reports_demand = True
 
-    def grain(self) -> int:
-        return self.sizer.size * self.unit
+    def preferred_chunk(self) -> int:
+        return self.chunk_sizer.size * self.batch_size
 
-    def need(self) -> int:
-        return self.unit
+    def min_batch(self) -> int:
+        return self.batch_size
 
-    def shares(self) -> bool:
+    def shares_pipe(self) -> bool:
         return self.shared
 
-    def shared_held(self) -> int:
+    def shared_pipe_items(self) -> int:
         return self.held if self.shared else 0
 
     def connect(self, output: Output) -> None:
         """Take in where the outputs go."""
         self.output = output
-        self._reserve = output.need()
+        self._reserve = output.min_batch()
 
     def feed(self, blob: Any, items: int, size: int) -> None:
         """Take in a blob from the source."""
         self.weigh(0, items, size)
         self._queue.push(blob, items)
         self.entered += items
-        self._came_at = self.surroundings.now
+        self._last_arrival = self.context.now
         self.wake()
 
-    def push(self, port: int, pieces: tuple[Piece, ...], items: int, runs: GroupSizes | None) -> None:
+    def push(self, port: int, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
         self._queue.extend(pieces, items)
         self.entered += items
         if items:
-            self._came_at = self.surroundings.now
-        if runs is not None:
-            self._regroup.push(*self._batcher.units(runs, items))
+            self._last_arrival = self.context.now
+        if group_sizes is not None:
+            self._regroup.push(*self._batcher.calls(group_sizes, items))
         self.wake()
 
     def end(self, port: int) -> None:
         self._ended = True
         self.wake()
 
-    def room_made(self) -> None:
+    def capacity_freed(self) -> None:
         if self._short:
             self.wake()
 
@@ -162,31 +166,31 @@ class Step(Node):
         if self._cancelled:
             return
         self._count_time()
-        self._short = self._dealt_to
+        self._short = self._reports_demand
         if not self._leases:
             # With nothing under way, groups that are empty already must not wait for the next output.
             closed = self._regroup.feed([], 0)
             if closed:
                 self.output.push((), 0, closed)
         self._grant()
-        while (self._queue.items or self._rests) and self._lease():
+        while (self._queue.items or self._requeued) and self._lease():
             pass
-        waits = self._finishes and any(worker.recalled for worker in self.workers)
-        if self._ended and not (self._queue.items or self._rests or self._done or waits):
+        waits = self._finishes and any(worker.revoked for worker in self.workers)
+        if self._ended and not (self._queue.items or self._requeued or self._done or waits):
             self._finish()
         if len(self.workers) > 1:
-            self._recall()
-        self.watch.look(self.workers)
-        if self.team.node.max_items is not None:
+            self._steal()
+        self.timeout_monitor.look(self.workers)
+        if self.step_roster.node.max_items is not None:
             for worker in [worker for worker in self.workers if worker.replaced and not worker.leases]:
-                self._let_go(worker)
-        self._take_stock()
-        if self._dealt_to and self.appetite() > 0:
-            self.wake_feeders()
+                self._end_worker(worker)
+        self._update_utilization()
+        if self._reports_demand and self.demand() > 0:
+            self.wake_upstream()
 
     def _spare(self, waits: bool, weighed: bool = True) -> int:
         """How many more outputs may be promised to a lease; one that waits for another leaves the other's reserve."""
-        spare = self.output.room(weighed) + self.most_workers - self.promised - self._reserve * waits
+        spare = self.output.free_capacity(weighed) + self.peak_workers - self.promised - self._reserve * waits
         if spare < 1:
             self._short = True
         return spare
@@ -196,7 +200,7 @@ class Step(Node):
         spare = self._spare(waits)
         if spare < 1 and not waits:
             # Items that turned out heavy: more may be promised to leases that wait than the pipe now holds.
-            spare = min(1, self.output.room(), self._spare(waits, weighed=False))
+            spare = min(1, self.output.free_capacity(), self._spare(waits, weighed=False))
         return spare
 
     def _would_wait(self, worker: Worker) -> bool:
@@ -205,15 +209,15 @@ class Step(Node):
 
     def _lease(self) -> bool:
         """Hand out one lease, if there is a worker, a unit and room for what comes of it; what was taken back first."""
-        rest = self._rests[0] if self._rests else None
+        rest = self._requeued[0] if self._requeued else None
         waiting = self._queue if rest is None else rest.pieces
-        units, short = divmod(waiting.items, self.unit)
+        calls, short = divmod(waiting.items, self.batch_size)
         if short and (rest is not None or self._ended):
-            units += 1
-        if not units:
+            calls += 1
+        if not calls:
             return False
-        size = self.sizer.size_of(units // max(1, len(self.workers)))
-        worker = self._free_worker(units, size, rest is None)
+        size = self.chunk_sizer.size_of(calls // max(1, len(self.workers)))
+        worker = self._free_worker(calls, size, rest is None)
         if worker is None:
             return False
         idle = 1 if len(self.workers) == 1 else sum(1 for each in self.workers if not each.leases and not each.leaving)
@@ -223,22 +227,22 @@ class Step(Node):
             spare = self._credit(self._order[0] is not rest if self.ordered else bool(worker.leases))
         if spare < 1:
             return False
-        share = -(-units // idle) if idle > 1 else units
-        units = max(1, min(size, share, int(spare / max(1.0, self._outputs_per_unit))))
-        if rest is not None and (rest.verdict or rest.deaths >= DEATHS_IN_COMPANY):
-            units = 1
+        share = -(-calls // idle) if idle > 1 else calls
+        calls = max(1, min(size, share, int(spare / max(1.0, self._outputs_per_call))))
+        if rest is not None and (rest.give_up or rest.deaths >= SHARED_DEATHS):
+            calls = 1
         if worker.left is not None:
-            units = min(units, max(1, worker.left))
-        items = min(units * self.unit, waiting.items)
-        credit = min(spare, max(units, int(units * self._outputs_per_unit * 1.25)))
+            calls = min(calls, max(1, worker.left))
+        items = min(calls * self.batch_size, waiting.items)
+        credit = min(spare, max(calls, int(calls * self._outputs_per_call * 1.25)))
         self._hand_out(worker, waiting.take(items), items, credit, rest)
-        self.wake_feeders()
+        self.wake_upstream()
         return True
 
     def _looks_ahead(self) -> bool:
-        return (self.sizer.seconds or 1.0) * self.sizer.size <= self.surroundings.aim.ahead
+        return (self.chunk_sizer.seconds or 1.0) * self.chunk_sizer.size <= self.context.chunk_target.ahead
 
-    def _free_worker(self, units: int, size: int, may_look_ahead: bool) -> Worker | None:
+    def _free_worker(self, calls: int, size: int, may_look_ahead: bool) -> Worker | None:
         """Return the worker that gets the next lease: an idle one, or one for which it is time to look ahead."""
         ahead = None
         for worker in self.workers:
@@ -246,12 +250,12 @@ class Step(Node):
                 continue
             if not worker.leases and not worker.asked:
                 return worker
-            if ahead is None and len(worker.leases) == 1 and not worker.recalled:
+            if ahead is None and len(worker.leases) == 1 and not worker.revoked:
                 ahead = worker
         if ahead is None or not may_look_ahead or not self._looks_ahead():
             return None
         # A busy worker gets a full chunk or nothing: what waits grows meanwhile.
-        return ahead if units >= size or self._ended else None
+        return ahead if calls >= size or self._ended else None
 
     def _hand_out(
         self,
@@ -263,47 +267,47 @@ class Step(Node):
         finish: bool = False,
     ) -> None:
         """Hand items to a worker: the first of the queue, which have just been taken out of it, or those of `rest`."""
-        first, skip, deaths = (self._taken, 0, 0) if rest is None else (rest.first, rest.skip, rest.deaths)
-        verdict = None if rest is None else rest.verdict
-        lease = Lease(self.team.next_lease, worker, first, pieces, items, credit, skip, finish, deaths, verdict)
-        self.team.next_lease += 1
+        first, skip, deaths = (self._leased, 0, 0) if rest is None else (rest.first, rest.skip, rest.deaths)
+        give_up = None if rest is None else rest.give_up
+        lease = Lease(self.step_roster.next_lease, worker, first, pieces, items, credit, skip, finish, deaths, give_up)
+        self.step_roster.next_lease += 1
         self._leases[lease.number] = lease
         if rest is None:
-            self._taken += items
+            self._leased += items
             if self.ordered:
                 self._order.append(lease)
         else:
             if self.ordered:
                 self._order.insert(self._order.index(rest), lease)
             rest.first += items
-            rest.skip, rest.verdict = 0, None
+            rest.skip, rest.give_up = 0, None
             if not rest.pieces.items:
-                self._rests.remove(rest)
+                self._requeued.remove(rest)
                 if self.ordered:
                     self._order.remove(rest)
         if not worker.leases:
-            self.watch.heard(worker)
+            self.timeout_monitor.heard(worker)
         worker.leases.append(lease)
         self._add_outstanding(worker, items)
         self.promised += credit
-        command = SendLease(worker.number, lease.number, pieces, items, credit, finish, skip, verdict)
-        self.surroundings.command(command)
+        command = SendLease(worker.number, lease.number, pieces, items, credit, finish, skip, give_up)
+        self.context.command(command)
         if worker.left is not None and not finish:
-            worker.left -= -(-items // self.unit)
+            worker.left -= -(-items // self.batch_size)
             if worker.left <= 0:
                 self._replace(worker)
 
     def _add_outstanding(self, worker: Worker, items: int) -> None:
-        before = max(0, worker.outstanding - self.unit)
+        before = max(0, worker.outstanding - self.batch_size)
         worker.outstanding += items
-        self._ahead += max(0, worker.outstanding - self.unit) - before
+        self._prefetched += max(0, worker.outstanding - self.batch_size) - before
 
     def _grant(self) -> None:
         """Give credit to the leases that wait for it, the first in order first."""
         if not self._starving:
             return
         if self.ordered and len(self._starving) > 1:
-            self._starving = deque(sorted(self._starving, key=place))
+            self._starving = deque(sorted(self._starving, key=order_key))
         waiting = len(self._starving)
         for _ in range(waiting):
             lease = self._starving[0]
@@ -315,7 +319,7 @@ class Step(Node):
             credit = max(1, spare // len(self._starving)) if self._starving else spare
             lease.credit += credit
             self.promised += credit
-            self.surroundings.command(Grant(lease.worker.number, lease.number, credit))
+            self.context.command(Grant(lease.worker.number, lease.number, credit))
 
     def _finish(self) -> None:
         """Nothing more comes, from in front or back: let every job finish, in the order of the workers, then say so."""
@@ -331,40 +335,40 @@ class Step(Node):
 
     # What comes back
 
-    def replied(self, event: Replied) -> None:
+    def handle_reply(self, event: Replied) -> None:
         """Take in outputs and an acknowledgement."""
         self._count_time()
         lease = self._leases[event.lease]
         worker = lease.worker
-        self.watch.heard(worker)
+        self.timeout_monitor.heard(worker)
         outputs = sum([items for _, items in event.blobs])
-        acknowledged = min(event.units * self.unit, -(-lease.items // self.unit) * self.unit)
-        assert event.units * self.unit == acknowledged, "a worker did what had been taken back from it"
+        acknowledged = min(event.calls * self.batch_size, -(-lease.items // self.batch_size) * self.batch_size)
+        assert event.calls * self.batch_size == acknowledged, "a worker did what had been taken back from it"
         acknowledged = lease.items if self._cancelled and event.final else min(acknowledged, lease.items)
         lease.items -= acknowledged
         lease.first += acknowledged
         self.acknowledged += acknowledged
         lease.credit -= outputs
-        lease.partial = event.partial if event.units else lease.partial + event.partial
+        lease.partial = event.partial if event.calls else lease.partial + event.partial
         self._add_outstanding(worker, -acknowledged)
         lease.outputs += outputs
         lease.seconds += event.seconds
-        self.team.cpu += event.cpu
-        self.team.waited += event.waited
-        self.team.items_in += acknowledged
-        self.team.items_out += outputs
-        if event.units and not self._cancelled:
-            self.sizer.observe(event.units, lease.seconds)
-            self.team.done(event.units, lease.seconds)
-            self._outputs_per_unit += (lease.outputs / event.units - self._outputs_per_unit) * WEIGHT
+        self.step_roster.cpu += event.cpu
+        self.step_roster.waited += event.waited
+        self.step_roster.items_in += acknowledged
+        self.step_roster.items_out += outputs
+        if event.calls and not self._cancelled:
+            self.chunk_sizer.observe(event.calls, lease.seconds)
+            self.step_roster.done(event.calls, lease.seconds)
+            self._outputs_per_call += (lease.outputs / event.calls - self._outputs_per_call) * WEIGHT
             lease.outputs, lease.seconds = 0, 0.0
         for index, *why in event.given_up:
             # Judged as it was at that unit, however many are acknowledged at once.
-            items = self.acknowledged - lease.given + lease.items + min((index + 1) * self.unit, lease.given)
-            self.surroundings.give_up(GaveUp(self.index, *lease.unit_at(index, self.unit), *why), items)
+            items = self.acknowledged - lease.given + lease.items + min((index + 1) * self.batch_size, lease.given)
+            self.context.give_up(GaveUp(self.index, *lease.call_range(index, self.batch_size), *why), items)
         if event.final and lease.items:
             # It was told to begin no more just when it was about to.
-            self._take_back(lease, lease.items)
+            self._requeue(lease, lease.items)
         if event.starving:
             self.promised -= lease.credit
             lease.credit = 0
@@ -377,11 +381,11 @@ class Step(Node):
         if event.final:
             self._close_lease(lease)
             if not worker.leases:
-                worker.recalled = worker.asked
+                worker.revoked = worker.asked
                 if worker.leaving and not worker.asked:
-                    self._let_go(worker)
+                    self._end_worker(worker)
         self.wake()
-        self.wake_feeders()
+        self.wake_upstream()
 
     def _next_in_order(self) -> None:
         """The first lease is done: let out what the next ones hold."""
@@ -401,10 +405,10 @@ class Step(Node):
         pieces = tuple([(blob, 0, items) for blob, items in event.blobs])
         outputs = sum([items for _, items in event.blobs])
         self.promised -= outputs
-        runs = None if event.runs is None else self._regroup.feed(event.runs, outputs)
+        group_sizes = None if event.group_sizes is None else self._regroup.feed(event.group_sizes, outputs)
         if outputs:
             self.output.weigh(outputs, event.size)
-        self.output.push(pieces, outputs, runs)
+        self.output.push(pieces, outputs, group_sizes)
 
     # Who works here
 
@@ -413,67 +417,74 @@ class Step(Node):
         """The workers that are up and are to stay."""
         return [worker for worker in self.workers if not worker.leaving]
 
-    def joined(self, number: int) -> None:
+    def add_worker(self, number: int) -> None:
         """Take in that one more worker is up."""
         self._count_time()
-        self.workers.append(Worker(number, self.team.node.max_items))
-        self.most_workers = max(self.most_workers, len(self.workers))
-        self.output.node.hands = max(self.output.node.hands, self.most_workers)
+        self.workers.append(Worker(number, self.step_roster.node.max_items))
+        self.peak_workers = max(self.peak_workers, len(self.workers))
+        self.output.node.in_flight = max(self.output.node.in_flight, self.peak_workers)
         self.wake()
-        self.wake_feeders()
+        self.wake_upstream()
 
     def resize(self, wanted: int) -> None:
         """Have as many workers as `wanted`, those being started included."""
         self._count_time()
-        present = len(self.staying) + len(self.team.starting)
+        present = len(self.staying) + len(self.step_roster.starting)
         for worker in self.workers:
             if present < wanted and worker.leaving and not worker.replaced:
                 worker.leaving = False
                 present += 1
         for _ in range(wanted - present):
-            self.surroundings.start_worker(self.team)
+            self.context.start_worker(self.step_roster)
         # Those that have nothing to do first, and of these the newest; one that is up stays, whoever is being started.
         surplus = max(0, min(present - wanted, len(self.staying) - 1))
         for worker in sorted(self.staying, key=lambda worker: (worker.outstanding, -worker.number))[:surplus]:
             worker.leaving = True
             if not worker.leases and not worker.asked:
-                self._let_go(worker)
+                self._end_worker(worker)
         self.wake()
 
-    def _let_go(self, worker: Worker) -> None:
-        if self._rests or any(each.asked for each in self.workers):
+    def _end_worker(self, worker: Worker) -> None:
+        if self._requeued or any(each.asked for each in self.workers):
             # What was taken back is the turn of whoever is free first, and all others may be waiting for that.
             worker.leaving = False
             return
         self.workers.remove(worker)
-        self.team.numbers.remove(worker.number)
-        self.surroundings.command(EndWorker(worker.number))
+        self.step_roster.numbers.remove(worker.number)
+        self.context.command(EndWorker(worker.number))
 
-    def _recall(self) -> None:
+    def _steal(self) -> None:
         """Where a worker has nothing to do and has not finished, take back what another has not begun."""
         self.look_at = None
-        if self._queue.items >= self.unit or self._rests or self._spare(True) < 1 or (self._ended and self._finishes):
+        if (
+            self._queue.items >= self.batch_size
+            or self._requeued
+            or self._spare(True) < 1
+            or (self._ended and self._finishes)
+        ):
             return
-        came_at = None if self._ended else self._came_at
-        seconds, stretch = self.sizer.seconds or 0.0, self.surroundings.aim.stretch
-        worker, self.look_at = to_recall(self.workers, self.unit, seconds, came_at, stretch, self.surroundings.now)
+        came_at = None if self._ended else self._last_arrival
+        seconds, load_factor = self.chunk_sizer.seconds or 0.0, self.context.chunk_target.load_factor
+        worker, self.look_at = worker_to_revoke(
+            self.workers, self.batch_size, seconds, came_at, load_factor, self.context.now
+        )
         if worker is not None:
-            worker.recalled = worker.asked = True
+            worker.revoked = worker.asked = True
             lease = next(lease for lease in worker.leases if lease.items)
-            self.surroundings.command(Revoke(worker.number, lease.number, self._begun_units(lease) + 1))
+            self.context.command(Revoke(worker.number, lease.number, self._acknowledged_calls(lease) + 1))
 
-    def _begun_units(self, lease: Lease) -> int:
+    def _acknowledged_calls(self, lease: Lease) -> int:
         """How many units of a lease have been acknowledged."""
-        return (lease.given - lease.items) // self.unit
+        return (lease.given - lease.items) // self.batch_size
 
-    def seen(self, event: ProbeResult) -> None:
+    def handle_probe_result(self, event: ProbeResult) -> None:
         """Take in for how long a worker has been at an item."""
         worker = self.worker(event.worker)
         if worker is not None:
-            self.watch.seen(worker, event)
+            self.timeout_monitor.handle_probe_result(worker, event)
             self.wake()
 
-    def begun(self, event: RevokeResult) -> None:
+    def handle_revoke_result(self, event: RevokeResult) -> None:
         """Take back what a worker has not begun: it has been told not to."""
         worker = self.worker(event.worker)
         if worker is None or event.lease < self._first_lease:
@@ -481,24 +492,24 @@ class Step(Node):
             return
         worker.asked = False
         if not worker.leases:
-            worker.recalled = False
+            worker.revoked = False
             if worker.leaving:
-                self._let_go(worker)
+                self._end_worker(worker)
         self.wake()
         if self._cancelled:
             return
         self._count_time()
         for lease in worker.leases:
-            begun = 0
+            started = 0
             if lease.number < event.lease:
                 continue
             if lease.number == event.lease:
-                begun = min(lease.given, event.units * self.unit)
-            back = min(lease.items, lease.given - begun)
+                started = min(lease.given, event.calls * self.batch_size)
+            back = min(lease.items, lease.given - started)
             if back:
-                self._take_back(lease, back)
+                self._requeue(lease, back)
 
-    def lost(self, event: WorkerLost) -> Fail | None:
+    def handle_worker_lost(self, event: WorkerLost) -> Fail | None:
         """Take back all that a dead worker had; return the failure where that cannot be made up for."""
         self._count_time()
         worker = self.worker(event.worker)
@@ -506,7 +517,7 @@ class Step(Node):
             return None
         failure = None if self._cancelled else self._not_begun(worker, event)
         # Not one before that of its note: that was done, though the word of it is lost.
-        noted = -1 if event.begun is None else event.begun[0]
+        noted = -1 if event.started is None else event.started[0]
         at_work = next((lease for lease in worker.leases if lease.items and lease.number >= noted), None)
         for lease in list(worker.leases):
             if self._cancelled:
@@ -519,7 +530,7 @@ class Step(Node):
         if failure is None:
             self.workers.remove(worker)
             self.wake()
-            self.wake_feeders()
+            self.wake_upstream()
         return failure
 
     def _lose(self, lease: Lease, at_work: bool, event: WorkerLost) -> Fail | None:
@@ -528,48 +539,48 @@ class Step(Node):
             return Fail(self.index, event.worker, None, None, event.cause, Loss.FINISH)
         if at_work and event.unpickling:
             return self._unpickled(lease, event)
-        begun = lease.begun_unacknowledged(self.unit, at_work, event.begun)
-        if lease.items > begun * self.unit:
-            self._take_back(lease, lease.items - begun * self.unit)
+        started = lease.started_unacknowledged(self.batch_size, at_work, event.started)
+        if lease.items > started * self.batch_size:
+            self._requeue(lease, lease.items - started * self.batch_size)
         if not lease.items:
             return None
-        node, overdue, verdict = self.team.node, lease.worker.overdue is not None, None
+        node, overdue, give_up = self.step_roster.node, lease.worker.overdue is not None, None
         # Where there is a timeout, units are begun one by one, and only the last one can be to blame.
-        exact = at_work and (begun == 1 or node.timeout is not None)
-        first, last = lease.first + (begun - 1) * self.unit * exact, lease.first + lease.items - 1
+        exact = at_work and (started == 1 or node.timeout is not None)
+        first, last = lease.first + (started - 1) * self.batch_size * exact, lease.first + lease.items - 1
         if exact and not overdue:
-            verdict = self._attempts.died(first, last, event)
+            give_up = self._crash_blame.died(first, last, event)
         elif exact and was_overdue(lease.worker, event):
-            verdict = self._attempts.was_overdue(first, last)
-        if verdict is not None and not node.gives_up:
-            loss = Loss.ITEM if verdict.kind == Reason.DIED else Loss.OVERDUE
-            return Fail(self.index, event.worker, first, last, verdict.cause, loss)
-        rest = self._take_back(lease, last - first + 1)
+            give_up = self._crash_blame.was_overdue(first, last)
+        if give_up is not None and not node.gives_up:
+            loss = Loss.ITEM if give_up.kind == Reason.DIED else Loss.OVERDUE
+            return Fail(self.index, event.worker, first, last, give_up.cause, loss)
+        rest = self._requeue(lease, last - first + 1)
         rest.deaths = lease.deaths + (at_work and not overdue)
-        if lease.verdict is not None:
-            verdict = lease.verdict
-            if at_work and self._attempts.died_of_that(first, verdict, event):
-                verdict = verdict._replace(blindly=True)
-        rest.verdict = verdict
+        if lease.give_up is not None:
+            give_up = lease.give_up
+            if at_work and self._crash_blame.died_of_that(first, give_up, event):
+                give_up = give_up._replace(skip_unpickling=True)
+        rest.give_up = give_up
         if lease.items:
             # Done, or so it seems, but the outputs are lost.
-            self._take_back(lease, lease.items)
+            self._requeue(lease, lease.items)
         return None
 
     def _unpickled(self, lease: Lease, event: WorkerLost) -> Fail | None:
         """Of items that are unpickled together, nobody knows which one it was, and one alone cannot be had."""
         first, last = lease.first, lease.first + lease.items - 1
-        if self._attempts.unpickled(first):
+        if self._crash_blame.unpickled(first):
             return Fail(self.index, event.worker, first, last, event.cause, Loss.UNPICKLE)
-        self._take_back(lease, lease.items)
+        self._requeue(lease, lease.items)
         return None
 
     def _not_begun(self, worker: Worker, event: WorkerLost) -> Fail | None:
         """Of a worker that has begun nothing of what it was handed: it may have died of taking that in."""
         lease = next((lease for lease in worker.leases if lease.items), None)
-        if lease is None or not event.ready or event.begun is None or event.begun >= (lease.number, 1):
+        if lease is None or not event.ready or event.started is None or event.started >= (lease.number, 1):
             return None
-        if not self._attempts.arrived(lease.first, event.killed, self.surroundings.now):
+        if not self._crash_blame.arrived(lease.first, event.killed, self.context.now):
             return None
         return Fail(self.index, event.worker, lease.first, lease.first + lease.items - 1, event.cause, Loss.RECEIVE)
 
@@ -578,7 +589,7 @@ class Step(Node):
         worker.leaving = True
         if not worker.replaced:
             worker.replaced = True
-            self.surroundings.start_worker(self.team)
+            self.context.start_worker(self.step_roster)
 
     def _close_lease(self, lease: Lease) -> None:
         """Take in that nothing more comes for a lease."""
@@ -598,7 +609,7 @@ class Step(Node):
         """Return the worker of that number, None where it has left."""
         return next((worker for worker in self.workers if worker.number == number), None)
 
-    def _take_back(self, lease: Lease, items: int) -> RequeuedItems:
+    def _requeue(self, lease: Lease, items: int) -> RequeuedItems:
         """Make the last items of a lease a rest."""
         pieces = Pieces()
         pieces.extend(lease.pieces, lease.given)
@@ -606,14 +617,14 @@ class Step(Node):
         rest = RequeuedItems(lease.number, lease.first + lease.items - items, pieces.take(items), items)
         if items == lease.items:
             rest.skip = lease.partial
-            rest.verdict = lease.verdict
+            rest.give_up = lease.give_up
         lease.items -= items
         lease.given -= items
-        before = self._ahead
+        before = self._prefetched
         self._add_outstanding(lease.worker, -items)
-        rest.in_hand = items - (before - self._ahead)
-        self._rests.append(rest)
-        self._rests.sort(key=place)
+        rest.in_hand = items - (before - self._prefetched)
+        self._requeued.append(rest)
+        self._requeued.sort(key=order_key)
         if self.ordered:
             self._order.insert(self._order.index(lease) + 1, rest)
         return rest
@@ -622,50 +633,50 @@ class Step(Node):
 
     def _count_time(self) -> None:
         """Take in how the time since the last look was spent."""
-        self.times.count(self.surroundings.now, len(self.workers))
+        self.utilization.count(self.context.now, len(self.workers))
 
-    def _take_stock(self) -> None:
+    def _update_utilization(self) -> None:
         """See what the time from now on is spent with."""
         idle = len([worker for worker in self.workers if not worker.leases])
         starving = len({lease.worker for lease in self._starving}) if self._starving else 0
-        times = self.times
+        times = self.utilization
         times.busy = len(self.workers) - idle - starving
-        waiting = self._queue.items >= self.unit or bool(self._rests)
+        waiting = self._queue.items >= self.batch_size or bool(self._requeued)
         times.blocked = starving + (idle if waiting and self._spare(bool(self._leases)) < 1 else 0)
         if times.blocked:
-            self.output.press()
-        times.stalled = times.busy == len(self.workers) and (waiting or bool(self._ahead))
+            self.output.request_flush()
+        times.stalled = times.busy == len(self.workers) and (waiting or bool(self._prefetched))
 
-    def sight(self, waiting: int) -> StepLoad:
+    def step_load(self, waiting: int) -> StepLoad:
         """Return what the balancer is told; `waiting` items more wait further in front, for want of a pipe here."""
         self._count_time()
-        team, node = self.team, self.team.node
+        step_roster, node = self.step_roster, self.step_roster.node
         present = len(self.staying)
         # What a worker would have to say at the end of the stream must not be lost with it.
         least = max(node.workers, present) if node.finishes else node.workers
         return StepLoad(
             name=node.name,
             workers=present,
-            starting=len(team.starting),
+            starting=len(step_roster.starting),
             least=least,
             most=node.most,
-            waiting=(self.held + waiting) // self.unit,
-            bound=max(1, self.bound // self.unit),
+            waiting=(self.held + waiting) // self.batch_size,
+            bound=max(1, self.bound // self.batch_size),
             ended=self._ended,
-            units=team.units,
-            busy=team.busy,
-            cpu=team.cpu,
-            waited=team.waited,
-            blocked=team.blocked,
-            start=team.start_seconds,
+            calls=step_roster.calls,
+            busy=step_roster.busy,
+            cpu=step_roster.cpu,
+            waited=step_roster.waited,
+            blocked=step_roster.blocked,
+            start=step_roster.start_seconds,
         )
 
     def stats(self, now: float) -> StepStats:
         """Return what the user is told at `now`; changes nothing."""
-        spent = self.times.spent(now, len(self.workers))
-        return self.team.stats(0 if self._cancelled else self.held, self.bound, spent)
+        spent = self.utilization.spent(now, len(self.workers))
+        return self.step_roster.stats(0 if self._cancelled else self.held, self.bound, spent)
 
-    def blame(self, worker_number: int, lease_number: int | None, units: int | None, cause: Any) -> Fail:
+    def failure_of(self, worker_number: int, lease_number: int | None, calls: int | None, cause: Any) -> Fail:
         """Return the failure of a lease, or of whatever a lost worker had, with the items that may be to blame."""
         first: int | None = None
         last: int | None = None
@@ -676,23 +687,23 @@ class Step(Node):
                 first, last = leases[0].first, leases[-1].first + leases[-1].items - 1
         else:
             lease = self._leases[lease_number]
-            if lease.items and units is None:
+            if lease.items and calls is None:
                 first, last = lease.first, lease.first + lease.items - 1
-            elif lease.items and units is not None:
-                first = lease.first + units * self.unit
-                last = min(first + self.unit, lease.first + lease.items) - 1
+            elif lease.items and calls is not None:
+                first = lease.first + calls * self.batch_size
+                last = min(first + self.batch_size, lease.first + lease.items) - 1
         return Fail(self.index, worker_number, first, last, cause)
 
     def clear(self) -> None:
         self._cancelled = True
         self._queue.clear()
-        self._rests.clear()
+        self._requeued.clear()
         self.look_at = None
         self._count_time()
-        self.times.stop()
+        self.utilization.stop()
         for worker in self.workers:
             if worker.leases:
-                self.surroundings.command(CancelLeases(worker.number))
+                self.context.command(CancelLeases(worker.number))
 
     def check(self) -> None:
         check_step(self)

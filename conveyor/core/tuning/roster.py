@@ -9,23 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import log2
 
-from conveyor.core.tuning.autoscaling import Memory
+from conveyor.core.tuning.autoscaling import PolicyState
 from conveyor.graph.plan import Plan, StepNode
 from conveyor.stats import Decision, StepStats
 
 # What starting a worker is taken to cost until one has been started.
-START_SECONDS = 0.05
+ASSUMED_START_SECONDS = 0.05
 # So many workers in a row that die before they are ready are not replaced; nor are two where that has taken so long.
 # Where they may have been ended from outside, it takes both.
-START_ATTEMPTS = 5
-START_PATIENCE = 2.0
+FAILED_STARTS = 5
+FAILED_START_SECONDS = 2.0
 # Nor is one that dies with nothing in hand, where that many in a row have done so and nothing was done in between: with
 # no more than so many seconds from one to the next, and, where they may have been ended from outside, for so long.
-IDLE_SECONDS = 10.0
+IDLE_DEATH_SECONDS = 10.0
 # The weight of a new start in the running mean.
 WEIGHT = 0.3
 # The history holds the newest decisions; a pipeline that runs for months must not grow.
-REMEMBERED = 1000
+REMEMBERED_DECISIONS = 1000
 
 
 class Durations:
@@ -76,7 +76,7 @@ class StepRoster:
         self.peak = len(self.numbers)
         # The numbers of leases go on from run to run: a worker's note of where it is must not be taken for an old one.
         self.next_lease = 0
-        self.start_seconds = START_SECONDS
+        self.start_seconds = ASSUMED_START_SECONDS
         self._starts = 0
         self.failed_starts = 0
         self._failing_since = 0.0
@@ -86,7 +86,7 @@ class StepRoster:
         self.items_in = 0
         self.items_out = 0
         self.failed = 0
-        self.units = 0
+        self.calls = 0
         self.seconds = 0.0
         self.busy = 0.0
         self.blocked = 0.0
@@ -113,16 +113,16 @@ class StepRoster:
     def hopeless(self, killed: bool, now: float) -> bool:
         """Whether one more that dies before it is ready is one too many."""
         failed = self.failed_starts + 1
-        often, long = failed >= START_ATTEMPTS, failed >= 2 and now - self._failing_since >= START_PATIENCE
+        often, long = failed >= FAILED_STARTS, failed >= 2 and now - self._failing_since >= FAILED_START_SECONDS
         return (often and long) if killed else (often or long)
 
     def died_idle(self, killed: bool, now: float) -> bool:
         """Take in that a worker has died that had nothing to do; return whether that is one too many."""
-        if not self._idle_deaths or now - self._idle_last > IDLE_SECONDS:
+        if not self._idle_deaths or now - self._idle_last > IDLE_DEATH_SECONDS:
             self._idle_deaths, self._idle_since = 0, now
         self._idle_deaths += 1
         self._idle_last = now
-        return self._idle_deaths >= START_ATTEMPTS and (not killed or now - self._idle_since >= IDLE_SECONDS)
+        return self._idle_deaths >= FAILED_STARTS and (not killed or now - self._idle_since >= IDLE_DEATH_SECONDS)
 
     def lost(self, number: int, ready: bool, now: float) -> None:
         """Take in that a worker is dead."""
@@ -150,8 +150,8 @@ class StepRoster:
             failed=self.failed,
             waiting=waiting,
             bound=bound,
-            units=self.units,
-            mean=self.seconds / self.units if self.units else None,
+            units=self.calls,
+            mean=self.seconds / self.calls if self.calls else None,
             p50=self.durations.share(0.5),
             p99=self.durations.share(0.99),
             busy=busy / present if present else 0.0,
@@ -165,23 +165,23 @@ class StepRoster:
         """The worker seconds busy, blocked, present and stalled, up to the last count."""
         return self.busy, self.blocked, self.present, self.stalled
 
-    def done(self, units: int, seconds: float) -> None:
+    def done(self, calls: int, seconds: float) -> None:
         """Take in that `units` units took `seconds` seconds of wall time."""
         self._idle_deaths = 0
-        self.units += units
+        self.calls += calls
         self.seconds += seconds
-        self.durations.add(seconds / units, units)
+        self.durations.add(seconds / calls, calls)
 
 
 class Roster:
     """The teams of all steps."""
 
     def __init__(self, plan: Plan) -> None:
-        self.teams: dict[int, StepRoster] = {}
+        self.step_rosters: dict[int, StepRoster] = {}
         self.next_worker = 0
         for node in plan.steps:
-            self.teams[node.index] = StepRoster(node, [self.new_number() for _ in range(node.workers)])
-        self.memory = Memory()
+            self.step_rosters[node.index] = StepRoster(node, [self.new_number() for _ in range(node.workers)])
+        self.memory = PolicyState()
         self.decisions: list[Decision] = []
 
     def new_number(self) -> int:
@@ -192,4 +192,4 @@ class Roster:
     def decided(self, decision: Decision) -> None:
         """Add to the history."""
         self.decisions.append(decision)
-        del self.decisions[:-REMEMBERED]
+        del self.decisions[:-REMEMBERED_DECISIONS]

@@ -11,10 +11,10 @@ from conveyor.core.tuning.roster import StepRoster
 class Utilization:
     """Sums up for a team, in seconds of workers, and keeps what goes on now."""
 
-    __slots__ = ("_since", "_team", "blocked", "busy", "stalled")
+    __slots__ = ("_since", "_step_roster", "blocked", "busy", "stalled")
 
-    def __init__(self, team: StepRoster, now: float) -> None:
-        self._team = team
+    def __init__(self, step_roster: StepRoster, now: float) -> None:
+        self._step_roster = step_roster
         self._since = now
         # How many workers are at work, and how many have no room for what they would give.
         self.busy = 0
@@ -26,11 +26,11 @@ class Utilization:
         """Take in how the time until now was spent by those who are present."""
         passed, self._since = now - self._since, now
         if passed > 0:
-            team = self._team
-            team.busy += passed * self.busy
-            team.blocked += passed * self.blocked
-            team.present += passed * present
-            team.stalled += passed * self.stalled
+            step_roster = self._step_roster
+            step_roster.busy += passed * self.busy
+            step_roster.blocked += passed * self.blocked
+            step_roster.present += passed * present
+            step_roster.stalled += passed * self.stalled
 
     def spent(self, now: float, present: int) -> tuple[float, float, float, float]:
         """Return the worker seconds busy, blocked, present and stalled since the last count; counts nothing."""

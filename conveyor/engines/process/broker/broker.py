@@ -131,8 +131,8 @@ class Broker:
             if os.name == "posix" and os.getppid() != self._parent:
                 self._caller_gone()
             elif not self._closing:
-                for index, team in self._machine.staff.teams.items():
-                    for number in team.numbers:
+                for index, roster in self._machine.roster.step_rosters.items():
+                    for number in roster.numbers:
                         self._crew.start(index, number)
             while not (self._closing and all(each.dead for each in self._workers.values())):
                 for callback in self._ready():

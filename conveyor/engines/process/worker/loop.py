@@ -17,7 +17,7 @@ from conveyor._lean.redaction import shown_by
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor.core.data.group_sizes import GroupSizes, append_groups, total, with_one_less
-from conveyor.core.tuning.chunk_size import LINGER, LONGEST_SECONDS, TARGET_SECONDS
+from conveyor.core.tuning.chunk_size import FLUSH_SHARE, LONGEST_SECONDS, TARGET_SECONDS
 from conveyor.engines.failures import FailedUnit, death, failure_of, overdue
 from conveyor.engines.process.wire.channels import BlockingEndpoint, ConnectionLost, Message
 from conveyor.engines.process.wire.codec import (
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from conveyor.engines.process.shm.arena import Arena
     from conveyor.engines.process.wire.configs import WorkerConfig
 
-FLUSH_SECONDS = TARGET_SECONDS * LINGER
+FLUSH_SECONDS = TARGET_SECONDS * FLUSH_SHARE
 # A value that a generator took so long to yield is sent at once: who knows when the next one comes.
 SLOW_SECONDS = 0.002
 # What is called in one stride, as much as should take so long, is accounted for in one go.  Where that is more units
@@ -278,7 +278,7 @@ class Worker:
                 self._stride_seconds = (now - begun) / len(returned)
             begun = now
             # What is left is sent with the rest where that will be done soon, for a lease of that length.
-            linger = max(self._linger, min(count * self._stride_seconds, LONGEST_SECONDS) * LINGER)
+            linger = max(self._linger, min(count * self._stride_seconds, LONGEST_SECONDS) * FLUSH_SHARE)
             late = now - self._since > linger and (count - start) * self._stride_seconds > linger
             if start < count and (careful or self._giver.wary or late or heavy):
                 self._flush()
