@@ -63,7 +63,7 @@ class Story:
             case events.Raised():
                 return f"{self._worker(event.worker)} reports an error"
             case events.RevokeResult():
-                return f"{self._worker(event.worker)} gives back all after call {event.units} of lease {event.lease}"
+                return f"{self._worker(event.worker)} gives back all after call {event.calls} of lease {event.lease}"
             case events.CreditReturned():
                 return f"the source waits: its items are much heavier than before ({event.items:,} fewer)"
             case events.Cancelled():
@@ -75,7 +75,7 @@ class Story:
         match command:
             case commands.SendLease():
                 self._leases += 1
-                verdict = command.verdict
+                verdict = command.give_up
                 if verdict is None:
                     return ""
                 return f"{self._worker(command.worker)} is to give up items {verdict.first} to {verdict.last}"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 
 from conveyor._lean.dataclasses import NamedTuple
-from conveyor._lean.typing import TYPE_CHECKING, Any
+from conveyor._lean.typing import TYPE_CHECKING
 from conveyor.errors import (
     FailedItem,
     ItemTimeoutError,
@@ -43,6 +43,23 @@ class Failure(NamedTuple):
     def about(self, output: str) -> Failure:
         """Return the same, saying which output it was."""
         return self._replace(message=f"{self.message} (the output was {output})")
+
+
+class DiedAt(NamedTuple):
+    """Why an item was given up: workers died at it, the last one with `exitcode`.  `item` shows it."""
+
+    exitcode: int | None
+    item: str | None
+
+
+class OverdueAt(NamedTuple):
+    """Why an item was given up: it took longer than `seconds`.  `item` shows it."""
+
+    seconds: float
+    item: str | None
+
+
+GivenUpFor = Failure | DiedAt | OverdueAt
 
 
 class FailedUnit(Exception):
@@ -210,21 +227,21 @@ def overdue(name: str, seconds: float, first: int, last: int, item: str | None =
     )
 
 
-def failed_item(name: str, first: int, last: int, attempts: int, when: float, why: Any) -> FailedItem:
-    """Return what is told of an item that was given up: `why` is a failure, or what became of workers at it."""
+def failed_item(name: str, first: int, last: int, attempts: int, when: float, why: GivenUpFor) -> FailedItem:
+    """Return what is told of an item that was given up."""
     error: ProcessorError
     match why:
-        case ("died", cause, item):
-            error = death(name, "process", cause, first, last, "item")
-            error.item = item
-        case ("overdue", seconds, item):
-            error = overdue(name, seconds, first, last, item)
+        case DiedAt():
+            error = death(name, "process", why.exitcode, first, last, "item")
+            error.item = why.item
+        case OverdueAt():
+            error = overdue(name, why.seconds, first, last, why.item)
+        case Failure():
+            error = processor_error(name, why, first, last)
         case _:
-            failure = Failure(*why)
-            item = failure.item
-            error = processor_error(name, failure, first, last)
+            raise TypeError(f"An item cannot be given up for {why!r}: that is no Failure, DiedAt or OverdueAt.")
     error.attempts = attempts
-    return FailedItem(name, first, last, item, error, attempts, when)
+    return FailedItem(name, first, last, why.item, error, attempts, when)
 
 
 def too_many_failures(count: int, most: int | float | None, failures: Sequence[FailedItem]) -> TooManyFailuresError:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import conveyor
 from conveyor import errors
+from conveyor.engines.process.wire import messages
 from tests.helpers.support import ROOT, TestCase
 
 PACKAGE = ROOT / "conveyor"
@@ -185,6 +186,96 @@ class TheCore(TestCase):
         assert {"pickle", "signal"} <= found
 
 
+class TheMessages(TestCase):
+    """A message is built, matched and read by its class and its fields, so that a misspelt one cannot vanish."""
+
+    MODULES: ClassVar[dict[str, Path]] = {
+        name: path
+        for name, path in MODULES.items()
+        if name.startswith("conveyor.engines.process") and name != messages.__name__
+    }
+    # What a variable is called that holds a message, and what sends one.
+    HOLDERS = frozenset({"message", "header", "reply"})
+    SENDERS = frozenset({"send", "send_within", "say", "pass_on", "_tell"})
+
+    def nodes(self, tree: ast.AST, kind: Any) -> Iterator[Any]:
+        return (node for node in ast.walk(tree) if isinstance(node, kind))
+
+    def kinds(self, case: ast.match_case) -> Iterator[ast.MatchClass]:
+        """The patterns of a case that name a kind of message."""
+        for pattern in self.nodes(case.pattern, ast.MatchClass):
+            module, _, kind = ast.unparse(pattern.cls).rpartition(".")
+            if kind in messages.KINDS and module in ("", "messages"):
+                yield pattern
+
+    def broken(self, tree: ast.AST) -> Iterator[int]:
+        """The lines at which a message is built or read by position, or a match over messages passes over one."""
+        for call in self.nodes(tree, ast.Call):
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else None
+            if name in self.SENDERS and any(isinstance(value, ast.Tuple | ast.Constant) for value in call.args[:1]):
+                yield call.lineno
+        for each in self.nodes(tree, ast.Subscript | ast.Starred):
+            if isinstance(each.value, ast.Name) and each.value.id in self.HOLDERS:
+                yield each.lineno
+        for each in self.nodes(tree, ast.Assign):
+            taken_apart = any(isinstance(target, ast.Tuple | ast.List) for target in each.targets)
+            if taken_apart and isinstance(each.value, ast.Name) and each.value.id in self.HOLDERS:
+                yield each.lineno
+        for match in self.nodes(tree, ast.Match):
+            subject = match.subject.id if isinstance(match.subject, ast.Name) else ""
+            for case in match.cases:
+                if subject in self.HOLDERS and any(self.nodes(case.pattern, ast.MatchSequence)):
+                    yield case.pattern.lineno
+                yield from (pattern.cls.lineno for pattern in self.kinds(case) if pattern.patterns)
+            last = match.cases[-1]
+            otherwise = isinstance(last.pattern, ast.MatchAs) and last.pattern.pattern is None and last.guard is None
+            loud = otherwise and isinstance(last.body[-1], ast.Raise)
+            if not loud and any(any(self.kinds(case)) for case in match.cases):
+                yield match.lineno
+
+    def test_no_message_is_built_or_read_by_position(self) -> None:
+        broken = [
+            f"{name}:{line}"
+            for name, path in self.MODULES.items()
+            for line in self.broken(ast.parse(path.read_text(encoding="utf-8")))
+        ]
+        assert not broken, f"{broken}: build, match and read a message by its class and fields, and raise `unexpected`"
+
+    def test_no_kind_is_declared_in_vain(self) -> None:
+        """Each is built somewhere and matched somewhere."""
+        trees = [ast.parse(path.read_text(encoding="utf-8")) for path in self.MODULES.values()]
+        built = {ast.unparse(call.func).rpartition(".")[2] for tree in trees for call in self.nodes(tree, ast.Call)}
+        matched = {
+            ast.unparse(pattern.cls).rpartition(".")[2]
+            for tree in trees
+            for pattern in self.nodes(tree, ast.MatchClass)
+        }
+        assert set(messages.KINDS) - built == set() and set(messages.KINDS) - matched == set()
+
+    def test_this_test_sees_what_it_looks_for(self) -> None:
+        for line in (
+            'self._end.send(("reply", 1))',
+            'self.send("hello")',
+            "kind = message[0]",
+            "kind, run = header",
+            "f(*message)",
+            'match message:\n    case ("reply", run): pass\n    case _: raise ValueError',
+            "match each:\n    case messages.Reply(lease): pass\n    case _: raise ValueError",
+            "match each:\n    case Reply(lease=7): pass",
+            "match each:\n    case Reply(): pass\n    case _: pass",
+            "match each:\n    case Reply(): pass\n    case _ if big: raise ValueError",
+        ):
+            with self.subTest(line):
+                assert list(self.broken(ast.parse(line)))
+        for line in (
+            "match each:\n    case Reply(lease=7): pass\n    case _: raise ValueError",
+            "match number:\n    case 7: pass",
+            "self._end.send(Reply(1), [blob])",
+        ):
+            with self.subTest(line):
+                assert not list(self.broken(ast.parse(line)))
+
+
 class TheClock(TestCase):
     """One module has the system's clocks; what is imported elsewhere, a test suite may replace."""
 
@@ -261,7 +352,7 @@ class Errors(TestCase):
             for kind in vars(importlib.import_module(name)).values():
                 if isinstance(kind, type) and issubclass(kind, BaseException) and kind.__module__ == name:
                     # A signal within an engine, which no user ever sees.
-                    signals = ("ConnectionLost", "FailedUnit", "StageError", "Unpicklable")
+                    signals = ("ConnectionLost", "FailedUnit", "ProtocolError", "StageError", "Unpicklable")
                     internal = kind.__name__.startswith("_") or kind.__name__ in signals
                     assert name == errors.__name__ or internal, f"{name}.{kind.__name__}"
 

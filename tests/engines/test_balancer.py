@@ -28,6 +28,7 @@ from conveyor import (
 )
 from conveyor.core.tuning import chunk_size
 from conveyor.engines.process.broker import broker
+from conveyor.engines.process.wire.messages import Results
 from tests.helpers.support import ROOT, TestCase, nothing_left, slow
 
 
@@ -274,13 +275,13 @@ class BusyBrokerTest(TestCase):
                 receive, found = pipeline._session.receive, []
 
                 def counted():
-                    header, blobs = receive()
-                    found.append(header[0])
-                    return header, blobs
+                    message, blobs = receive()
+                    found.append(type(message))
+                    return message, blobs
 
                 with mock.patch.object(pipeline._session, "receive", counted):
                     assert pipeline.run(range(1000)) == list(range(1000))
-        return found.count("results")
+        return found.count(Results)
 
     def test_workers_keep_longer_what_they_have_done(self):
         assert self.messages(share=-1.0) * 2 < self.messages(share=2.0)

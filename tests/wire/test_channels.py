@@ -28,13 +28,20 @@ from conveyor.engines.process.wire.channels import (
     channel,
     pack,
 )
+from conveyor.engines.process.wire.messages import NoticeGiven, Results
 from tests.helpers.support import TestCase, nothing_left, unlink_semaphores
 
-MESSAGES = [
-    (("a",), []),
-    (("b", 1, (2, "x"), None), [b"blob"]),
-    (("c",), [b"", b"x" * 1000, b""]),
-    (("d",), [b"y" * 70_000, bytearray(b"z")]),
+
+def said(word, number=0):
+    """A message, of which a test needs many that differ."""
+    return NoticeGiven(word, str(number))
+
+
+FRAMES = [
+    (said("a"), []),
+    (Results(1, (2, "x"), None), [b"blob"]),
+    (said("c"), [b"", b"x" * 1000, b""]),
+    (said("d"), [b"y" * 70_000, bytearray(b"z")]),
 ]
 
 
@@ -46,12 +53,12 @@ def count_sockets_again(item):
     return item, count_sockets(item)
 
 
-def plain(message):
-    header, blobs = message
-    return header, [bytes(blob) for blob in blobs]
+def plain(frame):
+    message, blobs = frame
+    return message, [bytes(blob) for blob in blobs]
 
 
-EXPECTED = [plain(message) for message in MESSAGES]
+EXPECTED = [plain(frame) for frame in FRAMES]
 
 
 def receive_all(near, count, seconds=10):
@@ -61,7 +68,7 @@ def receive_all(near, count, seconds=10):
     while len(messages) < count:
         assert time.monotonic() < deadline, f"{len(messages)} of {count}"
         more, alive = near.receive()
-        messages += [plain(message) for message in more]
+        messages += [plain(frame) for frame in more]
         assert alive or len(messages) == count
     return messages
 
@@ -76,17 +83,17 @@ class PipeTest(TestCase):
         self.addCleanup(self.far.close)
 
     def test_both_ways(self):
-        for header, blobs in MESSAGES:
-            self.far.send(header, blobs)
-            self.near.send(header, blobs)
-        assert receive_all(self.near, len(MESSAGES)) == EXPECTED
+        for message, blobs in FRAMES:
+            self.far.send(message, blobs)
+            self.near.send(message, blobs)
+        assert receive_all(self.near, len(FRAMES)) == EXPECTED
         assert self.near.receive() == ([], True)
         assert self.far.ready()
-        assert [plain(self.far.receive()) for _ in MESSAGES] == EXPECTED
+        assert [plain(self.far.receive()) for _ in FRAMES] == EXPECTED
         assert not self.far.ready()
 
     def test_cut_at_every_byte(self):
-        data = b"".join(b"".join(pack(*message)) for message in [*MESSAGES[:3], *MESSAGES[:3]])
+        data = b"".join(b"".join(pack(*frame)) for frame in [*FRAMES[:3], *FRAMES[:3]])
         expected = EXPECTED[:3] * 2
         for size in (1, 2, 3, 5, 11, 12, 13, 14, 40, 997, 1000, len(data)):
             with self.subTest(size=size):
@@ -106,7 +113,7 @@ class PipeTest(TestCase):
                 near.close()
 
     def test_cut_once_at_each_place(self):
-        data = b"".join(b"".join(pack(*message)) for message in MESSAGES[:2])
+        data = b"".join(b"".join(pack(*frame)) for frame in FRAMES[:2])
         for place in range(1, len(data)):
             left, right = socket.socketpair()
             left.sendall(data[:place])
@@ -121,7 +128,7 @@ class PipeTest(TestCase):
             far.close()
 
     def test_half_a_message_and_then_the_end(self):
-        data = b"".join(pack(*MESSAGES[1]))
+        data = b"".join(pack(*FRAMES[1]))
         for place in (1, 8, 12, 13, len(data) - 1):
             with self.subTest(place=place):
                 left, right = socket.socketpair()
@@ -144,12 +151,12 @@ class PipeTest(TestCase):
 
     def test_huge_messages(self):
         blobs = [os.urandom(1000) * 30_000, b"", bytes(5_000_000)]
-        thread = threading.Thread(target=self.far.send, args=(("huge",), blobs))
+        thread = threading.Thread(target=self.far.send, args=(said("huge"), blobs))
         thread.start()
-        [(header, received)] = receive_all(self.near, 1)
+        [(message, received)] = receive_all(self.near, 1)
         thread.join()
-        assert header == ("huge",) and received == blobs
-        self.near.send(("back",), blobs)
+        assert message == said("huge") and received == blobs
+        self.near.send(said("back"), blobs)
         assert self.near.unsent
 
         def flush():
@@ -158,14 +165,14 @@ class PipeTest(TestCase):
 
         thread = threading.Thread(target=flush)
         thread.start()
-        header, received = plain(self.far.receive())
+        message, received = plain(self.far.receive())
         thread.join()
-        assert header == ("back",) and received == blobs
+        assert message == said("back") and received == blobs
 
     def test_the_broker_does_not_wait_for_a_reader(self):
         begun = time.monotonic()
         for number in range(1000):
-            self.near.send(("message", number), [bytes(10_000)])
+            self.near.send(said("message", number), [bytes(10_000)])
         assert self.near.unsent
         assert self.near.receive() == ([], True)
         assert time.monotonic() - begun < 15
@@ -174,33 +181,33 @@ class PipeTest(TestCase):
             while not self.far.ready():
                 self.near.flush()
             self.near.flush()
-            assert self.far.receive()[0] == ("message", number)
+            assert self.far.receive()[0] == said("message", number)
         assert not self.near.unsent
 
     def test_more_blobs_than_the_kernel_takes_at_once(self):
         blobs = [bytes([number % 256]) * 20 for number in range(3000)]
-        self.near.send(("many",), blobs)
+        self.near.send(said("many"), blobs)
         while self.near.unsent:
             self.near.flush()
-        assert plain(self.far.receive()) == (("many",), blobs)
+        assert plain(self.far.receive()) == (said("many"), blobs)
 
     def test_the_other_side_has_gone(self):
         self.far.close()
-        self.near.send(("nobody",), [bytes(100_000)])
+        self.near.send(said("nobody"), [bytes(100_000)])
         assert not self.near.unsent, "what nobody can have is dropped"
         assert self.near.receive() == ([], False)
         near, far = channel(PIPE, None)
         near.close()
         with self.assertRaises(ConnectionLost):
             for _ in range(2):
-                far.send(("nobody",))
+                far.send(said("nobody"))
         with self.assertRaises(ConnectionLost):
             far.receive()
         far.close()
 
     def test_waiting_for_a_message_that_may_not_come(self):
         assert self.far.receive_within(0.01) is None
-        data = b"".join(pack(*MESSAGES[1]))
+        data = b"".join(pack(*FRAMES[1]))
         self.near._socket.send(data[:20])
         begun = time.monotonic()
         assert self.far.receive_within(0.05) is None, "half of one does not hold anybody up"
@@ -213,28 +220,28 @@ class PipeTest(TestCase):
 
     def test_a_read_that_was_left_by_an_exception(self):
         # Nobody knows what was lost then, so nothing that comes later is taken for a message.
-        self.near.send(("a",))
+        self.near.send(said("a"))
         incoming = self.far._incoming
         with mock.patch.object(incoming, "_take_apart", side_effect=KeyboardInterrupt):
             with self.assertRaises(KeyboardInterrupt):
                 self.far.receive()
-        self.near.send(("b",))
+        self.near.send(said("b"))
         with self.assertRaises(ConnectionLost):
             self.far.receive_within(5)
 
     def test_last_words_of_one_who_has_gone(self):
-        self.far.send(("one",), [bytes(100_000)])
+        self.far.send(said("one"), [bytes(100_000)])
         assert self.near.receive() is not None
-        self.far.send(("two",))
-        self.far.send(("three",))
+        self.far.send(said("two"))
+        self.far.send(said("three"))
         self.far.close()
-        headers = []
+        words = []
         while True:
             messages, alive = self.near.receive()
-            headers += [header for header, _ in messages]
+            words += [message for message, _ in messages]
             if not alive:
                 break
-        assert headers[-2:] == [("two",), ("three",)], headers
+        assert words[-2:] == [said("two"), said("three")], words
 
 
 def receive_until_gone(near, seconds=10):
@@ -252,7 +259,7 @@ def receive_until_gone(near, seconds=10):
 def send_into_the_void(far):
     """Send a message that nobody reads, and wait until that is known."""
     with contextlib.suppress(ConnectionLost):
-        far.send(("huge",), [bytes(20_000_000)])
+        far.send(said("huge"), [bytes(20_000_000)])
         far.flush()
 
 
@@ -261,9 +268,9 @@ def talk(far, foreign):
     for end in foreign:
         end.close()
     while True:
-        header, blobs = far.receive()
-        far.send(header, blobs)
-        if header == ("stop",):
+        message, blobs = far.receive()
+        far.send(message, blobs)
+        if message == said("stop"):
             far.flush()
             far.close()
             return
@@ -280,7 +287,7 @@ def shout(end, foreign):
     """Send more than fits into what is between, and be killed amid it."""
     for other in foreign:
         other.close()
-    end.send(("huge",), [bytes(20_000_000)])
+    end.send(said("huge"), [bytes(20_000_000)])
     while True:
         end.flush()
 
@@ -329,15 +336,15 @@ class ProcessTest(TestCase):
             process = context.Process(target=talk, args=(far, foreign))
             process.start()
             far.close()
-            huge = (("huge",), [bytes(20_000_000)])
-            for message in [*MESSAGES, huge, (("stop",), [])]:
-                near.send(*message)
+            huge = (said("huge"), [bytes(20_000_000)])
+            for frame in [*FRAMES, huge, (said("stop"), [])]:
+                near.send(*frame)
             received = []
-            while len(received) < len(MESSAGES) + 2:
+            while len(received) < len(FRAMES) + 2:
                 near.flush()
                 multiprocessing.connection.wait([near.waitable()], 0.05)
                 received += map(plain, near.receive()[0])
-            assert received == [*EXPECTED, plain(huge), (("stop",), [])]
+            assert received == [*EXPECTED, plain(huge), (said("stop"), [])]
             process.join()
             assert near.receive() == ([], False)
             near.close()
@@ -356,7 +363,7 @@ class ProcessTest(TestCase):
                 ready.wait()
                 begun = time.monotonic()
                 for number in range(200):
-                    near.send(("message", number), [bytes(50_000)])
+                    near.send(said("message", number), [bytes(50_000)])
                 assert near.receive() == ([], True)
                 assert time.monotonic() - begun < 10
                 process.kill()

@@ -33,6 +33,7 @@ from conveyor.engines.process.broker import log_relay
 from conveyor.engines.process.broker.log_relay import LogRelay
 from conveyor.engines.process.wire import log_records
 from conveyor.engines.process.wire.channels import PIPE, ConnectionLost, channel
+from conveyor.engines.process.wire.messages import LogsDropped, RecordLogged, WarningShown
 from conveyor.engines.process.worker.log_capture import Awaited, SharedEndpoint
 from conveyor.engines.process.worker.log_handler import forwarder
 from tests.helpers.support import ROOT, SHORT, TestCase, slow
@@ -659,11 +660,11 @@ class WithoutLoggingTest(TestCase):
         warning = log_records.packed_warning("kept", UserWarning, "file.py", 3, None)
         with mock.patch.dict(sys.modules, {"logging": None}), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            log_records.hear(("said", "record"), [record])
-            log_records.hear(("said", "dropped", 3), [])
-            log_records.hear(("said", "warning"), [warning])
+            log_records.handle_log_message(RecordLogged(), [record])
+            log_records.handle_log_message(LogsDropped(3), [])
+            log_records.handle_log_message(WarningShown(), [warning])
             with mock.patch.object(warnings, "showwarning", side_effect=ValueError):
-                log_records.hear(("said", "warning"), [warning])
+                log_records.handle_log_message(WarningShown(), [warning])
         assert [str(each.message) for each in caught] == ["kept"]
 
 
@@ -765,22 +766,22 @@ class FakeEnd:
         self.sent = []
         self.amid = amid
 
-    def send(self, header, blobs=()):
-        self.sent.append(("begin", header))
+    def send(self, message, blobs=()):
+        self.sent.append(("begin", message))
         if self.amid is not None:
             amid, self.amid = self.amid, None
             amid()
-        self.sent.append(("end", header))
+        self.sent.append(("end", message))
 
 
 class SharedEndTest(TestCase):
     """One message after another."""
 
     def whole(self, end):
-        """The headers, each message of which was whole before the next began."""
+        """The words, each message of which was whole before the next began."""
         pairs = list(zip(end.sent[::2], end.sent[1::2], strict=True))
-        assert all(begin == ("begin", header) for begin, (_, header) in pairs), end.sent
-        return [header[0] for _, (_, header) in pairs]
+        assert all(begin == ("begin", message) for begin, (_, message) in pairs), end.sent
+        return [message[0] for _, (_, message) in pairs]
 
     def test_said_amid_a_message(self):
         end = FakeEnd()
@@ -849,7 +850,7 @@ class SharedEndTest(TestCase):
 
     def test_one_whose_other_side_has_gone(self):
         class GoneEnd(FakeEnd):
-            def send(self, header, blobs=()):
+            def send(self, message, blobs=()):
                 raise ConnectionLost
 
         handler = forwarder(SharedEndpoint(GoneEnd()))
@@ -875,12 +876,12 @@ class SayingsTest(TestCase):
         self.out = deque()
         self.sayings = LogRelay(self, self.send)
 
-    def send(self, header, blobs):
+    def send(self, message, blobs):
         self.sent += 1
-        self.out.append(header)
+        self.out.append(message)
 
     def say(self, size):
-        self.sayings.pass_on(("said", "record"), [memoryview(bytes(size))])
+        self.sayings.pass_on(RecordLogged(), [memoryview(bytes(size))])
 
     def test_what_leaves_at_once_is_not_counted(self):
         for _ in range(100):
@@ -897,7 +898,7 @@ class SayingsTest(TestCase):
         assert len(self.out) == 9, "one that has left makes no room for one to be told of"
         self.left = 5
         self.sayings.look()
-        assert list(self.out)[9:] == [("said", "dropped", 92)]
+        assert list(self.out)[9:] == [LogsDropped(92)]
         self.say(10)
         self.sayings.tell()
         assert len(self.out) == 11
@@ -907,7 +908,7 @@ class SayingsTest(TestCase):
         assert len(self.out) == 1
         self.say(1)
         self.sayings.tell()
-        assert self.out[-1] == ("said", "dropped", 1)
+        assert self.out[-1] == LogsDropped(1)
 
     def test_the_ends_of_channels_count(self):
         near, far = channel(PIPE, None)
@@ -963,7 +964,9 @@ class PackedTest(TestCase):
 
         for message in (Mute("a"), "text"):
             with warnings.catch_warnings(record=True) as caught:
-                log_records.hear(("said", "warning"), [log_records.packed_warning(message, Mute, "file.py", 3, None)])
+                log_records.handle_log_message(
+                    WarningShown(), [log_records.packed_warning(message, Mute, "file.py", 3, None)]
+                )
             assert (caught[0].category, caught[0].filename, caught[0].lineno) == (UserWarning, "file.py", 3)
 
 

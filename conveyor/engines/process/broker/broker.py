@@ -35,16 +35,11 @@ from conveyor.engines.process.system.grace_period import (
 from conveyor.engines.process.system.inherited_signals import block_what_is_ignored
 from conveyor.engines.process.system.selector import wait_for_any
 from conveyor.engines.process.system.spawning import UNGUARDED
-from conveyor.engines.process.wire.channels import (
-    BlockingEndpoint,
-    ConnectionLost,
-    Header,
-    Message,
-    NonblockingEndpoint,
-)
+from conveyor.engines.process.wire import messages
+from conveyor.engines.process.wire.channels import BlockingEndpoint, ConnectionLost, Frame, NonblockingEndpoint
 from conveyor.engines.process.wire.codec import Blob, spec_of
 from conveyor.engines.process.wire.configs import BrokerConfig, whole
-from conveyor.engines.process.wire.log_records import NOTICE, SAID, WARNING, packed_warning
+from conveyor.engines.process.wire.log_records import packed_warning
 from conveyor.errors import ProcessError, StartMethodWarning
 from conveyor.stats import Stats
 
@@ -118,10 +113,10 @@ class Broker:
         # When the caller is warned that a fork beside native threads may be why nothing ends; None where it is not.
         self._doubt_at = time.monotonic() + DOUBT_SECONDS if orders.pools else None
 
-    def take_in(self, messages: list[Message]) -> None:
-        """Take in what the caller has sent behind the orders."""
-        for header, blobs in messages:
-            self._from_caller(header, blobs)
+    def take_in(self, frames: list[Frame]) -> None:
+        """Take in what the caller has sent behind the configuration."""
+        for message, blobs in frames:
+            self._from_caller(message, blobs)
 
     # The loop
 
@@ -143,7 +138,7 @@ class Broker:
             if isinstance(error, ConnectionLost):
                 # Over a queue, for want of a thread; that a worker is dead, its own descriptor says.
                 what = f"The broker process of the pipeline could not send a message to a worker: {error}."
-            self._fail_with(("broken", what, traceback_of(error)))
+            self._fail_with(messages.FailedByBroker(what, traceback_of(error)))
         finally:
             self._crew.end()
         self._orphans.sweep()
@@ -153,7 +148,7 @@ class Broker:
                 callback()
             self._sweep()
         self._sayings.tell()
-        self._results.send(("closed",))
+        self._results.send(messages.Closed())
         self._flush_results()
 
     def _ready(self) -> list[Callable[[], None]]:
@@ -209,7 +204,7 @@ class Broker:
         if self._rest_at is not None and time.monotonic() >= self._rest_at:
             self._rest_at = None
             for each in self._workers.values():
-                each.peer.send(("rest",))
+                each.peer.send(messages.TrimMemory())
         if self._parent_descriptor is None and hasattr(os, "getppid") and os.getppid() != self._parent:
             self._caller_gone()
         if self._doubt_at is not None and time.monotonic() >= self._doubt_at:
@@ -239,7 +234,7 @@ class Broker:
             "pickled; or start the pipeline before the first call of that library."
         )
         where = "conveyor", 0, None
-        self._sayings.pass_on((SAID, WARNING), [packed_warning(text, StartMethodWarning, *where)])
+        self._sayings.pass_on(messages.WarningShown(), [packed_warning(text, StartMethodWarning, *where)])
 
     def _tell_load(self) -> None:
         """Tell the core which share of a core is used here."""
@@ -266,9 +261,9 @@ class Broker:
         for owner, slots in self._holdings.free().items():
             places = [place for place, _ in slots]
             if owner is None:
-                self._feed.send(("freed", places))
+                self._feed.send(messages.SlotsFreed(places))
             elif owner in self._workers and not self._workers[owner].dead:
-                self._workers[owner].peer.send(("freed", places))
+                self._workers[owner].peer.send(messages.SlotsFreed(places))
             elif self._crew.arena is not None:
                 for slot in slots:
                     self._crew.arena.remove(*slot)
@@ -283,7 +278,7 @@ class Broker:
         """Go on to end what dead workers have left."""
         ended = self._orphans.look(self._living())
         if ended:
-            self._sayings.pass_on((SAID, NOTICE, "WARNING", ended), [])
+            self._sayings.pass_on(messages.NoticeGiven("WARNING", ended), [])
 
     def _worker_died(self, each: WorkerProcess) -> None:
         begun, unpickling = self._crew.bury(each)
@@ -298,7 +293,11 @@ class Broker:
         exitcode = each.child.exitcode
         if exitcode == UNGUARDED:
             # The next one would import the same script.
-            self._fail_with(("died", each.assignment.name, "setup", exitcode, None, None, commands.Loss.SETUP))
+            self._fail_with(
+                messages.FailedByDeath(
+                    each.assignment.name, "setup", exitcode, first=None, last=None, loss=commands.Loss.SETUP
+                )
+            )
             return
         killed = exitcode in FROM_OUTSIDE
         self._handle(events.WorkerLost(each.number, exitcode, begun, each.ready, killed, unpickling))
@@ -311,7 +310,7 @@ class Broker:
             self._closing = True
             for each in self._workers.values():
                 try:
-                    each.peer.send(("close",))
+                    each.peer.send(messages.Close())
                 except ConnectionLost:
                     # It would wait for ever to be told.
                     each.child.kill()
@@ -335,107 +334,139 @@ class Broker:
         self._questions.close()
         self._close_workers(GRACE_SECONDS)
 
-    def _answer(self, header: Header, blobs: list[Any]) -> None:
-        match header:
-            case ("stats", number):
-                self._questions.send(("stats", number, self._stats()))
+    def _answer(self, message: messages.Message, blobs: list[Any]) -> None:
+        match message:
+            case messages.StatsRequest():
+                self._questions.send(messages.StatsReply(message.number, self._stats()))
+            case _:
+                raise messages.unexpected(message, "The broker, over the caller's channel of questions,")
 
     def _stats(self) -> Stats:
         return self._machine.stats(time.monotonic())
 
-    def _from_feeder(self, header: Header, blobs: list[Any]) -> None:
-        kind, run = header[0], header[1]
-        if kind == "start":
-            self._run = run
-            self._rest_at = None
-            self._handle(events.RunStarted())
-            if self._cancelled:
-                self._cancelled = False
-                for each in self._workers.values():
-                    each.peer.send(("run",))
-            if self._given_up == run:
-                self._cancel()
-        elif run == self._run:
-            if kind == "items":
-                _, _, items, self._caller_seconds = header
-                self._handle(events.SourceItems(Blob(blobs[0], items), items, len(blobs[0])))
-            elif kind == "forfeit":
-                self._handle(events.CreditReturned(header[2]))
-            elif kind == "end":
-                self._handle(events.SourceEnded())
-            elif kind == "broken" and not self._cancelled:
-                # The caller knows what happened, and only has to be woken.
-                self._fail_with(("source", run))
+    def _from_feeder(self, message: messages.Message, blobs: list[Any]) -> None:
+        match message:
+            case messages.SourceItems():
+                if message.run == self._run:
+                    self._caller_seconds = message.cpu_seconds
+                    blob = Blob(blobs[0], message.items)
+                    self._handle(events.SourceItems(blob, message.items, len(blob)))
+            case messages.StartRun():
+                self._start_run(message.run)
+            case messages.ReturnCredit():
+                if message.run == self._run:
+                    self._handle(events.CreditReturned(message.items))
+            case messages.SourceEnded():
+                if message.run == self._run:
+                    self._handle(events.SourceEnded())
+            case messages.SourceFailed():
+                if message.run == self._run and not self._cancelled:
+                    # The caller knows what happened, and only has to be woken.
+                    self._fail_with(messages.FailedBySource(message.run))
+            case _:
+                raise messages.unexpected(message, "The broker, from the caller's source,")
 
-    def _from_caller(self, header: Header, blobs: list[Any]) -> None:
-        match header:
-            case ("consumed", run, items, seconds) if run == self._run:
-                self._caller_seconds = max(seconds, self._caller_seconds)
-                self._handle(events.Consumed(items))
-            case ("gone", places):
-                self._holdings.gone(None, places)
-            case ("cancel", run):
+    def _start_run(self, run: int) -> None:
+        self._run = run
+        self._rest_at = None
+        self._handle(events.RunStarted())
+        if self._cancelled:
+            self._cancelled = False
+            for each in self._workers.values():
+                each.peer.send(messages.Resume())
+        if self._given_up == run:
+            self._cancel()
+
+    def _from_caller(self, message: messages.Message, blobs: list[Any]) -> None:
+        match message:
+            case messages.Consumed():
+                if message.run == self._run:
+                    self._caller_seconds = max(message.cpu_seconds, self._caller_seconds)
+                    self._handle(events.Consumed(message.items))
+            case messages.SlotsReleased():
+                self._holdings.gone(None, message.slots)
+            case messages.CancelRun():
                 # Another thread of the caller may wait for results.
-                self._results.send(("cancelled", run))
-                if run == self._run:
+                self._results.send(messages.RunCancelled(message.run))
+                if message.run == self._run:
                     self._cancel()
                 else:
-                    self._given_up = run
-            case ("close",):
+                    self._given_up = message.run
+            case messages.Close():
                 self._close_workers(None)
-            case ("abort", listening):
+            case messages.Abort():
                 # The source lets go of what it holds while workers end.
-                self._feed.send(("stop", self._run))
-                if not listening:
+                self._feed.send(messages.StopSource(self._run))
+                if not message.listening:
                     self._results.close()
                 self._close_workers(GRACE_SECONDS)
+            case _:
+                raise messages.unexpected(message, "The broker, from the caller,")
 
     def _cancel(self) -> None:
         self._cancelled = True
         # The source may wait for room, and what it holds is to be given back now.
-        self._feed.send(("stop", self._run))
+        self._feed.send(messages.StopSource(self._run))
         self._handle(events.Cancelled())
 
-    def _from_worker(self, each: WorkerProcess, header: Header, blobs: list[Any]) -> None:
-        match header[0]:
-            case "reply":
-                _, lease, units, runs, counts, final, starving, seconds, cpu, waited, partial, given_up, gone = header
-                outputs = tuple((Blob(blob, count), count) for blob, count in zip(blobs, counts, strict=True))
-                size = sum(map(len, blobs))
-                if units:
-                    self._doubt_at = None
-                rest = (final, starving, seconds, cpu, waited, partial, given_up)
-                self._handle(events.Replied(each.number, lease, units, runs, outputs, size, *rest))
-                if gone:
-                    # Not before what is passed on of it was taken in.
-                    self._holdings.gone(each.number, gone)
-            case "raised":
-                _, lease, units, failure = header
-                self._handle(events.Raised(each.number, lease, units, failure))
-            case "gone":
-                self._holdings.gone(each.number, header[1])
-            case "at":
-                each.is_at(*header[1:])
-            case "begun":
-                self._handle(events.RevokeResult(each.number, *header[1:]))
-            case "ready":
+    def _from_worker(self, each: WorkerProcess, message: messages.Message, blobs: list[Any]) -> None:
+        match message:
+            case messages.Reply():
+                self._take_reply(each, message, blobs)
+            case messages.RecordLogged() | messages.WarningShown() | messages.NoticeGiven():
+                self._sayings.pass_on(message, blobs)
+            case messages.SlotsReleased():
+                self._holdings.gone(each.number, message.slots)
+            case messages.WorkingAt():
+                each.is_at(message.lease, message.calls)
+            case messages.RevokeResult():
+                self._handle(events.RevokeResult(each.number, message.lease, message.calls))
+            case messages.Ready():
                 each.ready = True
                 self._handle(events.WorkerReady(each.number, time.monotonic() - each.started))
                 if not self._opened and all(every.ready for every in self._workers.values()):
                     self._opened = True
-                    self._results.send(("opened", str(self._crew.threads)))
-            case "said":
-                self._sayings.pass_on(header, blobs)
-            case "failed":
-                if header[1][:2] == ("wait", "MemoryError"):
+                    self._results.send(messages.Opened(str(self._crew.threads)))
+            case messages.CallFailed():
+                self._handle(events.Raised(each.number, message.lease, message.calls, message.failure))
+            case messages.WorkerFailed():
+                failure = message.failure
+                if (failure.phase, failure.kind) == ("wait", "MemoryError"):
                     # What it was being sent did not fit: that is what it has.
-                    self._handle(events.Raised(each.number, None, None, header[1]))
-                self._fail_with(("raised", each.assignment.name, header[1], None, None))
-            case "closed":
+                    self._handle(events.Raised(each.number, None, None, failure))
+                self._fail_with(messages.FailedByJob(each.assignment.name, failure, first=None, last=None))
+            case messages.Closed():
                 each.closed = True
                 if self._closing and all(every.closed or every.dead for every in self._workers.values()):
                     # They end by themselves before that, unless something keeps them from it.
                     self._close_workers(EXIT_SECONDS + GRACE_SECONDS * 2)
+            case _:
+                raise messages.unexpected(message, "The broker, from a worker,")
+
+    def _take_reply(self, each: WorkerProcess, reply: messages.Reply, blobs: list[Any]) -> None:
+        outputs = tuple((Blob(blob, items), items) for blob, items in zip(blobs, reply.blob_items, strict=True))
+        if reply.calls:
+            self._doubt_at = None
+        self._handle(
+            events.Replied(
+                each.number,
+                reply.lease,
+                reply.calls,
+                reply.group_sizes,
+                outputs,
+                sum(map(len, blobs)),
+                reply.final,
+                reply.starving,
+                reply.seconds,
+                reply.cpu_seconds,
+                reply.waited_seconds,
+                reply.partial,
+                reply.given_up,
+            )
+        )
+        if reply.released:
+            # Not before what is passed on of it was taken in.
+            self._holdings.gone(each.number, reply.released)
 
     # What the core wants
 
@@ -449,13 +480,14 @@ class Broker:
                     self._workers[command.worker].lease(command)
                 case commands.Emit(pieces, _, tell_within):
                     spec, blobs = spec_of(pieces)
-                    self._results.send(("results", self._run, spec, tell_within), [blob.data for blob in blobs])
+                    results = messages.Results(self._run, spec, tell_within)
+                    self._results.send(results, [blob.data for blob in blobs])
                 case commands.Pull(credit):
-                    self._feed.send(("pull", self._run, credit))
+                    self._feed.send(messages.Pull(self._run, credit))
                 case commands.Grant(number, lease, credit):
-                    self._workers[number].peer.send(("grant", lease, credit))
+                    self._workers[number].peer.send(messages.Grant(lease, credit))
                 case commands.CancelLeases(number):
-                    self._workers[number].peer.send(("cancel",))
+                    self._workers[number].peer.send(messages.CancelLeases())
                 case commands.Revoke(number, lease, units):
                     begun = self._workers[number].recall(lease, units)
                     if begun is not None:
@@ -465,19 +497,20 @@ class Broker:
                 case commands.KillWorker(number):
                     self._workers[number].child.kill()
                 case commands.SetFlushInterval(number, seconds):
-                    self._workers[number].peer.send(("linger", seconds))
-                case commands.GaveUp(step):
-                    self._results.send(("gave up", self._run, self._orders.assignments[step].name, *command[1:]))
+                    self._workers[number].peer.send(messages.SetFlushInterval(seconds))
+                case commands.GaveUp(step, first, last, attempts, when, why):
+                    name = self._orders.assignments[step].name
+                    self._results.send(messages.ItemGivenUp(self._run, name, first, last, attempts, when, why))
                 case commands.StartWorker(step, number):
                     self._crew.start(step, number)
                 case commands.EndWorker(number):
                     self._workers[number].leaving = True
-                    self._workers[number].peer.send(("close",))
+                    self._workers[number].peer.send(messages.Close())
                 case commands.Finish():
                     if self._holdings.ever:
                         self._rest_at = time.monotonic() + REST_SECONDS
-                    self._feed.send(("stop", self._run))
-                    self._results.send(("finished", self._run, self._stats()))
+                    self._feed.send(messages.StopSource(self._run))
+                    self._results.send(messages.RunFinished(self._run, self._stats()))
                 case commands.Fail(step, number, first, last, cause, loss):
                     name = self._orders.assignments[step].name
                     if loss == commands.Loss.UNPICKLE and number is not None and first is not None and last is not None:
@@ -485,26 +518,27 @@ class Broker:
                         before, behind = self._workers[number].beside
                         first, last = max(0, first - before), last + behind
                     if loss == commands.Loss.FAILURES:
-                        self._fail_with(("failures", cause))
+                        self._fail_with(messages.FailedByLimit(cause))
                     elif loss == commands.Loss.OVERDUE:
-                        self._fail_with(("overdue", name, cause, first, last))
+                        assert first is not None and last is not None
+                        self._fail_with(messages.FailedByTimeout(name, cause, first, last))
                     elif loss is not None:
                         phase = "process" if loss in (commands.Loss.ITEM, commands.Loss.STATE) else loss
-                        self._fail_with(("died", name, phase, cause, first, last, loss))
+                        self._fail_with(messages.FailedByDeath(name, phase, cause, first, last, loss))
                     else:
-                        self._fail_with(("raised", name, cause, first, last))
+                        self._fail_with(messages.FailedByJob(name, cause, first, last))
                 case _:
-                    raise TypeError(f"the broker carries out no {command!r}: add its case to Broker._handle")
+                    raise TypeError(f"The broker does not know the command {type(command).__name__}.")
         for answer in answers:
             self._handle(answer)
 
-    def _fail_with(self, news: Header) -> None:
+    def _fail_with(self, failure: messages.RunFailure) -> None:
         """Tell the caller what went wrong, the first time, and end everything."""
-        if not self._failed and not (self._closing and news[0] != "raised"):
+        if not self._failed and not (self._closing and not isinstance(failure, messages.FailedByJob)):
             self._failed = True
-            self._results.send(("failed", news, self._stats()))
+            self._results.send(failure._replace(stats=self._stats()))
             with contextlib.suppress(ConnectionLost):
-                self._feed.send(("stop", self._run))
+                self._feed.send(messages.StopSource(self._run))
         if not self._closing:
             self._close_workers(GRACE_SECONDS)
 
@@ -517,23 +551,27 @@ def main(
     arena: Arena | None,
     foreign: list[BlockingEndpoint | Arena],
 ) -> None:
-    """The whole life of a broker process; one that was not forked is sent its orders."""
+    """The whole life of a broker process; one that was not forked is sent its configuration."""
     settle(foreign)
     block_what_is_ignored()
-    messages: list[Message] = []
+    frames: list[Frame] = []
     if orders is None:
         parent = os.getppid()
-        while not messages:
-            messages, alive = results.receive()
-            if not messages and (not alive or os.getppid() != parent):
+        while not frames:
+            frames, alive = results.receive()
+            if not frames and (not alive or os.getppid() != parent):
                 os._exit(ORPHANED)
-            if not messages:
+            if not frames:
                 wait_for_any([results.waitable()], LOOK_SECONDS)
-        header, blobs = messages.pop(0)
-        if header[0] != "orders":
-            # The caller has changed its mind before it gave any.
-            return
-        orders = whole(header[1], blobs)
+        message, blobs = frames.pop(0)
+        match message:
+            case messages.ConfigureBroker():
+                orders = whole(message.config, blobs)
+            case messages.Close() | messages.Abort():
+                # The caller has changed its mind before it gave any.
+                return
+            case _:
+                raise messages.unexpected(message, "The broker, before its configuration,")
     broker = Broker(orders, feed, results, questions, arena)
-    broker.take_in(messages)
+    broker.take_in(frames)
     broker.serve()

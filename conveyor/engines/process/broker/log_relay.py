@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable
 
 from conveyor._lean.typing import Any
-from conveyor.engines.process.wire.channels import Header, NonblockingEndpoint
-from conveyor.engines.process.wire.log_records import DROPPED, SAID
+from conveyor.engines.process.wire.channels import NonblockingEndpoint
+from conveyor.engines.process.wire.messages import LogMessage, LogsDropped
 
 KEPT_BYTES = 16 * 1024 * 1024
 # What a message weighs besides its text.
@@ -24,7 +24,7 @@ class LogRelay:
     `end` is the broker's end of the channel of the results, `send` sends a message there.
     """
 
-    def __init__(self, end: NonblockingEndpoint, send: Callable[[Header, Any], None]) -> None:
+    def __init__(self, end: NonblockingEndpoint, send: Callable[[LogMessage, Any], None]) -> None:
         self._end = end
         self._send = send
         # What is still in this process: how much had been sent when it was, and its size.
@@ -32,7 +32,7 @@ class LogRelay:
         self._bytes = 0
         self._dropped = 0
 
-    def pass_on(self, header: Header, blobs: list[Any]) -> None:
+    def pass_on(self, message: LogMessage, blobs: list[Any]) -> None:
         """Send it on, or drop it."""
         self.look()
         size = sum(map(len, blobs)) + OVERHEAD_BYTES
@@ -40,7 +40,7 @@ class LogRelay:
             self._dropped += 1
             return
         # A copy: what came in one read is one piece of memory, and would be kept as a whole.
-        self._send(header, [bytes(blob) for blob in blobs])
+        self._send(message, [bytes(blob) for blob in blobs])
         mark = self._end.sent
         if self._end.left < mark:
             self._kept.append((mark, size))
@@ -59,5 +59,5 @@ class LogRelay:
     def tell(self) -> None:
         """Say how many were dropped, if any."""
         if self._dropped:
-            self._send((SAID, DROPPED, self._dropped), ())
+            self._send(LogsDropped(self._dropped), ())
             self._dropped = 0

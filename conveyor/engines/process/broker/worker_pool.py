@@ -29,7 +29,8 @@ from conveyor.engines.process.system.spawning import (
     process_of,
     signals_held,
 )
-from conveyor.engines.process.wire.channels import PIPE, Header, NonblockingEndpoint, channel
+from conveyor.engines.process.wire import messages
+from conveyor.engines.process.wire.channels import PIPE, NonblockingEndpoint, channel
 from conveyor.engines.process.wire.codec import Blob, spec_of
 from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig
 from conveyor.engines.process.wire.progress import ProgressBoard, ProgressSlot
@@ -48,7 +49,7 @@ class Connection:
         self,
         end: NonblockingEndpoint,
         waiter: Waiter,
-        receive: Callable[[Header, list[Any]], None],
+        receive: Callable[[messages.Message, list[Any]], None],
         gone: Callable[[], None],
         sent: Callable[[Iterable[Any]], None],
     ) -> None:
@@ -62,12 +63,12 @@ class Connection:
         self.open = True
         waiter.add(self._descriptor, self.ready)
 
-    def send(self, header: Header, blobs: Any = ()) -> None:
+    def send(self, message: messages.Message, blobs: Any = ()) -> None:
         """Send a message; to one who has gone, nothing."""
         if self.open:
             if blobs:
                 self._sent(blobs)
-            self._end.send(header, blobs)
+            self._end.send(message, blobs)
             self._watch_room()
 
     def ready(self) -> None:
@@ -81,13 +82,13 @@ class Connection:
         """Take in what has arrived; return whether that brought something, so that there may be more."""
         if not self.open:
             return False
-        messages, alive = self._end.receive()
-        for header, blobs in messages:
-            self._receive(header, blobs)
+        frames, alive = self._end.receive()
+        for message, blobs in frames:
+            self._receive(message, blobs)
         if not alive:
             self.close()
             self._gone()
-        return bool(messages)
+        return bool(frames)
 
     def _watch_room(self) -> None:
         if self.open and self._end.unsent != self._wants_room:
@@ -131,7 +132,7 @@ class WorkerProcess:
 
     def lease(self, command: commands.SendLease) -> None:
         """Hand over items.  A blob that is cut into many leases is sent, and unpickled there, only once."""
-        _, number, pieces, _, credit, finish, skip, verdict = command
+        pieces = command.pieces
         if self._recalled:
             # All that it had by then is settled.
             self._recalled = False
@@ -142,7 +143,7 @@ class WorkerProcess:
         again = bool(blobs) and pieces[0][0] is self._kept and pieces[0][1] >= self._kept_from
         kept: Blob | None = None
         # What is to be given up may not even be unpickled, so of that nothing is kept.
-        if pieces and verdict is None:
+        if pieces and command.give_up is None:
             source, _, stop = pieces[-1]
             # Sent twice, it stands for two objects, of which one would be kept.
             if type(source) is Blob and source is blobs[-1] and stop < source.items and spec[-1][0] == len(blobs) - 1:
@@ -154,15 +155,26 @@ class WorkerProcess:
             before = start if type(first) is Blob and not again else 0
             self.beside = before, last.items - stop if type(last) is Blob else 0
         data = [blob.data for blob in (blobs[1:] if again else blobs)]
-        judged = None if verdict is None else tuple(verdict)
-        self.peer.send(("lease", number, spec, credit, finish, again, kept is not None, skip, judged), data)
+        self.peer.send(
+            messages.StartLease(
+                command.lease,
+                spec,
+                command.credit,
+                command.finish,
+                starts_in_kept=again,
+                keep_last=kept is not None,
+                skip=command.skip,
+                verdict=command.give_up,
+            ),
+            data,
+        )
 
     def recall(self, lease: int, units: int) -> tuple[int, int] | None:
         """Have nothing begun beyond that position; return how far may have been, None where it will say so itself."""
         self._recalled = True
         if self.note is not None:
             return self.note.recall(lease, units)
-        self.peer.send(("recall", lease, units))
+        self.peer.send(messages.Revoke(lease, units))
         return None
 
     def is_at(self, lease: int, units: int) -> None:
@@ -193,7 +205,7 @@ class WorkerPool:
         orders: BrokerConfig,
         ends: list[NonblockingEndpoint],
         arena: Arena | None,
-        heard: Callable[[WorkerProcess, Header, list[Any]], None],
+        heard: Callable[[WorkerProcess, messages.Message, list[Any]], None],
         died: Callable[[WorkerProcess], None],
     ) -> None:
         self._orders = orders
@@ -271,7 +283,8 @@ class WorkerPool:
         if not self._fork:
             # Not with its start: it may die before it reads them.
             each.peer.send(
-                ("assignment", assignment._replace(job=b"", redact=None)), [assignment.job, assignment.redact or b""]
+                messages.ConfigureWorker(assignment._replace(job=b"", redact=None)),
+                [assignment.job, assignment.redact or b""],
             )
 
     def bury(self, each: WorkerProcess) -> tuple[tuple[int, int] | None, bool]:

@@ -12,6 +12,7 @@ from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor.engines.process.caller.source import Source
 from conveyor.engines.process.wire.codec import decode, items_of
+from conveyor.engines.process.wire.messages import Consumed, Results, RunFinished
 from conveyor.errors import ResultError, StateError
 from conveyor.graph.plan import SinkNode
 
@@ -101,19 +102,19 @@ class Run:
                     self._tell()
                 if self.source.stays:
                     self._feed_meanwhile()
-                header, blobs = session.receive()
-                match header:
-                    case ("results", run, spec, within) if run == self.number and not self._left:
+                message, blobs = session.receive()
+                if isinstance(message, Results):
+                    if message.run == self.number and not self._left:
                         # What is in shared memory lives as long as something here refers to it.
-                        return self._decoded(spec, blobs), sum(map(len, blobs)), within
-                    case ("finished", run, _) if run == self.number:
-                        self.finished = self._over = True
-                        return None
+                        return self._decoded(message.spec, blobs), sum(map(len, blobs)), message.tell_within
+                elif isinstance(message, RunFinished) and message.run == self.number:
+                    self.finished = self._over = True
+                    return None
         raise StateError("the stream was closed by another thread, or a signal handler, while it was waited for")
 
     def _tell(self) -> None:
         """Give back the room of what was taken."""
-        self._session.send("consumed", self.number, self._untold, time.process_time())
+        self._session.send(Consumed(self.number, self._untold, time.process_time()))
         self._untold = self._untold_bytes = 0
         self._tell_within = math.inf
 

@@ -19,10 +19,10 @@ from collections.abc import Iterable
 
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.redaction import Redact, shown_by
-from conveyor._lean.typing import Any, cast
+from conveyor._lean.typing import Any, TypeVar, cast
 from conveyor._system.signals import interrupts_held
 from conveyor.core.tuning.chunk_size import first_pull
-from conveyor.engines.failures import Failure, death, failed_item, overdue, processor_error, too_many_failures
+from conveyor.engines.failures import death, failed_item, overdue, processor_error, too_many_failures
 from conveyor.engines.process.broker import broker
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.run import CLOSED, LETTING_GO_SECONDS, Run
@@ -43,18 +43,18 @@ from conveyor.engines.process.system.spawning import (
     signals_held,
 )
 from conveyor.engines.process.system.streams import standard_descriptors_taken
-from conveyor.engines.process.wire import by_value
+from conveyor.engines.process.wire import by_value, messages
 from conveyor.engines.process.wire.channels import (
     PIPE,
     QUEUE,
     BlockingEndpoint,
     ConnectionLost,
-    Header,
+    Frame,
     NonblockingEndpoint,
     channel,
 )
-from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig, parted
-from conveyor.engines.process.wire.log_records import SAID, hear, levels
+from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig, levels, parted
+from conveyor.engines.process.wire.log_records import handle_log_message
 from conveyor.engines.process.worker.seeding import seed_of_pipeline
 from conveyor.errors import (
     ConveyorError,
@@ -82,7 +82,10 @@ SCARCITY = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC
 
 # How long a thread waits for another one that ends the same session.
 ENDING_SECONDS = 5.0
+LOGGED = messages.LogMessage.__args__
 FORKED = "a pipeline belongs to the process that opened it: this one was forked from there since"
+
+Expected = TypeVar("Expected")
 
 # The ends of all sessions in this process, for the broker of the next one to close its copies.
 _open_ends: set[BlockingEndpoint | Arena] = set()
@@ -165,7 +168,7 @@ class Session:
         self._ender: int | None = None
         self._gone = threading.Event()
         # What workers have said, and the caller's handlers have not dealt with yet.
-        self._said: deque[tuple[Header, list[Any]]] = deque()
+        self._said: deque[Frame] = deque()
         self._orders = BrokerConfig(
             bare(plan),
             assignments,
@@ -204,11 +207,12 @@ class Session:
             if self._channel == QUEUE:
                 # Has the queue's thread started now: at the end of the interpreter it could not be.
                 with interrupts_held():
-                    self.send("hello")
-                    self.questions.send(("hello",))
-            _, threads = self._expect("opened")
-            if threads:
-                why = f"{self._start_as.reason}; the broker spawned the workers beside threads of the script: {threads}"
+                    self.results.prepare()
+                    self.questions.prepare()
+            opened = self._expect(messages.Opened)
+            if opened.threads:
+                beside = f"the broker spawned the workers beside threads of the script: {opened.threads}"
+                why = f"{self._start_as.reason}; {beside}"
                 self._start_as = self._start_as._replace(reason=why)
         except BaseException:
             self.abort()
@@ -224,7 +228,7 @@ class Session:
         orders, blobs = parted(self._orders)
         with contextlib.suppress(ConnectionLost), self._sending:
             # That it has died is what is heard next.
-            self.results.send(("orders", orders), blobs)
+            self.results.send(messages.ConfigureBroker(orders), blobs)
 
     def _refuse_when_unwanted(self) -> None:
         if self._unwanted:
@@ -317,14 +321,14 @@ class Session:
         if run.finished:
             # Another thread has just heard of that.
             self._left = None
-        elif not self._tell(("cancel", run.number)):
+        elif not self._tell(messages.CancelRun(run.number)):
             # It stands still, or is amid a message that was broken off: nothing can be asked of it any more.
             self.abort()
 
-    def note(self, header: Header) -> None:
+    def note(self, message: messages.Message) -> None:
         """Take in a message while no run is going on."""
         left = self._left
-        if left is not None and header[:2] == ("finished", left.number):
+        if left is not None and isinstance(message, messages.RunFinished) and message.run == left.number:
             left.finished = True
             left.source.join()
             self._left = None
@@ -337,9 +341,15 @@ class Session:
         with self.feeding:
             with contextlib.suppress(ConnectionLost):
                 while self.feed.ready():
-                    header, _ = self.feed.receive()
-                    if header[0] == "freed":
-                        self.arena.freed(header[1])
+                    message, _ = self.feed.receive()
+                    match message:
+                        case messages.SlotsFreed():
+                            self.arena.freed(message.slots)
+                        case messages.Pull() | messages.StopSource():
+                            # Of a run that is over.
+                            pass
+                        case _:
+                            raise messages.unexpected(message, "The caller, after a run,")
             self.arena.trim(KEPT_BYTES)
 
     def warn_of_shared(self, stacklevel: int = 1) -> None:
@@ -372,7 +382,7 @@ class Session:
 
     # Messages
 
-    def receive(self) -> tuple[Header, list[Any]]:
+    def receive(self) -> Frame:
         """Wait for a message about results; raises the error that it brings, with the session ended.
 
         What workers say is dealt with here, and returned as well: whoever waits may have something to do meanwhile.
@@ -382,35 +392,38 @@ class Session:
         if self._ended:
             raise StateError(CLOSED)
         if self.arena is not None and (gone := self.arena.gone()):
-            self.send("gone", gone)
+            self.send(messages.SlotsReleased(gone))
         try:
             with self._hearing:
                 if self._listening:
                     raise StateError("this thread waits for results already, where a signal handler interrupted it")
                 try:
                     self._listening = True
-                    header, blobs = self.results.receive()
+                    message, blobs = self.results.receive()
                 finally:
                     self._listening = False
         except ConnectionLost:
             if self._ended:
                 raise StateError(CLOSED) from None
             raise self._broker_died() from None
-        if header[0] == SAID:
-            hear(header, blobs)
-        if header[0] == "gave up":
-            self._take_in_failure(header)
-        if header[0] == "failed":
-            self._stats = header[2]
-            self._raise(header[1])
-        if header[0] == "finished":
-            self._stats = header[2]
-        return header, blobs
+        match message:
+            case messages.Results() | messages.Opened() | messages.RunCancelled() | messages.Closed():
+                pass
+            case messages.ItemGivenUp():
+                self._take_in_failure(message)
+            case messages.RunFinished():
+                self._stats = message.stats
+            case messages.RecordLogged() | messages.WarningShown() | messages.NoticeGiven() | messages.LogsDropped():
+                handle_log_message(message, blobs)
+            case _:
+                raise self._ended_by(message)
+        return message, blobs
 
-    def _take_in_failure(self, header: Header) -> None:
-        _, number, name, first, last, attempts, when, why = header
-        if self._active is not None and number == self._active.number:
-            self.failures.append(failed_item(name, first, last, attempts, when, why))
+    def _take_in_failure(self, message: messages.ItemGivenUp) -> None:
+        if self._active is not None and message.run == self._active.number:
+            self.failures.append(
+                failed_item(message.processor, message.first, message.last, message.attempts, message.when, message.why)
+            )
 
     def stats(self) -> Stats | None:
         """Return what is known of the steps now; of a session that is over, what was known last."""
@@ -432,35 +445,39 @@ class Session:
 
     def _ask(self) -> None:
         self._question += 1
-        self.questions.send(("stats", self._question))
-        answer: Header = ()
+        self.questions.send(messages.StatsRequest(self._question))
+        answered = 0
         # An answer to a question that was interrupted is still on its way.
-        while answer[:2] != ("stats", self._question):
-            answer, _ = self.questions.receive()
-        self._stats = answer[2]
+        while answered != self._question:
+            message, _ = self.questions.receive()
+            match message:
+                case messages.StatsReply():
+                    answered, self._stats = message.number, message.stats
+                case _:
+                    raise messages.unexpected(message, "The caller, over its channel of questions,")
 
-    def _tell(self, header: Header) -> bool:
+    def _tell(self, message: messages.Message) -> bool:
         """Send a short message that must not be waited for; return whether there was room for it."""
         if not self._sending.acquire(timeout=TELL_SECONDS):
             return False
         try:
-            return self.results.send_within(TELL_SECONDS, header)
+            return self.results.send_within(TELL_SECONDS, message)
         except ConnectionLost:
             return True
         finally:
             self._sending.release()
 
-    def send(self, *header: Any) -> None:
+    def send(self, message: messages.Message) -> None:
         """Send a message about results."""
         with contextlib.suppress(ConnectionLost), self._sending:
             # A broker that has gone left word why, or is missed by the next `receive`.
-            self.results.send(header)
+            self.results.send(message)
 
-    def _expect(self, kind: str) -> Header:
+    def _expect(self, kind: type[Expected]) -> Expected:
         while True:
-            header, _ = self.receive()
-            if header[0] == kind:
-                return header
+            message, _ = self.receive()
+            if isinstance(message, kind):
+                return message
 
     # Errors
 
@@ -477,25 +494,34 @@ class Session:
             exitcode,
         )
 
-    def _raise(self, news: Header) -> None:
+    def _ended_by(self, failure: messages.Message) -> BaseException:
+        """End the session; return the error to raise for what the broker says of its end."""
         run = self._active or self._left
+        if isinstance(failure, messages.RunFailure):
+            self._stats = failure.stats
         self.abort()
-        match news:
-            case ("source", _):
+        match failure:
+            case messages.FailedBySource():
                 assert run is not None
-                raise run.source.error()
-            case ("raised", name, failure, first, last):
-                raise processor_error(name, Failure(*failure), first, last)
-            case ("died", name, phase, exitcode, first, last, loss):
-                if exitcode == UNGUARDED:
-                    raise MissingMainGuardError
-                raise death(name, phase, exitcode, first, last, loss)
-            case ("overdue", name, seconds, first, last):
-                raise overdue(name, seconds, first, last)
-            case ("failures", count):
-                raise too_many_failures(count, self._plan.max_failures, self.failures)
-            case ("broken", what, text):
-                raise ProcessError(what or "The broker process of the pipeline failed.") from RemoteTraceback(text)
+                return run.source.error()
+            case messages.FailedByJob():
+                return processor_error(failure.processor, failure.failure, failure.first, failure.last)
+            case messages.FailedByDeath():
+                if failure.exitcode == UNGUARDED:
+                    return MissingMainGuardError()
+                return death(
+                    failure.processor, failure.phase, failure.exitcode, failure.first, failure.last, failure.loss
+                )
+            case messages.FailedByTimeout():
+                return overdue(failure.processor, failure.seconds, failure.first, failure.last)
+            case messages.FailedByLimit():
+                return too_many_failures(failure.failures, self._plan.max_failures, self.failures)
+            case messages.FailedByBroker():
+                error = ProcessError(failure.text or "The broker process of the pipeline failed.")
+                error.__cause__ = RemoteTraceback(failure.traceback)
+                return error
+            case _:
+                raise messages.unexpected(failure, "The caller, over its channel of results,")
 
     # The end
 
@@ -519,8 +545,8 @@ class Session:
             if self._active is not None or self._left is not None:
                 self.abort()
                 return
-            self.send("close")
-            self._expect("closed")
+            self.send(messages.Close())
+            self._expect(messages.Closed)
         except BaseException:
             self.abort()
             raise
@@ -546,7 +572,7 @@ class Session:
             if first:
                 # These are the caller's own handlers, which may take long.
                 while self._said:
-                    hear(*self._said.popleft())
+                    handle_log_message(*self._said.popleft())
                 return
         if self.mine and threading.get_ident() not in (starter, self._ender):
             # Whoever starts it sees that it is unwanted.
@@ -577,7 +603,7 @@ class Session:
             listening = heard and not self._listening
             # One that was stopped could neither end its workers nor take away its semaphores.
             self._child.wake()
-            told = self._tell(("abort", listening))
+            told = self._tell(messages.Abort(listening))
             try:
                 if told and listening:
                     self._hear_out(grace)
@@ -611,10 +637,10 @@ class Session:
         # A broker that has gone says nothing more.
         with contextlib.suppress(ConnectionLost):
             while grace.left():
-                message = self.results.receive_within(grace.slice())
-                if message is not None and message[0][0] == SAID:
-                    self._said.append(message)
-                elif message is not None and message[0][0] == "closed":
+                frame = self.results.receive_within(grace.slice())
+                if frame is not None and isinstance(frame[0], LOGGED):
+                    self._said.append(frame)
+                elif frame is not None and isinstance(frame[0], messages.Closed):
                     return
 
 

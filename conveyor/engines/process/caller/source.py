@@ -24,6 +24,7 @@ from conveyor.engines.failures import clear_our_frames, without_our_frames
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.main_module import importing
 from conveyor.engines.process.shm.shared_blob import SharedBlob
+from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.channels import BlockingEndpoint, ConnectionLost
 from conveyor.engines.process.wire.codec import (
     BLOB_BYTES,
@@ -115,7 +116,7 @@ class Source:
     def start(self) -> None:
         """Begin to pull."""
         with contextlib.suppress(ConnectionLost), self._lock:
-            self._end.send(("start", self._run))
+            self._end.send(messages.StartRun(self._run))
         if importing() is not None:
             # A thread would wait for this import where it pickles something of the module.
             self.stays = True
@@ -189,6 +190,9 @@ class Source:
         except ConnectionLost as error:
             # This is the business of whoever waits for results.
             self._frames = error.__traceback__
+        except messages.ProtocolError as error:
+            # In a thread: without this word the run would wait for items for ever.
+            self._fail(error)
         try:
             # To close a generator runs the caller's own code.
             with gate.passed(lambda: None):
@@ -219,15 +223,20 @@ class Source:
             ):
                 if not self._may_wait and not self._end.ready():
                     return False
-                header, _ = self._end.receive()
-                if header[0] == "pull" and header[1] == self._run:
-                    self._credit += header[2]
-                    self._allowance.renew(self._credit)
-                elif header[0] == "freed":
-                    with self._lock:
-                        self._arena.freed(header[1])  # type: ignore[union-attr]
-                elif header[0] == "stop" and header[1] == self._run:
-                    return True
+                message, _ = self._end.receive()
+                match message:
+                    case messages.Pull():
+                        if message.run == self._run:
+                            self._credit += message.credit
+                            self._allowance.renew(self._credit)
+                    case messages.SlotsFreed():
+                        with self._lock:
+                            self._arena.freed(message.slots)  # type: ignore[union-attr]
+                    case messages.StopSource():
+                        if message.run == self._run:
+                            return True
+                    case _:
+                        raise messages.unexpected(message, "The caller's source")
             if self._stopped:
                 return True
             wanted = 1 if giver.wary else min(self._credit, self._growing, self._blob_items)
@@ -244,11 +253,11 @@ class Source:
                 if not self._send():
                     return True
             if self._exhausted:
-                self._tell("end", self._run)
+                self._tell(messages.SourceEnded(self._run))
                 return True
             self._credit -= self._sent - sent
             if self._credit and self._allowance.spent:
-                self._tell("forfeit", self._run, self._credit)
+                self._tell(messages.ReturnCredit(self._run, self._credit))
                 self._credit = 0
             if self._cut_short is self._tokens:
                 self._growing = 1
@@ -308,11 +317,11 @@ class Source:
             if type(last) not in LIGHT and weight(last) * part > BLOB_BYTES:
                 return
 
-    def _tell(self, *header: Any) -> None:
+    def _tell(self, message: messages.Message) -> None:
         """Send a message about the run, as long as anybody wants to know."""
         with self._lock:
             if not self._stopped:
-                self._end.send(header)
+                self._end.send(message)
 
     def _stoppable(self, iterator: Iterator[Any], items: int) -> Iterator[Any]:
         """Return the next `items` items, with somebody on the look-out who can make them fewer."""
@@ -360,7 +369,7 @@ class Source:
             self._blob_items = max(1, BLOB_BYTES * len(items) // len(blob))
             self._allowance.take(len(items), len(blob))
             self._heavy = type(blob) is SharedBlob
-            self._end.send(("items", self._run, len(items), time.process_time()), [blob])
+            self._end.send(messages.SourceItems(self._run, len(items), time.process_time()), [blob])
             self._sent += len(items)
             return True
 
@@ -390,7 +399,7 @@ class Source:
             # The frames of this package hold the input, and are cleared when they are over.
             self._frames = error.__traceback__
             self._error = error.with_traceback(without_our_frames(error.__traceback__))
-            self._tell("broken", self._run)
+            self._tell(messages.SourceFailed(self._run))
 
 
 def _note_the_end(exhausted: list[None]) -> Iterator[Any]:

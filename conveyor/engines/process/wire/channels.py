@@ -1,7 +1,8 @@
 """Channels: how messages get from one process to another.
 
-Law: a channel joins exactly two processes, and no lock is shared by more.  A message is a header (a tuple of
-plain values) and blobs (bytes that nobody in between looks into; of a heavy one, what is not in shared memory).
+Law: a channel joins exactly two processes, and no lock is shared by more.  A message travels as a frame:
+the message itself (see `messages.py`) and blobs (bytes that nobody in between looks into; of a heavy one, what is not
+in shared memory).
 The broker's end never blocks: it takes what has arrived, half a message included, and keeps what cannot be sent
 yet.  The far end, a worker's or the caller's, simply waits.
 
@@ -17,7 +18,6 @@ import _socket
 import contextlib
 import errno
 import os
-import pickle
 import select
 import signal
 import struct
@@ -35,14 +35,15 @@ from conveyor._system.signals import signals_blocked
 from conveyor.engines.process.shm.shared_blob import BlobTracker, SharedBlob
 from conveyor.engines.process.system.inherited_signals import start_resource_tracker
 from conveyor.engines.process.system.selector import wait_for, wait_for_any
+from conveyor.engines.process.wire.messages import Message, decode, encode
 
-Header = tuple[Any, ...]
-Message = tuple[Header, list[Any]]
+# A message and its blobs.
+Frame = tuple[Message, list[Any]]
 
 PIPE, QUEUE = "pipe", "queue"
 KINDS = (PIPE, QUEUE)
 
-# The bytes of the rest of the message, and of its description (header and blob lengths).
+# The bytes of the rest of the frame, and of its description (message and blob lengths).
 _PREFIX = struct.Struct("!QI")
 _READ = 64 * 1024
 _READS = 8
@@ -60,21 +61,21 @@ _SO_NOSIGPIPE = 0x1022
 UNSENT = 4
 
 
-def pack(header: Header, blobs: Sequence[Any]) -> list[Any]:
+def pack(message: Message, blobs: Sequence[Any]) -> list[Any]:
     """Return the buffers that make up one message."""
     lengths = [len(blob) if type(blob) is not SharedBlob else blob.description for blob in blobs]
     bodies = [blob if type(blob) is not SharedBlob else blob.data for blob in blobs]
-    description = pickle.dumps((header, lengths), 5)
+    description = encode(message, lengths)
     size = len(description) + sum(map(len, bodies))
     return [_PREFIX.pack(size, len(description)) + description, *bodies]
 
 
-def unpack(body: memoryview, described: int, keeper: BlobTracker | None = None) -> Message:
+def unpack(body: memoryview, described: int, keeper: BlobTracker | None = None) -> Frame:
     """Return the message in `body`, the first `described` bytes of which are its description.
 
     `keeper` is told of blobs that are in shared memory.
     """
-    header, lengths = pickle.loads(body[:described])
+    message, lengths = decode(body[:described])
     blobs: list[Any] = []
     start = described
     for length in lengths:
@@ -85,7 +86,7 @@ def unpack(body: memoryview, described: int, keeper: BlobTracker | None = None) 
             # A copy of what is little beside the rest: else all that came with it would be kept as well.
             blobs.append(SharedBlob(bytes(body[start : start + length]), ranges, slots, keeper))
         start += length
-    return header, blobs
+    return message, blobs
 
 
 class ConnectionLost(Exception):
@@ -118,20 +119,20 @@ class BlockingEndpoint(ABC):
     _keeper: BlobTracker | None = None
 
     @abstractmethod
-    def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
+    def send(self, message: Message, blobs: Sequence[Any] = ()) -> None:
         """Send a message; raises Gone when the other side is."""
 
-    def send_within(self, seconds: float, header: Header) -> bool:
+    def send_within(self, seconds: float, message: Message) -> bool:
         """Send a message if that takes no longer; return whether it was sent.  Raises Gone when the other side is."""
-        self.send(header)
+        self.send(message)
         return True
 
     @abstractmethod
-    def receive(self) -> Message:
+    def receive(self) -> Frame:
         """Wait for a message; raises Gone when the other side is."""
 
     @abstractmethod
-    def receive_within(self, seconds: float) -> Message | None:
+    def receive_within(self, seconds: float) -> Frame | None:
         """Return a message that is here within so many seconds, None where none is; raises Gone as `receive` does, also
         where a `receive` was left by an exception amid a message, so that it is not known where the next begins."""
 
@@ -157,8 +158,11 @@ class BlockingEndpoint(ABC):
     def watch_parent(self) -> None:
         """Have `receive` raise Gone when the parent process, which is the other side, is."""
 
-    def prepare(self) -> None:
-        """Take now what sending will need: afterwards a job may leave neither memory nor threads for it."""
+    def prepare(self, must_send: bool = False) -> None:
+        """Take now what sending will need: afterwards a job may leave neither memory nor threads for it.
+
+        `must_send`: this process ends where it cannot send a message.
+        """
 
     @property
     def forsaken(self) -> bool:
@@ -191,11 +195,11 @@ class NonblockingEndpoint(ABC):
         """How much of what was sent has left."""
 
     @abstractmethod
-    def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
+    def send(self, message: Message, blobs: Sequence[Any] = ()) -> None:
         """Send a message now, or keep it until there is room."""
 
     @abstractmethod
-    def receive(self) -> tuple[list[Message], bool]:
+    def receive(self) -> tuple[list[Frame], bool]:
         """Return the messages that have arrived, and whether the other side may send more."""
 
     @abstractmethod
@@ -240,7 +244,7 @@ class _Incoming:
     """Puts messages together out of what a socket gives, one read at a time."""
 
     def __init__(self) -> None:
-        self.messages: deque[Message] = deque()
+        self.messages: deque[Frame] = deque()
         self.keeper: BlobTracker | None = None
         # Read into again and again: fresh memory costs more than the copy of what came.
         self._scratch = bytearray()
@@ -326,18 +330,18 @@ class BlockingPipe(BlockingEndpoint):
         # does not end it, and Ctrl-C has to act although nothing else ever comes.
         self._watching = True
 
-    def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
-        unsent = deque(memoryview(buffer) for buffer in pack(header, blobs))
+    def send(self, message: Message, blobs: Sequence[Any] = ()) -> None:
+        unsent = deque(memoryview(buffer) for buffer in pack(message, blobs))
         with gone():
             self._amid_message = True
             while unsent:
                 _drop(unsent, self._socket.sendmsg(tuple(islice(unsent, _BUFFERS)), (), _NO_SIGNAL))
             self._amid_message = False
 
-    def send_within(self, seconds: float, header: Header) -> bool:
+    def send_within(self, seconds: float, message: Message) -> bool:
         if self._amid_message:
             return False
-        unsent = deque(memoryview(buffer) for buffer in pack(header, ()))
+        unsent = deque(memoryview(buffer) for buffer in pack(message, ()))
         deadline = time.monotonic() + seconds
         poll = select.poll()
         with gone():
@@ -351,7 +355,7 @@ class BlockingPipe(BlockingEndpoint):
             self._amid_message = False
         return True
 
-    def receive(self) -> Message:
+    def receive(self) -> Frame:
         messages = self._incoming.messages
         if not messages:
             with gone():
@@ -362,7 +366,7 @@ class BlockingPipe(BlockingEndpoint):
                         raise ConnectionLost("the broker has gone")
         return messages.popleft()
 
-    def receive_within(self, seconds: float) -> Message | None:
+    def receive_within(self, seconds: float) -> Frame | None:
         messages = self._incoming.messages
         deadline = time.monotonic() + seconds
         with gone():
@@ -420,9 +424,9 @@ class NonblockingPipe(NonblockingEndpoint):
     def unsent(self) -> bool:
         return bool(self._unsent)
 
-    def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
+    def send(self, message: Message, blobs: Sequence[Any] = ()) -> None:
         waiting = bool(self._unsent)
-        buffers = pack(header, blobs)
+        buffers = pack(message, blobs)
         self.sent += sum(map(len, buffers))
         self._unsent.extend(map(memoryview, buffers))
         if not waiting:
@@ -442,7 +446,7 @@ class NonblockingPipe(NonblockingEndpoint):
             unsent.clear()
             self._left = self.sent
 
-    def receive(self) -> tuple[list[Message], bool]:
+    def receive(self) -> tuple[list[Frame], bool]:
         incoming = self._incoming
         alive = True
         try:
@@ -497,29 +501,30 @@ class BlockingQueue(BlockingEndpoint):
     def watch_parent(self) -> None:
         self._parent = os.getppid()
 
-    def prepare(self) -> None:
+    def prepare(self, must_send: bool = False) -> None:
+        if must_send:
+            self._outward._on_queue_feeder_error = _die_unsent
         # A feeder thread that finds no memory to begin with is waited for without end by the one who starts it.
-        self._outward._on_queue_feeder_error = _die_unsent
         _start_feeder(self._outward)
 
-    def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
-        _put(_open_queue(self._outward), header, blobs)
+    def send(self, message: Message, blobs: Sequence[Any] = ()) -> None:
+        _put(_open_queue(self._outward), message, blobs)
 
-    def receive(self) -> Message:
+    def receive(self) -> Frame:
         inward = _open_queue(self._inward)
         with gone():
             while not wait_for(inward._reader, 0):
                 self._wait(inward._reader)
             return self._take(inward)
 
-    def receive_within(self, seconds: float) -> Message | None:
+    def receive_within(self, seconds: float) -> Frame | None:
         inward = _open_queue(self._inward)
         if self._torn:
             raise ConnectionLost("what comes cannot be told apart any more")
         with gone():
             return self._take(inward) if wait_for(inward._reader, seconds) else None
 
-    def _take(self, inward: Any) -> Message:
+    def _take(self, inward: Any) -> Frame:
         self._torn = True
         data = inward.get()
         self._torn = False
@@ -592,12 +597,12 @@ class NonblockingQueue(NonblockingEndpoint):
         self._said_last = True
         self._outward.close()
 
-    def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
-        _put(self._outward, header, blobs)
+    def send(self, message: Message, blobs: Sequence[Any] = ()) -> None:
+        _put(self._outward, message, blobs)
         self.sent += 1
 
-    def receive(self) -> tuple[list[Message], bool]:
-        messages: list[Message] = []
+    def receive(self) -> tuple[list[Frame], bool]:
+        messages: list[Frame] = []
         try:
             while wait_for(self._inward._reader, 0):
                 messages.append(_unpack_whole(self._inward.get(), self._keeper))
@@ -627,11 +632,11 @@ def _start_feeder(queue: Any) -> None:
             queue._start_thread()
 
 
-def _put(queue: Any, header: Header, blobs: Sequence[Any]) -> None:
+def _put(queue: Any, message: Message, blobs: Sequence[Any]) -> None:
     try:
         if queue._thread is None and not queue._closed:
             _start_feeder(queue)
-        queue.put(b"".join(pack(header, blobs)))
+        queue.put(b"".join(pack(message, blobs)))
     except (ValueError, RuntimeError) as error:
         # A queue that was closed meanwhile, or whose thread cannot be started any more because the interpreter
         # is ending, is, to its user, another side that has gone.
@@ -650,7 +655,7 @@ def _die_unsent(error: Exception, message: Any) -> None:
         os._exit(UNSENT)
 
 
-def _unpack_whole(data: bytes, keeper: BlobTracker | None) -> Message:
+def _unpack_whole(data: bytes, keeper: BlobTracker | None) -> Frame:
     _, described = _PREFIX.unpack_from(data)
     return unpack(memoryview(data)[_PREFIX.size :], described, keeper)
 

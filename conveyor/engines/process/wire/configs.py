@@ -5,12 +5,48 @@ Law: plain values, but for jobs and a `redact`, which are themselves where proce
 
 from __future__ import annotations
 
+import sys
+
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.redaction import Redact
 from conveyor._lean.typing import Any
-from conveyor.engines.process.wire.log_records import Levels
 from conveyor.graph.plan import Plan
 from conveyor.stages.elements import Processor
+
+
+class Levels(NamedTuple):
+    """Which records are made at all, as it was set in the caller when the pipeline was opened."""
+
+    root: int
+    disabled: int
+    loggers: tuple[tuple[str, int, bool], ...]
+
+    def apply(self) -> None:
+        """Set them in this process."""
+        import logging
+
+        root = logging.getLogger()
+        root.setLevel(self.root)
+        logging.disable(self.disabled)
+        for name, level, disabled in self.loggers:
+            logger = logging.getLogger(name)
+            logger.setLevel(level)
+            logger.disabled = disabled
+
+
+def levels() -> Levels | None:
+    """Return the levels of this process; None where nobody has imported `logging`, let alone set them."""
+    if "logging" not in sys.modules:
+        return None
+    import logging
+
+    root = logging.getLogger()
+    loggers = [
+        (name, logger.level, bool(logger.disabled))
+        for name, logger in list(root.manager.loggerDict.items())
+        if isinstance(logger, logging.Logger) and (logger.level or logger.disabled)
+    ]
+    return Levels(root.level, root.manager.disable, tuple(loggers))
 
 
 class WorkerConfig(NamedTuple):

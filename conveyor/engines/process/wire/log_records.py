@@ -9,21 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-import sys
 import warnings
 
-from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.short_repr import short
 from conveyor._lean.typing import TYPE_CHECKING, Any
-from conveyor.engines.process.wire.channels import Header
+from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import ATOMS
 
 if TYPE_CHECKING:
     import logging
-
-# The first word of each message about what was said; the second says what it is.
-SAID = "said"
-RECORD, WARNING, DROPPED, NOTICE = "record", "warning", "dropped", "notice"
 
 # A value whose pickle is longer goes as text.
 PICKLE_BYTES = 64 * 1024
@@ -35,41 +29,6 @@ _MESSAGE = ("msg", "args")
 
 # A pickle, None where there is none, and the text that stands for it then.
 _Pickled = tuple[bytes | None, str]
-
-
-class Levels(NamedTuple):
-    """Which records are made at all, as it was set in the caller when the pipeline was opened."""
-
-    root: int
-    disabled: int
-    loggers: tuple[tuple[str, int, bool], ...]
-
-    def apply(self) -> None:
-        """Set them in this process."""
-        import logging
-
-        root = logging.getLogger()
-        root.setLevel(self.root)
-        logging.disable(self.disabled)
-        for name, level, disabled in self.loggers:
-            logger = logging.getLogger(name)
-            logger.setLevel(level)
-            logger.disabled = disabled
-
-
-def levels() -> Levels | None:
-    """Return the levels of this process; None where nobody has imported `logging`, let alone set them."""
-    if "logging" not in sys.modules:
-        return None
-    import logging
-
-    root = logging.getLogger()
-    loggers = [
-        (name, logger.level, bool(logger.disabled))
-        for name, logger in list(root.manager.loggerDict.items())
-        if isinstance(logger, logging.Logger) and (logger.level or logger.disabled)
-    ]
-    return Levels(root.level, root.manager.disable, tuple(loggers))
 
 
 # In the worker
@@ -152,10 +111,9 @@ def _pickle(value: Any) -> bytes | None:
 # In the caller
 
 
-def hear(header: Header, blobs: list[Any]) -> None:
-    """Have the caller's own handlers deal with what was said."""
-    kind = header[1]
-    if kind == WARNING:
+def handle_log_message(message: messages.Message, blobs: list[Any]) -> None:
+    """Have the caller's own handlers deal with what was logged."""
+    if isinstance(message, messages.WarningShown):
         _show(blobs[0])
         return
     try:
@@ -163,13 +121,16 @@ def hear(header: Header, blobs: list[Any]) -> None:
     except Exception:
         # No descriptor is left to read it by, say.
         return
-    if kind == RECORD:
-        _handle(record_of(blobs[0]))
-    elif kind == DROPPED:
-        text = "%d log records and warnings of workers were dropped, because they were not taken in time"
-        _handle(_own_record("WARNING", text, header[2]))
-    elif kind == NOTICE:
-        _handle(_own_record(header[2], "%s", header[3]))
+    match message:
+        case messages.RecordLogged():
+            _handle(record_of(blobs[0]))
+        case messages.LogsDropped():
+            text = "%d log records and warnings of workers were dropped, because they were not taken in time"
+            _handle(_own_record("WARNING", text, message.dropped))
+        case messages.NoticeGiven():
+            _handle(_own_record(message.level, "%s", message.text))
+        case _:
+            raise messages.unexpected(message, "The caller's logging")
 
 
 def _own_record(level: str, text: str, *values: Any) -> logging.LogRecord:
@@ -184,11 +145,11 @@ def record_of(blob: Any) -> logging.LogRecord:
     """Return the record."""
     import logging
 
-    fields, message, pickled = pickle.loads(blob)
+    fields, packed, pickled = pickle.loads(blob)
     for key, (data, text) in pickled.items():
         fields[key] = _unpickled(data, text)
-    if message is not None:
-        fields["msg"], fields["args"] = _unpickled(message[0], (message[1], ()))
+    if packed is not None:
+        fields["msg"], fields["args"] = _unpickled(packed[0], (packed[1], ()))
     number = fields["levelno"]
     if fields.get("levelname") == f"Level {number}":
         # A fresh interpreter does not know what the caller calls it.

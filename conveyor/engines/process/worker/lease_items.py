@@ -12,6 +12,7 @@ from collections.abc import Callable
 from conveyor._lean.typing import Any
 from conveyor.engines.failures import FailedUnit, failure_of
 from conveyor.engines.process.wire.codec import decode, items_of
+from conveyor.engines.process.wire.messages import StartLease
 from conveyor.engines.process.wire.progress import ProgressSlot
 from conveyor.engines.process.worker.tolerant_unpickler import Unloadable, items_anyhow, items_sparing, what_broke
 
@@ -36,14 +37,14 @@ class LeaseItems:
         self._kept: list[list[Any]] = []
         self._kept_blob: Any = None
 
-    def take(self, spec: Any, blobs: list[Any], again: bool, keep: bool) -> list[Any]:
+    def take(self, lease: StartLease, blobs: list[Any]) -> list[Any]:
         """Return the units of a lease; raises FailedUnit where one cannot be unpickled.
 
-        `again`: it begins with what is left of the blob that was kept; `keep`: the next one does.  `blobs` is empty
-        afterwards where they are not needed once more, so that nobody has what lives nowhere else.
+        `blobs` is empty afterwards where they are not needed once more, so that nobody has what lives nowhere else.
         """
+        spec, keep = lease.spec, lease.keep_last
         # Of a blob that was sent with an earlier lease, only what is left of it is used, so its items are fresh.
-        all_blobs, known = ([self._kept_blob, *blobs], self._kept) if again else (blobs, [])
+        all_blobs, known = ([self._kept_blob, *blobs], self._kept) if lease.starts_in_kept else (blobs, [])
         if self._again:
             self._source, self._afresh = (spec, all_blobs), []
         if self._note is not None:

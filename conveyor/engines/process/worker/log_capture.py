@@ -19,8 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.signals import signals_blocked
 from conveyor.engines.process.shm.shared_blob import BlobTracker
-from conveyor.engines.process.wire.channels import BlockingEndpoint, ConnectionLost, Header, Message
-from conveyor.engines.process.wire.log_records import SAID, WARNING, Levels, packed_warning
+from conveyor.engines.process.wire.channels import BlockingEndpoint, ConnectionLost, Frame
+from conveyor.engines.process.wire.configs import Levels
+from conveyor.engines.process.wire.log_records import packed_warning
+from conveyor.engines.process.wire.messages import Message, WarningShown
 from conveyor.engines.process.worker.log_handler import forwarder
 
 if TYPE_CHECKING:
@@ -43,34 +45,34 @@ class SharedEndpoint(BlockingEndpoint):
         # `_sending` says whether a message is under way.
         self._lock = threading.RLock()
         self._sending = False
-        self._waiting: deque[tuple[Header, Sequence[Any]]] = deque()
+        self._waiting: deque[tuple[Message, Sequence[Any]]] = deque()
 
-    def send(self, header: Header, blobs: Sequence[Any] = ()) -> None:
+    def send(self, message: Message, blobs: Sequence[Any] = ()) -> None:
         with self._lock:
-            self._send(header, blobs)
+            self._send(message, blobs)
             self._send_waiting()
 
-    def say(self, header: Header, blobs: Sequence[Any]) -> None:
+    def say(self, message: Message, blobs: Sequence[Any]) -> None:
         """Send a message as soon as no other is under way; raises Gone when the other side is."""
         if self._end.sender is threading.current_thread():
-            self._waiting.append((header, blobs))
+            self._waiting.append((message, blobs))
             return
         # A handler that raises amid a message, to end what took too long, would leave half of it.
         with _signals_kept_back():
             if not self._lock.acquire(timeout=TURN_SECONDS):
-                self._waiting.append((header, blobs))
+                self._waiting.append((message, blobs))
                 return
             try:
-                self._waiting.append((header, blobs))
+                self._waiting.append((message, blobs))
                 if not self._sending:
                     self._send_waiting()
             finally:
                 self._lock.release()
 
-    def _send(self, header: Header, blobs: Sequence[Any]) -> None:
+    def _send(self, message: Message, blobs: Sequence[Any]) -> None:
         self._sending = True
         try:
-            self._end.send(header, blobs)
+            self._end.send(message, blobs)
         finally:
             self._sending = False
 
@@ -89,10 +91,10 @@ class SharedEndpoint(BlockingEndpoint):
     def keep(self, keeper: BlobTracker) -> None:
         self._end.keep(keeper)
 
-    def receive(self) -> Message:
+    def receive(self) -> Frame:
         return self._end.receive()
 
-    def receive_within(self, seconds: float) -> Message | None:
+    def receive_within(self, seconds: float) -> Frame | None:
         return self._end.receive_within(seconds)
 
     def ready(self, seconds: float = 0) -> bool:
@@ -251,4 +253,4 @@ class LogCapture:
             file.write(warnings.formatwarning(message, category, filename, lineno, line))
             return
         with contextlib.suppress(ConnectionLost):
-            self._end.say((SAID, WARNING), [packed_warning(message, category, filename, lineno, line)])
+            self._end.say(WarningShown(), [packed_warning(message, category, filename, lineno, line)])

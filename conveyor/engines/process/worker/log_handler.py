@@ -10,7 +10,8 @@ import threading
 
 from conveyor._lean.typing import TYPE_CHECKING
 from conveyor.engines.process.wire.channels import ConnectionLost
-from conveyor.engines.process.wire.log_records import RECORD, SAID, packed_record
+from conveyor.engines.process.wire.log_records import packed_record
+from conveyor.engines.process.wire.messages import RecordLogged
 
 if TYPE_CHECKING:
     import logging
@@ -35,7 +36,7 @@ def forwarder(end: SharedEndpoint) -> logging.Handler:
             within.depth = depth + 1
             try:
                 # What an object says while it is pickled for a record must not have it pickled again.
-                end.say((SAID, RECORD), [packed_record(record, pickles=not depth)])
+                end.say(RecordLogged(), [packed_record(record, pickles=not depth)])
             except ConnectionLost:
                 pass
             except Exception:

@@ -18,8 +18,9 @@ from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor.core.data.group_sizes import GroupSizes, append_groups, total, with_one_less
 from conveyor.core.tuning.chunk_size import FLUSH_SHARE, LONGEST_SECONDS, TARGET_SECONDS
-from conveyor.engines.failures import FailedUnit, death, failure_of, overdue
-from conveyor.engines.process.wire.channels import BlockingEndpoint, ConnectionLost, Message
+from conveyor.engines.failures import DiedAt, FailedUnit, OverdueAt, death, failure_of, overdue
+from conveyor.engines.process.wire import messages
+from conveyor.engines.process.wire.channels import BlockingEndpoint, ConnectionLost
 from conveyor.engines.process.wire.codec import (
     BLOB_BYTES,
     LIGHT,
@@ -43,6 +44,7 @@ from conveyor.stages.failure_policy import policy_of
 from conveyor.stages.outputs import is_generator_function, outputs_of
 
 if TYPE_CHECKING:
+    from conveyor.core.commands import GiveUp
     from conveyor.engines.process.shm.arena import Arena
     from conveyor.engines.process.wire.configs import WorkerConfig
 
@@ -100,7 +102,7 @@ class Worker:
         # Where there is no note: beyond which position nothing may be begun, as a message said.
         self._limit: tuple[int, int] | None = None
         self._spent = CpuMeter()
-        self._waiting: deque[Message] = deque()
+        self._waiting: deque[tuple[messages.StartLease, list[Any]]] = deque()
         self._cancelled = False
         self._closing = False
         # Whether the lease at hand is the job's `finish`, for which no policy speaks.
@@ -155,37 +157,38 @@ class Worker:
 
     def _receive(self) -> None:
         """Wait for a message, and take it in."""
-        message = self._end.receive()
-        match message[0][0]:
-            case "lease":
+        message, blobs = self._end.receive()
+        match message:
+            case messages.StartLease():
                 self._limit = None
-                self._waiting.append(message)
-            case "grant":
-                _, lease, credit = message[0]
-                if lease == self._lease:
-                    self._credit += credit
+                self._waiting.append((message, blobs))
+            case messages.Grant():
+                if message.lease == self._lease:
+                    self._credit += message.credit
                     self._allowance.renew(self._credit)
-            case "recall":
-                _, lease, units = message[0]
-                self._limit = max((self._lease, self._acknowledged + self._units), (lease, units))
-                self._end.send(("begun", *self._limit))
-            case "linger":
-                self._linger = message[0][1]
-            case "freed":
+            case messages.Revoke():
+                begun = self._lease, self._acknowledged + self._units
+                self._limit = max(begun, (message.lease, message.calls))
+                self._end.send(messages.RevokeResult(*self._limit))
+            case messages.SetFlushInterval():
+                self._linger = message.seconds
+            case messages.SlotsFreed():
                 assert self._arena is not None
-                self._arena.freed(message[0][1])
-            case "rest":
+                self._arena.freed(message.slots)
+            case messages.TrimMemory():
                 assert self._arena is not None
                 self._arena.rest()
-            case "cancel":
+            case messages.CancelLeases():
                 self._cancelled = True
-            case "run":
+            case messages.Resume():
                 self._cancelled = False
-            case "close":
+            case messages.Close():
                 self._closing = True
+            case _:
+                raise messages.unexpected(message, "A worker")
 
-    def _serve(self, header: tuple[Any, ...], blobs: list[Any]) -> None:
-        _, self._lease, spec, self._credit, self._finishing, again, keep, self._skip, verdict = header
+    def _serve(self, lease: messages.StartLease, blobs: list[Any]) -> None:
+        self._lease, self._credit, self._finishing, self._skip = lease.lease, lease.credit, lease.finish, lease.skip
         self._begin = self._may_begin if self._note is None else self._note.begins(self._lease, self._timed)
         self._since = time.perf_counter()
         self._spent.begin()
@@ -199,16 +202,16 @@ class Worker:
                 self._finish()
             elif not self._begin(0, 1):
                 pass
-            elif verdict is not None:
-                self._carry_out(verdict, spec, blobs, again, keep)
+            elif lease.verdict is not None:
+                self._carry_out(lease.verdict, lease, blobs)
             else:
-                self._work(self._lease_units.take(spec, blobs, again, keep))
+                self._work(self._lease_units.take(lease, blobs))
             self._flush(final=True)
         except _Stopped:
             self._forget()
             self._flush(final=True)
         except FailedUnit as raised:
-            self._end.send(("raised", self._lease, raised.units, tuple(raised.failure)))
+            self._end.send(messages.CallFailed(self._lease, raised.units, raised.failure))
             # The run is over: what still comes is refused until the broker closes this process.
             self._cancelled = True
         self._lease_units.leave()
@@ -217,7 +220,7 @@ class Worker:
     def _say_what_is_gone(self) -> None:
         """Say what of the memory of others is seen here no more, so that they can write there again."""
         if self._arena is not None and (gone := self._arena.gone()):
-            self._end.send(("gone", gone))
+            self._end.send(messages.SlotsReleased(gone))
 
     def _stop_if_told(self) -> None:
         if self._cancelled or self._closing:
@@ -236,7 +239,7 @@ class Worker:
     def _may_begin(self, start: int, stop: int) -> int:
         """Return how far the units from `start` to `stop` of the lease at hand may be begun, as a message said."""
         if self._timed:
-            self._end.send(("at", self._lease, stop))
+            self._end.send(messages.WorkingAt(self._lease, stop))
         if self._limit is None or self._limit >= (self._lease, stop):
             return stop
         return max(start, min(stop, self._limit[1])) if self._limit[0] == self._lease else start
@@ -470,7 +473,8 @@ class Worker:
         if self._timed and self._note is not None:
             self._note.mark(working)
         elif self._timed:
-            self._end.send(("at", self._lease, self._acknowledged + self._units + 1 if working else 0))
+            calls = self._acknowledged + self._units + 1 if working else 0
+            self._end.send(messages.WorkingAt(self._lease, calls))
 
     def _output(self, value: Any) -> None:
         self._outputs.append(value)
@@ -527,7 +531,7 @@ class Worker:
         if policy.replaces and self._await_credit():
             # Before it is noted: what is sent while it waits is not to say so of a unit that may be done again.
             failed.unsent = 0
-        self._note_given_up(index, attempts, tuple(failure))
+        self._note_given_up(index, attempts, failure)
         self._put_in_place(self._replacement(index, failed.error), failed.unsent)
 
     def _failure(self, error: BaseException, units: int) -> FailedUnit:
@@ -586,24 +590,26 @@ class Worker:
         if self._finishing or not self._policy.gives_up:
             raise raised from None
         index = self._acknowledged + self._units + units
-        self._note_given_up(index, 1, tuple(raised.failure))
+        self._note_given_up(index, 1, raised.failure)
         return self._replacement(index, cause)
 
     def _note_given_up(self, index: int, attempts: int, why: Any) -> None:
         self._given_up.append((index, attempts, time.time(), why))
 
-    def _carry_out(self, verdict: Any, spec: Any, blobs: list[Any], again: bool, keep: bool) -> None:
+    def _carry_out(self, verdict: GiveUp, lease: messages.StartLease, blobs: list[Any]) -> None:
         """Give up the only unit of the lease: workers died at it, or were too long at it."""
-        kind, cause, attempts, first, last, blindly = verdict
-        replaces = self._policy.replaces and not blindly
+        cause, first, last = verdict.cause, verdict.first, verdict.last
+        replaces = self._policy.replaces and not verdict.skip_unpickling
+        is_overdue = verdict.kind == "overdue"
         # It is not even unpickled where nobody wants to see it: that may be what ended the others.
         if replaces:
-            self._lease_units.take(spec, blobs, again, keep)
+            self._lease_units.take(lease, blobs)
         item = self._text_of(0) if replaces else None
-        self._note_given_up(0, attempts, (kind, cause, item))
+        why = OverdueAt(cause, item) if is_overdue else DiedAt(cause, item)
+        self._note_given_up(0, verdict.attempts, why)
         error: ProcessorError = (
             overdue(self._name, cause, first, last, item)
-            if kind == "overdue"
+            if is_overdue
             else death(self._name, "process", cause, first, last, "item")
         )
         self._put_in_place(self._replacement(0, error) if replaces else None, 0)
@@ -642,10 +648,7 @@ class Worker:
             self._left_out = 0
         # Also of the unit at hand: whoever does it again skips the outputs counted here, so it is not said twice.
         given_up, self._given_up = self._given_up, []
-        header = (
-            *("reply", self._lease, self._units, runs, counts, final, starving, seconds, cpu, waited, partial),
-            given_up,
-        )
+        calls = self._units
         self._forget()
         self._within = within
         gone: Sequence[int] = ()
@@ -655,7 +658,8 @@ class Worker:
             self._lease_units.leave()
             self._arena.give(blobs)
             gone = self._arena.gone()
-        self._end.send((*header, gone), blobs)
+        rest = (final, starving, seconds, cpu, waited, partial, given_up, gone)
+        self._end.send(messages.Reply(self._lease, calls, runs, counts, *rest), blobs)
 
     def _unpicklable(self, cause: BaseException, output: Any, units: int) -> FailedUnit:
         """Return the failure for an output that cannot be pickled, of a unit so far behind those that are done."""

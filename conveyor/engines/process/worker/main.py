@@ -15,7 +15,7 @@ from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system import descendants
 from conveyor.engines.process.system.child_setup import ORPHANED, die_with_parent, settle
 from conveyor.engines.process.system.finalisation import Inherited, finalise
-from conveyor.engines.process.wire import by_value
+from conveyor.engines.process.wire import by_value, messages
 from conveyor.engines.process.wire.channels import BlockingEndpoint, ConnectionLost
 from conveyor.engines.process.wire.configs import WorkerConfig
 from conveyor.engines.process.wire.progress import ProgressSlot
@@ -40,16 +40,20 @@ def main(
     die_with_parent(parent)
     descendants.mark_descendants()
     end.watch_parent()
-    end.prepare()
+    end.prepare(must_send=True)
     if hasattr(os, "register_at_fork"):
         # A child that the job forks must not use the channel; where it comes back as if it were the worker, it ends.
         os.register_at_fork(after_in_child=end.forsake)
     if assignment is None:
         try:
-            (_, assignment), (job, redact) = end.receive()
+            message, (job, redact) = end.receive()
         except ConnectionLost:
             os._exit(ORPHANED)
-        assignment = assignment._replace(job=job, redact=redact or None)
+        match message:
+            case messages.ConfigureWorker():
+                assignment = message.config._replace(job=job, redact=redact or None)
+            case _:
+                raise messages.unexpected(message, "A worker, before its configuration,")
     if assignment.by_value:
         by_value.sessions, by_value.is_fresh = 1, True
     if arena is not None:
@@ -73,9 +77,9 @@ def main(
             phase = "setup"
             processor.setup()
         except BaseException as error:
-            end.send(("failed", tuple(failure_of(error, phase))))
+            end.send(messages.WorkerFailed(failure_of(error, phase)))
         else:
-            end.send(("ready",))
+            end.send(messages.Ready())
             phase = "wait"
             try:
                 Worker(assignment, processor, end, note, arena).run()
@@ -84,8 +88,8 @@ def main(
             except ConnectionLost:
                 raise
             except BaseException as error:
-                end.send(("failed", tuple(failure_of(error, phase))))
-        end.send(("closed",))
+                end.send(messages.WorkerFailed(failure_of(error, phase)))
+        end.send(messages.Closed())
         processor = None
         end_what_runs(assignment.name, shared)
         finalise(inherited)

@@ -18,7 +18,7 @@ from conveyor._system.clock import time
 from conveyor.engines.process.system.descendants import enumerated
 from conveyor.engines.process.system.finalisation import write_buffers
 from conveyor.engines.process.system.grace_period import EXIT_SECONDS, GRACE_SECONDS, GracePeriod
-from conveyor.engines.process.wire.log_records import NOTICE, SAID
+from conveyor.engines.process.wire.messages import NoticeGiven
 from conveyor.engines.process.worker.log_capture import SharedEndpoint
 
 
@@ -103,4 +103,4 @@ def _text(child: Any) -> str:
 def _say(end: SharedEndpoint, level: str, text: str) -> None:
     # Where the channel is closed, nobody hears it any more.
     with contextlib.suppress(Exception):
-        end.say((SAID, NOTICE, level, text), ())
+        end.say(NoticeGiven(level, text), ())
