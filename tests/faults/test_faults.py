@@ -36,7 +36,7 @@ from conveyor import (
     StartMethodWarning,
     WorkerDiedError,
 )
-from conveyor.engines.process.wire import channels
+from conveyor.engines.process.wire import pipe, queue
 from tests.engines.test_bounds import settled
 from tests.engines.test_failures import read_number, wait_until
 from tests.faults.test_shutdown import Script, tracebacks
@@ -141,7 +141,7 @@ class DiesOfMessages(Files):
 
     def setup(self):
         self.append("starts", os.getpid())
-        channels.unpack = lambda *_: os._exit(5)
+        pipe.unpack = queue.unpack = lambda *_: os._exit(5)
 
 
 class DiesInTeardown(Files):
@@ -554,7 +554,7 @@ class Faults(Base):
         if self.settings["channel"] != "queue":
             self.skipTest("of queues alone")
         with self.fails(
-            WorkerDiedError, "exited with code 4", processor="CannotSend", exitcode=channels.UNSENT, number=1
+            WorkerDiedError, "exited with code 4", processor="CannotSend", exitcode=queue.UNSENT_EXIT_CODE, number=1
         ):
             self.make(CannotSend()).run([5, 16_000, 7])
 
@@ -815,18 +815,18 @@ class ForkQueueTest(Faults, TestCase):
     settings = {"start_method": "fork", "channel": "queue"}
 
     def test_no_thread_for_what_is_to_be_sent_to_a_worker(self):
-        start, caller, started = channels._start_feeder, os.getpid(), []
+        start, caller, started = queue._start_feeder, os.getpid(), []
 
-        def start_one(queue):
+        def start_one(outward):
             """In the broker, that by which it speaks to the caller, and no more."""
             if os.getpid() != caller and multiprocessing.parent_process().pid == caller:
-                started.append(queue)
+                started.append(outward)
                 if len(started) > 1:
                     raise RuntimeError("can't start new thread")
-            start(queue)
+            start(outward)
 
         words = "could not send a message to a worker: can't start new thread"
-        with mock.patch.object(channels, "_start_feeder", start_one):
+        with mock.patch.object(queue, "_start_feeder", start_one):
             with self.fails(ProcessError, words):
                 self.make(Processor(same, workers=2)).run(range(10))
             # Those that cannot be told to leave do not keep it open.

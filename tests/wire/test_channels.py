@@ -19,16 +19,10 @@ from unittest import mock
 
 from conveyor import Pipe, Pipeline, Processor
 from conveyor._system.signals import signals_blocked
-from conveyor.engines.process.wire.channels import (
-    PIPE,
-    QUEUE,
-    BlockingPipe,
-    ConnectionLost,
-    NonblockingPipe,
-    channel,
-    pack,
-)
+from conveyor.engines.process.wire.channel import PIPE, QUEUE, channel
+from conveyor.engines.process.wire.endpoint import ConnectionLost, pack
 from conveyor.engines.process.wire.messages import NoticeGiven, Results
+from conveyor.engines.process.wire.pipe import BlockingPipe, NonblockingPipe
 from tests.helpers.support import TestCase, nothing_left, unlink_semaphores
 
 
@@ -453,6 +447,14 @@ class OneSideTest(TestCase):
                 pipeline = Pipeline(start_method=method, channel="pipe")
                 pipeline.add(Processor(count_sockets)).add(Pipe()).add(Processor(count_sockets_again, workers=2))
                 self.assertEqual(pipeline.run([1]), [(1, 1)])
+
+    def test_a_worker_imports_its_own_kind_of_channel_alone(self):
+        # Each fresh interpreter waits for what it imports.
+        # `eval`, because a job of this file would have it imported, with all that it needs.
+        pipeline = Pipeline(start_method="spawn", channel="pipe").add(Processor(eval))
+        found = pipeline.run(["set(__import__('sys').modules)"])[0]
+        assert "conveyor.engines.process.wire.pipe" in found
+        assert not {f"conveyor.engines.process.wire.{name}" for name in ("queue", "channel")} & found
 
     def test_signals_are_blocked_no_longer_than_that(self):
         # Also where one that was due is handled just then, by a handler that raises.

@@ -16,7 +16,7 @@ from conveyor import Pipe, Pipeline, ProcessError, Processor, ProcessorError, So
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor.engines.process.broker.worker_pool import Connection
 from conveyor.engines.process.wire import messages
-from conveyor.engines.process.wire.channels import BlockingPipe
+from conveyor.engines.process.wire.pipe import BlockingPipe
 from tests.helpers.support import TestCase
 
 

@@ -36,9 +36,9 @@ from conveyor.engines.process.system.inherited_signals import block_what_is_igno
 from conveyor.engines.process.system.selector import wait_for_any
 from conveyor.engines.process.system.spawning import UNGUARDED
 from conveyor.engines.process.wire import messages
-from conveyor.engines.process.wire.channels import BlockingEndpoint, ConnectionLost, Frame, NonblockingEndpoint
 from conveyor.engines.process.wire.codec import Blob, spec_of
 from conveyor.engines.process.wire.configs import BrokerConfig, whole
+from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost, Frame, NonblockingEndpoint
 from conveyor.engines.process.wire.log_records import packed_warning
 from conveyor.errors import ProcessError, StartMethodWarning
 from conveyor.stats import Stats

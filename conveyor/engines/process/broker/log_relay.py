@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from conveyor._lean.typing import Any
-from conveyor.engines.process.wire.channels import NonblockingEndpoint
+from conveyor.engines.process.wire.endpoint import NonblockingEndpoint
 from conveyor.engines.process.wire.messages import LogMessage, LogsDropped
 
 KEPT_BYTES = 16 * 1024 * 1024

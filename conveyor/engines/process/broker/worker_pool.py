@@ -30,9 +30,10 @@ from conveyor.engines.process.system.spawning import (
     signals_held,
 )
 from conveyor.engines.process.wire import messages
-from conveyor.engines.process.wire.channels import PIPE, NonblockingEndpoint, channel
+from conveyor.engines.process.wire.channel import PIPE, channel
 from conveyor.engines.process.wire.codec import Blob, spec_of
 from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig
+from conveyor.engines.process.wire.endpoint import NonblockingEndpoint
 from conveyor.engines.process.wire.progress import ProgressBoard, ProgressSlot
 from conveyor.engines.process.worker import main
 from conveyor.engines.process.worker.seeding import Seats

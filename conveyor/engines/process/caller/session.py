@@ -44,16 +44,9 @@ from conveyor.engines.process.system.spawning import (
 )
 from conveyor.engines.process.system.streams import standard_descriptors_taken
 from conveyor.engines.process.wire import by_value, messages
-from conveyor.engines.process.wire.channels import (
-    PIPE,
-    QUEUE,
-    BlockingEndpoint,
-    ConnectionLost,
-    Frame,
-    NonblockingEndpoint,
-    channel,
-)
+from conveyor.engines.process.wire.channel import PIPE, QUEUE, channel
 from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig, levels, parted
+from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost, Frame, NonblockingEndpoint
 from conveyor.engines.process.wire.log_records import handle_log_message
 from conveyor.engines.process.worker.seeding import seed_of_pipeline
 from conveyor.errors import (

@@ -25,7 +25,6 @@ from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.main_module import importing
 from conveyor.engines.process.shm.shared_blob import SharedBlob
 from conveyor.engines.process.wire import messages
-from conveyor.engines.process.wire.channels import BlockingEndpoint, ConnectionLost
 from conveyor.engines.process.wire.codec import (
     BLOB_BYTES,
     LIGHT,
@@ -38,6 +37,7 @@ from conveyor.engines.process.wire.codec import (
     unpicklable,
     weight,
 )
+from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost
 from conveyor.errors import SourceError
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.signals import signals_blocked
 from conveyor.engines.process.shm.shared_blob import BlobTracker
-from conveyor.engines.process.wire.channels import BlockingEndpoint, ConnectionLost, Frame
 from conveyor.engines.process.wire.configs import Levels
+from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost, Frame
 from conveyor.engines.process.wire.log_records import packed_warning
 from conveyor.engines.process.wire.messages import Message, WarningShown
 from conveyor.engines.process.worker.log_handler import forwarder
@@ -85,8 +85,8 @@ class SharedEndpoint(BlockingEndpoint):
         return self._end.sender
 
     @property
-    def forsaken(self) -> bool:
-        return self._end.forsaken
+    def is_forked_copy(self) -> bool:
+        return self._end.is_forked_copy
 
     def keep(self, keeper: BlobTracker) -> None:
         self._end.keep(keeper)

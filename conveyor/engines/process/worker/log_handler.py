@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 
 from conveyor._lean.typing import TYPE_CHECKING
-from conveyor.engines.process.wire.channels import ConnectionLost
+from conveyor.engines.process.wire.endpoint import ConnectionLost
 from conveyor.engines.process.wire.log_records import packed_record
 from conveyor.engines.process.wire.messages import RecordLogged
 

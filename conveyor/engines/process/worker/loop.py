@@ -20,7 +20,6 @@ from conveyor.core.data.group_sizes import GroupSizes, append_groups, total, wit
 from conveyor.core.tuning.chunk_size import FLUSH_SHARE, LONGEST_SECONDS, TARGET_SECONDS
 from conveyor.engines.failures import DiedAt, FailedUnit, OverdueAt, death, failure_of, overdue
 from conveyor.engines.process.wire import messages
-from conveyor.engines.process.wire.channels import BlockingEndpoint, ConnectionLost
 from conveyor.engines.process.wire.codec import (
     BLOB_BYTES,
     LIGHT,
@@ -34,6 +33,7 @@ from conveyor.engines.process.wire.codec import (
     unpicklable,
     weight,
 )
+from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost
 from conveyor.engines.process.wire.progress import ProgressSlot
 from conveyor.engines.process.worker.cpu_meter import CpuMeter
 from conveyor.engines.process.worker.lease_items import LeaseItems
@@ -226,9 +226,9 @@ class Worker:
         if self._cancelled or self._closing:
             raise _Stopped
 
-    def _end_if_forsaken(self) -> None:
+    def _end_if_forked_copy(self) -> None:
         """End a child that the job has forked, and that came back out of it, before it touches what is the worker's."""
-        if self._end.forsaken:
+        if self._end.is_forked_copy:
             raise ConnectionLost("this process was forked by the job")
 
     def _stop_if_told_meanwhile(self) -> None:
@@ -266,7 +266,7 @@ class Worker:
                     # Nobody waits for what those before it gave.
                     raise self._failure(error, len(returned)) from None
                 failed = error
-            self._end_if_forsaken()
+            self._end_if_forked_copy()
             if returned:
                 self._take(returned)
                 start += len(returned)
@@ -616,7 +616,7 @@ class Worker:
 
     def _flush(self, final: bool = False, starving: bool = False) -> None:
         """Send what there is, and acknowledge the units that are done."""
-        self._end_if_forsaken()
+        self._end_if_forked_copy()
         outputs = self._outputs
         blobs: list[Any] = []
         counts: list[int] = []

@@ -16,8 +16,8 @@ from conveyor.engines.process.system import descendants
 from conveyor.engines.process.system.child_setup import ORPHANED, die_with_parent, settle
 from conveyor.engines.process.system.finalisation import Inherited, finalise
 from conveyor.engines.process.wire import by_value, messages
-from conveyor.engines.process.wire.channels import BlockingEndpoint, ConnectionLost
 from conveyor.engines.process.wire.configs import WorkerConfig
+from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost
 from conveyor.engines.process.wire.progress import ProgressSlot
 from conveyor.engines.process.worker.log_capture import LogCapture, SharedEndpoint
 from conveyor.engines.process.worker.loop import Worker
@@ -43,7 +43,7 @@ def main(
     end.prepare(must_send=True)
     if hasattr(os, "register_at_fork"):
         # A child that the job forks must not use the channel; where it comes back as if it were the worker, it ends.
-        os.register_at_fork(after_in_child=end.forsake)
+        os.register_at_fork(after_in_child=end.become_forked_copy)
     if assignment is None:
         try:
             message, (job, redact) = end.receive()
