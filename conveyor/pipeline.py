@@ -1,7 +1,7 @@
 """The pipeline: what a user describes, opens and runs.
 
 Law: holds a description and, while it is up, a session; checks that nobody changes the one during the other.
-What elements mean is in `stages/elements.py`, where they may stand in `graph/layout.py`, how they run in `engines/`.
+What elements mean is in `stages/`, where they may stand in `graph/layout.py`, how they run in `engines/`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ from conveyor.operations import (
     closed,
     refusal,
 )
-from conveyor.stages.elements import BalancingFork, Join, Pipe, Processor, ReplicatingFork, check_redact, code_of
+from conveyor.stages.checks import check_redact
+from conveyor.stages.processor import Processor
+from conveyor.stages.routing import BalancingFork, Join, Pipe, ReplicatingFork
+from conveyor.stages.source_code import code_of
 from conveyor.stats import Stats
 from conveyor.stream import Guard, Running
 from conveyor.stream import Stream as Stream

@@ -36,9 +36,9 @@ from conveyor.graph.plan import (
     StepNode,
     ZipNode,
 )
-from conveyor.stages.elements import Processor, work_of
 from conveyor.stages.failure_policy import policy_of
 from conveyor.stages.outputs import outputs_of
+from conveyor.stages.processor import Processor, work_of
 from conveyor.stats import Stats, StepStats
 
 _NOTHING = object()

@@ -28,8 +28,9 @@ from conveyor.graph.plan import (
     Target,
     ZipNode,
 )
-from conveyor.stages.elements import BalancingFork, Pipe, ReplicatingFork, has_finish, is_restartable, label
 from conveyor.stages.failure_policy import policy_of
+from conveyor.stages.processor import has_finish, is_restartable, label
+from conveyor.stages.routing import BalancingFork, Pipe, ReplicatingFork
 
 _UNKNOWN = Target(-1)
 

@@ -15,7 +15,9 @@ from itertools import pairwise
 from conveyor._lean.dataclasses import dataclass, field
 from conveyor.graph.builder import Description
 from conveyor.graph.layout import Piece, Row
-from conveyor.stages.elements import Element, Pipe, Processor, label
+from conveyor.stages.base import Element
+from conveyor.stages.processor import Processor, label
+from conveyor.stages.routing import Pipe
 
 _STEP, _PIPE, _PASS, _SINGLE, _END = "●", "║", "│", "◇", "▼"
 

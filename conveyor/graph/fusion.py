@@ -15,8 +15,8 @@ from types import GeneratorType
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.typing import Any
 from conveyor.graph.plan import Node, Plan, StepNode, Target
-from conveyor.stages.elements import Processor
 from conveyor.stages.failure_policy import policy_of
+from conveyor.stages.processor import Processor
 from conveyor.stats import Unfused
 
 # What a job gives that is not one output.

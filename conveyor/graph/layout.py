@@ -16,16 +16,11 @@ from conveyor._lean.dataclasses import dataclass, replace
 from conveyor._lean.short_repr import short
 from conveyor._lean.typing import Any
 from conveyor.errors import RuleError
-from conveyor.stages.elements import (
-    BalancingFork,
-    Element,
-    Join,
-    Pipe,
-    Processor,
-    ReplicatingFork,
-    check_processor,
-    code_of,
-)
+from conveyor.stages.base import Element
+from conveyor.stages.checks import check_processor
+from conveyor.stages.processor import Processor
+from conveyor.stages.routing import BalancingFork, Join, Pipe, ReplicatingFork
+from conveyor.stages.source_code import code_of
 
 KINDS: tuple[type[Element], ...] = (Processor, Pipe, ReplicatingFork, BalancingFork, Join)
 AnyFork = ReplicatingFork | BalancingFork

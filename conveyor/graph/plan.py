@@ -11,7 +11,7 @@ from conveyor._lean.dataclasses import dataclass
 from conveyor._lean.typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from conveyor.stages.elements import Processor
+    from conveyor.stages.processor import Processor
     from conveyor.stats import Unfused
 
 

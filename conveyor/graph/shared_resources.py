@@ -20,8 +20,8 @@ from conveyor._lean.typing import Any
 from conveyor.errors import SharedResourceWarning
 from conveyor.graph.fusion import Fused
 from conveyor.graph.plan import Plan
-from conveyor.stages.elements import Processor
 from conveyor.stages.job_inspection import CALLABLES, parts_of
+from conveyor.stages.processor import Processor
 
 # How far it looks into what a job holds, how many parts of each object it looks at, and at how many objects in all.
 _DEPTH, _PARTS, _OBJECTS = 5, 100, 2000

@@ -5,16 +5,10 @@ from collections.abc import Callable as Callable
 
 from conveyor._lean.typing import Any as Any
 from conveyor._lean.typing import Literal as Literal
-from conveyor.stages.elements import (
-    DEFAULT_MAXSIZE,
-    BalancingFork,
-    Element,
-    Join,
-    Pipe,
-    Processor,
-    ReplicatingFork,
-)
-from conveyor.stages.elements import How_co as How_co
+from conveyor.stages.base import Element
+from conveyor.stages.processor import Processor
+from conveyor.stages.routing import DEFAULT_MAXSIZE, BalancingFork, Join, Pipe, ReplicatingFork
+from conveyor.stages.routing import How_co as How_co
 
 __all__ = [
     "DEFAULT_MAXSIZE",

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from conveyor._lean.dataclasses import NamedTuple
-from conveyor._lean.typing import Any
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.errors import ItemTimeoutError
-from conveyor.stages.elements import Processor
+
+if TYPE_CHECKING:
+    from conveyor.stages.processor import Processor
 
 MOST_BACKOFF_SECONDS = 30.0
 

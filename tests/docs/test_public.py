@@ -127,7 +127,7 @@ conveyor.errors.ProcessError(ConveyorError, RuntimeError)
     .exitcode
 
 conveyor.stages.Processor(Element)
-    (job: Any = None, *, name: str | None = <as the class says>, workers: int | Literal['auto'] | None = <as the class says>, batch: int | None = <as the class says>, keep_none: bool = <as the class says>, retries: int = <as the class says>, retry_on: type[BaseException] | tuple[type[BaseException], ...] = <as the class says>, backoff: float = <as the class says>, timeout: float | None = <as the class says>, on_error: Any = <as the class says>, max_items: int | None = <as the class says>)
+    (job: Any = None, *, name: str | None = None, workers: int | Literal['auto'] | None = None, batch: int | None = None, keep_none: bool = False, retries: int = 0, retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception, backoff: float = 0.1, timeout: float | None = None, on_error: Any = 'raise', max_items: int | None = None)
     .__class_getitem__(...)
     .backoff: float = 0.1
     .batch: int | None = None

@@ -22,8 +22,8 @@ from conveyor.core.tuning.chunk_size import first_pull
 from conveyor.core.tuning.roster import FAILED_STARTS
 from conveyor.engines.process.wire.codec import items_of, spec_of
 from conveyor.graph.plan import Plan, StepNode
-from conveyor.stages.elements import work_of
 from conveyor.stages.outputs import outputs_of
+from conveyor.stages.processor import work_of
 
 
 def copied(value: Any) -> Any:

@@ -23,7 +23,7 @@ from conveyor.core.nodes.sink import Sink
 from conveyor.core.nodes.step import Step
 from conveyor.core.tuning.chunk_size import first_pull
 from conveyor.graph.plan import Plan, StepNode
-from conveyor.stages.elements import work_of
+from conveyor.stages.processor import work_of
 from tests.helpers.ledger import Page, inexact
 from tests.helpers.shell import FakeShell, FakeWorker
 

@@ -10,19 +10,9 @@ from typing import Any
 
 from conveyor.errors import ConveyorError, ImplicitJoinWarning, ImplicitPipeWarning, RuleError
 from conveyor.pipeline import Pipeline
-from conveyor.stages.elements import (
-    DEFAULT_MAXSIZE,
-    BalancingFork,
-    Element,
-    Join,
-    Pipe,
-    Processor,
-    ReplicatingFork,
-    check_processor,
-    has_finish,
-    label,
-    work_of,
-)
+from conveyor.stages import DEFAULT_MAXSIZE, BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
+from conveyor.stages.checks import check_processor
+from conveyor.stages.processor import has_finish, label, work_of
 
 
 def load(item):
@@ -53,7 +43,7 @@ async def asynchronous_generator(item):
     yield item
 
 
-class ItemWeight:
+class Scale:
     def __call__(self, item):
         return item
 
@@ -114,7 +104,7 @@ class Idle(Processor):
 
 
 @dataclass
-class Utilization(Processor):
+class Times(Processor):
     by: int = 2
 
     def process(self, item):
@@ -150,8 +140,8 @@ def test_repr_is_the_code():
         ),
         (Processor(functools.partial(add, more=2)), "Processor(partial(add, more=2))"),
         (Processor(functools.partial(two, 1)), "Processor(partial(two, 1))"),
-        (Processor(ItemWeight()), "Processor(Scale())"),
-        (Processor(ItemWeight().method), "Processor(Scale(...).method)"),
+        (Processor(Scale()), "Processor(Scale())"),
+        (Processor(Scale().method), "Processor(Scale(...).method)"),
         (Processor(str.strip), "Processor(str.strip)"),
         (Processor(", ".join), "Processor(', '.join)"),
         (Processor(bytes.fromhex), "Processor(bytes.fromhex)"),
@@ -162,7 +152,7 @@ def test_repr_is_the_code():
         (Count(3), "Count(...)"),
         (Settings(), "Settings()"),
         (Settings(workers=3), "Settings(workers=3)"),
-        (Utilization(by=3), "Times(by=3)"),
+        (Times(by=3), "Times(by=3)"),
         (Pipe(), "Pipe()"),
         (Pipe(10), "Pipe(maxsize=10)"),
         (Pipe(maxbytes=1_000_000), "Pipe(maxbytes=1000000)"),
@@ -191,8 +181,8 @@ def test_labels():
         (Processor(load), "load"),
         (Processor(lambda item: item), "lambda"),
         (Processor(functools.partial(functools.partial(add), more=2)), "add"),
-        (Processor(ItemWeight()), "Scale"),
-        (Processor(ItemWeight().method), "method"),
+        (Processor(Scale()), "Scale"),
+        (Processor(Scale().method), "method"),
         (Processor(load, name="other"), "other"),
         (Count(), "Count"),
         (Settings(), "set"),
@@ -225,7 +215,7 @@ def test_values_are_values():
 
 
 def test_processors_are_plain_objects():
-    for processor in (Processor(load, workers=3), Count(4), Settings(), Utilization(by=3)):
+    for processor in (Processor(load, workers=3), Count(4), Settings(), Times(by=3)):
         assert vars(pickle.loads(pickle.dumps(processor))) == vars(processor)
     assert Count(4).seen == 4
     assert (Count().name, Count().workers, Count().batch, Count().keep_none, Count().job) == (None,) * 3 + (False, None)
@@ -242,7 +232,7 @@ def test_hooks():
 def test_work():
     assert work_of(Processor(load)) is load
     assert Processor(add).process(1) == 2
-    times = Utilization(by=3)
+    times = Times(by=3)
     assert work_of(times) == times.process and work_of(times)(2) == 6
 
 
@@ -321,8 +311,8 @@ def test_jobs_are_refused_by_name():
         int,
         str,
         print,
-        ItemWeight(),
-        ItemWeight().method,
+        Scale(),
+        Scale().method,
         functools.partial(two, 1),
         lambda *items: 1,
     ):

@@ -20,7 +20,7 @@ from conveyor.engines.process.wire import by_value as by_values
 from conveyor.engines.process.wire.handles import guard_connections
 from conveyor.errors import ConveyorError, JobPicklingError, MissingMainGuardError
 from conveyor.graph.plan import Plan
-from conveyor.stages.elements import Processor
+from conveyor.stages.processor import Processor
 
 # Where jobs and items are unpickled.
 _LOADERS = (

@@ -11,7 +11,7 @@ from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.redaction import Redact
 from conveyor._lean.typing import Any
 from conveyor.graph.plan import Plan
-from conveyor.stages.elements import Processor
+from conveyor.stages.processor import Processor
 
 
 class Levels(NamedTuple):

@@ -39,9 +39,9 @@ from conveyor.engines.process.worker.cpu_meter import CpuMeter
 from conveyor.engines.process.worker.lease_items import LeaseItems
 from conveyor.errors import ProcessorError
 from conveyor.graph.fusion import Fused, StageError
-from conveyor.stages.elements import Processor, work_of
 from conveyor.stages.failure_policy import policy_of
 from conveyor.stages.outputs import is_generator_function, outputs_of
+from conveyor.stages.processor import Processor, work_of
 
 if TYPE_CHECKING:
     from conveyor.core.commands import GiveUp

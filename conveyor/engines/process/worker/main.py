@@ -23,7 +23,7 @@ from conveyor.engines.process.worker.log_capture import LogCapture, SharedEndpoi
 from conveyor.engines.process.worker.loop import Worker
 from conveyor.engines.process.worker.seeding import seed_generators
 from conveyor.engines.process.worker.worker_exit import end_what_runs
-from conveyor.stages.elements import Processor
+from conveyor.stages.processor import Processor
 
 
 def main(

@@ -1,0 +1,111 @@
+"""What is wrong with a Processor by itself: a job that cannot be called, settings that contradict each other.
+
+Law: it looks at signatures and calls nothing of the user's.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import FunctionType
+
+from conveyor._lean.short_repr import short
+from conveyor._lean.typing import Any
+from conveyor.stages.base import Element
+from conveyor.stages.processor import Processor, has_finish, is_restartable, lacks_job, overrides
+from conveyor.stages.settings import PROCESSOR_SETTINGS
+from conveyor.stages.source_code import code_of
+
+# The flags of a function whose call gives something to be awaited: CO_COROUTINE and CO_ASYNC_GENERATOR of `inspect`.
+_ASYNC = 0x80 | 0x200
+
+
+def check_processor(processor: Processor[Any, Any]) -> None:
+    """Raise TypeError or ValueError if `processor` cannot run.
+
+    It is called when a Processor is made, and when it is added: a subclass may set itself up without
+    `Processor.__init__`.
+    """
+    kind = type(processor).__name__
+    if processor.job is not None:
+        _check_job(kind, processor.job)
+    for name, setting in PROCESSOR_SETTINGS.items():
+        setting.check(f"{kind}: {name}", getattr(processor, name))
+    if callable(processor.on_error):
+        check_call(
+            f"{kind}: on_error", processor.on_error, "a function such as `def on_error(item, error)`", arguments=2
+        )
+    _check_replacement(kind, processor)
+    if overrides(processor, "process"):
+        check_call(f"{kind}.process", processor.process, "`def process(self, item)`")
+    elif processor.job is None:
+        raise TypeError(lacks_job(type(processor)))
+
+
+def _check_replacement(kind: str, processor: Processor[Any, Any]) -> None:
+    """Raise ValueError where `max_items` would replace a worker that has something to lose."""
+    finishes = has_finish(processor)
+    if processor.max_items is None or (is_restartable(processor) and not finishes):
+        return
+    lost = "its `finish` would say" if finishes else "is on `self`"
+    remedy = "" if finishes else ", or declare `restartable = True` in the class where that is no loss"
+    raise ValueError(
+        f"{kind}: max_items={processor.max_items} replaces workers, and what {lost} would be lost with each: "
+        f"leave it out{remedy}"
+    )
+
+
+def check_redact(redact: object) -> None:
+    """Raise unless it is None, or can be called with an item."""
+    if redact is None:
+        return
+    if not callable(redact):
+        raise TypeError(f"Pipeline: redact must be a callable of one argument, or None, not {short(redact)}")
+    check_call(f"Pipeline: redact={code_of(redact)}", redact, "a function such as `def redact(item)`")
+
+
+def _check_job(kind: str, job: object) -> None:
+    if isinstance(job, type) and issubclass(job, Processor):
+        raise TypeError(
+            f"{kind}({job.__name__}): {job.__name__} is a Processor already; pass the instance, "
+            f"{job.__name__}(), where you would pass a Processor"
+        )
+    if isinstance(job, Element):
+        raise TypeError(f"{kind}({short(job)}): the job is an element of a pipeline itself; add {short(job)} as it is")
+    if not callable(job):
+        raise TypeError(f"{kind}: the job must be a callable of one argument, not {short(job)}")
+    check_call(f"{kind}({code_of(job)})", job, "a function such as `def job(item)`")
+
+
+def _takes(function: FunctionType, arguments: int) -> bool:
+    """Whether a function takes so many positional arguments and is no coroutine; False where that is not plain."""
+    code = function.__code__
+    if hasattr(function, "__wrapped__") or hasattr(function, "__signature__") or code.co_flags & _ASYNC:
+        return False
+    least = code.co_argcount - len(function.__defaults__ or ())
+    return not code.co_kwonlyargcount and least <= arguments <= code.co_argcount
+
+
+def check_call(what: str, call: Callable[..., Any], remedy: str, arguments: int = 1) -> None:
+    """Raise unless `call` takes so many positional arguments and is no coroutine."""
+    inner: Any = call
+    if type(inner) is FunctionType and _takes(inner, arguments):
+        return
+    # It takes long to import, and is needed for few.
+    import inspect
+
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if not (inspect.isroutine(inner) or isinstance(inner, type)):
+        inner = type(inner).__call__
+    if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):
+        raise TypeError(f"{what} is async, and nobody would await it: pass {remedy}, which may call asyncio.run itself")
+    try:
+        signature = inspect.signature(call)
+    except (TypeError, ValueError):
+        return  # Some callables written in C do not say what they take.
+    try:
+        signature.bind(*[None] * arguments)
+    except TypeError:
+        called = "one item" if arguments == 1 else "an item and its error"
+        raise TypeError(f"{what} takes {signature}, but is called with {called}: pass {remedy}") from None

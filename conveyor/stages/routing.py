@@ -1,0 +1,154 @@
+"""The elements between Processors: Pipe, the two forks, Join.
+
+Law: immutable values.  Nothing here starts, buffers or counts anything.
+"""
+
+from __future__ import annotations
+
+from conveyor._lean.dataclasses import dataclass
+from conveyor._lean.short_repr import short
+from conveyor._lean.typing import Any, Generic, Literal, TypeVar, overload
+from conveyor.stages.base import Element
+from conveyor.stages.settings import check_count
+
+How_co = TypeVar("How_co", bound=str, covariant=True)
+
+DEFAULT_MAXSIZE = 65536
+"""How many items a Pipe without `maxsize` holds."""
+
+
+@dataclass(frozen=True, repr=False, init=False)
+class Pipe(Element):
+    """A producer-consumer buffer between two steps, in order; when it is full its producer waits.
+
+    It is full when it holds `maxsize` items, or items of about `maxbytes` bytes as they are pickled, whichever comes
+    first; but what the step behind it needs to go on, one item or one batch, always finds room.  Without `maxsize` it
+    holds `DEFAULT_MAXSIZE` items; without `maxbytes` a share of the machine's memory, 16 MiB at most.  Raises TypeError
+    or ValueError unless each is an int of 1 or more, or None.
+
+    >>> Pipe(), Pipe(10), Pipe(maxbytes=1_000_000), Pipe(maxsize=10, maxbytes=1_000_000)
+    (Pipe(), Pipe(maxsize=10), Pipe(maxbytes=1000000), Pipe(maxsize=10, maxbytes=1000000))
+    """
+
+    maxsize: int | None
+    maxbytes: int | None
+
+    def __init__(self, maxsize: int | None = None, maxbytes: int | None = None) -> None:
+        for name, value in (("maxsize", maxsize), ("maxbytes", maxbytes)):
+            if value is not None:
+                check_count(f"Pipe: {name}", value, or_else=", or None for the default")
+            object.__setattr__(self, name, value)
+
+    @property
+    def bound(self) -> int:
+        """How many items it holds."""
+        return DEFAULT_MAXSIZE if self.maxsize is None else self.maxsize
+
+    def __repr__(self) -> str:
+        said = (("maxsize", self.maxsize), ("maxbytes", self.maxbytes))
+        return f"Pipe({', '.join(f'{name}={value}' for name, value in said if value is not None)})"
+
+
+@dataclass(frozen=True, repr=False, init=False)
+class ReplicatingFork(Element):
+    """Each item goes to all of `n` branches; what one branch does to its copy, no other branch sees.
+
+    Raises TypeError or ValueError unless `n` is an int of 1 or more.
+
+    >>> ReplicatingFork(2)
+    ReplicatingFork(2)
+    """
+
+    n: int
+
+    def __init__(self, n: int) -> None:
+        check_count("ReplicatingFork: the number of branches", n)
+        object.__setattr__(self, "n", n)
+
+    def __repr__(self) -> str:
+        return f"ReplicatingFork({self.n})"
+
+
+@dataclass(frozen=True, repr=False, init=False)
+class BalancingFork(Element):
+    """Each item goes to one of `n` branches, in turn, passing over a branch whose pipe is stalled.
+
+    Without `n` it opens one branch, of which the pipeline runs as many copies as it sees fit while it runs: at least
+    `min`, at most `max`.  Raises TypeError or ValueError for what is not an int of 1 or more, for `min` above
+    `max`, and for `n` along with either.
+
+    >>> BalancingFork(3), BalancingFork(), BalancingFork(min=1, max=4)
+    (BalancingFork(3), BalancingFork(), BalancingFork(min=1, max=4))
+    """
+
+    n: int | None
+    min: int | None
+    max: int | None
+
+    def __init__(self, n: int | None = None, *, min: int | None = None, max: int | None = None) -> None:
+        for name, value in (("n", n), ("min", min), ("max", max)):
+            object.__setattr__(self, name, value)
+        if self.n is not None:
+            check_count(
+                "BalancingFork: the number of branches",
+                self.n,
+                or_else=", or left out to have it decided while the pipeline runs",
+            )
+        for name, value in (("min", self.min), ("max", self.max)):
+            if value is None:
+                continue
+            check_count(f"BalancingFork: {name}", value, or_else=" or None")
+            if self.n is not None:
+                raise ValueError(
+                    f"BalancingFork({self.n}, {name}={value}): a fixed number of branches leaves nothing "
+                    f"to decide; leave out {self.n} or {name}"
+                )
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"{self!r}: min must not be more than max, but {self.min} > {self.max}")
+
+    @property
+    def auto(self) -> bool:
+        """Whether the number of branches is decided while the pipeline runs."""
+        return self.n is None
+
+    def __repr__(self) -> str:
+        arguments = [] if self.n is None else [str(self.n)]
+        arguments += [f"{name}={value}" for name, value in (("min", self.min), ("max", self.max)) if value is not None]
+        return f"BalancingFork({', '.join(arguments)})"
+
+
+@dataclass(frozen=True, repr=False, init=False)
+class Join(Element, Generic[How_co]):
+    """`n` branches become one stream; without `n`, the branches of the innermost open fork.
+
+    `how="merge"` passes on every output; `how="zip"` makes one tuple per input item, from the branches of a
+    ReplicatingFork.  Raises TypeError or ValueError for any other `n` or `how`.
+
+    >>> Join(), Join(2), Join(2, how="zip")
+    (Join(), Join(2), Join(2, how='zip'))
+    """
+
+    n: int | None
+    how: How_co
+
+    @overload
+    def __init__(self: Join[Literal["merge"]], n: int | None = None, *, how: Literal["merge"] = "merge") -> None: ...
+
+    @overload
+    def __init__(self: Join[Literal["zip"]], n: int | None = None, *, how: Literal["zip"]) -> None: ...
+
+    def __init__(self, n: int | None = None, *, how: Any = "merge") -> None:
+        if n is not None:
+            check_count("Join: the number of branches", n, or_else=", or left out to join the innermost open fork")
+        if not isinstance(how, str):
+            raise TypeError(f"Join: how must be 'merge' or 'zip', not {short(how)}")
+        if how not in ("merge", "zip"):
+            raise ValueError(f"Join: how must be 'merge' or 'zip', not {short(how)}")
+        object.__setattr__(self, "n", n)
+        object.__setattr__(self, "how", how)
+
+    def __repr__(self) -> str:
+        arguments = [] if self.n is None else [str(self.n)]
+        if self.how != "merge":
+            arguments.append(f"how={self.how!r}")
+        return f"Join({', '.join(arguments)})"
