@@ -5,30 +5,33 @@
 [1, 2]
 """
 
-from conveyor.errors import (
-    ConveyorError,
-    FailedItem,
-    ImplicitJoinWarning,
-    ImplicitPipeWarning,
-    ItemTimeoutError,
-    JobPicklingError,
-    MissingMainGuardError,
-    ProcessError,
-    ProcessorError,
-    RemoteTraceback,
-    ResultError,
-    RuleError,
-    SharedResourceWarning,
-    SourceError,
-    StartMethodWarning,
-    StateError,
-    TooManyFailuresError,
-    WorkerDiedError,
-)
-from conveyor.pipeline import Pipeline
-from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
-from conveyor.stats import Decision, Stats, StepStats, Unfused
-from conveyor.stream import Stream
+from conveyor._lean.typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from conveyor.errors import (
+        ConveyorError,
+        FailedItem,
+        ImplicitJoinWarning,
+        ImplicitPipeWarning,
+        ItemTimeoutError,
+        JobPicklingError,
+        MissingMainGuardError,
+        ProcessError,
+        ProcessorError,
+        RemoteTraceback,
+        ResultError,
+        RuleError,
+        SharedResourceWarning,
+        SourceError,
+        StartMethodWarning,
+        StateError,
+        TooManyFailuresError,
+        WorkerDiedError,
+    )
+    from conveyor.pipeline import Pipeline
+    from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
+    from conveyor.stats import Decision, Stats, StepStats, Unfused
+    from conveyor.stream import Stream
 
 __version__ = "0.1.0"
 
@@ -64,3 +67,30 @@ __all__ = [
     "Unfused",
     "WorkerDiedError",
 ]
+
+# Where each public name is that is no error.  Nothing is imported before somebody asks for it: a worker imports the
+# script again, and waits for all that this imports.
+_MODULES = {
+    "Pipeline": "pipeline",
+    **dict.fromkeys(("BalancingFork", "Element", "Join", "Pipe", "Processor", "ReplicatingFork"), "stages"),
+    **dict.fromkeys(("Decision", "Stats", "StepStats", "Unfused"), "stats"),
+    "Stream": "stream",
+}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    if name in __all__:
+        value: object = getattr(import_module(f"conveyor.{_MODULES.get(name, 'errors')}"), name)
+    elif name in ("errors", *_MODULES.values()):
+        value = import_module(f"conveyor.{name}")
+    else:
+        raise AttributeError(f"module 'conveyor' has no attribute {name!r}")
+    # Whoever asks next finds it there.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

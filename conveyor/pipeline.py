@@ -1,44 +1,20 @@
 """The pipeline: what a user describes, opens and runs.
 
-Law: holds a description and, while it is up, a session; checks that nobody changes the one during the other.
-What elements mean is in `stages/`, where they may stand in `graph/layout.py`, how they run in `engines/`.
+Law: the face of it, and no more, because a worker that imports the script imports this.  What threads do to a pipeline
+is in `operations.py`, what elements mean in `stages/`, where they may stand in `graph/`, how they run in `engines/`.
 """
 
 from __future__ import annotations
 
-import sys
 import types
 import warnings
 from collections.abc import Callable, Iterable
 
-from conveyor._lean.dataclasses import replace
-from conveyor._lean.short_repr import short
 from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
-from conveyor._system.cpu import usable_cores
-from conveyor._system.memory import usable_memory
 from conveyor._system.signals import interrupts_held
-from conveyor.errors import FailedItem, StartMethodWarning, StateError
-from conveyor.graph.builder import Description
-from conveyor.graph.fusion import fused
-from conveyor.operations import (
-    ADD,
-    ADDED_TOO_LATE,
-    CLOSE,
-    ENDING_SECONDS,
-    OPEN,
-    RUN,
-    Claim,
-    Operation,
-    Turn,
-    closed,
-    refusal,
-)
-from conveyor.stages.checks import check_redact
-from conveyor.stages.processor import Processor
-from conveyor.stages.routing import BalancingFork, Join, Pipe, ReplicatingFork
-from conveyor.stages.source_code import code_of
+from conveyor.errors import FailedItem
+from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork
 from conveyor.stats import Stats
-from conveyor.stream import Guard, Running
 from conveyor.stream import Stream as Stream
 
 if TYPE_CHECKING:
@@ -57,12 +33,6 @@ else:
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-
-ENGINES = ("process", "inline")
-START_METHODS = ("fork", "forkserver", "spawn")
-CHANNELS = ("pipe", "queue")
-# Some 24 MB.
-KEPT_FAILURES = 10_000
 
 
 class Pipeline(Generic[In, Out]):
@@ -116,65 +86,30 @@ class Pipeline(Generic[In, Out]):
         ordered: bool = True,
         cores: int | None = None,
         max_failures: int | float | None = None,
-        keep_failures: int | None = KEPT_FAILURES,
+        keep_failures: int | None = 10_000,
         fuse: bool = False,
         redact: Callable[[Any], str] | None = None,
         seed: int | None = None,
     ) -> None:
-        _check_choice("engine", engine, ENGINES)
-        _check_choice("start_method", start_method, START_METHODS)
-        _check_choice("channel", channel, CHANNELS)
-        if channel == "pipe" and sys.platform == "win32":
-            raise ValueError('Pipeline: channel="pipe" needs a POSIX system; leave it out, or use "queue"')
-        if not isinstance(ordered, bool):
-            raise TypeError(f"Pipeline: ordered must be True or False, not {short(ordered)}")
-        if not isinstance(fuse, bool):
-            raise TypeError(f"Pipeline: fuse must be True or False, not {short(fuse)}")
-        if cores is not None:
-            if isinstance(cores, bool) or not isinstance(cores, int):
-                raise TypeError(f"Pipeline: cores must be an int of 1 or more, or None, not {short(cores)}")
-            if cores < 1:
-                raise ValueError(f"Pipeline: cores must be 1 or more, not {short(cores)}")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise TypeError(f"Pipeline: seed must be an int, or None, not {short(seed)}")
-        if max_failures is not None:
-            if isinstance(max_failures, bool) or not isinstance(max_failures, int | float):
-                raise TypeError(
-                    "Pipeline: max_failures must be an int (a number of items), a float (a share of them) or None, not "
-                    f"{short(max_failures)}"
-                )
-            if not (max_failures >= 0 and (isinstance(max_failures, int) or max_failures <= 1)):
-                raise ValueError(
-                    f"Pipeline: max_failures must be 0 or more, and a share at most 1.0, not {short(max_failures)}"
-                )
-        if keep_failures is not None:
-            if isinstance(keep_failures, bool) or not isinstance(keep_failures, int):
-                raise TypeError(
-                    f"Pipeline: keep_failures must be an int of 0 or more, or None, not {short(keep_failures)}"
-                )
-            if keep_failures < 0:
-                raise ValueError(f"Pipeline: keep_failures must be 0 or more, not {short(keep_failures)}")
-        check_redact(redact)
-        self._engine = engine or "process"
-        self._start_method = start_method
-        self._channel = channel
-        self._ordered = ordered
-        self._cores = cores
-        self._max_failures = max_failures
-        self._keep_failures = keep_failures
-        self._fuse = fuse
-        self._redact = redact
-        self._seed = seed
+        # A worker that imports the script most often makes no pipeline.
+        from conveyor.engines.base import PipelineSettings
+        from conveyor.graph.builder import Description
+        from conveyor.operations import Lifecycle
+
+        self._settings = PipelineSettings(
+            engine=engine,
+            start_method=start_method,
+            channel=channel,
+            ordered=ordered,
+            cores=cores,
+            max_failures=max_failures,
+            keep_failures=keep_failures,
+            fuse=fuse,
+            redact=redact,
+            seed=seed,
+        )
         self._description = Description()
-        # Only the operation whose turn it is changes what follows.
-        self._turn = Turn()
-        # Whether it was opened or entered, and its session: one that was empty then has none before its first run.
-        self._opened = False
-        self._session: Any = None
-        self._guard: Guard | None = None
-        # The last session, for what it can tell when it is over, and what the one before it knew.
-        self._last: Any = None
-        self._known: Stats | None = None
+        self._lifecycle = Lifecycle(self._settings, self._description)
 
     # Describing
 
@@ -224,34 +159,11 @@ class Pipeline(Generic[In, Out]):
         >>> Pipeline().add(Processor(str.strip)).add(Pipe()).add(Processor(len))
         Pipeline().add(Processor(str.strip)).add(Pipe()).add(Processor(len))
         """
-        operation = Operation(ADD)
-        try:
-            self._turn.begin(operation)
-            if self._session is not None:
-                raise StateError(ADDED_TOO_LATE)
-            self._description.add(elements, stacklevel=2)
-        finally:
-            self._turn.release(operation)
+        self._lifecycle.add(elements, stacklevel=2)
         return self
 
     def __repr__(self) -> str:
-        settings = {
-            "engine": None if self._engine == "process" else self._engine,
-            "start_method": self._start_method,
-            "channel": self._channel,
-            "ordered": None if self._ordered else False,
-            "cores": self._cores,
-            "max_failures": self._max_failures,
-            "fuse": self._fuse or None,
-            "seed": self._seed,
-        }
-        arguments = [f"{name}={value!r}" for name, value in settings.items() if value is not None]
-        if self._keep_failures != KEPT_FAILURES:
-            arguments.append(f"keep_failures={self._keep_failures!r}")
-        if self._redact is not None:
-            arguments.append(f"redact={code_of(self._redact)}")
-        given = ", ".join(arguments)
-        return self._description.code(f"{type(self).__name__}({given})")
+        return self._description.code(f"{type(self).__name__}({self._settings.code()})")
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -285,24 +197,8 @@ class Pipeline(Generic[In, Out]):
         ([1], [2])
         >>> pipeline.close()
         """
-        self._open(stacklevel=2)
+        self._lifecycle.open(stacklevel=2)
         return self
-
-    def _open(self, stacklevel: int, entering: bool = False) -> None:
-        operation = Operation(OPEN)
-        try:
-            self._turn.begin(operation)
-            if self._opened:
-                raise refusal(OPEN, OPEN)
-            if not (entering and self._description.empty):
-                self._start(operation, stacklevel + 1)
-                self._session, self._guard = operation.session, operation.guard
-            self._opened = True
-        except BaseException:
-            self._abandon(operation)
-            raise
-        finally:
-            self._turn.release(operation)
 
     def close(self) -> None:
         """Have the workers tear down their jobs, and end them; a run still going on is given up.
@@ -311,60 +207,19 @@ class Pipeline(Generic[In, Out]):
         the results of a run that is given up so gets StateError, and so does another thread that opens the pipeline.
         Where another thread closes it, this one waits for that.
         """
-        self._leave(abort=False)
-
-    def _leave(self, *, abort: bool) -> None:
-        """End what there is, in peace or at once, and whatever other threads do."""
-        closing = Operation(CLOSE)
-        try:
-            while (holder := self._turn.take(closing)) is not closing:
-                if not holder.here:
-                    # The process that this one was forked from goes on with it.
-                    self._turn.release(holder)
-                    continue
-                holder.cancelled = True
-                if self._end_run(holder):
-                    continue
-                if holder.starting and holder.session is not None:
-                    holder.session.abort()
-                # What this thread is at, further up, ends there.  So does what others still do after so long.
-                if not holder.wait(ENDING_SECONDS if holder.starting or holder.kind == ADD else None):
-                    return
-            session, self._session = self._session, None
-            self._opened = False
-            if session is not None:
-                if abort:
-                    session.abort()
-                else:
-                    session.close()
-        finally:
-            self._turn.release(closing)
-
-    def _end_run(self, operation: Operation) -> bool:
-        """End a run whose results another call takes; return False where somebody else ends it."""
-        claim = Claim()
-        try:
-            if not operation.claim(claim):
-                return False
-            if not operation.run.over:
-                operation.session.abort()
-            elif operation.passing:
-                operation.session.close()
-            return True
-        finally:
-            if operation.claimed(claim):
-                self._turn.release(operation)
+        self._lifecycle.leave(abort=False)
 
     def __del__(self) -> None:
-        session = getattr(self, "_session", None)
-        if session is not None and (not session.ended or (self._guard is not None and self._guard.was_needed)):
-            with interrupts_held(finalizing=True):
-                # Before the warning, which may be made an error.
-                session.abort()
+        lifecycle = getattr(self, "_lifecycle", None)
+        if lifecycle is None or lifecycle.session is None:
+            return
+        with interrupts_held(finalizing=True):
+            ended = lifecycle.was_dropped()
+        if ended:
             warnings.warn(f"{self!r} was dropped while it was open: close it", ResourceWarning, stacklevel=2)
 
     def __enter__(self) -> Pipeline[In, Out]:
-        self._open(stacklevel=2, entering=True)
+        self._lifecycle.open(stacklevel=2, entering=True)
         return self
 
     def __exit__(
@@ -373,7 +228,7 @@ class Pipeline(Generic[In, Out]):
         error: BaseException | None,
         traceback: types.TracebackType | None,
     ) -> None:
-        self._leave(abort=kind is not None)
+        self._lifecycle.leave(abort=kind is not None)
 
     def run(self, items: Iterable[In] | In) -> list[Out]:
         """Send all items through and return the results.
@@ -387,23 +242,10 @@ class Pipeline(Generic[In, Out]):
         >>> Pipeline(engine="inline").add(Processor(len)).run("word")
         [4]
         """
-        results: list[Out] = []
-        operation = Operation(RUN)
         # Handed over, so that no frame refers to it when it is let go of.
         given: list[Any] = [items]
         del items
-        try:
-            running = self._running(operation, given, stacklevel=2)
-            try:
-                for chunk in running.chunks:
-                    results += chunk
-            finally:
-                running.end()
-        except BaseException:
-            given.clear()
-            self._abandon(operation)
-            raise
-        return results
+        return self._lifecycle.run(self, given, stacklevel=2)
 
     def stream(self, items: Iterable[In] | In) -> Stream[Out]:
         """Send items through and return an iterator over the results, which come as soon as they are there.
@@ -414,86 +256,9 @@ class Pipeline(Generic[In, Out]):
         >>> next(Pipeline(engine="inline").add(Processor(len)).stream(["a", "bc"]))
         1
         """
-        operation = Operation(RUN)
         given: list[Any] = [items]
         del items
-        try:
-            return Stream(self._running(operation, given, stacklevel=2))
-        except BaseException:
-            given.clear()
-            self._abandon(operation)
-            raise
-
-    def _running(self, operation: Operation, given: list[Any], stacklevel: int) -> Running:
-        self._turn.begin(operation)
-        session = self._session
-        if session is None or session.ended:
-            # It died with its last run, or was never started: what follows starts anew.
-            operation.passing = not self._opened
-            self._start(operation, stacklevel=stacklevel + 1)
-            if not operation.passing:
-                self._session, self._guard = operation.session, operation.guard
-        else:
-            operation.session = session
-        operation.run = operation.session.run(_iterable(given.pop()))
-        # Now another thread may end it.  One that wanted to before has said so.
-        operation.offer()
-        if operation.cancelled:
-            raise closed()
-        return Running(self, self._turn, operation)
-
-    def _abandon(self, operation: Operation) -> None:
-        """After an exception, which may have come at any moment, have nothing go on."""
-        claim = Claim()
-        try:
-            if operation.claim(claim) or operation.claimed(operation.own):
-                session = operation.session
-                if session is not None and (operation.kind == OPEN or operation.passing or session.active):
-                    session.abort()
-                    if operation.kind == OPEN:
-                        self._session, self._opened = None, False
-            else:
-                # That thread may still be at it.
-                operation.wait(ENDING_SECONDS)
-        finally:
-            if operation.claimed(claim) or operation.claimed(operation.own):
-                self._turn.release(operation)
-
-    def _start(self, operation: Operation, stacklevel: int) -> None:
-        """Give an operation a session of its own."""
-        cores = self._cores or usable_cores()
-        plan = self._description.plan(
-            cores=cores, ordered=self._ordered, memory=usable_memory(), stacklevel=stacklevel + 1
-        )
-        plan = replace(plan, max_failures=self._max_failures, keep_failures=self._keep_failures)
-        if self._engine == "inline":
-            from conveyor.engines import inline
-
-            session: Any = inline.Session(plan, self._redact)
-        else:
-            from conveyor.engines.process.caller.session import Session
-
-            if self._fuse:
-                plan = fused(plan)
-            session = Session(plan, self._start_method, self._channel, self._redact, self._seed)
-            if (warning := session.start_warning) is not None:
-                warnings.warn(warning, StartMethodWarning, stacklevel=stacklevel + 1)
-            session.warn_of_shared(stacklevel=stacklevel + 1)
-        operation.session = session
-        operation.guard = Guard(session)
-        if self._last is not None:
-            self._known = self._last.stats() or self._known
-        self._last = session
-        try:
-            # Whoever cancels it from now on ends the session.
-            if operation.cancelled:
-                raise closed()
-            session.open()
-            if operation.cancelled:
-                raise closed()
-        except BaseException:
-            session.abort()
-            raise
+        return Stream(self._lifecycle.stream(self, given, stacklevel=2))
 
     # Looking on
 
@@ -508,12 +273,12 @@ class Pipeline(Generic[In, Out]):
         >>> pipeline.opened, pipeline.closed
         (False, True)
         """
-        return self._opened
+        return self._lifecycle.opened
 
     @property
     def closed(self) -> bool:
         """Whether it is not `opened`: it was closed, or not opened yet."""
-        return not self._opened
+        return not self._lifecycle.opened
 
     @property
     def failures(self) -> tuple[FailedItem, ...]:
@@ -528,12 +293,7 @@ class Pipeline(Generic[In, Out]):
         >>> [(failed.number, failed.item, failed.error.kind) for failed in pipeline.failures]
         [(1, "'two'", 'ValueError')]
         """
-        last = self._last
-        if last is None:
-            return ()
-        places = {name: place for place, name in enumerate(last.names)}
-        # More may be given up meanwhile.
-        return tuple(sorted(last.failures.copy(), key=lambda failed: (places[failed.processor], failed.number)))
+        return self._lifecycle.failures
 
     def stats(self) -> Stats:
         """Return what is known of each Processor now: how many workers it has, what waits in front of it, how long a
@@ -549,11 +309,7 @@ class Pipeline(Generic[In, Out]):
         >>> pipeline.stats()["len"].items_in
         2
         """
-        last, known = self._last, self._known
-        stats: Stats | None = (None if last is None else last.stats()) or known
-        if stats is None:
-            raise StateError("nothing is known yet: run the pipeline, or open it, before you ask for stats()")
-        return stats
+        return self._lifecycle.stats()
 
 
 if TYPE_CHECKING:
@@ -580,26 +336,3 @@ if TYPE_CHECKING:
         def add(self, first: Step, second: Step, /, *others: Step) -> Pipeline[Any, Any]: ...
 
         def add(self, *elements: Any) -> Any: ...
-
-
-def _iterable(items: Any) -> Iterable[Any]:
-    """Return what is to be iterated over: a str, bytes or what is not iterable is one item."""
-    if isinstance(items, str | bytes | bytearray):
-        return [items]
-    # Asking the type does not start what can be iterated over only once.
-    kind = type(items)
-    if hasattr(kind, "shape"):
-        # An array without dimensions says that it can be iterated over, and then cannot.
-        shape = getattr(items, "shape", None)
-        if isinstance(shape, tuple) and not shape:
-            return [items]
-    # None says there that it cannot be.
-    iterable = kind.__iter__ is not None if hasattr(kind, "__iter__") else hasattr(kind, "__getitem__")
-    return items if iterable else [items]
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value is not None and not (isinstance(value, str) and value in choices):
-        raise ValueError(
-            f"Pipeline: {name} must be one of {', '.join(map(repr, choices))}, or None, not {short(value)}"
-        )

@@ -17,7 +17,7 @@ from functools import partial
 from itertools import islice, zip_longest
 
 from conveyor._lean.redaction import Redact, shown_by
-from conveyor._lean.typing import Any, Protocol
+from conveyor._lean.typing import TYPE_CHECKING, Any, Protocol
 from conveyor._system.clock import sleep, time
 from conveyor.core.leasing.blame import too_many
 from conveyor.core.tuning.roster import Durations
@@ -40,6 +40,10 @@ from conveyor.stages.failure_policy import policy_of
 from conveyor.stages.outputs import outputs_of
 from conveyor.stages.processor import Processor, work_of
 from conveyor.stats import Stats, StepStats
+
+if TYPE_CHECKING:
+    from conveyor.engines import base
+    from conveyor.engines.base import PipelineSettings
 
 _NOTHING = object()
 # How long a thread that closes a pipeline waits for another one that is at a job.
@@ -384,6 +388,9 @@ class Session:
         self._closed: float | None = None
         self._tallies = {step.index: _Tally() for step in plan.steps}
 
+    def warn(self, stacklevel: int) -> None:
+        """There is nothing to warn of: nothing is started, and nothing shared."""
+
     def open(self) -> None:
         """Set the jobs up."""
         try:
@@ -537,6 +544,11 @@ class Session:
             self.close()
 
 
+def new_session(plan: Plan, settings: PipelineSettings) -> base.Session:
+    """Return a session of this engine: what `conveyor.engines.base.ENGINES` names."""
+    return Session(plan, settings.redact)
+
+
 class InlineRun:
     """One stream of items."""
 
@@ -547,7 +559,7 @@ class InlineRun:
         self.over = False
         self._left = False
 
-    def chunks(self) -> Iterator[list[Any]]:
+    def chunks(self) -> Generator[list[Any], None, None]:
         """Yield the results, each in a list of its own."""
         try:
             while (result := self._session.work(self._next)) is not _NOTHING:

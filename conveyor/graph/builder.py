@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import warnings
 
+from conveyor._lean.typing import TYPE_CHECKING
 from conveyor.errors import ImplicitJoinWarning, ImplicitPipeWarning, RuleError
-from conveyor.graph.compiler import compiled
 from conveyor.graph.layout import Layout, Row, closed, extended
-from conveyor.graph.plan import Plan
+
+if TYPE_CHECKING:
+    from conveyor.graph.plan import Plan
 
 
 class Description:
@@ -61,6 +63,9 @@ class Description:
         anybody knows, for pipes that do not say how many they hold.  Raises RuleError when nothing was added,
         ValueError for less than one core.  `stacklevel` is as for `add`.
         """
+        # What a process that only describes a pipeline has no use for is not imported with the rest.
+        from conveyor.graph.compiler import compiled
+
         if self.empty:
             raise RuleError("the pipeline is empty: add a Processor first, as in .add(Processor(load))", rule=2)
         if cores < 1:

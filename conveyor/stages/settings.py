@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 Value = TypeVar("Value")
+Owner = TypeVar("Owner")
 Check = Callable[[str, Any], None]
 
 
@@ -48,12 +49,19 @@ def setting(default: Value, check: Check, doc: str, *, argument: bool = True) ->
     return made  # type: ignore[no-any-return]
 
 
-def declared(owner: type) -> dict[str, Setting]:
-    """Return the settings that a class declares, in their order; its attributes are the defaults from now on."""
+def declared(owner: type[Owner]) -> type[Owner]:
+    """Keep the settings that a class body declares; the attributes of the class are the defaults from now on."""
     settings = {name: each for name, each in vars(owner).items() if isinstance(each, Setting)}
     for name, each in settings.items():
         setattr(owner, name, each.default)
-    return settings
+    changed: Any = owner
+    changed._declared = settings
+    return owner
+
+
+def settings_of(owner: Any) -> dict[str, Setting]:
+    """Return what a class declares, by the names and in the order of its body."""
+    return owner._declared  # type: ignore[no-any-return]
 
 
 # The rules: each raises TypeError or ValueError with what is set, the rule and the value.
@@ -139,6 +147,7 @@ def _check_max_items(what: str, value: object) -> None:
         check_count(what, value, or_else=", or None for no limit")
 
 
+@declared
 class _ProcessorSettings:
     """The settings of a Processor.  Each is a class attribute too, so that a class body may declare it as well."""
 
@@ -174,7 +183,7 @@ class _ProcessorSettings:
     )
 
 
-PROCESSOR_SETTINGS = declared(_ProcessorSettings)
+PROCESSOR_SETTINGS = settings_of(_ProcessorSettings)
 PROCESSOR_ARGUMENTS = tuple(name for name, each in PROCESSOR_SETTINGS.items() if each.is_argument)
 
 

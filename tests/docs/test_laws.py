@@ -105,7 +105,7 @@ class TheHouse(TestCase):
         ("conveyor.stages",),
         ("conveyor.graph",),
         ("conveyor.core",),
-        ("conveyor.engines.failures",),
+        ("conveyor.engines.failures", "conveyor.engines.base"),
         ("conveyor.engines.process.shm", "conveyor.engines.process.system"),
         ("conveyor.engines.process.wire",),
         ("conveyor.engines.process.worker",),

@@ -272,14 +272,14 @@ class BusyBrokerTest(TestCase):
         with settings, mock.patch.object(broker, "TELL_LOAD_SECONDS", 0.02):
             with Pipeline(start_method="fork").add(Processor(blink)) as pipeline:
                 pipeline.run([1])
-                receive, found = pipeline._session.receive, []
+                receive, found = pipeline._lifecycle.session.receive, []
 
                 def counted():
                     message, blobs = receive()
                     found.append(type(message))
                     return message, blobs
 
-                with mock.patch.object(pipeline._session, "receive", counted):
+                with mock.patch.object(pipeline._lifecycle.session, "receive", counted):
                     assert pipeline.run(range(1000)) == list(range(1000))
         return found.count(Results)
 

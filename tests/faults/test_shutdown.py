@@ -692,7 +692,7 @@ class LeavingTest(TestCase):
             pipeline = Pipeline().add(Processor(same)).open()
             held = mock.Mock(side_effect=[KeyboardInterrupt, interrupts_held(finalizing=True)])
             with mock.patch("conveyor.pipeline.interrupts_held", held):
-                session = pipeline._session
+                session = pipeline._lifecycle.session
                 del pipeline
                 assert session.ended
         finally:

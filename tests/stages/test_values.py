@@ -267,6 +267,31 @@ class ImportsTest(TestCase):
         said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
         assert said.stdout.split() == [], said.stdout
 
+    def test_what_a_script_imports_is_no_more_than_the_face_of_it(self) -> None:
+        """Each worker that is spawned imports the script again, and has no use for the rest."""
+        import subprocess
+        import sys
+
+        code = (
+            "import sys; sys.path[:0] = sys.argv[1:]; from conveyor import Pipe, Pipeline, Processor\n"
+            "print(*(name for name in sys.modules if name.partition('.')[0] == 'conveyor'))\n"
+            "import conveyor; conveyor.errors.RuleError, conveyor.stages.Join, conveyor.stats, conveyor.stream\n"
+            "assert set(conveyor.__all__) <= set(dir(conveyor))"
+        )
+        command = [sys.executable, "-S", "-c", code, ".", *sys.path[:1]]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        rooms = {".".join(name.split(".")[:2]) for name in said.stdout.split()}
+        assert rooms == {
+            "conveyor",
+            "conveyor._lean",
+            "conveyor._system",
+            "conveyor.errors",
+            "conveyor.pipeline",
+            "conveyor.stages",
+            "conveyor.stats",
+            "conveyor.stream",
+        }, rooms
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -416,7 +416,7 @@ class Records:
         results = pipeline.stream([1])
         while not self.heard.records:
             time.sleep(0.05)
-            pipeline._session.receive()
+            pipeline._lifecycle.session.receive()
         results.close()
         begun = time.monotonic()
         pipeline.close()

@@ -6,7 +6,7 @@ Law: gives back the room of what was taken, in amounts worth a message; whatever
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
@@ -55,7 +55,7 @@ class Run:
             session.feeding,
         )
 
-    def chunks(self) -> Iterator[list[Any]]:
+    def chunks(self) -> Generator[list[Any], None, None]:
         """Yield the results in lists, as they come; closing the iterator cancels the run."""
         try:
             while (taken := self._take()) is not None:

@@ -14,6 +14,7 @@ import multiprocessing
 import multiprocessing.util
 import os
 import threading
+import warnings
 from collections import deque
 from collections.abc import Iterable
 
@@ -55,6 +56,7 @@ from conveyor.errors import (
     MissingMainGuardError,
     ProcessError,
     RemoteTraceback,
+    StartMethodWarning,
     StateError,
     cause_of_death,
 )
@@ -211,11 +213,6 @@ class Session:
             self.abort()
             raise
 
-    @property
-    def start_warning(self) -> str | None:
-        """What the user is to know of how the processes start; None where there is nothing, or it was said before."""
-        return self._start_as.warning if is_news(self._start_as) else None
-
     def _send_orders(self) -> None:
         """Send a fresh broker its orders: not with its start, as it may die before it reads them."""
         orders, blobs = parted(self._orders)
@@ -345,10 +342,15 @@ class Session:
                             raise messages.unexpected(message, "The caller, after a run,")
             self.arena.trim(KEPT_BYTES)
 
-    def warn_of_shared(self, stacklevel: int = 1) -> None:
-        """Warn where several workers of a Processor would share what its job has open: because they are forked from
-        this process, or from a broker that has imported the script.  `stacklevel` is that of `warnings.warn`."""
+    def warn(self, stacklevel: int) -> None:
+        """Warn of how the processes start, and of what several workers of a Processor would share.
+
+        They share what its job has open where they are forked from this process, or from a broker that has imported
+        the script.
+        """
         start = self._start_as
+        if start.warning is not None and is_news(start):
+            warnings.warn(start.warning, StartMethodWarning, stacklevel + 1)
         forked = start.method == FORK
         if forked or (start.method == FORKSERVER and start.import_main and not start.by_value):
             warn_of_shared(self._plan, script_only=not forked, stacklevel=stacklevel + 1)

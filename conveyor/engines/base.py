@@ -1,0 +1,172 @@
+"""What a pipeline and an engine know of each other: the settings that one gives, and the sessions that the other makes.
+
+Law: protocols and values; nothing here runs anything.  A new engine is one module or folder, and one line in `ENGINES`.
+To add a setting of a Pipeline, declare it in `PipelineSettings`, name it in the signature of `Pipeline`, and use it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable
+from importlib import import_module
+
+from conveyor._lean.dataclasses import dataclass
+from conveyor._lean.short_repr import short
+from conveyor._lean.typing import TYPE_CHECKING, Any, Protocol
+from conveyor.stages.checks import check_redact
+from conveyor.stages.settings import check_count, check_flag, check_whole, declared, setting, settings_of
+from conveyor.stages.source_code import setting_code
+
+if TYPE_CHECKING:
+    from conveyor.errors import FailedItem
+    from conveyor.graph.plan import Plan
+    from conveyor.stats import Stats
+
+# Where each engine is: what makes a session, as a module and a name in it.
+ENGINES = {
+    "process": "conveyor.engines.process:new_session",
+    "inline": "conveyor.engines.inline:new_session",
+}
+START_METHODS = ("fork", "forkserver", "spawn")
+CHANNELS = ("pipe", "queue")
+# Some 24 MB.
+KEPT_FAILURES = 10_000
+
+
+class Engine(Protocol):
+    """Makes sessions: what an entry of `ENGINES` names."""
+
+    def __call__(self, plan: Plan, settings: PipelineSettings, /) -> Session: ...
+
+
+class Session(Protocol):
+    """What is up from `open` to `close`: jobs that are set up, in workers or here.
+
+    Any method raises what ended the session; nothing of it is left then.  Any thread may call any method.
+    """
+
+    # What was given up in the run that goes on, or was the last.
+    failures: deque[FailedItem]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the Processors, in the order of the plan."""
+
+    @property
+    def active(self) -> bool:
+        """Whether a run is going on."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the session is over, one way or the other."""
+
+    def warn(self, stacklevel: int) -> None:
+        """Warn of what the user is to know before anything starts; `stacklevel` is that of `warnings.warn`."""
+
+    def open(self) -> None:
+        """Have the jobs set up, and return when they are."""
+
+    def run(self, items: Iterable[Any]) -> Run:
+        """Start a run; there is none going on."""
+
+    def stats(self) -> Stats | None:
+        """Return what is known now, or was known at the end; None where nothing ever was."""
+
+    def close(self) -> None:
+        """Have the jobs torn down, however long that takes; raises ProcessorError where a `teardown` raised."""
+
+    def abort(self) -> None:
+        """End everything at once, and raise nothing."""
+
+
+class Run(Protocol):
+    """One stream of items through a session."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+
+    def chunks(self) -> Generator[list[Any], None, None]:
+        """Yield the results in lists, as they come; closing the iterator gives the run up."""
+
+    def cancel(self) -> None:
+        """Give the run up; does nothing where it is over."""
+
+
+def _check_choice(choices: Collection[str]) -> Callable[[str, Any], None]:
+    def check(what: str, value: Any) -> None:
+        if value is not None and not (isinstance(value, str) and value in choices):
+            raise ValueError(f"{what} must be one of {', '.join(map(repr, choices))}, or None, not {short(value)}")
+
+    return check
+
+
+def _check_channel(what: str, value: Any) -> None:
+    _check_choice(CHANNELS)(what, value)
+    if value == "pipe" and sys.platform == "win32":
+        raise ValueError(f'{what}="pipe" needs a POSIX system; leave it out, or use "queue"')
+
+
+def _check_cores(what: str, value: Any) -> None:
+    if value is not None:
+        check_count(what, value, or_else=", or None")
+
+
+def _check_max_failures(what: str, value: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(
+            f"{what} must be an int (a number of items), a float (a share of them) or None, not {short(value)}"
+        )
+    # Written so that what is no number fails.
+    if not (value >= 0 and (isinstance(value, int) or value <= 1)):
+        raise ValueError(f"{what} must be 0 or more, and a share at most 1.0, not {short(value)}")
+
+
+def _check_keep_failures(what: str, value: Any) -> None:
+    if value is not None:
+        check_whole(what, value, least=0, or_else=", or None")
+
+
+def _check_seed(what: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise TypeError(f"{what} must be an int, or None, not {short(value)}")
+
+
+def _check_redact(what: str, value: Any) -> None:
+    check_redact(value)
+
+
+@dataclass(frozen=True)
+@declared
+class PipelineSettings:
+    """The settings of a Pipeline, checked; what each of them means says the docstring of `Pipeline`."""
+
+    engine: str | None = setting(None, _check_choice(ENGINES), "What runs the plan.")
+    start_method: str | None = setting(None, _check_choice(START_METHODS), "How processes start.")
+    channel: str | None = setting(None, _check_channel, "What a worker and the broker talk through.")
+    ordered: bool = setting(True, check_flag, "Whether results come in the order of the input.")
+    cores: int | None = setting(None, _check_cores, "How many cores to use.")
+    max_failures: int | float | None = setting(None, _check_max_failures, "More failures than this end a run.")
+    keep_failures: int | None = setting(KEPT_FAILURES, _check_keep_failures, "How many failures are kept.")
+    fuse: bool = setting(False, check_flag, "Whether adjacent plain functions run in one process.")
+    redact: Callable[[Any], str] | None = setting(None, _check_redact, "What shows an item in errors.")
+    seed: int | None = setting(None, _check_seed, "What random numbers of workers derive from.")
+
+    def __post_init__(self) -> None:
+        for name, each in settings_of(type(self)).items():
+            each.check(f"Pipeline: {name}", getattr(self, name))
+
+    def code(self) -> str:
+        """Return what differs from the defaults, as it would stand in a call."""
+        given = [(name, getattr(self, name), each.default) for name, each in settings_of(type(self)).items()]
+        return ", ".join(f"{name}={setting_code(value)}" for name, value, default in given if value != default)
+
+
+def new_session(plan: Plan, settings: PipelineSettings) -> Session:
+    """Return a session of the engine that the settings name; only that engine is imported."""
+    module, _, name = ENGINES[settings.engine or "process"].partition(":")
+    engine: Engine = getattr(import_module(module), name)
+    return engine(plan, settings)
