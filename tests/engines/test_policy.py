@@ -678,14 +678,11 @@ class Deaths(Base):
         pipeline = self.make(Processor(short_sleep, timeout=0.5))
         assert pipeline.run(range(40)) == list(range(40))
 
-    def test_too_long_without_a_note(self):
-        with (
-            mock.patch.object(progress.ProgressBoard, "new", lambda self: None),
-            mock.patch.object(progress.ProgressBoard, "give_back", lambda self, note: None),
-        ):
-            if self.settings["start_method"] != "fork":
-                self.skipTest("a broker that is spawned knows no patch")
-            pipeline = self.make(Processor(sleep_at_seven, timeout=0.2, on_error="skip", workers=2))
+    def test_more_workers_than_a_board_of_progress_has_slots(self):
+        if self.settings["start_method"] != "fork":
+            self.skipTest("a broker that is spawned knows no patch")
+        with mock.patch.object(progress, "SLOTS", 1):
+            pipeline = self.make(Processor(sleep_at_seven, timeout=0.2, on_error="skip", workers=3))
             assert pipeline.run(range(200)) == [item for item in range(200) if item != 7]
             assert [failed.number for failed in pipeline.failures] == [7]
 

@@ -220,7 +220,7 @@ class Broker:
 
     def _doubt(self) -> None:
         """Warn the caller where somebody is at work, and no item has ended."""
-        stuck = [each for each in self._workers.values() if not each.ready or each.begun() not in (None, (0, 0))]
+        stuck = [each for each in self._workers.values() if not each.ready or each.progress.started != (0, 0)]
         if not stuck or (self._opened and not self._machine.under_way):
             # There was nothing to end yet.
             self._doubt_at = time.monotonic() + DOUBT_SECONDS
@@ -417,10 +417,6 @@ class Broker:
                 self._sayings.pass_on(message, blobs)
             case messages.SlotsReleased():
                 self._holdings.gone(each.number, message.slots)
-            case messages.WorkingAt():
-                each.is_at(message.lease, message.calls)
-            case messages.RevokeResult():
-                self._handle(events.RevokeResult(each.number, message.lease, message.calls))
             case messages.Ready():
                 each.ready = True
                 self._handle(events.WorkerReady(each.number, time.monotonic() - each.started))
@@ -489,9 +485,7 @@ class Broker:
                 case commands.CancelLeases(number):
                     self._workers[number].peer.send(messages.CancelLeases())
                 case commands.Revoke(number, lease, units):
-                    begun = self._workers[number].recall(lease, units)
-                    if begun is not None:
-                        answers.append(events.RevokeResult(number, *begun))
+                    answers.append(events.RevokeResult(number, *self._workers[number].revoke(lease, units)))
                 case commands.ProbeWorker(number):
                     answers.append(events.ProbeResult(number, *self._workers[number].seen(self._standstills)))
                 case commands.KillWorker(number):

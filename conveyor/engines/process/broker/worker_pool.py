@@ -108,12 +108,12 @@ class WorkerProcess:
     """A worker, as the broker keeps it."""
 
     def __init__(
-        self, number: int, assignment: WorkerConfig, child: Child, note: ProgressSlot | None, started: float
+        self, number: int, assignment: WorkerConfig, child: Child, progress: ProgressSlot, started: float
     ) -> None:
         self.number = number
         self.assignment = assignment
         self.child = child
-        self.note = note
+        self.progress = progress
         self.started = started
         self.peer: Connection
         self.end: NonblockingEndpoint
@@ -121,10 +121,7 @@ class WorkerProcess:
         self.leaving = False
         self.closed = False
         self.dead = False
-        # Where there is no note: what it is at, by its last word, and since when.
-        self._at: tuple[int, int] | None = None
-        self._at_since: float | None = None
-        self._recalled = False
+        self._revoked = False
         # The blob of which the worker has kept what was not its yet, and where that begins.
         self._kept: Blob | None = None
         self._kept_from = 0
@@ -134,12 +131,11 @@ class WorkerProcess:
     def lease(self, command: commands.SendLease) -> None:
         """Hand over items.  A blob that is cut into many leases is sent, and unpickled there, only once."""
         pieces = command.pieces
-        if self._recalled:
+        if self._revoked:
             # All that it had by then is settled.
-            self._recalled = False
+            self._revoked = False
             self._kept = None
-            if self.note is not None:
-                self.note.release()
+            self.progress.allow_all()
         spec, blobs = spec_of(pieces)
         again = bool(blobs) and pieces[0][0] is self._kept and pieces[0][1] >= self._kept_from
         kept: Blob | None = None
@@ -170,27 +166,14 @@ class WorkerProcess:
             data,
         )
 
-    def recall(self, lease: int, units: int) -> tuple[int, int] | None:
-        """Have nothing begun beyond that position; return how far may have been, None where it will say so itself."""
-        self._recalled = True
-        if self.note is not None:
-            return self.note.recall(lease, units)
-        self.peer.send(messages.Revoke(lease, units))
-        return None
-
-    def is_at(self, lease: int, units: int) -> None:
-        """Take in that it begins a unit, or with none, that it waits."""
-        self._at_since = time.monotonic() if units else None
-        if units:
-            self._at = (lease, units)
-
-    def begun(self) -> tuple[int, int] | None:
-        """Return how far it has begun what it was handed, as far as that is known."""
-        return self._at if self.note is None else self.note.begun
+    def revoke(self, lease: int, calls: int) -> tuple[int, int]:
+        """Have nothing started beyond that position; return how far may have been."""
+        self._revoked = True
+        return self.progress.revoke(lease, calls)
 
     def seen(self, standstills: PauseDetector) -> tuple[int, int, float | None]:
         """Return what it is at, and for how long, without the time in which nobody could run."""
-        at, since = (self._at or (0, 0), self._at_since) if self.note is None else self.note.since()
+        at, since = self.progress.working_since()
         seconds = None if since is None else time.monotonic() - since - standstills.since(since)
         return *at, seconds
 
@@ -215,7 +198,7 @@ class WorkerPool:
         # Where something that the script has imported has started threads, this process cannot fork safely, either.
         self.threads = foreign_threads() if orders.start_method == FORKSERVER else ForeignThreads()
         self._fork = orders.start_method == FORK or (orders.start_method == FORKSERVER and not self.threads)
-        self._notes = ProgressBoard(self._fork)
+        self._board = ProgressBoard(self._fork)
         self.arena = arena
         self.holdings = SlotRefcounts()
         self.waiter = Waiter()
@@ -249,7 +232,7 @@ class WorkerPool:
         method = FORK if self._fork else SPAWN
         context: Any = multiprocessing.get_context(method)
         near, far = channel(self._orders.channel, context)
-        note = self._notes.new()
+        progress = self._board.new()
         foreign = list(self._ends) if self._fork else []
         if self._fork and self._orders.channel == PIPE:
             # Else the worker would keep its own channel open, and never see its end.  Those of a queue are not apart.
@@ -258,7 +241,7 @@ class WorkerPool:
             method,
             self._orders.import_main,
             target=main.main,
-            args=(number, assignment if self._fork else None, far, note, self.arena, foreign, os.getpid()),
+            args=(number, assignment if self._fork else None, far, progress, self.arena, foreign, os.getpid()),
             name=f"{PREFIX}{assignment.name}",
         )
         self._ends.append(near)
@@ -273,7 +256,7 @@ class WorkerPool:
             finally:
                 far.close()
         child = Child(process)
-        each = WorkerProcess(number, assignment, child, note, started)
+        each = WorkerProcess(number, assignment, child, progress, started)
         self.workers[number] = each
         # A worker whose channel has ended is dead or about to be, and its death is what counts.
         near.keep(self.holdings)
@@ -288,10 +271,10 @@ class WorkerPool:
                 [assignment.job, assignment.redact or b""],
             )
 
-    def bury(self, each: WorkerProcess) -> tuple[tuple[int, int] | None, bool]:
+    def bury(self, each: WorkerProcess) -> tuple[tuple[int, int], bool]:
         """Take in what one that has died said last, and let go of it.
 
-        Return how far it had begun what it was handed, as far as that is known, and whether it was unpickling.
+        Return how far it had started what it was handed, and whether it was unpickling.
         """
         # A last message and the death can be ready together: the message comes first.
         while each.peer.drain():
@@ -302,11 +285,9 @@ class WorkerPool:
         each.dead = True
         self._ends.remove(each.end)
         self.holdings.lost(each.number)
-        begun, unpickling = each.begun(), False
-        if each.note is not None:
-            unpickling = each.note.unpickling
-            self._notes.give_back(each.note)
-        return begun, unpickling
+        last_words = each.progress.started, each.progress.unpickling
+        self._board.give_back(each.progress)
+        return last_words
 
     def end(self) -> None:
         """Make sure that no worker is left, whatever happened."""
@@ -319,4 +300,4 @@ class WorkerPool:
     def close(self) -> None:
         """Let go of what was needed to keep them."""
         self.waiter.close()
-        self._notes.close()
+        self._board.close()

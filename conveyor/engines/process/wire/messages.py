@@ -270,13 +270,6 @@ class Grant(NamedTuple):
     credit: int
 
 
-class Revoke(NamedTuple):
-    """Broker to worker: begin nothing beyond the first `calls` calls of `lease`, and say what was begun."""
-
-    lease: int
-    calls: int
-
-
 class SetFlushInterval(NamedTuple):
     """Broker to worker: send what is done after so many seconds at most."""
 
@@ -341,20 +334,6 @@ class WorkerFailed(NamedTuple):
     """Worker to broker: the job raised outside of a lease, as it was loaded, set up or torn down."""
 
     failure: Failure
-
-
-class WorkingAt(NamedTuple):
-    """Worker to broker: it begins the last of the first `calls` calls of a lease; 0: it is at none."""
-
-    lease: int
-    calls: int
-
-
-class RevokeResult(NamedTuple):
-    """Worker to broker: it has begun, or may begin, the first `calls` calls of `lease`, and none beyond."""
-
-    lease: int
-    calls: int
 
 
 # In both directions
@@ -431,20 +410,9 @@ BrokerToCaller = (
     | Closed
 )
 BrokerToWorker = (
-    ConfigureWorker
-    | StartLease
-    | Grant
-    | Revoke
-    | SetFlushInterval
-    | SlotsFreed
-    | TrimMemory
-    | CancelLeases
-    | Resume
-    | Close
+    ConfigureWorker | StartLease | Grant | SetFlushInterval | SlotsFreed | TrimMemory | CancelLeases | Resume | Close
 )
-WorkerMessage = (
-    Ready | Reply | CallFailed | WorkerFailed | WorkingAt | RevokeResult | SlotsReleased | LogMessage | Closed
-)
+WorkerMessage = Ready | Reply | CallFailed | WorkerFailed | SlotsReleased | LogMessage | Closed
 Message = CallerMessage | BrokerToCaller | BrokerToWorker | WorkerMessage
 
 KINDS: dict[str, Any] = {kind.__name__: kind for kind in Message.__args__}

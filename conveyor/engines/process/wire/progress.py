@@ -1,10 +1,10 @@
-"""Notes: a few words of memory that the broker shares with each worker.
+"""The progress board: a few words of memory that the broker shares with each worker.
 
-Law: a worker writes down how far it has begun what it was handed, and looks how far it may; the broker reads the one
+Law: a worker writes how far it has started what it was handed, and reads where it is to stop; the broker reads the one
 and writes the other.  Neither waits, and there is no lock: each writes first and reads then, so of two that write at
-the same time at least one sees what the other wrote.  A note survives the death of its worker.
+the same time at least one sees what the other wrote.  A slot survives the death of its worker.
 
-A position is one word, `lease << 32 | units`: the first `units` units of a lease, and all leases with a smaller number.
+A position is one word, `lease << 32 | calls`: the first `calls` calls of a lease, and all leases with a smaller number.
 """
 
 from __future__ import annotations
@@ -13,196 +13,210 @@ import mmap
 import os
 import threading
 from collections.abc import Callable
+from itertools import count
 from multiprocessing import reduction
 
 from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 
 # One cache line each, so that two workers never write to the same.
-WORDS = 8
+SLOT_WORDS = 8
 SLOTS = 4096
-BEGUN, LIMIT, SINCE, UNPICKLING = 0, 1, 2, 3
-NO_LIMIT = (1 << 64) - 1
+BOARD_BYTES = SLOTS * SLOT_WORDS * 8
+STARTED, STOP_AT, SINCE, UNPICKLING = 0, 1, 2, 3
+NEVER = (1 << 64) - 1
+_numbers = count()
 
 
-def position(lease: int, units: int) -> int:
+def word_of(lease: int, calls: int) -> int:
     """Return the word for a position."""
-    return lease << 32 | units
+    return lease << 32 | calls
 
 
-def place(word: int) -> tuple[int, int]:
+def position_of(word: int) -> tuple[int, int]:
     """Return the position that a word stands for.
 
-    >>> place(position(7, 3))
+    >>> position_of(word_of(7, 3))
     (7, 3)
     """
     return word >> 32, word & 0xFFFFFFFF
 
 
 class ProgressSlot:
-    """The note of one worker, on either side."""
+    """The words of one worker, on either side."""
 
-    def __init__(self, memory: Memory, slot: int) -> None:
-        self._memory = memory
-        self.slot = slot
-        self._begun = slot * WORDS + BEGUN
-        self._limit = slot * WORDS + LIMIT
-        self._since = slot * WORDS + SINCE
-        self._unpickling = slot * WORDS + UNPICKLING
+    def __init__(self, memory: BoardMemory, index: int) -> None:
+        self.memory = memory
+        self.index = index
+        first = index * SLOT_WORDS
+        self._started, self._stop_at = first + STARTED, first + STOP_AT
+        self._since, self._unpickling = first + SINCE, first + UNPICKLING
         self._fence = threading.Lock()
 
-    def __getstate__(self) -> tuple[Memory, int]:
-        return self._memory, self.slot
+    def __getstate__(self) -> tuple[BoardMemory, int]:
+        return self.memory, self.index
 
-    def __setstate__(self, state: tuple[Memory, int]) -> None:
+    def __setstate__(self, state: tuple[BoardMemory, int]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
-    def begins(self, lease: int, timed: bool = False) -> Callable[[int, int], int]:
-        """Return what begins the units from `start` to `stop` of a lease, and returns how far that is allowed.
+    def starter(self, lease: int, timed: bool = False) -> Callable[[int, int], int]:
+        """Return what starts the calls from `first` to `stop` of a lease, and returns how far that is allowed.
 
-        `timed`: it also writes down when.
+        `timed`: it also writes when.
         """
-        words, begun, its_limit, fence, base = self._memory.words, self._begun, self._limit, self._fence, lease << 32
+        words, started, stop_at, fence, base = self.memory.words, self._started, self._stop_at, self._fence, lease << 32
 
-        def begin(start: int, stop: int) -> int:
-            wanted = words[begun] = base + stop
+        def start(first: int, stop: int) -> int:
+            wanted = words[started] = base + stop
             # A full barrier between the write and the read: processors delay writes, and so might see none of the
             # other's.
             with fence:
-                limit = words[its_limit]
+                limit = words[stop_at]
             if limit >= wanted:
                 return stop
-            allowed = max(start, min(stop, limit - base))
-            words[begun] = base + allowed
+            allowed = max(first, min(stop, limit - base))
+            words[started] = base + allowed
             return allowed
 
-        def mark_and_begin(start: int, stop: int) -> int:
-            # First, so that nobody sees the new unit with the time of the one before.
+        def mark_and_start(first: int, stop: int) -> int:
+            # First, so that nobody sees the new call with the time of the one before.
             self.mark(True)
-            return begin(start, stop)
+            return start(first, stop)
 
-        return mark_and_begin if timed else begin
+        return mark_and_start if timed else start
 
     def mark(self, working: bool) -> None:
-        """Write down that the worker is at a unit from now on, or at none."""
-        self._memory.words[self._since] = time.monotonic_ns() if working else 0
+        """The worker writes that it is at a call from now on, or at none."""
+        self.memory.words[self._since] = time.monotonic_ns() if working else 0
         with self._fence:
             pass
 
     @property
     def unpickling(self) -> bool:
         """Whether the worker is unpickling what it was handed last."""
-        return bool(self._memory.words[self._unpickling])
+        return bool(self.memory.words[self._unpickling])
 
     @unpickling.setter
     def unpickling(self, unpickling: bool) -> None:
-        self._memory.words[self._unpickling] = unpickling
+        self.memory.words[self._unpickling] = unpickling
 
-    def since(self) -> tuple[tuple[int, int], float | None]:
-        """Return how far the worker has begun what it was handed, and at which moment of `time.monotonic` it began the
-        last of that: None where it is at nothing."""
-        words = self._memory.words
+    def working_since(self) -> tuple[tuple[int, int], float | None]:
+        """Return how far the worker has started, and the moment of `time.monotonic` at which it started the last call.
+
+        None: it is at no call.
+        """
+        words = self.memory.words
         while True:
             since = words[self._since]
-            begun = words[self._begun]
+            started = words[self._started]
             with self._fence:
-                # Else the time may be that of an earlier unit.
+                # Else the time may be that of an earlier call.
                 if words[self._since] == since:
-                    return place(begun), since / 1e9 if since else None
+                    return position_of(started), since / 1e9 if since else None
 
-    def recall(self, lease: int, units: int) -> tuple[int, int]:
-        """Have nothing begun beyond that position, or beyond what has been; return how far may have been."""
-        words = self._memory.words
-        limit = words[self._limit] = max(words[self._begun], position(lease, units))
+    def revoke(self, lease: int, calls: int) -> tuple[int, int]:
+        """The broker has nothing started beyond that position, but for what has been; return how far may have been."""
+        words = self.memory.words
+        limit = words[self._stop_at] = max(words[self._started], word_of(lease, calls))
         with self._fence:
-            begun = words[self._begun]
-        return place(max(begun, limit))
+            started = words[self._started]
+        return position_of(max(started, limit))
 
     @property
-    def begun(self) -> tuple[int, int]:
-        """How far the worker has begun what it was handed, by its own word."""
-        return place(self._memory.words[self._begun])
+    def started(self) -> tuple[int, int]:
+        """How far the worker has started what it was handed, by its own word."""
+        return position_of(self.memory.words[self._started])
 
-    def release(self) -> None:
-        """Let everything be begun again."""
-        self._memory.words[self._limit] = NO_LIMIT
+    def allow_all(self) -> None:
+        """Let everything be started again."""
+        self.memory.words[self._stop_at] = NEVER
 
     def clear(self) -> None:
-        """Make it the note of a new worker."""
-        for word in (self._begun, self._since, self._unpickling):
-            self._memory.words[word] = 0
-        self.release()
+        """Make it the slot of a new worker."""
+        for word in (self._started, self._since, self._unpickling):
+            self.memory.words[word] = 0
+        self.allow_all()
 
 
-class Memory:
-    """The memory of all notes of a session.  It has no name, so nothing is left of it whoever is killed."""
+class BoardMemory:
+    """The memory of a board.  Nothing of it is left when the last process that has it ends, however it ends."""
 
     def __init__(self, inherited: bool) -> None:
         """`inherited`: all workers are forked from this process, and need not be sent a descriptor."""
         self._descriptor = -1
-        if not inherited:
+        # Windows finds memory by its name, as long as a process has it.
+        self._name = f"conveyor-progress-{os.getpid()}-{next(_numbers)}"
+        if os.name == "posix" and not inherited:
             self._descriptor = _anonymous_file()
-        self._map(self._descriptor)
+        self._map()
 
-    def _map(self, descriptor: int) -> None:
-        self._mapped = mmap.mmap(descriptor, SLOTS * WORDS * 8)
+    def _map(self) -> None:
+        named: dict[str, Any] = {} if os.name == "posix" else {"tagname": self._name}
+        self._mapped = mmap.mmap(self._descriptor, BOARD_BYTES, **named)
         self.words = memoryview(self._mapped).cast("Q")
 
     def __getstate__(self) -> Any:
-        return reduction.DupFd(self._descriptor)
+        return self._name, reduction.DupFd(self._descriptor) if os.name == "posix" else None
 
-    def __setstate__(self, duplicate: Any) -> None:
-        descriptor = duplicate.detach()
+    def __setstate__(self, state: Any) -> None:
+        self._name, duplicate = state
+        self._descriptor = -1 if duplicate is None else duplicate.detach()
         try:
-            self._map(descriptor)
+            self._map()
         finally:
-            os.close(descriptor)
+            self._close_descriptor()
+
+    def _close_descriptor(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def close(self) -> None:
         """Give it back."""
         self.words.release()
         self._mapped.close()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        self._close_descriptor()
 
 
 def _anonymous_file() -> int:
-    size = SLOTS * WORDS * 8
     if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("conveyor-notes")
+        descriptor = os.memfd_create("conveyor-progress")
     else:
         import tempfile
 
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, size)
+    os.ftruncate(descriptor, BOARD_BYTES)
     return descriptor
 
 
 class ProgressBoard:
-    """Hands out notes, as long as there are some: a worker can do without."""
+    """Hands out slots, and has more memory where they run out."""
 
     def __init__(self, inherited: bool) -> None:
-        try:
-            self._memory: Memory | None = Memory(inherited) if os.name == "posix" else None
-        except OSError:
-            self._memory = None
-        self._free = list(range(SLOTS - 1, -1, -1))
+        self._inherited = inherited
+        self._memories: list[BoardMemory] = []
+        # How many slots were handed out for the first time, and those that were given back.
+        self._used = 0
+        self._free: list[ProgressSlot] = []
 
-    def new(self) -> ProgressSlot | None:
-        """Return a note for a new worker."""
-        if self._memory is None or not self._free:
-            return None
-        note = ProgressSlot(self._memory, self._free.pop())
-        note.clear()
-        return note
+    def new(self) -> ProgressSlot:
+        """Return a slot for a new worker; raises OSError where the system has no memory for it."""
+        if self._free:
+            slot = self._free.pop()
+        else:
+            if self._used == len(self._memories) * SLOTS:
+                self._memories.append(BoardMemory(self._inherited))
+            slot = ProgressSlot(self._memories[-1], self._used % SLOTS)
+            self._used += 1
+        slot.clear()
+        return slot
 
-    def give_back(self, note: ProgressSlot) -> None:
-        """Take back the note of a worker that is gone."""
-        self._free.append(note.slot)
+    def give_back(self, slot: ProgressSlot) -> None:
+        """Take back the slot of a worker that is gone."""
+        self._free.append(slot)
 
     def close(self) -> None:
         """Give all of it back."""
-        if self._memory is not None:
-            self._memory.close()
-            self._memory = None
+        while self._memories:
+            self._memories.pop().close()

@@ -22,12 +22,12 @@ _USED = object()
 class LeaseItems:
     """Turns messages into units: items, or lists of `batch` items.
 
-    `note` is where it is written that the worker is unpickling.  `again`: whether a unit may be wanted once more.
+    `progress` says to the broker that the worker is unpickling.  `again`: whether a unit may be wanted once more.
     """
 
-    def __init__(self, batch: int | None, note: ProgressSlot | None, again: bool) -> None:
+    def __init__(self, batch: int | None, progress: ProgressSlot, again: bool) -> None:
         self._batch = batch
-        self._note = note
+        self._progress = progress
         self._again = again
         self.all: list[Any] = []
         # What they were unpickled from, where a job may be called again that has changed its item; and those once more.
@@ -47,8 +47,7 @@ class LeaseItems:
         all_blobs, known = ([self._kept_blob, *blobs], self._kept) if lease.starts_in_kept else (blobs, [])
         if self._again:
             self._source, self._afresh = (spec, all_blobs), []
-        if self._note is not None:
-            self._note.unpickling = True
+        self._progress.unpickling = True
         try:
             # No `map` here or below: a list reads a StopIteration that unpickling raises as the end of one.
             decoded = [*known, *[decode(blob) for blob in all_blobs[len(known) :]]]
@@ -58,8 +57,7 @@ class LeaseItems:
         self._kept_blob = all_blobs[-1] if keep else None
         if not self._again:
             blobs.clear()
-        if self._note is not None:
-            self._note.unpickling = False
+        self._progress.unpickling = False
         self.all = self._cut(items_of(spec, decoded))
         return self.all
 

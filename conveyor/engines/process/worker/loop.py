@@ -85,7 +85,7 @@ class Worker:
         assignment: WorkerConfig,
         processor: Processor[Any, Any],
         end: BlockingEndpoint,
-        note: ProgressSlot | None,
+        progress: ProgressSlot,
         arena: Arena | None,
     ) -> None:
         self._processor = processor
@@ -97,10 +97,8 @@ class Worker:
         self._grouped = assignment.grouped
         self._end = end
         self._shown = shown_by(assignment.redact)
-        self._note = note
+        self._progress = progress
         self._arena = arena
-        # Where there is no note: beyond which position nothing may be begun, as a message said.
-        self._limit: tuple[int, int] | None = None
         self._spent = CpuMeter()
         self._waiting: deque[tuple[messages.StartLease, list[Any]]] = deque()
         self._cancelled = False
@@ -113,8 +111,8 @@ class Worker:
         self._allowance = ByteBudget(assignment.most_bytes)
         self._look_units = interval(LOOK_UNITS, assignment.most_bytes)
         # Begins units of it: from where, up to where; and says up to where that is allowed.
-        self._begin: Callable[[int, int], int] = self._may_begin
-        self._lease_units = LeaseItems(assignment.batch, note, not self._policy.strict)
+        self._begin: Callable[[int, int], int] = progress.starter(0)
+        self._lease_units = LeaseItems(assignment.batch, progress, not self._policy.strict)
         self._acknowledged = 0
         # How many outputs of the first unit are not to be given, and whether the job is amid a unit.
         self._skip = 0
@@ -160,16 +158,11 @@ class Worker:
         message, blobs = self._end.receive()
         match message:
             case messages.StartLease():
-                self._limit = None
                 self._waiting.append((message, blobs))
             case messages.Grant():
                 if message.lease == self._lease:
                     self._credit += message.credit
                     self._allowance.renew(self._credit)
-            case messages.Revoke():
-                begun = self._lease, self._acknowledged + self._units
-                self._limit = max(begun, (message.lease, message.calls))
-                self._end.send(messages.RevokeResult(*self._limit))
             case messages.SetFlushInterval():
                 self._linger = message.seconds
             case messages.SlotsFreed():
@@ -189,7 +182,7 @@ class Worker:
 
     def _serve(self, lease: messages.StartLease, blobs: list[Any]) -> None:
         self._lease, self._credit, self._finishing, self._skip = lease.lease, lease.credit, lease.finish, lease.skip
-        self._begin = self._may_begin if self._note is None else self._note.begins(self._lease, self._timed)
+        self._begin = self._progress.starter(self._lease, self._timed)
         self._since = time.perf_counter()
         self._spent.begin()
         self._allowance.renew(self._credit)
@@ -235,14 +228,6 @@ class Worker:
         while self._end.ready():
             self._receive()
         self._stop_if_told()
-
-    def _may_begin(self, start: int, stop: int) -> int:
-        """Return how far the units from `start` to `stop` of the lease at hand may be begun, as a message said."""
-        if self._timed:
-            self._end.send(messages.WorkingAt(self._lease, stop))
-        if self._limit is None or self._limit >= (self._lease, stop):
-            return stop
-        return max(start, min(stop, self._limit[1])) if self._limit[0] == self._lease else start
 
     def _work(self, units: list[Any]) -> None:
         """Call the job on each unit, in strides: as many at once as take a moment; stop where no more may be begun."""
@@ -470,11 +455,8 @@ class Worker:
 
     def _at_work(self, working: bool) -> None:
         """Where a unit may take only so long, have the broker know that the job is at it from now on, or is not."""
-        if self._timed and self._note is not None:
-            self._note.mark(working)
-        elif self._timed:
-            calls = self._acknowledged + self._units + 1 if working else 0
-            self._end.send(messages.WorkingAt(self._lease, calls))
+        if self._timed:
+            self._progress.mark(working)
 
     def _output(self, value: Any) -> None:
         self._outputs.append(value)

@@ -30,7 +30,7 @@ def main(
     number: int,
     assignment: WorkerConfig | None,
     end: BlockingEndpoint,
-    note: ProgressSlot | None,
+    progress: ProgressSlot,
     arena: Arena | None,
     foreign: list[Any],
     parent: int,
@@ -82,7 +82,7 @@ def main(
             end.send(messages.Ready())
             phase = "wait"
             try:
-                Worker(assignment, processor, end, note, arena).run()
+                Worker(assignment, processor, end, progress, arena).run()
                 phase = "teardown"
                 processor.teardown()
             except ConnectionLost:
