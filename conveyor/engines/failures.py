@@ -22,7 +22,7 @@ from conveyor.errors import (
     WorkerDiedError,
     cause_of_death,
 )
-from conveyor.graph.fusion import StageError
+from conveyor.stages.outputs import StageError
 
 if TYPE_CHECKING:
     from conveyor.core.commands import LossReason

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from itertools import islice, zip_longest
 
-from conveyor._lean.redaction import Redact, shown_by
+from conveyor._lean.short_repr import Redact, shown_by
 from conveyor._lean.typing import TYPE_CHECKING, Any, Protocol
 from conveyor._system.clock import sleep, time
 from conveyor.core.leasing.blame import too_many

@@ -18,9 +18,9 @@ from types import FunctionType, ModuleType
 from conveyor._lean.short_repr import short
 from conveyor._lean.typing import Any
 from conveyor.errors import SharedResourceWarning
-from conveyor.graph.fusion import Fused
 from conveyor.graph.plan import Plan
 from conveyor.stages.job_inspection import CALLABLES, parts_of
+from conveyor.stages.outputs import Fused
 from conveyor.stages.processor import Processor
 
 # How far it looks into what a job holds, how many parts of each object it looks at, and at how many objects in all.

@@ -1,4 +1,4 @@
-"""What a job's return value means.
+"""What a job's return value means, and the calls of several jobs as one.
 
 Law: no processes and no pickling.  The inline engine and the workers share these rules, so that they cannot
 differ: None goes nowhere unless `keep_none`, a generator gives each value that it yields, anything else is one
@@ -7,7 +7,8 @@ output.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import length_hint
 from types import GeneratorType
 
 from conveyor._lean.typing import Any
@@ -36,3 +37,129 @@ def is_generator_function(call: Any) -> bool:
     # CO_GENERATOR of `inspect`, which takes long to import.
     code = getattr(getattr(call, "__func__", call), "__code__", None)
     return code is not None and bool(code.co_flags & 0x20)
+
+
+# What a job gives that is not one output.
+_SPECIAL = frozenset({GeneratorType, type(None)})
+
+
+class StageError(Exception):
+    """One of several fused jobs raised; what it raised is the `__cause__`.
+
+    `items` has the item at which it did, where that is not one for which a generator was made some time before.
+    """
+
+    def __init__(self, processor: str, *items: Any) -> None:
+        super().__init__()
+        self.processor = processor
+        self.items = items
+
+
+class Fused:
+    """Several jobs as one, which hands on what each of them gives at once.
+
+    `stages` are their names, the jobs, and whether a None that they return goes on.
+
+    >>> Fused([("strip", str.strip, False), ("int", int, False)])(" 7 ")
+    7
+    """
+
+    def __init__(self, stages: list[tuple[str, Callable[[Any], Any], bool]]) -> None:
+        self._names = [name for name, _, _ in stages]
+        self._jobs = tuple(job for _, job, _ in stages)
+        self._keep_none = [keep_none for _, _, keep_none in stages]
+
+    @property
+    def named(self) -> list[tuple[str, Callable[[Any], Any]]]:
+        """The jobs, each with its name."""
+        return list(zip(self._names, self._jobs, strict=True))
+
+    @property
+    def last(self) -> str:
+        """The name of the last job."""
+        return self._names[-1]
+
+    def __call__(self, item: Any) -> Any:
+        return self._run(self._jobs, item)
+
+    def over(self, items: list[Any]) -> Iterable[Any]:
+        """Return what the jobs make of each item, where each job may be called on all of them before the next is.
+
+        That costs less than one item after the other, as nothing is looked at for each.  Up to the first at which a job
+        raises, as ever.
+
+        >>> list(Fused([("strip", str.strip, False), ("int", int, False)]).over([" 7 ", "8"]))
+        [7, 8]
+        """
+        values: list[Any] = items
+        error: StageError | None = None
+        for index, job in enumerate(self._jobs):
+            given: list[Any] = []
+            try:
+                # No `map`: whatever takes values from one reads a StopIteration of the job as the end of it.
+                for value in values:
+                    given.append(job(value))
+            except BaseException as cause:
+                # An error of an earlier job is one at a later item, and so never comes to be.
+                error = StageError(self._names[index], values[len(given)])
+                error.__cause__ = cause
+            values = given
+            if not _SPECIAL.isdisjoint(map(type, values)):
+                return _up_to(error, (self._after(index, value) for value in values))
+        return values if error is None else _up_to(error, values)
+
+    def _after(self, index: int, value: Any) -> Any:
+        """Return what the jobs behind that one make of what it gave, in the way of a job."""
+        jobs = self._jobs[index + 1 :]
+        if value is None and not self._keep_none[index]:
+            return _nothing() if self._keep_none[-1] else None
+        if type(value) is GeneratorType:
+            return self._each(value, len(jobs))
+        return self._run(jobs, value)
+
+    def _run(self, jobs: tuple[Callable[[Any], Any], ...], value: Any) -> Any:
+        """Return what the last jobs make of a value, in the way of a job: as a generator where it may be many."""
+        # Where a call raises, what is left of this iterator says which one it was: to count would cost more.
+        calls = iter(jobs)
+        try:
+            for call in calls:
+                value = call(value)
+                if value is None:
+                    if not self._keep_none[-1 - length_hint(calls)]:
+                        return _nothing() if self._keep_none[-1] else None
+                elif type(value) is GeneratorType:
+                    break
+            else:
+                return value
+        except BaseException as error:
+            raise StageError(self._names[-1 - length_hint(calls)], value) from error
+        return self._each(value, length_hint(calls))
+
+    def _each(self, generator: Iterator[Any], left: int) -> Iterator[Any]:
+        """Yield what the `left` last jobs make of each value of a generator."""
+        name, jobs = self._names[-1 - left], self._jobs[len(self._jobs) - left :]
+        while True:
+            try:
+                value = next(generator)
+            except StopIteration:
+                return
+            except BaseException as error:
+                raise StageError(name) from error
+            if not jobs:
+                yield value
+                continue
+            value = self._run(jobs, value)
+            if type(value) is GeneratorType:
+                yield from value
+            elif value is not None or self._keep_none[-1]:
+                yield value
+
+
+def _up_to(error: StageError | None, values: Iterable[Any]) -> Iterator[Any]:
+    yield from values
+    if error is not None:
+        raise error
+
+
+def _nothing() -> Iterator[Any]:
+    yield from ()

@@ -11,7 +11,7 @@ import threading
 import unittest
 
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ProcessorError, ReplicatingFork
-from conveyor.graph.fusion import Fused, StageError
+from conveyor.stages.outputs import Fused, StageError
 from tests.helpers.support import TestCase, nothing_left
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conveyor.engines.process.wire.codec import FIRST_ALLOWANCE, LEAST_ALLOWANCE, ByteBudget, interval
+from conveyor.engines.process.wire.codec import FIRST_ALLOWANCE, LEAST_ALLOWANCE, USUAL_PIPE_BYTES, ByteBudget, interval
 from conveyor.graph.plan import PIPE_BYTES
 from tests.helpers.support import TestCase
 
@@ -26,6 +26,9 @@ def may_give(allowance: ByteBudget, size: int) -> int:
 
 class Allowances(TestCase):
     """In bytes."""
+
+    def test_a_usual_pipe_is_what_the_plan_says(self) -> None:
+        assert USUAL_PIPE_BYTES == PIPE_BYTES
 
     def test_before_anything_was_given(self) -> None:
         assert may_give(ByteBudget(PIPE_BYTES), FIRST_ALLOWANCE // 8) == 8

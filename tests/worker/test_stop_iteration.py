@@ -11,7 +11,7 @@ import unittest
 from pathlib import Path
 
 from conveyor import Pipe, Pipeline, Processor, ProcessorError
-from conveyor.graph.fusion import Fused, StageError
+from conveyor.stages.outputs import Fused, StageError
 from tests.helpers.support import TestCase, nothing_left
 
 FIVE = StopIteration("no header in", 5)

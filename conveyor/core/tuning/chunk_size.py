@@ -11,21 +11,20 @@ self-scheduling: Polychronopoulos and Kuck, 1987).
 
 from __future__ import annotations
 
+from conveyor.core import FLUSH_SHARE, LONGEST_SECONDS, TARGET_SECONDS
 from conveyor.graph.plan import PIPE_BYTES, Plan
 
-TARGET_SECONDS = 0.016
-# A worker keeps what it has done for this share of that at most, and is handed its next lease before it is done with
-# the present one, to hide the hop, where a usual lease is expected to take no more than this share; one of dearer items
-# would sit behind a busy worker while another falls idle.
-FLUSH_SHARE, LOOK_AHEAD_SHARE = 0.625, 1.25
+# A worker is handed its next lease before it is done with the present one, to hide the hop, where a usual lease is
+# expected to take no more than this share of `TARGET_SECONDS`; one of dearer items would sit behind a busy worker while
+# another falls idle.
+LOOK_AHEAD_SHARE = 1.25
 # Where much waits, so that nobody falls idle, a chunk is this part of what waits for each worker, up to
 # `LONGEST_SECONDS`.
 WAITING_SHARE = 1 / 8
-# A broker that uses a core for more than the one share has more work in each chunk, up to so many times, and one that
-# uses it for less than the other has less again: a step of two between them would go back and forth.  At half a core it
-# holds nobody up yet: four million ints took a tenth longer with larger chunks there, on 16 cores.
-BUSY_SHARE, EASY_SHARE, MAX_LOAD_FACTOR = 0.7, 0.2, 8
-LONGEST_SECONDS = TARGET_SECONDS * MAX_LOAD_FACTOR
+# A broker that uses a core for more than the one share has more work in each chunk, up to `MAX_LOAD_FACTOR` times, and
+# one that uses it for less than the other has less again: a step of two between them would go back and forth.  At half
+# a core it holds nobody up yet: four million ints took a tenth longer with larger chunks there, on 16 cores.
+BUSY_SHARE, EASY_SHARE = 0.7, 0.2
 # All objects of a chunk live at the same time: of small ones no more than the caches of a core hold and its garbage
 # collector does not look at again and again.  So few items may have more bytes together, up to so many.
 TARGET_BYTES = 64 * 1024

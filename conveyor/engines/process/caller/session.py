@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from conveyor._lean.dataclasses import replace
-from conveyor._lean.redaction import Redact, shown_by
+from conveyor._lean.short_repr import Redact, shown_by
 from conveyor._lean.typing import Any, TypeVar, cast
 from conveyor._system.signals import interrupts_held
 from conveyor.core.tuning.chunk_size import first_pull

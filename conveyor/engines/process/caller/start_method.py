@@ -11,7 +11,7 @@ import pickle
 import sys
 
 from conveyor._lean.dataclasses import NamedTuple
-from conveyor._lean.redaction import Redact
+from conveyor._lean.short_repr import Redact
 from conveyor._lean.typing import Any
 from conveyor.engines.process.caller.main_module import importing, is_findable, is_guarded, why_not_importable
 from conveyor.engines.process.system.foreign_threads import ForeignThreads, foreign_threads
@@ -27,7 +27,7 @@ _LOADERS = (
     "conveyor.engines.process.wire.codec",
     "conveyor.engines.process.worker.main",
     "conveyor.engines.process.worker.tolerant_unpickler",
-    "conveyor._lean.redaction",
+    "conveyor._lean.short_repr",
 )
 
 

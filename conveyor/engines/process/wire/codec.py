@@ -21,7 +21,6 @@ from conveyor.core.data.pieces import Piece, Weave, woven
 from conveyor.engines.process.shm.shared_blob import SharedBlob
 from conveyor.engines.process.wire import by_value
 from conveyor.engines.process.wire.handles import guard_connections
-from conveyor.graph.plan import PIPE_BYTES
 
 if TYPE_CHECKING:
     from conveyor.engines.process.shm.arena import Arena
@@ -36,10 +35,12 @@ BLOB_BYTES = 256 * 1024
 # Buffers of fewer bytes are pickled with the rest; and the rest goes through the channel where it has fewer.
 LEAST_BYTES = 32 * 1024
 LEAST_STREAM_BYTES = 128 * 1024
+# What a pipe holds of which nobody says how much: `PIPE_BYTES` of `graph/plan.py`, for which a worker has no other use.
+USUAL_PIPE_BYTES = 16 * 1024 * 1024
 # An allowance while nothing is known of the items, and one of which a handful would be more than is expected; as large
 # a share of a pipe that holds less.
-FIRST_ALLOWANCE = PIPE_BYTES // 4
-LEAST_ALLOWANCE = PIPE_BYTES // 64
+FIRST_ALLOWANCE = USUAL_PIPE_BYTES // 4
+LEAST_ALLOWANCE = USUAL_PIPE_BYTES // 64
 # However little a pipe holds, no more than every eighth item is weighed.
 LEAST_INTERVAL = 8
 
@@ -202,7 +203,7 @@ def interval(usual: int, most: int) -> int:
     >>> interval(64, most=16 * 1024 * 1024), interval(64, most=1_000_000)
     (64, 8)
     """
-    return max(LEAST_INTERVAL, min(usual, usual * most // PIPE_BYTES))
+    return max(LEAST_INTERVAL, min(usual, usual * most // USUAL_PIPE_BYTES))
 
 
 class ByteBudget:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import sys
 
 from conveyor._lean.dataclasses import NamedTuple
-from conveyor._lean.redaction import Redact
-from conveyor._lean.typing import Any
-from conveyor.graph.plan import Plan
-from conveyor.stages.processor import Processor
+from conveyor._lean.short_repr import Redact
+from conveyor._lean.typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conveyor.graph.plan import Plan
+    from conveyor.stages.processor import Processor
 
 
 class Levels(NamedTuple):

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from types import GeneratorType
 
-from conveyor._lean.redaction import shown_by
+from conveyor._lean.short_repr import shown_by
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
+from conveyor.core import FLUSH_SHARE, LONGEST_SECONDS, TARGET_SECONDS
 from conveyor.core.data.group_sizes import GroupSizes, append_groups, total, with_one_less
-from conveyor.core.tuning.chunk_size import FLUSH_SHARE, LONGEST_SECONDS, TARGET_SECONDS
 from conveyor.engines.failures import DiedAt, FailedUnit, OverdueAt, death, failure_of, overdue
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import (
@@ -38,9 +38,8 @@ from conveyor.engines.process.wire.progress import ProgressSlot
 from conveyor.engines.process.worker.cpu_meter import CpuMeter
 from conveyor.engines.process.worker.lease_items import LeaseItems
 from conveyor.errors import ProcessorError
-from conveyor.graph.fusion import Fused, StageError
 from conveyor.stages.failure_policy import policy_of
-from conveyor.stages.outputs import is_generator_function, outputs_of
+from conveyor.stages.outputs import Fused, StageError, is_generator_function, outputs_of
 from conveyor.stages.processor import Processor, work_of
 
 if TYPE_CHECKING:
