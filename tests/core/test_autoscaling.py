@@ -32,10 +32,10 @@ from tests.helpers.belt import (
     random_load,
     steady_load,
 )
-from tests.helpers.support import SHORT, TestCase, slow
+from tests.helpers.support import ALL, TestCase, slow
 
 EXAMPLES = settings(
-    max_examples=50 if SHORT else 200,
+    max_examples=200 if ALL else 50,
     deadline=None,
     derandomize=True,
     database=None,
@@ -469,7 +469,7 @@ class Simulated(TestCase):
         assert len(outcome.changes) <= 12, outcome.changes
 
     def test_throughput(self) -> None:
-        each = range(4 if SHORT else 10)
+        each = range(10 if ALL else 4)
         ratios = {f"{kind} {number}": nearness(kind, number) for kind in KINDS for number in each}
         ordered = sorted(ratios.values())
         assert ordered[0] >= 0.9, {name: ratio for name, ratio in ratios.items() if ratio < 0.9}

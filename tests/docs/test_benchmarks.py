@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import io
 import itertools
 import json
 import os
@@ -135,9 +137,11 @@ class TestCompare(TestCase):
             """How many count where they take so long."""
             meter = compare.Meter(compare.parsed(["--rounds", "5", *arguments]), {})
             still = mock.patch.object(measuring, "standstill", return_value=1.0)
-            with mock.patch.object(meter, "once", return_value=outcome), still, mock.patch("time.monotonic") as clock:
-                clock.side_effect = itertools.count(0.0, seconds)
-                (measured,) = meter.measure("tiny", [entry]).measured
+            said = io.StringIO()
+            with mock.patch.object(meter, "once", return_value=outcome), still, contextlib.redirect_stderr(said):
+                with mock.patch("time.monotonic", side_effect=itertools.count(0.0, seconds)):
+                    (measured,) = meter.measure("tiny", [entry]).measured
+            self.assertIn("round 3 of 5", said.getvalue())
             return len(measured.runs)
 
         self.assertEqual(rounds(1.0, "--short"), 5)

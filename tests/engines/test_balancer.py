@@ -9,13 +9,11 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
-import subprocess
 import sys
 import threading
 import time
 import unittest
 from pathlib import Path
-from unittest import mock
 
 from conveyor import (
     BalancingFork,
@@ -29,6 +27,7 @@ from conveyor import (
 from conveyor.core.tuning import chunk_size
 from conveyor.engines.process.broker import broker
 from conveyor.engines.process.wire.messages import Results
+from tests.helpers.late import mock, subprocess
 from tests.helpers.support import ROOT, TestCase, nothing_left, slow
 
 

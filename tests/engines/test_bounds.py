@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import tempfile
 import threading
 import time
 import unittest
 from pathlib import Path
-from unittest import mock
 
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ReplicatingFork
+from tests.helpers.late import mock, tempfile
 from tests.helpers.support import TestCase, _descendants, _everyone, nothing_left, slow
 
 

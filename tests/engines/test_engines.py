@@ -12,7 +12,6 @@ import functools
 import io
 import itertools
 import os
-import tempfile
 import time
 import unittest
 import warnings
@@ -30,6 +29,7 @@ from conveyor import (
     SourceError,
     StateError,
 )
+from tests.helpers.late import tempfile
 from tests.helpers.support import TestCase, nothing_left, slow
 
 MEGABYTE = 1024 * 1024

@@ -13,7 +13,6 @@ import itertools
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -32,6 +31,7 @@ from conveyor import (
     WorkerDiedError,
 )
 from conveyor.errors import RemoteTraceback
+from tests.helpers.late import tempfile
 from tests.helpers.support import TestCase, _descendants, _everyone, slow
 
 # More would be a hang; a machine at rest takes a tenth of it, which CONVEYOR_TEST_TIMES prints.

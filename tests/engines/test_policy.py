@@ -9,13 +9,11 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import tempfile
 import threading
 import time
 import unittest
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 from conveyor import (
     BalancingFork,
@@ -34,6 +32,7 @@ from conveyor.engines.process.broker.worker_pool import WorkerProcess
 from conveyor.engines.process.wire import progress
 from conveyor.engines.process.wire.codec import Blob
 from conveyor.stages.failure_policy import policy_of
+from tests.helpers.late import mock, tempfile
 from tests.helpers.support import TestCase, slow
 
 

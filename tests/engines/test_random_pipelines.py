@@ -18,7 +18,7 @@ import time
 import unittest
 
 from tests.helpers.pipelines import random_input, random_pipeline
-from tests.helpers.support import SHORT, TestCase, nothing_left, slow
+from tests.helpers.support import ALL, TestCase, nothing_left, slow
 
 
 def both(seed, **settings):
@@ -64,7 +64,7 @@ class RandomPipelines:
     def test_as_inline(self):
         first = {"fork": 0, "forkserver": 10_000, "spawn": 20_000}[self.settings["start_method"]]
         first += 5000 * (self.settings["channel"] == "queue") + 30_000 * ("fuse" in self.settings)
-        count = max(2, self.count // 4) if SHORT else self.count
+        count = self.count if ALL else max(2, self.count // 4)
         for seed in range(first, first + count):
             with self.subTest(seed=seed), nothing_left():
                 check(seed, **self.settings)
@@ -74,7 +74,7 @@ class ForkPipeTest(RandomPipelines, TestCase):
     """Forked workers, over socket pairs."""
 
     def test_without_order(self):
-        for seed in range(10 if SHORT else 25):
+        for seed in range(25 if ALL else 10):
             with self.subTest(seed=seed):
                 check_unordered(seed, **self.settings)
 

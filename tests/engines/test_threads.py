@@ -19,7 +19,7 @@ import warnings
 from pathlib import Path
 
 from conveyor import ImplicitPipeWarning, Pipe, Pipeline, Processor, StateError
-from tests.helpers.support import SHORT, TestCase, nothing_left, slow
+from tests.helpers.support import ALL, TestCase, nothing_left, slow
 
 LIMIT_SECONDS = 8.0
 
@@ -111,7 +111,7 @@ class Shared:
     """What holds for every engine."""
 
     settings = {"engine": "inline"}
-    rounds = 25 if SHORT else 100
+    rounds = 100 if ALL else 25
 
     def make(self, *elements):
         pipeline = Pipeline(**self.settings)
@@ -121,7 +121,7 @@ class Shared:
 
     def test_runs(self):
         restless(self)
-        wanted = 10 if SHORT else 60
+        wanted = 60 if ALL else 10
 
         def serve():
             right = 0
@@ -187,7 +187,7 @@ class Shared:
         # What is added is there, or the one who adds is told that it is too late.
         restless(self)
         with nothing_left():
-            for _ in range(5 if SHORT else 20):
+            for _ in range(20 if ALL else 5):
                 pipeline = self.make(Processor(increment))
                 adding = Caller(lambda pipeline=pipeline: pipeline.add(Processor(increment, name="second")))
                 results = pipeline.run([1])

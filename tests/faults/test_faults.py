@@ -24,7 +24,6 @@ import warnings
 from functools import partial
 from multiprocessing import queues, resource_tracker
 from pathlib import Path
-from unittest import mock
 
 from conveyor import (
     Pipe,
@@ -41,6 +40,7 @@ from tests.engines.test_bounds import settled
 from tests.engines.test_failures import read_number, wait_until
 from tests.faults.test_shutdown import Script, tracebacks
 from tests.faults.test_survival import kill, workers_of_the_pipeline
+from tests.helpers.late import mock
 from tests.helpers.support import TestCase, _everyone, slow
 
 LIMIT_SECONDS = 15.0

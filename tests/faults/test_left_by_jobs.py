@@ -12,21 +12,20 @@ import itertools
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 import unittest
 import warnings
 from pathlib import Path
-from unittest import mock
 
 from conveyor import ItemTimeoutError, Pipe, Pipeline, ProcessError, Processor, ProcessorError
 from conveyor.engines.process.system.descendants import _PR_SET_CHILD_SUBREAPER, prctl
 from conveyor.engines.process.worker import worker_exit
 from tests.engines.test_failures import wait_until
 from tests.faults.test_survival import kill
-from tests.helpers.support import SHORT, TestCase, _everyone, slow
+from tests.helpers.late import mock, subprocess
+from tests.helpers.support import ALL, TestCase, _everyone, slow
 
 # What an end may take.  A tenth of that is usual; the broker kills a worker that does not end after 5 s.
 LIMIT_SECONDS = 4.0
@@ -86,6 +85,8 @@ def start_process(item):
 
 
 def open_pipeline(item):
+    # That it is dropped while it is open is said at the end of the worker, where it is no news.
+    warnings.simplefilter("ignore", ResourceWarning)
     pipeline = Pipeline().add(Processor(same)).open()
     left.append(pipeline)
     return pipeline.run([item])[0]
@@ -175,6 +176,7 @@ class StartsTree(Files):
     """Starts a shell, of which a child and its child stay."""
 
     def start(self, item):
+        warnings.simplefilter("ignore", ResourceWarning)
         shell = subprocess.Popen(["sh", "-c", "sh -c 'sleep 1000 & echo $!; wait' & wait"], stdout=subprocess.PIPE)
         self.say(f"child{item}", int(shell.stdout.readline()))
         left.append(shell)
@@ -285,7 +287,7 @@ class LeftByJobsTest(TestCase):
     # Executors, pools and children of `multiprocessing`
 
     def test_executor(self):
-        for method, channel in ENGINES[:2] if SHORT else ENGINES:
+        for method, channel in ENGINES if ALL else ENGINES[:2]:
             with self.subTest(method=method, channel=channel):
                 self.ends(
                     open_executor, "INFO", "'open_executor' left executors open", start_method=method, channel=channel

@@ -12,21 +12,19 @@ import gc
 import itertools
 import os
 import signal
-import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
 import unittest
 import warnings
 from pathlib import Path
-from unittest import mock
 
 from conveyor import Pipe, Pipeline, Processor, StateError
 from conveyor._system.signals import interrupts_held
 from conveyor.engines.process.system.grace_period import GRACE_SECONDS
-from tests.helpers.support import ROOT, SHORT, TestCase, _everyone, nothing_left
+from tests.helpers.late import mock, subprocess, tempfile
+from tests.helpers.support import ALL, ROOT, TestCase, _everyone, nothing_left
 
 LIMIT_SECONDS = 5.0
 """What the end may take, on a busy machine; 0.1 s is usual, and 0.4 s where a worker has to be killed."""
@@ -210,7 +208,7 @@ BODIES = {
 }
 
 WAYS = [("fork", "pipe"), ("fork", "queue"), ("forkserver", "pipe"), ("spawn", "pipe")]
-if SHORT:
+if not ALL:
     WAYS = [WAYS[0], WAYS[-1]]
 
 
@@ -273,7 +271,7 @@ class ShutdownTest(TestCase):
             make(Processor(same), Processor(same)).run(itertools.count())
         """
         ways = itertools.product(("fork", "forkserver", "spawn"), ("pipe", "queue"))
-        for method, channel in WAYS if SHORT else ways:
+        for method, channel in ways if ALL else WAYS:
             # Where processes are forked they are there sooner.
             for moment in (0.0, 0.01, 0.03) if method == "fork" else (0.0, 0.05, 0.1, 0.2):
                 with self.subTest(method=method, channel=channel, moment=moment):
@@ -365,7 +363,7 @@ class ShutdownTest(TestCase):
             with make(Slow()):
                 raise KeyError
         """
-        for _ in range(2 if SHORT else 6):
+        for _ in range(6 if ALL else 2):
             script = Script(self, body)
             script.wait_for("busy")
             script.note().send(signal.SIGSTOP)
@@ -568,7 +566,7 @@ class ShutdownTest(TestCase):
             "next(make(Processor(same)).stream(itertools.count()))",
         ):
             with self.subTest(run=run):
-                script = Script(self, body.format(run=run, times=10 if SHORT else 20), start_method="fork")
+                script = Script(self, body.format(run=run, times=20 if ALL else 10), start_method="fork")
                 script.wait_for("good")
                 # One that comes while Python drops an object of its own is printed, and not raised.
                 assert script.end() == 0, script.stderr()

@@ -16,7 +16,7 @@ import unittest
 from pathlib import Path
 
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ReplicatingFork, WorkerDiedError
-from tests.helpers.support import SHORT, TestCase, _descendants, _everyone, slow
+from tests.helpers.support import ALL, TestCase, _descendants, _everyone, slow
 
 
 def same(item):
@@ -312,8 +312,8 @@ class Survival:
 class ForkPipeTest(Survival, TestCase):
     """Forked workers, over socket pairs."""
 
-    kills, items = (40, 10_000) if SHORT else (100, 20_000)
-    most_kills, most_items = (40, 10_000) if SHORT else (500, 100_000)
+    kills, items = (100, 20_000) if ALL else (40, 10_000)
+    most_kills, most_items = (500, 100_000) if ALL else (40, 10_000)
 
 
 @slow

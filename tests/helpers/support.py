@@ -6,8 +6,9 @@
   that forks is itself something Python 3.12 and later warn of, and would change what is tested.
 - `nothing_left()`: a context manager that fails when its block leaves a process, thread, descriptor or shared-memory
   entry behind.
-- `SHORT` and `slow`: a shorter suite, with `CONVEYOR_TEST_SHORT=1` in the environment; with `CONVEYOR_TEST_SECONDS=n`
-  what is `slow` is left out once the run has taken so long.
+- `ALL` and `slow`: the whole suite runs with `CONVEYOR_TEST_ALL=1` in the environment; without, what is `slow` is left
+  out, and other tests try fewer cases.  With `CONVEYOR_TEST_SECONDS=n` what is `slow` is left out once the run has taken
+  so long.
 """
 
 from __future__ import annotations
@@ -18,29 +19,25 @@ import contextlib
 import ctypes
 import faulthandler
 import gc
-import multiprocessing.forkserver
 import multiprocessing.process
-import multiprocessing.resource_tracker
 import os
 import signal
 import stat
 import sys
-import tempfile
 import threading
 import time
 import unittest
-import unittest.mock
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-from conveyor.engines.process.shm.arena import Arena
+from tests.helpers.late import mock, tempfile
 
 ROOT = Path(__file__).resolve().parents[2]
 
-SHORT = os.environ.get("CONVEYOR_TEST_SHORT", "0") not in ("", "0")
+ALL = os.environ.get("CONVEYOR_TEST_ALL", "0") not in ("", "0")
 
 # On a machine that is disturbed the whole suite may take several times as long as it should.
 _SECONDS = float(os.environ.get("CONVEYOR_TEST_SECONDS") or "inf")
@@ -48,9 +45,9 @@ _BEGUN = time.monotonic()
 
 
 def slow(what: Any) -> Any:
-    """Mark a class of tests, or a test, as one that is left out of a shorter suite."""
+    """Mark a class of tests, or a test, as one that only the whole suite has."""
     what.is_slow = True
-    return unittest.skipIf(SHORT, "CONVEYOR_TEST_SHORT is set")(what)
+    return unittest.skipUnless(ALL, "CONVEYOR_TEST_ALL is not set")(what)
 
 
 # The names of the semaphores of this process and of all that it starts, so that they can be told from others.  Private to
@@ -92,7 +89,9 @@ class TestCase(unittest.TestCase):
 
     def use_no_shared_memory(self) -> None:
         """Have this test's pipelines send what is heavy in messages, as where the system has nothing better."""
-        patch = unittest.mock.patch.object(Arena, "create", return_value=None)
+        from conveyor.engines.process.shm.arena import Arena
+
+        patch = mock.patch.object(Arena, "create", return_value=None)
         patch.start()
         self.addCleanup(patch.stop)
 
@@ -103,10 +102,19 @@ class TestCase(unittest.TestCase):
         return folder.name
 
     def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
-        """Run the test under this module's rules, whatever filters the runner has set."""
+        """Run the test under this module's rules, whatever filters the runner has set, and show at once how it failed."""
         method = getattr(self, self._testMethodName)
         if (hasattr(method, "is_slow") or hasattr(self, "is_slow")) and time.monotonic() - _BEGUN > _SECONDS:
             setattr(self, self._testMethodName, self._out_of_time)
+        told = [len(texts) for texts in _failures_of(result)]
+        outcome = self._run_by_the_rules(result)
+        for before, texts in zip(told, _failures_of(result), strict=True):
+            for _, text in texts[before:]:
+                # Runners tell of it at the end of all tests.
+                print(f"\n{'=' * 70}\n{self.id()}\n{text}", file=sys.stderr, flush=True)
+        return outcome
+
+    def _run_by_the_rules(self, result: unittest.TestResult | None) -> unittest.TestResult | None:
         hidden: list[str] = []
         # Registered before the test's own clean-ups, so it runs after all of them.
         self.addCleanup(self._check_hidden, hidden)
@@ -120,6 +128,10 @@ class TestCase(unittest.TestCase):
     def _check_hidden(self, hidden: list[str]) -> None:
         if hidden:
             self.fail("exceptions that nobody handled:\n" + "\n".join(hidden))
+
+
+def _failures_of(result: unittest.TestResult | None) -> list[list[Any]]:
+    return [] if result is None else [result.errors, result.failures]
 
 
 @contextlib.contextmanager
@@ -312,8 +324,8 @@ def _processes() -> dict[tuple[int, str], str]:
     everyone = _everyone()
     ours = _descendants(everyone) | _orphans(everyone)
     ours -= {
-        _helper(multiprocessing.resource_tracker, "_resource_tracker", "_pid"),
-        _helper(multiprocessing.forkserver, "_forkserver", "_forkserver_pid"),
+        _helper("multiprocessing.resource_tracker", "_resource_tracker", "_pid"),
+        _helper("multiprocessing.forkserver", "_forkserver", "_forkserver_pid"),
     }
     # The start time is part of the identity, as numbers are used again.
     return {
@@ -334,8 +346,8 @@ def _threads() -> dict[int, str]:
 
 def _descriptors() -> dict[tuple[int, str], str]:
     helpers = {
-        _helper(multiprocessing.resource_tracker, "_resource_tracker", "_fd"),
-        _helper(multiprocessing.forkserver, "_forkserver", "_forkserver_alive_fd"),
+        _helper("multiprocessing.resource_tracker", "_resource_tracker", "_fd"),
+        _helper("multiprocessing.forkserver", "_forkserver", "_forkserver_alive_fd"),
     }
     folder = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
     found: dict[tuple[int, str], str] = {}
@@ -372,12 +384,15 @@ def unlink_semaphores() -> None:
     """
     for name in _shared_memory() if os.getpid() == _OWNER else ():
         if name.startswith("sem."):
+            import multiprocessing.resource_tracker
+
             with contextlib.suppress(OSError):
                 _multiprocessing.sem_unlink(f"/{name[4:]}")
                 multiprocessing.resource_tracker.unregister(f"/{name[4:]}", "semaphore")
 
 
-def _helper(module: Any, singleton: str, field: str) -> int:
-    # Private names of the standard library; where they have changed there is nothing to except.
-    number = getattr(getattr(module, singleton, None), field, None)
+def _helper(module: str, singleton: str, field: str) -> int:
+    # Private names of the standard library; where they have changed there is nothing to except, nor where nobody has
+    # imported the module.
+    number = getattr(getattr(sys.modules.get(module), singleton, None), field, None)
     return number if isinstance(number, int) else -1

@@ -100,6 +100,8 @@ class TestRules(TestCase):
                 for part in output.strip().splitlines()[-1].removeprefix("FAILED (").rstrip(")").split(", ")
             )
             self.assertEqual(bad, 4, output)
+        with self.subTest("when it happens, and at the end"):
+            self.assertEqual(output.count("in the finalizer (in <function"), 2, output)
         for text in (
             "HungTest: test_misbehaving.Misbehaving.test_hangs is not done after 1 s",
             "in hang_in_the_parent",
@@ -119,17 +121,17 @@ class TestRules(TestCase):
             self.skipTest("nose is not installed")
         self.check("nose")
 
-    def test_what_is_slow_is_left_out_when_time_is_up(self) -> None:
+    def test_what_is_slow_is_of_the_whole_suite_alone_and_left_out_when_time_is_up(self) -> None:
         for settings, verdict in (
-            ({}, "OK"),
-            ({"CONVEYOR_TEST_SECONDS": "100"}, "OK"),
-            ({"CONVEYOR_TEST_SECONDS": "0"}, "OK (skipped=2)"),
-            ({"CONVEYOR_TEST_SHORT": "1"}, "OK (skipped=2)"),
+            ({}, "OK (skipped=2)"),
+            ({"CONVEYOR_TEST_ALL": "1"}, "OK"),
+            ({"CONVEYOR_TEST_ALL": "1", "CONVEYOR_TEST_SECONDS": "100"}, "OK"),
+            ({"CONVEYOR_TEST_ALL": "1", "CONVEYOR_TEST_SECONDS": "0"}, "OK (skipped=2)"),
         ):
             with self.subTest(settings=settings), tempfile.TemporaryDirectory() as folder:
                 Path(folder, "test_taking_time.py").write_text(textwrap.dedent(TAKING_TIME))
                 path = os.pathsep.join([str(ROOT), folder])
-                unset = {"CONVEYOR_TEST_SECONDS": "", "CONVEYOR_TEST_SHORT": ""}
+                unset = {"CONVEYOR_TEST_SECONDS": "", "CONVEYOR_TEST_ALL": ""}
                 finished = subprocess.run(
                     [sys.executable, "-m", "unittest", "test_taking_time"],
                     capture_output=True,

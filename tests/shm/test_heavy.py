@@ -19,14 +19,14 @@ import unittest
 import weakref
 import zlib
 from pathlib import Path
-from unittest import mock
 
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ReplicatingFork
 from conveyor.engines.process.shm import arena as arenas
 from conveyor.engines.process.shm.mapping import address_of
 from conveyor.engines.process.wire.codec import LEAST_BYTES, LEAST_STREAM_BYTES
 from tests.faults.test_survival import Survival, kill, same, slowly, workers_of_the_pipeline
-from tests.helpers.support import SHORT, TestCase, nothing_left, slow
+from tests.helpers.late import mock
+from tests.helpers.support import ALL, TestCase, nothing_left, slow
 
 HAS_ARENA = hasattr(os, "memfd_create")
 
@@ -306,7 +306,7 @@ class Basics:
             assert row == (touch_first(buffer(number)), item, touch_last(buffer(number)))
 
     def test_a_storm_of_kills(self):
-        count, kills = (100, 5) if SHORT or self.settings["start_method"] == "spawn" else (300, 15)
+        count, kills = (300, 15) if ALL and self.settings["start_method"] != "spawn" else (100, 5)
         chooser = random.Random(5)
         pipeline = self.make(
             Processor(same), Pipe(), Processor(touch_first, workers=2), Pipe(maxbytes=5_000_000), Processor(slowly)

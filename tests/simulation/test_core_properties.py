@@ -25,7 +25,7 @@ from conveyor.core.tuning import chunk_size
 from conveyor.graph.plan import Plan, StepNode
 from tests.helpers.pipelines import Choose, increment, pairs, random_input, random_pipeline, same, triple
 from tests.helpers.shell import MOST_WORKERS, FakeShell
-from tests.helpers.support import SHORT, TestCase
+from tests.helpers.support import ALL, TestCase
 from tests.helpers.variants import Manner, burst, eager, fair, indifferent, lazy, loosened, slimmed, tightened, work
 
 SHRINK = os.environ.get("CONVEYOR_TEST_SHRINK", "0") not in ("", "0")
@@ -40,7 +40,7 @@ def bounded(examples: int) -> settings:
     Making a failure smaller can take minutes, so it is done only where it is asked for.
     """
     return settings(
-        max_examples=examples // 4 if SHORT else examples,
+        max_examples=examples if ALL else examples // 4,
         deadline=None,
         derandomize=True,
         database=None,

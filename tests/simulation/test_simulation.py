@@ -11,7 +11,7 @@ from unittest import mock
 from conveyor.core import events
 from tests.helpers.simulated import SimulatedShell
 from tests.helpers.simulation import Scenario, Stage, main, shrunk, simulate
-from tests.helpers.support import SHORT, TestCase
+from tests.helpers.support import ALL, TestCase
 from tests.simulation.test_planted_bugs import BUGS, Failure, planted
 
 
@@ -22,7 +22,7 @@ class Simulation(TestCase):
 
     def test_seeds(self) -> None:
         said: list[str] = []
-        seeds = 5 if SHORT else 20
+        seeds = 20 if ALL else 5
         result = main(["--seeds", str(seeds), "--events", "3000", "--first-seed", "500"], said.append)
         assert result == 0 and len(said) == 1, "\n".join(said)
 

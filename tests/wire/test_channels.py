@@ -15,7 +15,6 @@ import socket
 import threading
 import time
 import unittest
-from unittest import mock
 
 from conveyor import Pipe, Pipeline, Processor
 from conveyor._system.signals import signals_blocked
@@ -23,6 +22,7 @@ from conveyor.engines.process.wire.channel import PIPE, QUEUE, channel
 from conveyor.engines.process.wire.endpoint import ConnectionLost, pack
 from conveyor.engines.process.wire.messages import NoticeGiven, Results
 from conveyor.engines.process.wire.pipe import BlockingPipe, NonblockingPipe
+from tests.helpers.late import mock
 from tests.helpers.support import TestCase, nothing_left, unlink_semaphores
 
 

@@ -16,9 +16,7 @@ import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
@@ -26,7 +24,6 @@ import unittest
 import warnings
 from collections import deque
 from pathlib import Path
-from unittest import mock
 
 from conveyor import Pipe, Pipeline, Processor, ProcessorError, WorkerDiedError
 from conveyor.engines.process.broker import log_relay
@@ -37,7 +34,8 @@ from conveyor.engines.process.wire.endpoint import ConnectionLost
 from conveyor.engines.process.wire.messages import LogsDropped, RecordLogged, WarningShown
 from conveyor.engines.process.worker.log_capture import Awaited, SharedEndpoint
 from conveyor.engines.process.worker.log_handler import forwarder
-from tests.helpers.support import ROOT, SHORT, TestCase, slow
+from tests.helpers.late import mock, subprocess, tempfile
+from tests.helpers.support import ALL, ROOT, TestCase, slow
 
 log = logging.getLogger("talk.jobs")
 
@@ -598,7 +596,7 @@ class PrintTest(TestCase):
                 except WorkerDiedError:
                     print("after")
         """
-        for method in ("fork",) if SHORT else ("fork", "forkserver", "spawn"):
+        for method in ("fork", "forkserver", "spawn") if ALL else ("fork",):
             for end, times in (("os._exit(1)", 2), ("os.kill(os.getpid(), signal.SIGKILL)", 3)):
                 with self.subTest(method=method, end=end):
                     lines = self.output(body.format(method=method, end=end))
@@ -637,7 +635,7 @@ class PrintTest(TestCase):
                 assert Pipeline(start_method={method!r}).add(Processor(job)).run([3]) == [3]
         """
         then = "import logging; logging.basicConfig(format='%(name)s: %(message)s')"
-        for method in ("fork",) if SHORT else ("fork", "forkserver", "spawn"):
+        for method in ("fork", "forkserver", "spawn") if ALL else ("fork",):
             with self.subTest(method=method):
                 lines = self.output(body.format(method=method, then=then))
                 assert lines == ["item 1", "item 2", "late: item 3"], lines

@@ -9,13 +9,13 @@ import importlib.util
 import os
 import random
 import signal
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 from conveyor import Join, Pipe, Pipeline, Processor, ReplicatingFork
 from conveyor.engines.process.worker.seeding import Seats, seed_of_pipeline
+from tests.helpers.late import subprocess
 from tests.helpers.support import ROOT, TestCase
 
 METHODS = ("fork", "spawn", "forkserver")

@@ -6,12 +6,12 @@ raises where the machinery could be taking values, and looks for its value and i
 
 from __future__ import annotations
 
-import tempfile
 import unittest
 from pathlib import Path
 
 from conveyor import Pipe, Pipeline, Processor, ProcessorError
 from conveyor.stages.outputs import Fused, StageError
+from tests.helpers.late import tempfile
 from tests.helpers.support import TestCase, nothing_left
 
 FIVE = StopIteration("no header in", 5)
