@@ -5,18 +5,18 @@ Law: each test is a script of its own.  A job of 200 KB is more than a pipe hold
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 import unittest
+from collections.abc import Iterable
 
-from tests.helpers.scripts import ScriptTestCase
-from tests.helpers.support import ROOT
+from tests.helpers.scripts import Script, ScriptTestCase
+from tests.helpers.support import ALL
 
-METHODS = ("spawn", "forkserver")
+METHODS = ("spawn", "forkserver") if ALL else ("spawn",)
 BIG = 200_000
 
 HEAD = """
@@ -37,42 +37,46 @@ class BigTest(ScriptTestCase):
 
     time_limit = 30.0
 
-    def ends_with(self, kind: str, body: str, *arguments: str, environment: str = "") -> None:
-        """The script ends with this error as its only one."""
-        code, output, errors = self.script(HEAD + textwrap.dedent(body), *arguments)
-        assert code == 1, (code, output, errors)
-        assert errors.rstrip().splitlines()[-1].startswith(f"conveyor.errors.{kind}: "), errors
+    def all_end_with(self, kind: str, bodies: Iterable[str], *arguments: str) -> None:
+        """Each of the scripts ends with this error as its only one."""
+        scripts = [Script(HEAD + textwrap.dedent(body), arguments) for body in bodies]
+        for script, outcome in zip(scripts, self.scripts(scripts), strict=True):
+            with self.subTest(script=script.body):
+                assert outcome.code == 1, outcome.told()
+                assert outcome.errors.rstrip().splitlines()[-1].startswith(f"conveyor.errors.{kind}: "), outcome.told()
 
     def test_they_arrive(self):
         body = """
         if __name__ == "__main__":
             for channel in ("pipe", "queue"):
-                pipeline = Pipeline(start_method=sys.argv[1], channel=channel, redact=partial(redact, bytes({big})))
-                print(pipeline.add(Processor(partial(job, bytes({big})), workers=2)).run([1, 2]))
+                for big in (10, {big}):
+                    pipeline = Pipeline(start_method=sys.argv[1], channel=channel, redact=partial(redact, bytes(big)))
+                    pipeline.add(Processor(partial(job, bytes(big)), workers=2))
+                    assert pipeline.run([1, 2]) == [1 + big, 2 + big]
+            print("good")
         """
-        for method in METHODS:
-            for big in (10, BIG):
-                with self.subTest(method=method, big=big):
-                    expected = str([1 + big, 2 + big])
-                    code, output, errors = self.script(HEAD + textwrap.dedent(body.format(big=big)), method)
-                    assert (code, output.splitlines(), errors) == (0, [expected, expected], ""), (output, errors)
+        self.all_print("good", [Script(HEAD + textwrap.dedent(body.format(big=BIG)), (method,)) for method in METHODS])
 
     def test_a_script_without_a_guard(self):
-        for method in METHODS:
-            for kind in ("job", "redact"):
-                settings = f", redact=partial(redact, bytes({BIG}))" if kind == "redact" else ""
-                job = f"partial(job, bytes({BIG}))" if kind == "job" else "abs"
-                with self.subTest(method=method, kind=kind):
-                    self.ends_with(
-                        "MissingMainGuardError",
-                        f"Pipeline(start_method={method!r}{settings}).add(Processor({job})).run([1])",
-                    )
+        big = f"bytes({BIG})"
+        self.all_end_with(
+            "MissingMainGuardError",
+            [
+                f"Pipeline(start_method={method!r}{settings}).add(Processor({job})).run([1])"
+                for method in METHODS
+                for settings, job in (
+                    ("", f"partial(job, {big})"),
+                    (f", redact=partial(redact, {big})", "abs"),
+                )
+            ],
+        )
 
     def test_a_long_command_line_for_a_script_without_a_guard(self):
-        for method in METHODS:
-            with self.subTest(method=method):
-                body = f"Pipeline(start_method={method!r}).add(Processor(abs)).run([1])"
-                self.ends_with("MissingMainGuardError", body, *(f"--{number}" + 80 * "x" for number in range(2_000)))
+        self.all_end_with(
+            "MissingMainGuardError",
+            [f"Pipeline(start_method={method!r}).add(Processor(abs)).run([1])" for method in METHODS],
+            *(f"--{number}" + 80 * "x" for number in range(2_000)),
+        )
 
     def test_a_script_that_does_not_let_itself_be_imported(self):
         body = """
@@ -81,10 +85,14 @@ class BigTest(ScriptTestCase):
         if __name__ == "__main__":
             Pipeline(start_method={method!r}).add(Processor(partial(job, bytes({big})))).run([1])
         """
-        for method in METHODS:
-            for end in ("sys.exit(3)", "os._exit(3)", "os.kill(os.getpid(), signal.SIGKILL)"):
-                with self.subTest(method=method, end=end):
-                    self.ends_with("ProcessError", body.format(method=method, end=end, big=BIG))
+        self.all_end_with(
+            "ProcessError",
+            [
+                body.format(method=method, end=end, big=BIG)
+                for method in METHODS
+                for end in ("sys.exit(3)", "os._exit(3)", "os.kill(os.getpid(), signal.SIGKILL)")
+            ],
+        )
 
     def test_a_worker_that_is_killed_while_it_starts(self):
         body = """
@@ -96,7 +104,7 @@ class BigTest(ScriptTestCase):
         if __name__ == "__main__":
             Pipeline(start_method="spawn").add(Processor(partial(job, bytes({big})))).run([1])
         """
-        self.ends_with("WorkerDiedError", body.format(big=BIG))
+        self.all_end_with("WorkerDiedError", [body.format(big=BIG)])
 
     def test_ctrl_c_while_the_script_is_imported(self):
         body = """
@@ -106,29 +114,27 @@ class BigTest(ScriptTestCase):
         if __name__ == "__main__":
             Pipeline(start_method={method!r}).add(Processor(partial(job, bytes({big})))).run([1])
         """
-        for method in METHODS:
-            with self.subTest(method=method):
-                path = os.path.join(self.folder, "script.py")
-                with open(path, "w") as file:
-                    file.write(HEAD + textwrap.dedent(body.format(method=method, big=5_000_000)))
-                script = subprocess.Popen(
-                    [sys.executable, path],
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    cwd=self.folder,
-                    env={**os.environ, "PYTHONPATH": str(ROOT)},
-                    start_new_session=True,
-                )
-                with script:
-                    assert script.stdout is not None and script.stdout.readline() == "imported\n"
-                    began = time.monotonic()
-                    script.send_signal(signal.SIGINT)
-                    _, errors = script.communicate(timeout=20)
-                assert script.returncode == -signal.SIGINT, (script.returncode, errors)
-                assert errors.rstrip().endswith("KeyboardInterrupt"), errors
-                # Three seconds are what a broker gets to end by itself.
-                assert time.monotonic() - began < 15
+        # Both are told at once, as three seconds are what a broker gets to end by itself.
+        scripts = [
+            self.start_script(
+                Script(HEAD + textwrap.dedent(body.format(method=method, big=5_000_000))), self.new_folder()
+            )
+            for method in METHODS
+        ]
+        with contextlib.ExitStack() as stack:
+            for script in scripts:
+                stack.enter_context(script)
+                stack.callback(script.kill)
+            for script in scripts:
+                assert script.stdout is not None and script.stdout.readline() == "imported\n"
+                script.send_signal(signal.SIGINT)
+            began = time.monotonic()
+            for script, method in zip(scripts, METHODS, strict=True):
+                with self.subTest(method=method):
+                    outcome = self.collect(script)
+                    assert outcome.code == -signal.SIGINT, outcome.told()
+                    assert outcome.errors.rstrip().endswith("KeyboardInterrupt"), outcome.told()
+                    assert time.monotonic() - began < 15
 
 
 class ImportTest(ScriptTestCase):
@@ -148,17 +154,20 @@ def items():
 RESULT = Pipeline(start_method=sys.argv[1] or None).add(Processor({job})).run({items})
 """
 
-    def module(self, job: str, items: str) -> None:
-        with open(os.path.join(self.folder, "runs_at_import.py"), "w") as file:
-            file.write(self.MODULE.format(job=job, items=items))
+    def importing(self, main: str, job: str, items: str, method: str) -> Script:
+        """A script beside such a module."""
+        return Script(main, (method,), {"runs_at_import.py": self.MODULE.format(job=job, items=items)})
 
     def test_its_items_are_pulled_without_a_thread(self):
-        main = 'if __name__ == "__main__":\n    import runs_at_import\n    print(sum(runs_at_import.RESULT))'
-        for items in ("[Item(number) for number in range(1000)]", "items()", "list(items())[:10]"):
-            for method in ("", "fork"):
-                with self.subTest(items=items, method=method):
-                    self.module("number_of", items)
-                    self.prints("45" if "10]" in items else "499500", main, method)
+        main = 'if __name__ == "__main__":\n    import runs_at_import\n    print(sum(runs_at_import.RESULT[:10]), len(runs_at_import.RESULT) in (10, 1000))'
+        self.all_print(
+            "45 True",
+            [
+                self.importing(main, "number_of", items, method)
+                for items in ("[Item(number) for number in range(1000)]", "items()", "list(items())[:10]")
+                for method in ("", "fork")
+            ],
+        )
 
     def test_a_worker_that_would_run_it_again_says_so(self):
         main = """
@@ -170,12 +179,9 @@ RESULT = Pipeline(start_method=sys.argv[1] or None).add(Processor({job})).run({i
             except Exception as error:
                 print(type(error).__name__, "'runs_at_import' runs a pipeline while it is imported" in str(error))
         """
-        for method in METHODS:
-            # The module is imported for the job, or for the items.
-            for job in ("number_of", "str"):
-                with self.subTest(method=method, job=job):
-                    self.module(job, "items()")
-                    self.prints("ProcessorError True", main, method)
+        # The module is imported for the job, or for the items.
+        jobs = [(job, method) for job in ("number_of", "str") for method in METHODS]
+        self.all_print("ProcessorError True", [self.importing(main, job, "items()", method) for job, method in jobs])
 
 
 if __name__ == "__main__":

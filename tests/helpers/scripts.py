@@ -1,58 +1,125 @@
 """Tests whose subject is a whole program: each is a script of its own, run by this Python.
 
-Law: what a script prints is compared as a whole, its errors included, and every warning in it is an error.
+Law: what a script prints is compared as a whole, its errors included, and every warning in it is an error.  Scripts of
+one test run side by side, each in a folder of its own.
 """
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import multiprocessing
 import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Generator, Iterable, Mapping
+from typing import NamedTuple
 
-from tests.helpers.support import ROOT, TestCase
+from tests.helpers.support import ALL, ROOT, TestCase
 
 METHODS = ("fork", "forkserver", "spawn")
+# More than there are cores: a script waits for the processes that it starts most of the time.
+SIDE_BY_SIDE = 4
+
+
+class Script(NamedTuple):
+    """A program, its arguments, and what other files are in its folder."""
+
+    body: str
+    arguments: tuple[str, ...] = ()
+    files: Mapping[str, str] = {}
+
+
+class Outcome(NamedTuple):
+    """How a script ended, and what it has said."""
+
+    code: int
+    output: str
+    errors: str
+
+    def told(self) -> str:
+        """All of it, for whoever reads of a failure."""
+        return f"exit code {self.code}\n{self.output}\n{self.errors}"
 
 
 class ScriptTestCase(TestCase):
-    """Runs scripts, in a folder of the test's own."""
+    """Runs scripts."""
 
     options: tuple[str, ...] = ("-W", "error")
+    # The start methods that the shorter suite tries.
+    few_methods: tuple[str, ...] = ("fork",)
 
     def setUp(self) -> None:
         super().setUp()
         self.folder = self.new_folder()
 
-    def script(self, body: str, *arguments: str) -> tuple[int, str, str]:
-        """Run a script in the folder; return its exit code, its output and its errors."""
-        path = os.path.join(self.folder, "script.py")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(textwrap.dedent(body))
-        done = subprocess.run(
-            [sys.executable, *self.options, path, *arguments],
-            capture_output=True,
+    def methods(self) -> tuple[str, ...]:
+        """The start methods of this system that are to be tried."""
+        there = multiprocessing.get_all_start_methods()
+        return tuple(method for method in (METHODS if ALL else self.few_methods) if method in there)
+
+    def start_script(self, script: Script, folder: str) -> subprocess.Popen[str]:
+        """Start a script in a folder."""
+        path = os.path.join(folder, "script.py")
+        for name, text in {**script.files, "script.py": script.body}.items():
+            with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+                file.write(textwrap.dedent(text))
+        return subprocess.Popen(
+            [sys.executable, *self.options, path, *script.arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=self.time_limit,
-            check=False,
-            cwd=self.folder,
+            cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             # A signal to the script's group is none to that of the test.
             start_new_session=True,
         )
-        return done.returncode, done.stdout.strip(), done.stderr
+
+    def script(self, body: str, *arguments: str) -> Outcome:
+        """Run a script in the test's folder; return its exit code, its output and its errors."""
+        return self.collect(self.start_script(Script(body, arguments), self.folder))
+
+    def scripts(self, scripts: Iterable[Script]) -> Generator[Outcome, None, None]:
+        """Run scripts side by side, each in a new folder; yield how each ended, in order."""
+        running: collections.deque[subprocess.Popen[str]] = collections.deque()
+        left = iter(scripts)
+        try:
+            while True:
+                while len(running) < SIDE_BY_SIDE and (script := next(left, None)) is not None:
+                    running.append(self.start_script(script, self.new_folder()))
+                if not running:
+                    return
+                yield self.collect(running.popleft())
+        finally:
+            for process in running:
+                process.kill()
+                process.communicate()
+
+    def collect(self, process: subprocess.Popen[str]) -> Outcome:
+        """Wait for the end of a script."""
+        try:
+            output, errors = process.communicate(timeout=self.time_limit)
+        except BaseException:
+            process.kill()
+            process.communicate()
+            raise
+        return Outcome(process.returncode, output.strip(), errors)
 
     def prints(self, expected: str, body: str, *arguments: str) -> None:
         """Fail unless the script prints this, and no errors."""
-        code, output, errors = self.script(body, *arguments)
-        assert (code, output, errors) == (0, expected, ""), f"exit code {code}\n{output}\n{errors}"
+        outcome = self.script(body, *arguments)
+        assert outcome == (0, expected, ""), outcome.told()
+
+    def all_print(self, expected: str, scripts: Iterable[Script]) -> None:
+        """Likewise for each of several scripts."""
+        scripts = list(scripts)
+        with contextlib.closing(self.scripts(scripts)) as outcomes:
+            for script, outcome in zip(scripts, outcomes, strict=True):
+                with self.subTest(script=script):
+                    assert outcome == (0, expected, ""), f"{outcome.told()}\n{script.arguments}\n{script.body}"
 
     def prints_by_every_method(self, expected: str, body: str, *arguments: str) -> None:
-        """Likewise, with each start method of this system as the script's first argument."""
-        import multiprocessing
-
-        for method in METHODS:
-            if method in multiprocessing.get_all_start_methods():
-                with self.subTest(method=method):
-                    self.folder = self.new_folder()
-                    self.prints(expected, body, method, *arguments)
+        """Likewise for a script with each start method that is to be tried as its first argument."""
+        self.all_print(expected, [Script(body, (method, *arguments)) for method in self.methods()])

@@ -13,7 +13,8 @@ import warnings
 
 from conveyor import Pipeline, Processor, StartMethodWarning
 from conveyor.engines.process.system.foreign_threads import ForeignThreads, pools_of
-from tests.helpers.scripts import ScriptTestCase
+from tests.helpers.scripts import Script, ScriptTestCase
+from tests.helpers.support import ALL
 
 WITHOUT_CLOUDPICKLE = "import sys; sys.modules['cloudpickle'] = None\n"
 
@@ -50,8 +51,10 @@ def how(pipeline):
 class ForeignThreadsTest(ScriptTestCase):
     """Scripts with threads beside a pipeline that names no start method."""
 
-    def good(self, expected: str, body: str, cloudpickle: bool = False) -> None:
-        self.prints(expected, ("" if cloudpickle else WITHOUT_CLOUDPICKLE) + HEAD + body)
+    def good(self, expected: str, *bodies: str, cloudpickle: bool = False) -> None:
+        """Each of the scripts prints this."""
+        head = ("" if cloudpickle else WITHOUT_CLOUDPICKLE) + HEAD
+        self.all_print(expected, [Script(head + body) for body in bodies])
 
     def test_beside_a_thread_that_is_not_known_a_fresh_interpreter_forks_the_workers(self):
         body = """
@@ -65,16 +68,13 @@ if __name__ == "__main__":
     print("HERE" in linecache.getline(__file__, line), {words!r} in text, "forkserver" in text)
     print({words!r} in pipeline.stats().start_reason)
 """
-        for threads, words in [
+        cases = [
             ("bystander()", "'bystander'"),
             ("bystander('worker-1'); bystander('worker-2')", "'worker-1', 'worker-2'"),
             ("native_thread()", "1 native thread of a compiled library"),
-        ]:
-            with self.subTest(threads=threads):
-                self.good(
-                    "['1', '2'] forkserver\n['3'] [4]\nTrue True True\nTrue",
-                    body.format(threads=threads, words=words),
-                )
+        ]
+        expected = "['1', '2'] forkserver\n['3'] [4]\nTrue True True\nTrue"
+        self.good(expected, *(body.format(threads=threads, words=words) for threads, words in cases))
 
     def test_where_the_job_cannot_go_there_it_is_a_fork_with_a_warning(self):
         body = """
@@ -88,15 +88,16 @@ def main():
 {guard}
 """
         guarded = 'if __name__ == "__main__":\n    main()'
-        for threads, job, guard, words in [
+        cases = [
             ("bystander()", "lambda item: item * SCALE", guarded, "'lambda'"),
             ("native_thread()", "lambda item: item * SCALE", guarded, "native thread"),
             # Without a guard, a fresh interpreter would run the whole script.
             ("bystander()", "job", "main()", "guard"),
-        ]:
-            with self.subTest(threads=threads, job=job, guard=guard):
-                expected = "[10, 20] fork\n1 True True"
-                self.good(expected, body.format(threads=threads, job=job, guard=guard, words=words))
+        ]
+        self.good(
+            "[10, 20] fork\n1 True True",
+            *(body.format(threads=threads, job=job, guard=guard, words=words) for threads, job, guard, words in cases),
+        )
 
     def test_with_cloudpickle_the_script_travels_by_value(self):
         if importlib.util.find_spec("cloudpickle") is None:
@@ -120,10 +121,9 @@ def main():
     print([(type(result) is Item, result.number) for result in results], how(pipeline), len(told))
 {guard}
 """
-        for guard in ("main()", 'if __name__ == "__main__":\n    main()'):
-            with self.subTest(guard=guard):
-                expected = "[(True, 110), (True, 230)] forkserver 1"
-                self.good(expected, body.format(guard=guard), cloudpickle=True)
+        guards = ("main()", 'if __name__ == "__main__":\n    main()')
+        expected = "[(True, 110), (True, 230)] forkserver 1"
+        self.good(expected, *(body.format(guard=guard) for guard in guards), cloudpickle=True)
 
     def test_threads_that_are_known_change_nothing(self):
         body = """
@@ -142,7 +142,7 @@ def main():
 
 {main}
 """
-        for threads, main in [
+        cases = [
             ("Monitor(daemon=True).start()", "main()"),
             ("executor = ThreadPoolExecutor(2); executor.submit(len, 'ab').result()", "main()"),
             ("queue = multiprocessing.Queue(); queue.put(1); queue.get()", "main()"),
@@ -153,9 +153,8 @@ def main():
             ("pass", "thread = threading.Thread(target=main); thread.start(); thread.join()"),
             ("pass", "ThreadPoolExecutor(1).submit(main).result()"),
             ("pass", "import asyncio; asyncio.run(asyncio.to_thread(main))"),
-        ]:
-            with self.subTest(threads=threads, main=main):
-                self.good("[2, 3] fork []", body.format(threads=threads, main=main))
+        ]
+        self.good("[2, 3] fork []", *(body.format(threads=threads, main=main) for threads, main in cases))
 
     def test_a_thread_of_a_pool_counts_while_it_is_at_work(self):
         body = """
@@ -192,9 +191,7 @@ if __name__ == "__main__":
     pipeline = Pipeline(start_method="forkserver").add(Processor(job, workers=2)).add(Pipe()).add(Processor(job))
     print(pipeline.run([1, 2]), "spawned the workers" in pipeline.stats().start_reason)
 """
-        for threads in ("bystander()", "native_thread()"):
-            with self.subTest(threads=threads):
-                self.good("[1, 2] True", body.format(threads=threads))
+        self.good("[1, 2] True", *(body.format(threads=threads) for threads in ("bystander()", "native_thread()")))
         self.good("[1, 2] False", body.format(threads="pass"))
 
     def test_threads_that_a_library_has_for_arrays_are_harmless(self):
@@ -217,22 +214,26 @@ print(pipeline.run([1, 2]), how(pipeline), told)
                 "library.HistGradientBoostingRegressor(max_iter=2).fit([[n] for n in range(50)], range(50)).n_iter_"
             ),
         }
+        bodies = []
         for name, call in calls.items():
             if importlib.util.find_spec(name.partition(".")[0]) is None:
                 continue
-            for method in (None, "forkserver", "spawn"):
-                body = f"""
+            body = f"""
 warnings.simplefilter("ignore", DeprecationWarning)
 import {name} as library
 def call(item):
     return {call} + item
 if __name__ == "__main__":
     call(0)
-    pipeline = Pipeline(start_method={method!r}).add(Processor(call))
-    print(pipeline.run([0, 1, 2]), how(pipeline), len(told))
+    for method in {(None, "forkserver", "spawn") if ALL else (None,)}:
+        before = len(told)
+        pipeline = Pipeline(start_method=method).add(Processor(call))
+        results = pipeline.run([0, 1, 2])
+        assert (results, how(pipeline), len(told) - before) == ([2, 3, 4], method or "forkserver", not method)
+    print("good")
 """
-                with self.subTest(library=name, method=method):
-                    self.good(f"[2, 3, 4] {method or 'forkserver'} {1 - bool(method)}", body, cloudpickle=True)
+            bodies.append(body)
+        self.good("good", *bodies, cloudpickle=True)
 
 
 class DoubtTest(ScriptTestCase):

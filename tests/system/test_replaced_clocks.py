@@ -7,19 +7,31 @@ process; what it waits for would never come by the replaced clock.
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import unittest
 
 from conveyor._system.clock import time
-from tests.helpers.scripts import ScriptTestCase
+from tests.helpers.scripts import Script, ScriptTestCase
 
 MOCKED = """
 import time
-from unittest import mock
+class Replaced:
+    # What `unittest.mock.patch.multiple` does to the module; to import that takes longer than the whole script.
+    def start(self):
+        self.before = {name: getattr(time, name) for name in replaced}
+        vars(time).update(replaced)
+    def stop(self):
+        vars(time).update(self.before)
+    def __enter__(self):
+        self.start()
+    def __exit__(self, *_):
+        self.stop()
 def refused(seconds):
     raise AssertionError("time.sleep")
 clocks = ("monotonic", "perf_counter", "process_time", "time")
 replaced = {name: lambda: 1e9 for name in clocks} | {f"{name}_ns": lambda: 10**18 for name in clocks}
-stopped = mock.patch.multiple(time, sleep=refused, **replaced)
+replaced["sleep"] = refused
+stopped = Replaced()
 """
 
 FROZEN = """
@@ -55,8 +67,10 @@ def work(method, channel):
         print(result, pipeline.run([3]))
 """
 
+# In the caller alone: other processes import nothing of it.
 MAIN = """
 if __name__ == "__main__":
+    STOP
     with stopped:
         work(*sys.argv[1:])
 """
@@ -70,8 +84,12 @@ class Clocks:
     stop = ""
     time_limit = 45.0
 
+    def script_of_the_caller(self):
+        main = MAIN.replace("STOP", self.stop.replace("\n", "\n    "))
+        return f"from conveyor import Pipe, Pipeline, Processor\n{WORK}{main}"
+
     def test_after_the_import(self):
-        body = f"{self.stop}\nfrom conveyor import Pipe, Pipeline, Processor\n{WORK}{MAIN}"
+        body = self.script_of_the_caller()
         self.prints_by_every_method(RESULTS, body, "pipe")
 
     def test_before_the_import_and_in_every_process(self):
@@ -82,19 +100,18 @@ class Clocks:
         self.prints_by_every_method(RESULTS, body, "pipe")
 
     def test_inline(self):
-        body = f"{self.stop}\nfrom conveyor import Pipe, Pipeline, Processor\n{WORK}{MAIN}"
+        body = self.script_of_the_caller()
         self.prints("[1, 2] ['0', '1', '2', '3'] 0 [3]", body, "inline", "pipe")
 
 
 class MockedClocksTest(Clocks, ScriptTestCase):
-    """By `unittest.mock`."""
+    """By hand, as `unittest.mock` does it."""
 
     stop = MOCKED
 
     def test_queues(self):
         """`multiprocessing` asks the replaced clock; what stands still is never too late."""
-        body = f"{self.stop}\nfrom conveyor import Pipe, Pipeline, Processor\n{WORK}{MAIN}"
-        self.prints_by_every_method(RESULTS, body, "queue")
+        self.prints_by_every_method(RESULTS, self.script_of_the_caller(), "queue")
 
     def test_the_functions_are_its_own(self) -> None:
         import time as shared
@@ -109,9 +126,10 @@ class FrozenClocksTest(Clocks, ScriptTestCase):
 
     stop = FROZEN
 
-    def script(self, body: str, *arguments: str) -> tuple[int, str, str]:
+    def start_script(self, script: Script, folder: str) -> subprocess.Popen[str]:
         # It brings libraries along that warn of their own use of old functions.
-        return super().script(f"import warnings; warnings.simplefilter('ignore')\n{body}", *arguments)
+        body = f"import warnings; warnings.simplefilter('ignore')\n{script.body}"
+        return super().start_script(script._replace(body=body), folder)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ pipeline = Pipeline(start_method=METHOD)
 class ByValueTest(ScriptTestCase):
     """Scripts without a guard."""
 
+    few_methods = ("spawn",)
+
     def same(self, expected: str, body: str) -> None:
         body = BODY.replace("METHOD", "sys.argv[1]") + textwrap.dedent(body)
         self.prints_by_every_method(expected, body)
@@ -149,19 +151,22 @@ class ByValueTest(ScriptTestCase):
         body = (
             BODY.replace("METHOD", "sys.argv[-1]") + "print(pipeline.add(Processor(lambda n: n * SCALE)).run([1, 2]))\n"
         )
-        for method in ("fork", "forkserver", "spawn"):
-            for how in (["-c", body], ["-"]):
-                with self.subTest(method=method, how=how[0]):
-                    done = subprocess.run(
-                        [sys.executable, "-W", "error", *how, method],
-                        input=body,
-                        capture_output=True,
-                        text=True,
-                        timeout=60,
-                        cwd=ROOT,
-                        check=False,
-                    )
-                    assert (done.stdout, done.stderr) == ("[10, 20]\n", ""), done
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-W", "error", *how, method],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+            )
+            for method in self.methods()
+            for how in (["-c", body], ["-"])
+        ]
+        for process in started:
+            with self.subTest(arguments=process.args), process:
+                done = process.communicate(body, timeout=60)
+                assert done == ("[10, 20]\n", ""), done
 
 
 if __name__ == "__main__":
