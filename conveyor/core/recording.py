@@ -77,15 +77,15 @@ class Recorder:
             return OPAQUE
         if field in ("blob", "blobs", "pieces", "lanes"):
             return self._sources(field, value)
-        fields = getattr(type(value), "_value_fields", None)
-        if fields is not None:
+        if field == "given_up":
+            return [(*each[:3], OPAQUE) for each in value]
+        if _CLASSES.get(type(value).__name__) is type(value):
+            fields = _CLASSES[type(value).__name__]._value_fields  # type: ignore[attr-defined]
             return {KIND: type(value).__name__, **{name: self._encoded(getattr(value, name), name) for name in fields}}
         if isinstance(value, str):
             return value
         if isinstance(value, list):
             return {LIST: [self._encoded(each) for each in value]}
-        if field == "given_up":
-            return [(*each[:3], OPAQUE) for each in value]
         if isinstance(value, tuple):
             return [self._encoded(each) for each in value]
         return OPAQUE

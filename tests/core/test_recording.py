@@ -9,7 +9,7 @@ import random
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 from conveyor import Pipeline, Processor
@@ -71,6 +71,22 @@ class ReplayTest(TestCase):
                 assert replay.run() is None
                 assert (replay.events, replay.cut, replay.version) == (len(lines) - 1, False, "1.2.3")
                 assert replay.commands
+
+    def test_what_a_job_says_of_an_item_is_not_in_it(self) -> None:
+        class Failure(NamedTuple):
+            text: str
+
+        lines: list[bytes] = []
+        plan = Pipeline(engine="inline").add(Processor(abs, on_error="skip"))._description.plan(cores=1, ordered=True)
+        with recording(lines):
+            machine = Machine(plan)
+            machine.handle(events.RunStarted(), 0.0)
+            machine.handle(events.SourceItems("blob", 1, 1), 1.0)
+            given_up = [(0, 1, 2.0, Failure("secret"))]
+            machine.handle(events.Replied(0, 0, 1, None, (), 0, True, False, 1e-5, given_up=given_up), 2.0)
+        assert any(command["is"] == "GaveUp" for command in json.loads(lines[-1])["wanted"])
+        assert b"secret" not in b"".join(lines)
+        assert Replay(lines).run() is None
 
     def test_a_difference_is_found_at_its_event(self) -> None:
         lines = recorded(1)

@@ -28,7 +28,7 @@ from conveyor import (
     WorkerDiedError,
 )
 from conveyor.core.commands import SendLease
-from conveyor.engines.process.broker.worker_pool import WorkerProcess
+from conveyor.engines.process.broker.ports import WorkerPort
 from conveyor.engines.process.wire import progress
 from conveyor.engines.process.wire.codec import Blob
 from conveyor.stages.failure_policy import policy_of
@@ -614,7 +614,7 @@ class Deaths(Base):
             assert pipeline.failures == ()
 
     def test_those_that_are_unpickled_together_are_those_of_the_same_blobs(self):
-        each = WorkerProcess(0, mock.Mock(), mock.Mock(), None, 0.0)
+        each = WorkerPort(0, mock.Mock(), mock.Mock(), None, 0.0)
         each.peer = mock.Mock()
         blob, other = Blob(b"blob", 8), Blob(b"other", 5)
         each.lease(SendLease(0, 0, ((blob, 2, 4),), 2, 2))

@@ -14,7 +14,7 @@ from unittest import mock
 
 from conveyor import Pipe, Pipeline, ProcessError, Processor, ProcessorError, SourceError
 from conveyor._lean.dataclasses import NamedTuple
-from conveyor.engines.process.broker.worker_pool import Connection
+from conveyor.engines.process.broker.ports import Connection
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.pipe import BlockingPipe
 from tests.helpers.support import TestCase

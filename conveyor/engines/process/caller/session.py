@@ -26,6 +26,7 @@ from conveyor.core.tuning.chunk_size import first_pull
 from conveyor.engines.failures import death, failed_item, overdue, processor_error, too_many_failures
 from conveyor.engines.process.broker import broker
 from conveyor.engines.process.caller.fork_gate import gate
+from conveyor.engines.process.caller.observing import new_recording, story_wanted
 from conveyor.engines.process.caller.run import CLOSED, LETTING_GO_SECONDS, Run
 from conveyor.engines.process.caller.start_method import check_importing, is_news, start_for
 from conveyor.engines.process.shm.arena import KEPT_BYTES, Arena
@@ -172,6 +173,8 @@ class Session:
             os.getpid(),
             self._start_as.import_main,
             self._start_as.threads.native,
+            story_wanted(),
+            new_recording(),
         )
         self._fars: tuple[BlockingEndpoint, ...] = ()
         self.arena: Arena | None = None

@@ -78,7 +78,8 @@ class BrokerConfig(NamedTuple):
 
     `assignments` has one for each step, by the index of its node; `caller` is the process that gives the orders.
     `import_main`: workers that are fresh interpreters import the script.  `pools`: the pools of native threads that the
-    caller had when this process was forked from it, in words.
+    caller had when this process was forked from it, in words.  `tells_story`: the debug log tells what happens.
+    `record_to`: the file that events and commands are appended to.
     """
 
     plan: Plan
@@ -88,6 +89,8 @@ class BrokerConfig(NamedTuple):
     caller: int
     import_main: bool = True
     pools: tuple[str, ...] = ()
+    tells_story: bool = False
+    record_to: str | None = None
 
 
 def parted(orders: BrokerConfig) -> tuple[BrokerConfig, list[Any]]:

@@ -1,0 +1,207 @@
+"""What arrives at the broker: each message becomes an event for the core, or a deed.
+
+Law: one method for each sender.  A message that its receiver has no use for is an error of Conveyor's, and ends the
+run.
+"""
+
+from __future__ import annotations
+
+import signal
+
+from conveyor._lean.typing import TYPE_CHECKING, Any
+from conveyor._system.clock import time
+from conveyor.core import commands, events
+from conveyor.engines.process.system.descendants import Orphans
+from conveyor.engines.process.system.grace_period import EXIT_SECONDS, GRACE_SECONDS
+from conveyor.engines.process.system.spawning import UNGUARDED
+from conveyor.engines.process.wire import messages
+from conveyor.engines.process.wire.codec import Blob
+
+if TYPE_CHECKING:
+    from conveyor.engines.process.broker.ports import WorkerPort
+    from conveyor.engines.process.broker.shell import ProcessShell
+
+# The exit codes of workers that may have been ended from outside.
+FROM_OUTSIDE = {-getattr(signal, name) for name in ("SIGKILL", "SIGTERM") if hasattr(signal, name)}
+
+
+class Dispatch:
+    """Takes in messages and deaths; `shell` is set once it exists."""
+
+    def __init__(self) -> None:
+        self.shell: ProcessShell
+        # What dead workers have left running.
+        self.orphans = Orphans()
+        # The CPU seconds that the caller's process has used, as it said last.
+        self.caller_seconds = 0.0
+        self.opened = False
+        # Whether a call has ended in the first run.
+        self.progressed = False
+        self._cancelled = False
+        # A run that the caller cancelled before its start arrived: those are two channels.
+        self._cancelled_early = 0
+
+    # The caller
+
+    def from_questions(self, message: messages.Message, blobs: list[Any]) -> None:
+        """Take in what the caller asks."""
+        match message:
+            case messages.StatsRequest():
+                self.shell.caller.questions.send(messages.StatsReply(message.number, self.shell.stats()))
+            case _:
+                raise messages.unexpected(message, "The broker, over the caller's channel of questions,")
+
+    def from_source(self, message: messages.Message, blobs: list[Any]) -> None:
+        """Take in what the caller's source gives.  What belongs to a run that is over goes."""
+        shell = self.shell
+        match message:
+            case messages.SourceItems():
+                if message.run == shell.run:
+                    self.caller_seconds = message.cpu_seconds
+                    blob = Blob(blobs[0], message.items)
+                    shell.handle(events.SourceItems(blob, message.items, len(blob)))
+            case messages.StartRun():
+                self._start_run(message.run)
+            case messages.ReturnCredit():
+                if message.run == shell.run:
+                    shell.handle(events.CreditReturned(message.items))
+            case messages.SourceEnded():
+                if message.run == shell.run:
+                    shell.handle(events.SourceEnded())
+            case messages.SourceFailed():
+                if message.run == shell.run and not self._cancelled:
+                    # The caller knows what happened, and only has to be woken.
+                    shell.fail_with(messages.FailedBySource(message.run))
+            case _:
+                raise messages.unexpected(message, "The broker, from the caller's source,")
+
+    def from_consumer(self, message: messages.Message, blobs: list[Any]) -> None:
+        """Take in what the caller says about results, and about the pipeline as a whole."""
+        shell = self.shell
+        match message:
+            case messages.Consumed():
+                if message.run == shell.run:
+                    self.caller_seconds = max(message.cpu_seconds, self.caller_seconds)
+                    shell.handle(events.Consumed(message.items))
+            case messages.SlotsReleased():
+                shell.pool.refcounts.gone(None, message.slots)
+            case messages.CancelRun():
+                # Another thread of the caller may wait for results.
+                shell.caller.results.send(messages.RunCancelled(message.run))
+                if message.run == shell.run:
+                    self._cancel()
+                else:
+                    self._cancelled_early = message.run
+            case messages.Close():
+                shell.pool.close_workers(None)
+            case messages.Abort():
+                # The source lets go of what it holds while workers end.
+                shell.stop_source()
+                if not message.listening:
+                    shell.caller.results.close()
+                shell.pool.close_workers(GRACE_SECONDS)
+            case _:
+                raise messages.unexpected(message, "The broker, from the caller,")
+
+    def _start_run(self, run: int) -> None:
+        self.shell.run = run
+        self.shell.trim_at = None
+        self.shell.handle(events.RunStarted())
+        if self._cancelled:
+            self._cancelled = False
+            for worker in self.shell.pool.workers.values():
+                worker.peer.send(messages.Resume())
+        if self._cancelled_early == run:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        self._cancelled = True
+        # The source may wait for room, and what it holds is to be given back now.
+        self.shell.stop_source()
+        self.shell.handle(events.Cancelled())
+
+    # The workers
+
+    def from_worker(self, worker: WorkerPort, message: messages.Message, blobs: list[Any]) -> None:
+        """Take in what a worker says."""
+        shell = self.shell
+        match message:
+            case messages.Reply():
+                self._take_reply(worker, message, blobs)
+            case messages.RecordLogged() | messages.WarningShown() | messages.NoticeGiven():
+                shell.caller.logs.pass_on(message, blobs)
+            case messages.SlotsReleased():
+                shell.pool.refcounts.gone(worker.number, message.slots)
+            case messages.Ready():
+                self._take_ready(worker)
+            case messages.CallFailed():
+                shell.handle(events.Raised(worker.number, message.lease, message.calls, message.failure))
+            case messages.WorkerFailed():
+                failure = message.failure
+                if (failure.phase, failure.kind) == ("wait", "MemoryError"):
+                    # What it was being sent did not fit: that is what it has.
+                    shell.handle(events.Raised(worker.number, None, None, failure))
+                shell.fail_with(messages.FailedByJob(worker.assignment.name, failure, first=None, last=None))
+            case messages.Closed():
+                worker.closed = True
+                if shell.pool.closing and shell.pool.all_closed:
+                    # They end by themselves before that, unless something keeps them from it.
+                    shell.pool.close_workers(EXIT_SECONDS + GRACE_SECONDS * 2)
+            case _:
+                raise messages.unexpected(message, "The broker, from a worker,")
+
+    def _take_reply(self, worker: WorkerPort, reply: messages.Reply, blobs: list[Any]) -> None:
+        outputs = tuple([(Blob(blob, items), items) for blob, items in zip(blobs, reply.blob_items, strict=True)])
+        if reply.calls:
+            self.progressed = True
+        self.shell.handle(
+            events.Replied(
+                worker.number,
+                reply.lease,
+                reply.calls,
+                reply.group_sizes,
+                outputs,
+                sum(map(len, blobs)),
+                reply.final,
+                reply.starving,
+                reply.seconds,
+                reply.cpu_seconds,
+                reply.waited_seconds,
+                reply.partial,
+                reply.given_up,
+            )
+        )
+        if reply.released:
+            # Not before what is passed on of it was taken in.
+            self.shell.pool.refcounts.gone(worker.number, reply.released)
+
+    def _take_ready(self, worker: WorkerPort) -> None:
+        shell = self.shell
+        worker.ready = True
+        shell.handle(events.WorkerReady(worker.number, time.monotonic() - worker.started))
+        if not self.opened and all(every.ready for every in shell.pool.workers.values()):
+            self.opened = True
+            shell.caller.results.send(messages.Opened(str(shell.pool.threads)))
+
+    def worker_died(self, worker: WorkerPort) -> None:
+        """Take in that the process of a worker has ended."""
+        shell, pool = self.shell, self.shell.pool
+        started, unpickling = pool.bury(worker)
+        self.orphans.left_by(worker.child.pid, worker.assignment.name)
+        if pool.arena is not None and pool.refcounts.ever and not pool.closing:
+            pool.arena.reclaim(worker.number, pool.refcounts.used())
+        if worker.leaving:
+            del pool.workers[worker.number]
+            return
+        if worker.closed or pool.closing:
+            return
+        exitcode = worker.child.exitcode
+        if exitcode == UNGUARDED:
+            # The next one would import the same script.
+            name, loss = worker.assignment.name, commands.Loss.SETUP
+            shell.fail_with(messages.FailedByDeath(name, "setup", exitcode, first=None, last=None, loss=loss))
+            return
+        killed = exitcode in FROM_OUTSIDE
+        shell.handle(events.WorkerLost(worker.number, exitcode, started, worker.ready, killed, unpickling))
+        if not shell.failed:
+            del pool.workers[worker.number]

@@ -1,0 +1,51 @@
+"""Who observes the core of a broker: the debug log and the recorder, where the user asked for them.
+
+Law: an observer changes nothing.  One that cannot write any more stops, and the run goes on.
+"""
+
+from __future__ import annotations
+
+from conveyor._lean.typing import TYPE_CHECKING
+from conveyor.engines.process.wire.messages import NoticeGiven
+
+if TYPE_CHECKING:
+    from conveyor.core.shell import Observer
+    from conveyor.engines.process.broker.log_relay import LogRelay
+    from conveyor.engines.process.wire.configs import BrokerConfig
+
+RECORD_VARIABLE = "CONVEYOR_RECORD"
+"""The environment variable that names the file for `python -m conveyor replay`."""
+
+
+def observers_of(config: BrokerConfig, opened: float, logs: LogRelay) -> list[Observer]:
+    """Return the observers that the configuration asks for."""
+    observers: list[Observer] = []
+    if config.tells_story:
+        from conveyor.core.story import Story
+
+        observers.append(Story(config.plan, opened, lambda text: logs.pass_on(NoticeGiven("DEBUG", text), [])))
+    if config.record_to is not None:
+        from conveyor import __version__
+        from conveyor.core.recording import Recorder
+
+        observers.append(Recorder(config.plan, opened, __version__, _Appender(config.record_to, logs)))
+    return observers
+
+
+class _Appender:
+    """Appends to a file, unbuffered, so that what the core decided last is there when the broker is killed."""
+
+    def __init__(self, path: str, logs: LogRelay) -> None:
+        self._path = path
+        self._logs = logs
+        self._works = True
+        # Not open for long: a forked worker would inherit it.
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+
+    def __call__(self, line: bytes) -> None:
+        if self._works:
+            try:
+                self._file.write(line)
+            except OSError as error:
+                self._works = False
+                self._logs.pass_on(NoticeGiven("WARNING", f"The recording {self._path} ends here: {error}."), [])

@@ -1,0 +1,203 @@
+"""Ports: what leaves and enters the broker.
+
+Law: a port knows its other side and nothing of the core.  `CallerPort` has the three channels to the caller,
+`WorkerPort` the channel, the process and the progress of one worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from conveyor._lean.typing import TYPE_CHECKING, Any
+from conveyor._system.clock import time
+from conveyor.engines.process.broker.log_relay import LogRelay
+from conveyor.engines.process.broker.slot_refcounts import SlotRefcounts
+from conveyor.engines.process.system.child import Child
+from conveyor.engines.process.system.grace_period import PauseDetector
+from conveyor.engines.process.system.selector import Waiter
+from conveyor.engines.process.wire import messages
+from conveyor.engines.process.wire.codec import Blob, spec_of
+from conveyor.engines.process.wire.configs import WorkerConfig
+from conveyor.engines.process.wire.endpoint import NonblockingEndpoint
+from conveyor.engines.process.wire.progress import ProgressSlot
+
+if TYPE_CHECKING:
+    from conveyor.core import commands
+
+Receive = Callable[[messages.Message, list[Any]], None]
+
+
+class Connection:
+    """The other side of a channel, as the broker keeps it."""
+
+    def __init__(
+        self,
+        end: NonblockingEndpoint,
+        waiter: Waiter,
+        receive: Receive,
+        gone: Callable[[], None],
+        sent: Callable[[Iterable[Any]], None],
+    ) -> None:
+        self._end = end
+        self._sent = sent
+        self._waiter = waiter
+        self._receive = receive
+        self._gone = gone
+        self._descriptor = end.waitable()
+        self._wants_room = False
+        self.open = True
+        waiter.add(self._descriptor, self.ready)
+
+    def send(self, message: messages.Message, blobs: Any = ()) -> None:
+        """Send a message; to one who has gone, nothing."""
+        if self.open:
+            if blobs:
+                self._sent(blobs)
+            self._end.send(message, blobs)
+            self._watch_room()
+
+    def ready(self) -> None:
+        """Take in what has arrived, and send what there is room for."""
+        if self._end.unsent:
+            self._end.flush()
+            self._watch_room()
+        self.drain()
+
+    def drain(self) -> bool:
+        """Take in what has arrived; return whether that brought something, so that there may be more."""
+        if not self.open:
+            return False
+        frames, alive = self._end.receive()
+        for message, blobs in frames:
+            self._receive(message, blobs)
+        if not alive:
+            self.close()
+            self._gone()
+        return bool(frames)
+
+    def _watch_room(self) -> None:
+        if self.open and self._end.unsent != self._wants_room:
+            self._wants_room = self._end.unsent
+            self._waiter.want_room(self._descriptor, self._wants_room)
+
+    def close(self) -> None:
+        """Have no more to do with it."""
+        if self.open:
+            self.open = False
+            self._waiter.remove(self._descriptor)
+            self._end.close()
+
+
+class WorkerPort:
+    """A worker."""
+
+    def __init__(
+        self, number: int, assignment: WorkerConfig, child: Child, progress: ProgressSlot, started: float
+    ) -> None:
+        self.number = number
+        self.assignment = assignment
+        self.child = child
+        self.progress = progress
+        self.started = started
+        self.peer: Connection
+        self.end: NonblockingEndpoint
+        self.ready = False
+        self.leaving = False
+        self.closed = False
+        self.dead = False
+        self._revoked = False
+        # The blob of which the worker has kept what was not its yet, and where that begins.
+        self._kept: Blob | None = None
+        self._kept_from = 0
+        # How many items are unpickled with those of its lease, as they are in the same blobs: before them, and behind.
+        self.beside = 0, 0
+
+    def lease(self, command: commands.SendLease) -> None:
+        """Hand over items.  A blob that is cut into many leases is sent, and unpickled there, only once."""
+        pieces = command.pieces
+        if self._revoked:
+            # All that it had by then is settled.
+            self._revoked = False
+            self._kept = None
+            self.progress.allow_all()
+        spec, blobs = spec_of(pieces)
+        again = bool(blobs) and pieces[0][0] is self._kept and pieces[0][1] >= self._kept_from
+        kept: Blob | None = None
+        # What is to be given up may not even be unpickled, so of that nothing is kept.
+        if pieces and command.give_up is None:
+            source, _, stop = pieces[-1]
+            # Sent twice, it stands for two objects, of which one would be kept.
+            if type(source) is Blob and source is blobs[-1] and stop < source.items and spec[-1][0] == len(blobs) - 1:
+                kept = source
+                self._kept_from = stop
+        self._kept = kept
+        if pieces:
+            (first, start, _), (last, _, stop) = pieces[0], pieces[-1]
+            before = start if type(first) is Blob and not again else 0
+            self.beside = before, last.items - stop if type(last) is Blob else 0
+        data = [blob.data for blob in (blobs[1:] if again else blobs)]
+        self.peer.send(
+            messages.StartLease(
+                command.lease,
+                spec,
+                command.credit,
+                command.finish,
+                starts_in_kept=again,
+                keep_last=kept is not None,
+                skip=command.skip,
+                verdict=command.give_up,
+            ),
+            data,
+        )
+
+    def revoke(self, lease: int, calls: int) -> tuple[int, int]:
+        """Have nothing started beyond that position; return how far may have been."""
+        self._revoked = True
+        return self.progress.revoke(lease, calls)
+
+    def probe(self, pauses: PauseDetector) -> tuple[int, int, float | None]:
+        """Return what it is at, and for how long, without the time in which nobody could run."""
+        at, since = self.progress.working_since()
+        seconds = None if since is None else time.monotonic() - since - pauses.since(since)
+        return *at, seconds
+
+
+class CallerPort:
+    """The caller: `feed` for its source, `results` for its consumer, `questions` for whoever asks for statistics."""
+
+    def __init__(
+        self,
+        endpoints: tuple[NonblockingEndpoint, NonblockingEndpoint, NonblockingEndpoint],
+        waiter: Waiter,
+        refcounts: SlotRefcounts,
+        receivers: tuple[Receive, Receive, Receive],
+        lost: Callable[[], None],
+    ) -> None:
+        sent = partial(refcounts.sent, None)
+        # Only items come with blobs that may be in shared memory.
+        endpoints[0].keep(refcounts)
+        self.feed, self.results, self.questions = (
+            Connection(endpoint, waiter, receive, lost, sent)
+            for endpoint, receive in zip(endpoints, receivers, strict=True)
+        )
+        self._results_endpoint = endpoints[1]
+        self._waiter = waiter
+        self.logs = LogRelay(endpoints[1], self.results.send)
+
+    def flush(self, seconds: float, meanwhile: Callable[[], None]) -> None:
+        """Let the last messages out, as long as the caller is there and wants them.
+
+        After each wait, of `seconds` at most, the broker does what is due `meanwhile`.
+        """
+        self._results_endpoint.last()
+        while self.results.open and self._results_endpoint.unsent:
+            for callback in self._waiter.wait(seconds):
+                callback()
+            meanwhile()
+
+    def close(self) -> None:
+        """Close all channels."""
+        self.feed.close()
+        self.results.close()
+        self.questions.close()

@@ -1,0 +1,153 @@
+"""The broker's shell: it carries out the core's commands with processes and messages.
+
+Law: it never looks into an item.  Once it has failed, or the workers are to leave, the core decides no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from conveyor._system.clock import time
+from conveyor.core import commands, events
+from conveyor.core.machine import Machine
+from conveyor.core.shell import Observer, Shell
+from conveyor.engines.process.broker.ports import CallerPort
+from conveyor.engines.process.broker.worker_pool import WorkerPool
+from conveyor.engines.process.system.grace_period import GRACE_SECONDS, PauseDetector
+from conveyor.engines.process.wire import messages
+from conveyor.engines.process.wire.codec import spec_of
+from conveyor.engines.process.wire.configs import BrokerConfig
+from conveyor.engines.process.wire.endpoint import ConnectionLost
+from conveyor.stats import Stats
+
+# When no run has gone on for so long, workers give back the shared memory that they keep ready.
+TRIM_AFTER_SECONDS = 1.0
+
+
+class ProcessShell(Shell):
+    """Workers are processes, and the caller is another one."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        observers: Sequence[Observer],
+        config: BrokerConfig,
+        pool: WorkerPool,
+        caller: CallerPort,
+    ) -> None:
+        super().__init__(machine, observers)
+        self.pool = pool
+        self.caller = caller
+        self._names = {index: worker.name for index, worker in config.assignments.items()}
+        # When nobody could run: no call is the older for it.
+        self.pauses = PauseDetector()
+        self.run = 0
+        self.failed = False
+        self.trim_at: float | None = None
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the core decides no more."""
+        return self.failed or self.pool.closing
+
+    def handle(self, event: events.Event) -> None:
+        if not self.stopped:
+            super().handle(event)
+
+    def stats(self) -> Stats:
+        """Return the statistics as of now."""
+        return self.machine.stats(self.now())
+
+    # To the workers
+
+    def send_lease(self, command: commands.SendLease) -> None:
+        self.pool.workers[command.worker].lease(command)
+
+    def grant(self, command: commands.Grant) -> None:
+        self._send(command.worker, messages.Grant(command.lease, command.credit))
+
+    def cancel_leases(self, worker: int) -> None:
+        self._send(worker, messages.CancelLeases())
+
+    def revoke(self, command: commands.Revoke) -> None:
+        started = self.pool.workers[command.worker].revoke(command.lease, command.calls)
+        self.answers.append(events.RevokeResult(command.worker, *started))
+
+    def probe_worker(self, worker: int) -> None:
+        self.answers.append(events.ProbeResult(worker, *self.pool.workers[worker].probe(self.pauses)))
+
+    def set_flush_interval(self, worker: int, seconds: float) -> None:
+        self._send(worker, messages.SetFlushInterval(seconds))
+
+    def start_worker(self, step: int, worker: int) -> None:
+        self.pool.start(step, worker)
+
+    def end_worker(self, worker: int) -> None:
+        self.pool.workers[worker].leaving = True
+        self._send(worker, messages.Close())
+
+    def kill_worker(self, worker: int) -> None:
+        self.pool.workers[worker].child.kill()
+
+    def _send(self, worker: int, message: messages.Message) -> None:
+        self.pool.workers[worker].peer.send(message)
+
+    # To the caller
+
+    def pull(self, credit: int) -> None:
+        self.caller.feed.send(messages.Pull(self.run, credit))
+
+    def emit(self, command: commands.Emit) -> None:
+        spec, blobs = spec_of(command.pieces)
+        results = messages.Results(self.run, spec, command.report_within_seconds)
+        self.caller.results.send(results, [blob.data for blob in blobs])
+
+    def gave_up(self, command: commands.GaveUp) -> None:
+        step, *fields = command
+        self.caller.results.send(messages.ItemGivenUp(self.run, self._names[step], *fields))
+
+    def finish(self) -> None:
+        if self.pool.refcounts.ever:
+            self.trim_at = self.now() + TRIM_AFTER_SECONDS
+        self.stop_source()
+        self.caller.results.send(messages.RunFinished(self.run, self.stats()))
+
+    def fail(self, command: commands.Fail) -> None:
+        loss, first, last = command.loss, command.first, command.last
+        name = self._names[command.step]
+        if loss == commands.Loss.UNPICKLE and command.worker is not None and first is not None and last is not None:
+            # Any of the items that are unpickled together may have ended the worker.
+            before, behind = self.pool.workers[command.worker].beside
+            first, last = max(0, first - before), last + behind
+        failure: messages.RunFailure
+        if loss is None:
+            failure = messages.FailedByJob(name, command.cause, first, last)
+        elif loss == commands.Loss.FAILURES:
+            failure = messages.FailedByLimit(command.cause)
+        elif loss == commands.Loss.OVERDUE:
+            assert first is not None and last is not None
+            failure = messages.FailedByTimeout(name, command.cause, first, last)
+        else:
+            phase = "process" if loss in (commands.Loss.ITEM, commands.Loss.STATE) else loss
+            failure = messages.FailedByDeath(name, phase, command.cause, first, last, loss)
+        self.fail_with(failure)
+
+    # What the broker asks for
+
+    def stop_source(self) -> None:
+        """Have the source stop; it gives back what it holds."""
+        self.caller.feed.send(messages.StopSource(self.run))
+
+    def fail_with(self, failure: messages.RunFailure) -> None:
+        """Tell the caller what went wrong, the first time, and end everything."""
+        if not self.failed and not (self.pool.closing and not isinstance(failure, messages.FailedByJob)):
+            self.failed = True
+            self.caller.results.send(failure._replace(stats=self.stats()))
+            with contextlib.suppress(ConnectionLost):
+                self.stop_source()
+        if not self.pool.closing:
+            self.pool.close_workers(GRACE_SECONDS)
