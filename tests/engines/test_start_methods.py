@@ -10,13 +10,18 @@ import os
 import pickle
 import subprocess
 import sys
-import tempfile
 import textwrap
 import unittest
 from functools import partial
 
 from conveyor.engines.process.caller import start_method
-from tests.helpers.support import ROOT, TestCase
+from tests.helpers.scripts import METHODS as ALL_METHODS
+from tests.helpers.scripts import Script, ScriptTestCase
+from tests.helpers.support import ALL, ROOT
+
+# What starts fresh interpreters.
+FRESH = ("spawn", "forkserver") if ALL else ("spawn",)
+METHODS = ALL_METHODS if ALL else ("fork", "spawn")
 
 MODULE = """
 from conveyor import Processor
@@ -37,48 +42,29 @@ class Count(Processor):
 WITHOUT_CLOUDPICKLE = "import sys; sys.modules['cloudpickle'] = None\n"
 
 
-class StartMethodsTest(TestCase):
+class StartMethodsTest(ScriptTestCase):
     """Scripts."""
 
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = folder.name
-        self.path = os.path.join(self.folder, "script.py")
-        with open(os.path.join(self.folder, "jobs.py"), "w") as file:
-            file.write(MODULE)
+    def made(self, body, how="file"):
+        """A script beside a module with jobs, as where cloudpickle is not installed."""
+        body = f"{WITHOUT_CLOUDPICKLE}from conveyor import *\n{textwrap.dedent(body)}"
+        return Script(body, (), {"jobs.py": MODULE}, how)
 
-    def python(self, body, *arguments, how="file"):
-        """Run a script, as where cloudpickle is not installed; return its exit code, output and errors."""
-        body = f"{WITHOUT_CLOUDPICKLE}from conveyor import *\n" + textwrap.dedent(body)
-        with open(self.path, "w") as file:
-            file.write(body)
-        command = {"file": [self.path], "-c": ["-c", body], "-m": ["-m", "script"], "stdin": ["-"]}[how]
-        done = subprocess.run(
-            [sys.executable, "-W", "error", *command, *arguments],
-            input=body if how == "stdin" else "",
-            capture_output=True,
-            text=True,
-            timeout=30,
-            cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{self.folder}"},
-        )
-        return done.returncode, done.stdout, done.stderr
+    def good(self, expected, *bodies, hows=("file",)):
+        """Each of the scripts prints this, and nothing else, however Python is given it."""
+        self.all_print(expected, [self.made(body, how) for body in bodies for how in hows])
 
-    def good(self, body, expected, how="file"):
-        """The script prints this, and nothing else."""
-        code, output, errors = self.python(body, how=how)
-        assert (code, output.strip(), errors) == (0, expected, ""), (code, output, errors)
-
-    def bad(self, body, kind, *words, how="file"):
-        """The script ends with this error as its only traceback."""
-        code, output, errors = self.python(body, how=how)
-        assert code == 1, (code, output, errors)
-        last = errors.rstrip().splitlines()[-1]
-        assert last.startswith(f"conveyor.errors.{kind}: "), errors
-        for word in words:
-            assert word in last, (word, last)
-        return errors
+    def bad(self, kind, bodies, *words, how="file", causes=True):
+        """Each of the scripts ends with this error as its only traceback, but for that of its cause."""
+        for outcome in self.scripts([self.made(body, how) for body in bodies]):
+            assert outcome.code == 1, outcome.told()
+            last = outcome.errors.rstrip().splitlines()[-1]
+            assert last.startswith(f"conveyor.errors.{kind}: "), outcome.told()
+            for word in words:
+                assert word in last, (word, last)
+            # What caused it may have one of its own before.
+            allowed = 1 + causes * outcome.errors.count("The above exception was the direct cause")
+            assert outcome.errors.count("Traceback (most recent call last)") == allowed, outcome.told()
 
     def test_lambdas_and_closures_by_default(self):
         body = """
@@ -88,12 +74,10 @@ class StartMethodsTest(TestCase):
             if __name__ == "__main__":
                 print(Pipeline().add(Processor(lambda item: item * 2)).add(Pipe()).add(Processor(closure(1))).run([1]))
         """
-        for how in ("file", "-c", "-m", "stdin"):
-            with self.subTest(how=how):
-                self.good(body, "[8]", how)
+        self.good("[8]", body, hows=("file", "-c", "-m", "stdin"))
 
     def test_without_a_main_guard_fork_does(self):
-        self.good("print(Pipeline().add(Processor(len)).run(['ab']))", "[2]")
+        self.good("[2]", "print(Pipeline().add(Processor(len)).run(['ab']))")
 
     def test_what_a_run_has_no_use_for_is_not_imported(self):
         # Each of them is waited for at every start, and taken apart again at the end of the interpreter.
@@ -108,9 +92,7 @@ class StartMethodsTest(TestCase):
                 unused = set("dataclasses inspect logging traceback".split())
                 print(sorted(unused & set(sys.modules) - before))
         """
-        for method in ("fork", "forkserver", "spawn"):
-            with self.subTest(method=method):
-                self.good(body.format(method=method), "[]")
+        self.good("[]", *(body.format(method=method) for method in METHODS))
 
     def test_a_package_that_is_replaced_meanwhile_is_not_half_old_and_half_new(self):
         body = """
@@ -144,8 +126,9 @@ class StartMethodsTest(TestCase):
                 assert "in job" in str(pipeline.failures[0].error.__cause__.__cause__)
                 pipeline.stats()
         """
-        code, output, errors = self.python(body)
-        assert (code, sorted(output.split("\n")), errors) == (0, ["", "item 1", "item 2", "item 2", "item 3"], "")
+        (outcome,) = self.scripts([self.made(body)])
+        found = (outcome.code, sorted(outcome.output.split("\n")), outcome.errors)
+        assert found == (0, ["item 1", "item 2", "item 2", "item 3"], ""), outcome.told()
 
     def test_what_the_caller_had_stays_shared(self):
         if sys.platform != "linux":
@@ -165,7 +148,7 @@ class StartMethodsTest(TestCase):
                 # A look through all of that would make 28 MB of it this process's own.
                 print(grown_by < 8_000 or grown_by)
         """
-        self.good(body, "True")
+        self.good("True", body)
 
     def test_fork_may_be_asked_for_although_there_are_threads(self):
         # Only what Python itself says against it from 3.12 on is said.
@@ -179,19 +162,15 @@ class StartMethodsTest(TestCase):
             finally:
                 over.set()
         """
-        self.good(body, "[1]")
+        self.good("[1]", body)
 
     def test_a_missing_main_guard(self):
-        for method in ("spawn", "forkserver"):
-            for body in ("print(pipeline.run([1]))", "pipeline.open()", "list(pipeline.stream([1]))"):
-                with self.subTest(method=method, body=body):
-                    errors = self.bad(
-                        f"import jobs\npipeline = Pipeline(start_method={method!r}).add(Processor(jobs.double))\n{body}",
-                        "MissingMainGuardError",
-                        "__main__",
-                        "guard",
-                    )
-                    assert errors.count("Traceback") == 1, errors
+        bodies = [
+            f"import jobs\npipeline = Pipeline(start_method={method!r}).add(Processor(jobs.double))\n{body}"
+            for method in FRESH
+            for body in ("print(pipeline.run([1]))", "pipeline.open()", "list(pipeline.stream([1]))")
+        ]
+        self.bad("MissingMainGuardError", bodies, "__main__", "guard", causes=False)
 
     def test_jobs_of_the_script_itself(self):
         body = """
@@ -200,18 +179,11 @@ class StartMethodsTest(TestCase):
             if __name__ == "__main__":
                 print(Pipeline(start_method={method!r}).add(Processor(double)).run([1]))
         """
-        for method in ("fork", "spawn", "forkserver"):
-            for how in ("file", "-m"):
-                with self.subTest(method=method, how=how):
-                    self.good(body.format(method=method), "[2]", how)
-            for how in ("-c", "stdin"):
-                with self.subTest(method=method, how=how):
-                    if method == "fork":
-                        self.good(body.format(method=method), "[2]", how)
-                    elif how == "-c":
-                        self.bad(body.format(method=method), "JobPicklingError", "'double'", how=how)
-                    else:
-                        self.bad(body.format(method=method), "ConveyorError", "not read from a file", how=how)
+        self.good("[2]", *(body.format(method=method) for method in METHODS), hows=("file", "-m"))
+        self.good("[2]", body.format(method="fork"), hows=("-c", "stdin"))
+        fresh = [body.format(method=method) for method in FRESH]
+        self.bad("JobPicklingError", fresh, "'double'", how="-c")
+        self.bad("ConveyorError", fresh, "not read from a file", how="stdin")
 
     def test_jobs_of_what_other_processes_do_not_import(self):
         body = """
@@ -224,7 +196,7 @@ class StartMethodsTest(TestCase):
         for package in ("", "package"):
             os.makedirs(os.path.join(self.folder, "all", package), exist_ok=True)
         for name, command in (("", ["all"]), ("package", ["-m", "all.package"])):
-            for method in ("fork", "forkserver", "spawn"):
+            for method in METHODS:
                 with open(os.path.join(self.folder, "all", name, "__main__.py"), "w") as file:
                     file.write(WITHOUT_CLOUDPICKLE + textwrap.dedent(body.format(method=method)))
                 done = subprocess.run(
@@ -261,44 +233,30 @@ class StartMethodsTest(TestCase):
                     os.chdir(folder)
                 print(Pipeline(start_method={method!r}).add(Processor(len)).run(["ab"]))
         """
-        self.good(body.format(method="fork"), "[2]")
-        for method in ("forkserver", "spawn"):
-            with self.subTest(method=method):
-                self.bad(body.format(method=method), "ConveyorError", "working directory is gone", method)
+        self.good("[2]", body.format(method="fork"))
+        for method in FRESH:
+            self.bad("ConveyorError", [body.format(method=method)], "working directory is gone", method)
 
     def test_jobs_of_a_module_run_from_anywhere(self):
-        for method in ("spawn", "forkserver"):
-            for how in ("-c",):
-                with self.subTest(method=method, how=how):
-                    self.good(
-                        f"import jobs; print(Pipeline(start_method={method!r}).add(Processor(jobs.double)).run([1]))",
-                        "[2]",
-                        how,
-                    )
+        body = "import jobs; print(Pipeline(start_method={!r}).add(Processor(jobs.double)).run([1]))"
+        self.good("[2]", *(body.format(method) for method in FRESH), hows=("-c",))
 
     def test_a_job_that_cannot_be_pickled(self):
         for job, name in [("lambda item: item", "lambda"), ("threading.Lock().acquire", "acquire")]:
-            for method in ("spawn", "forkserver"):
-                with self.subTest(job=job, method=method):
-                    errors = self.bad(
-                        f"import threading\npipeline = Pipeline(start_method={method!r}).add(Processor({job}))\n"
-                        'if __name__ == "__main__":\n    pipeline.open()',
-                        "JobPicklingError",
-                        repr(name),
-                        "Remedy",
-                    )
-                    assert "pip install cloudpickle" in errors
+            bodies = [
+                f"import threading\npipeline = Pipeline(start_method={method!r}).add(Processor({job}))\n"
+                'if __name__ == "__main__":\n    pipeline.open()'
+                for method in FRESH
+            ]
+            self.bad("JobPicklingError", bodies, repr(name), "Remedy", "pip install cloudpickle")
 
     def test_a_redact_that_cannot_be_pickled(self):
-        for method in ("spawn", "forkserver"):
-            with self.subTest(method=method):
-                self.bad(
-                    f"import jobs\npipeline = Pipeline(start_method={method!r}, redact=lambda item: '')\n"
-                    'if __name__ == "__main__":\n    pipeline.add(Processor(jobs.double)).open()',
-                    "JobPicklingError",
-                    "`redact` of the pipeline",
-                    "Remedy",
-                )
+        bodies = [
+            f"import jobs\npipeline = Pipeline(start_method={method!r}, redact=lambda item: '')\n"
+            'if __name__ == "__main__":\n    pipeline.add(Processor(jobs.double)).open()'
+            for method in FRESH
+        ]
+        self.bad("JobPicklingError", bodies, "`redact` of the pipeline", "Remedy")
 
     def test_in_a_daemonic_process(self):
         body = """
@@ -314,7 +272,7 @@ class StartMethodsTest(TestCase):
                 process.start()
                 process.join()
         """
-        self.good(body, "ConveyorError True\n[2]")
+        self.good("ConveyorError True\n[2]", body)
 
     def test_in_a_child_process(self):
         body = """
@@ -327,7 +285,7 @@ class StartMethodsTest(TestCase):
                     process.start()
                     process.join()
         """
-        self.good(body, "[2]\n[2]")
+        self.good("[2]\n[2]", body)
 
     def test_nothing_warns(self):
         body = """
@@ -344,7 +302,7 @@ class StartMethodsTest(TestCase):
                         gc.collect()
                 print("good")
         """
-        self.good(body, "good")
+        self.good("good", body)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ class Script(NamedTuple):
     body: str
     arguments: tuple[str, ...] = ()
     files: Mapping[str, str] = {}
+    # How Python is given it: as a "file", by "-c", as a module by "-m", or from "stdin".
+    how: str = "file"
 
 
 class Outcome(NamedTuple):
@@ -65,17 +67,19 @@ class ScriptTestCase(TestCase):
         for name, text in {**script.files, "script.py": script.body}.items():
             with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
                 file.write(textwrap.dedent(text))
-        return subprocess.Popen(
-            [sys.executable, *self.options, path, *script.arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            # A signal to the script's group is none to that of the test.
-            start_new_session=True,
-        )
+        commands = {"file": [path], "-c": ["-c", textwrap.dedent(script.body)], "-m": ["-m", "script"], "stdin": ["-"]}
+        with open(path if script.how == "stdin" else os.devnull, encoding="utf-8") as file:
+            return subprocess.Popen(
+                [sys.executable, *self.options, *commands[script.how], *script.arguments],
+                stdin=file,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"},
+                # A signal to the script's group is none to that of the test.
+                start_new_session=True,
+            )
 
     def script(self, body: str, *arguments: str) -> Outcome:
         """Run a script in the test's folder; return its exit code, its output and its errors."""

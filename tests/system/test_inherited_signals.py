@@ -6,9 +6,10 @@ Law: each test is a script, run with every start method, whose signals go to its
 from __future__ import annotations
 
 import signal
+import textwrap
 import unittest
 
-from tests.helpers.scripts import ScriptTestCase
+from tests.helpers.scripts import Script, ScriptTestCase
 
 # `job` says what it finds in its process.
 SEE = """
@@ -35,14 +36,14 @@ class SignalsOfTheProgramTest(ScriptTestCase):
     """They mean the program."""
 
     def test_what_is_sent_to_the_group_is_handled_by_the_program_alone(self) -> None:
+        scripts = []
         for setup in (
             # Before anything is started; where each process imports the script; when the processes are up already.
             ("handles()\n        pipeline = make().open()", "pass"),
             ("pipeline = make().open()\n        handles()", "pass"),
             ("pipeline = make().open()", "handles()"),
         ):
-            with self.subTest(setup=setup):
-                body = f"""
+            body = f"""
                     NUMBERS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT)
                     def handles():
                         for number in NUMBERS:
@@ -60,12 +61,11 @@ class SignalsOfTheProgramTest(ScriptTestCase):
                         pipeline.close()
                         print(count, ran)
                 """
-                self.every_method("100 ['program', 'program', 'program', 'program']", body)
+            scripts += [Script(SEE + textwrap.dedent(body), (method,)) for method in self.methods()]
+        self.all_print("100 ['program', 'program', 'program', 'program']", scripts)
 
     def every_method(self, expected: str, body: str) -> None:
         """Run a script that begins with what all have in common."""
-        import textwrap
-
         self.prints_by_every_method(expected, SEE + textwrap.dedent(body))
 
     def test_all_that_a_program_may_handle(self) -> None:
@@ -201,26 +201,28 @@ class SignalsOfTheCallerTest(ScriptTestCase):
     """A run leaves them as they are."""
 
     def test_the_mask(self) -> None:
-        for channel in ("pipe", "queue"):
-            for blocked in ("", "signal.SIGTERM, signal.SIGINT, signal.SIGALRM"):
-                with self.subTest(channel=channel, blocked=blocked):
+        self.prints_by_every_method(
+            "good",
+            """
+            import os, signal, sys
+            from conveyor import Pipeline, Processor
+            if __name__ == "__main__":
+                for channel in ("pipe", "queue"):
                     # What waits is still waiting afterwards.
-                    self.prints_by_every_method(
-                        "[2, 14, 15] [2, 15]" if blocked else "[] []",
-                        f"""
-                        import os, signal, sys
-                        from conveyor import Pipeline, Processor
-                        if __name__ == "__main__":
-                            blocked = [{blocked}]
-                            signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
-                            for number in blocked[:2]:
-                                os.kill(os.getpid(), number)
-                            pipeline = Pipeline(start_method=sys.argv[1], channel={channel!r})
-                            pipeline.add(Processor(abs)).run([1])
-                            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-                            print(sorted(map(int, mask)), sorted(map(int, signal.sigpending())))
-                        """,
-                    )
+                    for blocked in ([], [signal.SIGTERM, signal.SIGINT, signal.SIGALRM]):
+                        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+                        for number in blocked[:2]:
+                            os.kill(os.getpid(), number)
+                        Pipeline(start_method=sys.argv[1], channel=channel).add(Processor(abs)).run([1])
+                        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == {*blocked}, (channel, blocked)
+                        assert signal.sigpending() == {*blocked[:2]}, (channel, blocked)
+                        # Taken, so that the next one begins without.
+                        for number in blocked[:2]:
+                            assert signal.sigwait([number]) == number
+                        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+                print("good")
+            """,
+        )
 
     def test_handlers_timers_and_the_descriptor_that_wakes(self) -> None:
         self.prints_by_every_method(

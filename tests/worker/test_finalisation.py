@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 import unittest
 
-from tests.helpers.scripts import ScriptTestCase
+from tests.helpers.scripts import Script, ScriptTestCase
 
 BEGIN = """
 import atexit, bz2, csv, gzip, io, lzma, os, pickle, sys, tempfile, threading, weakref, zipfile
@@ -26,7 +26,7 @@ def check(job, read=lambda name: open(name).read(), items=1000, **settings):
     print(len(found), found == list(range(items)))
 """
 
-ALL = "1000 True"
+ALL_ROWS = "1000 True"
 
 
 # Files that nobody closes are what it is about.
@@ -41,17 +41,15 @@ class WhatAWorkerOwnsTest(ScriptTestCase):
     def every_method(self, expected: str, body: str, methods: tuple[str, ...] = ()) -> None:
         """Run a script that begins with what all have in common."""
         body = BEGIN + textwrap.dedent(body)
-        if not methods:
-            self.prints_by_every_method(expected, body)
-        for method in methods:
-            with self.subTest(method=method):
-                self.prints(expected, body, method)
+        self.all_print(expected, [Script(body, (method,)) for method in methods or self.methods()])
 
     def kept_on_self(self, setup: str, process: str, read: str = "", settings: str = "") -> None:
         """A subclass of which these are the methods."""
-        self.every_method(
-            ALL,
-            f"""
+        self.every_method(ALL_ROWS, self.writing(setup, process, read, settings))
+
+    def writing(self, setup: str, process: str, read: str, settings: str) -> str:
+        """Its script."""
+        return f"""
             class Write(Processor):
                 workers = 2
                 {settings}
@@ -62,8 +60,7 @@ class WhatAWorkerOwnsTest(ScriptTestCase):
                     return item
             if __name__ == "__main__":
                 check(Write(), {read})
-            """,
-        )
+            """
 
     def test_a_file(self) -> None:
         self.kept_on_self("self.file = open(path(), 'w')", "self.file.write(f'{item} ')")
@@ -75,14 +72,17 @@ class WhatAWorkerOwnsTest(ScriptTestCase):
         self.kept_on_self("self.out = csv.writer(open(path(), 'w'))", "self.out.writerow([item])")
 
     def test_compressed_files(self) -> None:
-        for module in ("gzip", "bz2", "lzma"):
-            with self.subTest(module=module):
-                self.folder = self.new_folder()
-                self.kept_on_self(
-                    f"self.file = {module}.open(path(), 'wt')",
-                    "self.file.write(f'{item} ')",
-                    f"lambda name: {module}.open(name, 'rt').read()",
-                )
+        bodies = [
+            self.writing(
+                f"self.file = {module}.open(path(), 'wt')",
+                "self.file.write(f'{item} ')",
+                f"lambda name: {module}.open(name, 'rt').read()",
+                "",
+            )
+            for module in ("gzip", "bz2", "lzma")
+        ]
+        scripts = [Script(BEGIN + textwrap.dedent(body), (method,)) for body in bodies for method in self.methods()]
+        self.all_print(ALL_ROWS, scripts)
 
     def test_an_archive(self) -> None:
         self.kept_on_self(
@@ -98,7 +98,7 @@ class WhatAWorkerOwnsTest(ScriptTestCase):
 
     def test_a_generator_with_a_file(self) -> None:
         self.every_method(
-            ALL,
+            ALL_ROWS,
             """
             def write():
                 with open(path(), "w") as file:
@@ -119,7 +119,7 @@ class WhatAWorkerOwnsTest(ScriptTestCase):
     def test_finalizers(self) -> None:
         """A `__del__` that writes, and a `weakref.finalize`, each into a file that is still open then."""
         self.every_method(
-            ALL,
+            ALL_ROWS,
             """
             class Writer:
                 def __init__(self):
@@ -144,7 +144,7 @@ class WhatAWorkerOwnsTest(ScriptTestCase):
 
     def test_what_a_module_has(self) -> None:
         self.every_method(
-            ALL,
+            ALL_ROWS,
             """
             opened = []
             class Writer:
@@ -172,7 +172,7 @@ class WhatAWorkerOwnsTest(ScriptTestCase):
 
     def test_closures_and_objects_of_bound_methods(self) -> None:
         self.every_method(
-            f"{ALL}\n{ALL}\n{ALL}",
+            f"{ALL_ROWS}\n{ALL_ROWS}\n{ALL_ROWS}",
             """
             def closure():
                 file = None
@@ -240,24 +240,22 @@ class WhatAWorkerOwnsTest(ScriptTestCase):
         )
 
     def test_an_exception_in_a_finalizer_is_told_as_ever(self) -> None:
-        for method in ("fork", "forkserver", "spawn"):
-            code, output, errors = self.script(
-                """
-                import sys
-                from conveyor import Pipeline, Processor
-                class Broken:
-                    def __del__(self):
-                        raise ValueError("at the end")
-                kept = []
-                def job(item):
-                    kept.append(Broken())
-                    return item
-                if __name__ == "__main__":
-                    print(Pipeline(start_method=sys.argv[1]).add(Processor(job)).run([1]))
-                """,
-                method,
-            )
-            assert (code, output) == (0, "[1]") and errors.count("ValueError: at the end") == 1, (method, errors)
+        body = """
+            import sys
+            from conveyor import Pipeline, Processor
+            class Broken:
+                def __del__(self):
+                    raise ValueError("at the end")
+            kept = []
+            def job(item):
+                kept.append(Broken())
+                return item
+            if __name__ == "__main__":
+                print(Pipeline(start_method=sys.argv[1]).add(Processor(job)).run([1]))
+        """
+        for outcome in self.scripts([Script(body, (method,)) for method in self.methods()]):
+            assert (outcome.code, outcome.output) == (0, "[1]"), outcome.told()
+            assert outcome.errors.count("ValueError: at the end") == 1, outcome.told()
 
 
 class WhatTheProgramOwnsTest(ScriptTestCase):

@@ -16,9 +16,9 @@ from pathlib import Path
 from conveyor import Join, Pipe, Pipeline, Processor, ReplicatingFork
 from conveyor.engines.process.worker.seeding import Seats, seed_of_pipeline
 from tests.helpers.late import subprocess
-from tests.helpers.support import ROOT, TestCase
+from tests.helpers.support import ALL, ROOT, TestCase
 
-METHODS = ("fork", "spawn", "forkserver")
+METHODS = ("fork", "spawn", "forkserver") if ALL else ("fork", "spawn")
 HAS_NUMPY = importlib.util.find_spec("numpy") is not None
 
 
