@@ -43,7 +43,7 @@ class Reason:
     OVERDUE: GiveUpReason = "overdue"
 
 
-# A consumer that was not told otherwise can keep to itself for so long what is not worth a message.
+# The consumer reports what it has taken after so many seconds, however little that is.
 REPORT_SECONDS = 0.1
 
 

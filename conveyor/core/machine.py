@@ -1,15 +1,14 @@
-"""The state of a pipeline that is up, and the one door to it.
+"""The state of a pipeline that is up.
 
-Law: `Machine.handle(event, now)` is the only way in, the list of commands that it returns the only way out;
-nothing here knows a process, a clock or an item.  Within one event the nodes that have something to do are
-pumped, each as often as another gave it reason to, until nothing moves any more.  The nodes are made anew for each
-run; the staff stays.
+Law: `Machine.handle(event, now)` is the only way in, and the list of commands that it returns the only way out.
+Nothing here knows a process, a clock or an item.  Within one event the machine pumps the nodes that have something to
+do, each as often as another gives it a reason, until nothing moves any more.  The nodes are made anew for each run; the
+roster stays.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
 
 from conveyor.core.commands import Command, Fail, Finish, GaveUp, Loss, Pull, SetFlushInterval, StartWorker
 from conveyor.core.events import (
@@ -29,7 +28,7 @@ from conveyor.core.events import (
     WorkerLost,
     WorkerReady,
 )
-from conveyor.core.leasing.blame import too_many
+from conveyor.core.leasing.blame import FailureBudget
 from conveyor.core.leasing.timeouts import was_overdue
 from conveyor.core.nodes.base import Node, Output
 from conveyor.core.nodes.fork_exit import ForkExit
@@ -37,13 +36,39 @@ from conveyor.core.nodes.forks import Balance, Fork, Replicate
 from conveyor.core.nodes.joins import BalanceMerge, FreeMerge, Join, ReplicateMerge, Zip
 from conveyor.core.nodes.sink import Sink
 from conveyor.core.nodes.step import Step
-from conveyor.core.tuning.autoscaling import PolicyState, Resize, StepLoad, decide
+from conveyor.core.tuning.autoscaling import decide
 from conveyor.core.tuning.chunk_size import ChunkTarget, first_pull
-from conveyor.core.tuning.roster import Roster, StepRoster
+from conveyor.core.tuning.roster import Policy, Roster, StepRoster
 from conveyor.graph.plan import BalanceNode, LeaveNode, MergeNode, Plan, ReplicateNode, SinkNode, StepNode, ZipNode
-from conveyor.stats import Decision, Stats
+from conveyor.stats import Stats
 
-Policy = Callable[[PolicyState, Sequence[StepLoad], float, float, float], tuple[PolicyState, list[Resize]]]
+# The events that count between two runs as well.
+BETWEEN_RUNS = frozenset({WorkerReady, WorkerLost, RunStarted})
+
+
+class SourceCredit:
+    """How many items the source may give, and how many it has given."""
+
+    __slots__ = ("_step", "ended", "given", "pulled")
+
+    def __init__(self, step: Step, pulled: int) -> None:
+        self._step = step
+        self.pulled = pulled
+        self.given = 0
+        self.ended = False
+
+    def more(self) -> int:
+        """Allow as many items more as there is room for, in amounts worth a message; return how many."""
+        step, ahead = self._step, self.pulled - self.given
+        credit = step.free_capacity(0) - ahead
+        # A little room is worth a message only where the source has to stop without it, and no worker has a lease that
+        # will make more of it.
+        if credit < 1 or self.ended:
+            return 0
+        if credit < step.item_weight.limit(step.bound) // 4 and (ahead or step.outstanding):
+            return 0
+        self.pulled += credit
+        return credit
 
 
 class Machine:
@@ -54,40 +79,34 @@ class Machine:
 
     def __init__(self, plan: Plan, now: float = 0.0, policy: Policy = decide) -> None:
         self.now = now
-        self._policy = policy
-        self._opened = now
         self._plan = plan
-        self.roster = Roster(plan)
+        self.roster = Roster(plan, policy, now)
         self.chunk_target = ChunkTarget()
-        # The number of workers follows the load somewhere.
-        self._balances = any(node.auto for node in plan.steps)
         self._step_of: dict[int, int] = {
-            number: index for index, step_roster in self.roster.step_rosters.items() for number in step_roster.numbers
+            number: index for index, roster in self.roster.step_rosters.items() for number in roster.numbers
         }
         self._commands: list[Command] = []
         self._begin(plan)
 
     def _begin(self, plan: Plan) -> None:
-        """Make a belt with nothing on it."""
+        """Make the nodes of a run, with nothing in them."""
         self._agenda: deque[Node] = deque()
-        self._scheduled: set[int] = set()
         self._cancelled = False
         self._over = False
-        self._source_ended = False
-        self._pulled = first_pull(plan)
-        self.source_items = 0
-        # How many units were given up, and how many items of each step.
-        self._given_up = 0
-        self._given_up_at: dict[int, int] = {}
+        self._failures = FailureBudget(plan.max_failures)
         self.nodes = [self._build(plan, index) for index in range(len(plan.nodes))]
         self._connect(plan)
-        first, sink = self.nodes[0], self.nodes[-1]
-        assert isinstance(first, Step)
-        assert isinstance(sink, Sink)
-        self.first = first
-        self.sink = sink
         self.steps = [node for node in self.nodes if isinstance(node, Step)]
-        first.upstream.append(self._pull)
+        sink = self.nodes[-1]
+        assert self.nodes[0] is self.first and isinstance(sink, Sink)
+        self.sink = sink
+        self.source = SourceCredit(self.first, first_pull(plan))
+        self.first.upstream.append(self._pull)
+
+    @property
+    def first(self) -> Step:
+        """The step that takes items from the source."""
+        return self.steps[0]
 
     def _build(self, plan: Plan, index: int) -> Node:
         node = plan.nodes[index]
@@ -113,14 +132,14 @@ class Machine:
                 raise TypeError(f"no element of the core runs {node!r}: add its case to Machine._build")
 
     def _connect(self, plan: Plan) -> None:
-        # Backwards, so that what lies behind a node is complete when the node asks for its needs.
+        # Backwards, so that what lies behind a node is complete when the node asks for its batches.
         for description, node in reversed(list(zip(plan.nodes, self.nodes, strict=True))):
             if isinstance(node, Fork) and isinstance(description, ReplicateNode | BalanceNode):
                 outputs = [Output(self.nodes[target.node], target.port) for target in description.to]
                 node.connect(outputs)
                 if isinstance(node, Balance):
                     for output in outputs:
-                        if isinstance(output.node, Step) and (output.node.shared or not node.strict):
+                        if isinstance(output.node, Step) and (output.node.shares_pipe() or not node.strict):
                             output.node.report_demand()
             elif isinstance(node, Step | Join | ForkExit) and not isinstance(description, ReplicateNode | BalanceNode):
                 assert not isinstance(description, SinkNode)
@@ -130,7 +149,8 @@ class Machine:
                 continue
             for output in outputs:
                 output.node.upstream.append(node.capacity_freed)
-                output.node.in_flight = max(output.node.in_flight, len(node.workers) if isinstance(node, Step) else 0)
+                if isinstance(node, Step):
+                    output.node.in_flight = max(output.node.in_flight, len(node.book.workers))
             if isinstance(description, MergeNode) and isinstance(node, BalanceMerge):
                 fork = self.nodes[description.fork]
                 assert isinstance(fork, Balance)
@@ -145,15 +165,10 @@ class Machine:
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take in what happened at `now` (seconds of a clock that never goes back); return what is to be done.
 
-        Of the events that come after the run is over only `RunStarted` changes something, and news of the staff.
+        Once the run is over, only the events in `BETWEEN_RUNS` change something.
         """
-        if isinstance(event, WorkerReady):
-            self._worker_ready(event, now)
-        elif isinstance(event, WorkerLost):
-            self._worker_lost(event, now)
-        elif isinstance(event, RunStarted):
-            self.now = now
-            self._begin(self._plan)
+        if type(event) in BETWEEN_RUNS:
+            self._take_in_between_runs(event, now)
         if not self._over:
             self.now = now
             self._take_in(event)
@@ -161,28 +176,37 @@ class Machine:
         commands, self._commands = self._commands, []
         return commands
 
+    def _take_in_between_runs(self, event: Event, now: float) -> None:
+        if isinstance(event, WorkerReady):
+            self._worker_ready(event, now)
+        elif isinstance(event, WorkerLost):
+            self._worker_lost(event, now)
+        else:
+            self.now = now
+            self._begin(self._plan)
+
     def _take_in(self, event: Event) -> None:
         match event:
             case Replied():
                 self.step_of(event.worker).handle_reply(event)
             case SourceItems():
-                self.source_items += event.items
-                assert self.source_items <= self._pulled, "the source gave more than it was asked for"
+                self.source.given += event.items
+                assert self.source.given <= self.source.pulled, "the source gave more than it was asked for"
                 if not self._cancelled:
                     self.first.feed(event.blob, event.items, event.size)
             case CreditReturned():
-                # What it has been allowed since is on its way, and stays good.
-                self._pulled -= event.items
+                # What the source has been allowed since is on its way, and stays good.
+                self.source.pulled -= event.items
                 self._pull()
             case Consumed():
                 self.sink.consumed(event.items)
             case SourceEnded():
                 if not self._cancelled:
-                    self._source_ended = True
+                    self.source.ended = True
                     self.first.end(0)
             case Raised():
                 step = self.step_of(event.worker)
-                self._commands.append(step.failure_of(event.worker, event.lease, event.calls, event.error))
+                self._commands.append(step.recovery.failure_of(event.worker, event.lease, event.calls, event.error))
                 self._over = True
             case RevokeResult():
                 self.step_of(event.worker).handle_revoke_result(event)
@@ -192,19 +216,19 @@ class Machine:
                 if not self._cancelled:
                     for step in self.steps:
                         step.wake()
-                    if self._balances and self.now >= self.roster.memory.next:
-                        self._balance(event.others)
+                    if self.roster.autoscales and self.now >= self.roster.policy_state.next:
+                        self._autoscale(event.others)
             case BrokerLoad(share):
                 if self.chunk_target.observe_load(share):
                     for step in self.steps:
-                        for worker in step.workers:
+                        for worker in step.book.workers:
                             self.command(SetFlushInterval(worker.number, self.chunk_target.flush_interval_seconds))
             case Cancelled():
                 self._cancelled = True
                 for node in self.nodes:
                     node.clear()
             case WorkerReady() | WorkerLost() | RunStarted():
-                # `handle` has taken them in, as they count between two runs, too.
+                # `_take_in_between_runs` has taken them in.
                 pass
             case _:
                 raise TypeError(f"the core knows no event {event!r}: add its case to Machine._take_in")
@@ -222,10 +246,10 @@ class Machine:
         return items
 
     def _run_agenda(self) -> None:
-        agenda, scheduled = self._agenda, self._scheduled
+        agenda = self._agenda
         while agenda:
             node = agenda.popleft()
-            scheduled.discard(node.index)
+            node.scheduled = False
             if not self._cancelled and not self._over:
                 node.pump()
 
@@ -247,112 +271,94 @@ class Machine:
         step, running = self.step_of(event.worker), not self._over
         if running:
             self.now = now
-        step_roster, index = step.step_roster, step.index
-        failure: Fail | None = None
-        worker = step.worker(event.worker)
+        roster, worker = step.step_roster, step.book.worker(event.worker)
         leaving, replaced = worker is not None and worker.leaving, worker is not None and worker.replaced
-        if not event.ready and step_roster.hopeless(event.killed, now):
-            failure = Fail(index, event.worker, None, None, event.cause, Loss.SETUP)
-        elif event.ready and not step_roster.node.restartable:
+        failure: Fail | None = None
+        if not event.ready and roster.is_hopeless(event.killed, now):
+            failure = Fail(step.index, event.worker, None, None, event.cause, Loss.SETUP)
+        elif event.ready and not roster.node.restartable:
             failure = self._loss_of_state(step, event)
-        elif (
-            event.ready and not leaving and not (worker and worker.leases) and step_roster.died_idle(event.killed, now)
-        ):
-            failure = Fail(index, event.worker, None, None, event.cause, Loss.WAIT)
+        elif event.ready and not leaving and not (worker and worker.leases) and roster.died_idle(event.killed, now):
+            failure = Fail(step.index, event.worker, None, None, event.cause, Loss.WAIT)
         elif running:
             failure = step.handle_worker_lost(event)
-        step_roster.lost(event.worker, event.ready, now)
+        roster.lost(event.worker, event.ready, now)
         if failure is not None:
             self._commands.append(failure)
             self._over = True
-        elif not leaving or (running and step.requeued_items and not replaced):
-            # Even one that was to leave: all others may be waiting for the outputs of what it had.
-            self.start_worker(step_roster)
+        elif not leaving or (running and step.recovery.items and not replaced):
+            # A worker that was to leave is replaced, too, where all others may wait for the outputs of what it had.
+            self.start_worker(roster)
 
     def _loss_of_state(self, step: Step, event: WorkerLost) -> Fail:
-        worker = step.worker(event.worker)
+        worker = step.book.worker(event.worker)
         if worker is not None and worker.leases and all(lease.finish for lease in worker.leases):
-            # To declare it restartable would not help.
+            # To declare the job restartable would not help.
             return Fail(step.index, event.worker, None, None, event.cause, Loss.FINISH)
         if worker is not None and event.started is not None and was_overdue(worker, event):
             number, calls = event.started
             lease = next(lease for lease in worker.leases if lease.number == number)
             first, last = lease.call_range(calls - 1, step.batch_size)
             return Fail(step.index, event.worker, first, last, step.step_roster.node.timeout, Loss.OVERDUE)
-        return step.failure_of(event.worker, None, None, event.cause)._replace(loss=Loss.STATE)
+        return step.recovery.failure_of(event.worker, None, None, event.cause)._replace(loss=Loss.STATE)
 
-    def _balance(self, others: float) -> None:
+    def _autoscale(self, other_cpu_seconds: float) -> None:
         """Have the numbers of workers follow the load."""
         loads = [step.step_load(self._waiting_in_front(step)) for step in self.steps]
-        roster = self.roster
-        roster.memory, decisions = self._policy(roster.memory, loads, self._plan.cores, others, self.now)
-        for decision in decisions:
-            step = self.steps[decision.step]
-            name = step.step_roster.node.name
-            at = self.now - self._opened
-            roster.decided(Decision(at, name, decision.before, decision.after, decision.reason))
-            step.resize(decision.after)
+        for resize in self.roster.decide(loads, other_cpu_seconds, self.now):
+            self.steps[resize.step].resize(resize.after)
 
     def _waiting_in_front(self, step: Step) -> int:
         """How many items wait for a step in the fork or join in front of it, where it has no pipe of its own."""
-        if not step.shared:
+        if not step.shares_pipe():
             return 0
         return sum(node.waiting_for(step) for node in self.nodes if isinstance(node, Fork | Join))
 
     def _pull(self) -> None:
-        """Allow the source what there is room for, in amounts worth a message."""
-        if self._source_ended or self._cancelled:
-            return
-        first = self.first
-        ahead = self._pulled - self.source_items
-        credit = first.free_capacity(0) - ahead
-        # A little room is worth a message only where the source has to stop without it and no work is under way
-        # that will make more of it.
-        if credit >= max(1, first.item_weight.limit(first.bound) // 4) or (
-            credit > 0 and not ahead and not first.outstanding
-        ):
-            self._pulled += credit
-            self._commands.append(Pull(credit))
+        """Allow the source what there is room for."""
+        if not self._cancelled:
+            credit = self.source.more()
+            if credit:
+                self._commands.append(Pull(credit))
 
     # What nodes ask for
 
     def wake(self, node: Node) -> None:
         """Have a node pumped before the event at hand is done with."""
-        if node.index not in self._scheduled:
-            self._scheduled.add(node.index)
-            self._agenda.append(node)
+        node.scheduled = True
+        self._agenda.append(node)
 
     def command(self, command: Command) -> None:
         """Have something done outside the core."""
         if isinstance(command, Finish) and not self._cancelled:
             # Of few items a share says something only now.
-            done = {step.index: step.acknowledged for step in self.steps}
-            failures = [self._too_many_at(index, done[index], ended=True) for index in self._given_up_at]
+            failures = [self._too_many_at(step, self._done_at(step), ended=True) for step in self._failures.steps]
             command = next(filter(None, failures), command)
         self._commands.append(command)
         if isinstance(command, Finish | Fail):
             self._over = True
 
     def give_up(self, command: GaveUp, items: int) -> None:
-        """Take in that a unit was given up, when the step was done with so many items, and end the run where that is
-        one too many."""
+        """Count that a call was given up, when the step was done with so many items; end the run where that is one
+        too many."""
         if self._cancelled:
             return
         self.command(command)
-        self._given_up += 1
         given_up = command.last - command.first + 1
-        self._given_up_at[command.step] = self._given_up_at.get(command.step, 0) + given_up
-        self.roster.step_rosters[command.step].failed += given_up
+        self._failures.add(command.step, given_up)
+        self.roster.step_rosters[command.step].totals.failed += given_up
         failure = self._too_many_at(command.step, items, ended=False)
         if failure is not None and not self._over:
             self.command(failure)
 
+    def _done_at(self, index: int) -> int:
+        step = self.nodes[index]
+        assert isinstance(step, Step)
+        return step.book.acknowledged
+
     def _too_many_at(self, index: int, items: int, ended: bool) -> Fail | None:
-        """Return the failure where more was given up than the run may, or than the share of a step's items that may."""
-        most = self._plan.max_failures
-        given_up = self._given_up if isinstance(most, int) else self._given_up_at[index]
-        if too_many(given_up, items, ended, most):
-            return Fail(index, None, None, None, self._given_up, Loss.FAILURES)
+        if self._failures.is_spent(index, items, ended):
+            return Fail(index, None, None, None, self._failures.calls, Loss.FAILURES)
         return None
 
     def start_worker(self, step_roster: StepRoster) -> None:
@@ -369,9 +375,9 @@ class Machine:
         """When a `Ticked` is wanted, if nothing else happens before; None: not at all."""
         if self._over or self._cancelled:
             return None
-        times = [at for step in self.steps for at in (step.look_at, step.timeout_monitor.due_at) if at is not None]
-        if self._balances:
-            times.append(self.roster.memory.next)
+        times = [at for step in self.steps for at in (step.steal_at, step.timeout_monitor.due_at) if at is not None]
+        if self.roster.autoscales:
+            times.append(self.roster.policy_state.next)
         return min(times, default=None)
 
     @property
@@ -386,8 +392,8 @@ class Machine:
         """
         at = self.now if self._over else now
         steps = tuple(step.stats(at) for step in self.steps)
-        decisions = tuple(self.roster.decisions)
-        return Stats(at - self._opened, self._plan.cores, steps, decisions, unfused=self._plan.unfused)
+        seconds, decisions = at - self.roster.opened_at, tuple(self.roster.decisions)
+        return Stats(seconds, self._plan.cores, steps, decisions, unfused=self._plan.unfused)
 
     # What tests ask for
 
@@ -398,10 +404,12 @@ class Machine:
 
     def check(self) -> None:
         """Raise AssertionError where an invariant of the run does not hold."""
-        assert not self._agenda and not self._scheduled
+        assert not self._agenda and not any(node.scheduled for node in self.nodes)
         if not self._cancelled:
-            assert self.source_items == self.first.entered, "an item got lost on its way in"
-            assert self._pulled - self.source_items + self.first.held <= self.first.bound, (
+            assert self.source.given == self.first.intake.entered, "an item got lost on its way in"
+            ahead = self.source.pulled - self.source.given
+            assert ahead + self.first.held <= self.first.bound, "the source was asked for too much"
+            assert self.source.pulled - self.source.given + self.first.held <= self.first.bound, (
                 "the source was asked for too much"
             )
         for node in self.nodes:

@@ -485,8 +485,8 @@ class Simulated(TestCase):
                     continue
                 outcome = run(load)
                 # What comes at random shows only after a while how much is needed.
-                late = [change for change in outcome.changes if 60 <= change.at < outcome.source_items]
-                rates[load.name] = len(late) / (outcome.source_items - 60) * 60
+                late = [change for change in outcome.changes if 60 <= change.at < outcome.fed]
+                rates[load.name] = len(late) / (outcome.fed - 60) * 60
         assert len(rates) >= 20
         assert max(rates.values()) <= 2, rates
         assert sum(rates.values()) / len(rates) <= 0.5, rates

@@ -51,7 +51,7 @@ def chunk(core: Driven, size: int) -> SendLease:
         if items >= size:
             break
         core.reply(0.0, 0, lease, items, ("b", items))
-    (found,) = core.node(0).workers[0].leases
+    (found,) = core.node(0).book.workers[0].leases
     return found  # type: ignore[no-any-return]
 
 
@@ -211,9 +211,9 @@ class Deaths(TestCase):
             core.reply(0.0, 0, 0, 1, ("a", 1))
             core.feed(0.0, "B", 2)
             core.feed(0.0, "C", 2)
-            _, second = core.node(0).workers[0].leases
+            _, second = core.node(0).book.workers[0].leases
             assert core.lose(0.1, 0, 3, started=(second.number, 1)) == [StartWorker(0, 1)]
-            attempts = core.node(0)._crash_blame
+            attempts = core.node(0).recovery.crash_blame
             assert attempts.died(1, 1, WorkerLost(1, 3)) is None, "it was to blame already"
             assert attempts.died(second.first, second.first, WorkerLost(1, 3)) is not None
 

@@ -27,6 +27,7 @@ class Recorder(Node):
     def __init__(self) -> None:
         self.log: list[Any] = []
         super().__init__(1, self)
+        self.min_batch = 2
 
     def wake(self, node: Node | None = None) -> None:
         if node is not None:
@@ -47,9 +48,6 @@ class Recorder(Node):
     def preferred_chunk(self) -> int:
         return 3
 
-    def min_batch(self) -> int:
-        return 2
-
     def pump(self) -> None:
         raise AssertionError("not the one under test")
 
@@ -58,7 +56,7 @@ class Recorder(Node):
 
 
 class Alone(TestCase):
-    """A Leave with nothing around it."""
+    """A ForkExit with nothing around it."""
 
     def leave(self, tracked: bool) -> tuple[ForkExit, list[Any]]:
         behind = Recorder()
@@ -95,7 +93,7 @@ class Alone(TestCase):
             leave.free_capacity(0),
             leave.free_capacity(0, weighed=False),
             leave.preferred_chunk(),
-            leave.min_batch(),
+            leave.min_batch,
         ) == (5, 7, 3, 2)
         assert not leave.shares_pipe() and leave.shared_pipe_items() == 0
 

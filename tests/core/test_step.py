@@ -179,9 +179,9 @@ class Pipes(TestCase):
         core = Driven(Processor(job), Pipe(4))
         core.feed(0.0, "A", 4)
         for lease in range(4):
-            assert core.machine.first.promised >= 1
+            assert core.machine.first.credit.promised >= 1
             core.reply(0.1 + lease, 0, lease, 1)
-        assert core.machine.first.promised == 0
+        assert core.machine.first.credit.promised == 0
         assert core.end(9.0) == [Finish()]
 
     def test_a_generator_asks_for_credit(self) -> None:
@@ -194,7 +194,7 @@ class Pipes(TestCase):
         assert core.reply(0.2, 0, 0, 0, ("b", 4), final=False, starving=True) == [Emit((("b", 0, 4),), 4, 0.0)]
         assert core.consume(0.3, 3) == [Grant(0, 0, 3)]
         assert core.reply(0.4, 0, 0, 1, ("c", 2)) == [Emit((("c", 0, 2),), 2, 0.0)]
-        assert core.machine.first.promised == 0
+        assert core.machine.first.credit.promised == 0
 
     def test_a_later_lease_leaves_room_for_the_first(self) -> None:
         core = Driven(Processor(job, workers=2), Pipe(2))
@@ -269,9 +269,9 @@ class Order(TestCase):
         core.feed(0.0, "A", 7)
         core.reply(0.1, 0, 0, 1, ("a", 1))
         core.reply(0.2, 0, 1, 2, ("b", 2))
-        assert core.machine.first.workers[0].outstanding == 2
+        assert core.machine.first.book.workers[0].outstanding == 2
         assert core.reply(0.3, 0, 2, 1, ("c", 1), final=False) == [Emit((("c", 0, 1),), 1)]
-        assert core.machine.first.workers[0].outstanding == 1
+        assert core.machine.first.book.workers[0].outstanding == 1
         assert core.reply(0.4, 0, 2, 1, ("d", 1)) == [
             Emit((("d", 0, 1),), 1),
             SendLease(0, 3, (("A", 5, 7),), 2, 2),
@@ -459,7 +459,7 @@ class Losses(TestCase):
         core.feed(0.2, "B", 8)
         core.reply(0.3, 0, 1, 2, ("b", 2))
         core.reply(0.4, 0, 2, 2, ("c", 2))
-        assert core.machine.steps[0].workers[0].outstanding == 4
+        assert core.machine.steps[0].book.workers[0].outstanding == 4
         # Of the four items of its lease it had begun two, and done one of these.
         assert core.lose(0.5, 0, "killed", started=(3, 2)) == [StartWorker(0, 1)]
         # They may have nothing to do with it; it may have been the system.

@@ -80,7 +80,7 @@ class Outcome(NamedTuple):
 
     seconds: float
     # When the source had nothing more.
-    source_items: float
+    fed: float
     changes: list[Change]
     split: tuple[int, ...]
 
@@ -203,7 +203,7 @@ class Belt:
         self.shift = round(load.shift * load.calls) if load.shift < 1 else load.calls + 1
         self.ready = 0
         self.delivered = 0
-        self.source_items = 0.0
+        self.fed = 0.0
         self.automatic = split is None
         self.memory = PolicyState()
         self.changes: list[Change] = []
@@ -226,7 +226,7 @@ class Belt:
             self._step()
         return Outcome(
             self.now,
-            self.source_items,
+            self.fed,
             self.changes,
             tuple(each.up + each.starting - each.retiring for each in self.places),
         )
@@ -303,7 +303,7 @@ class Belt:
         first.waiting += moved
         self.delivered += moved
         if not first.ended and self.delivered == self.load.calls:
-            first.ended, self.source_items = True, self.now
+            first.ended, self.fed = True, self.now
 
     def _hand_on(self, order_key: Place, behind: Place) -> bool:
         moved = False

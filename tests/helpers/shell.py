@@ -333,7 +333,7 @@ class FakeShell:
             return
         for worker in self.workers.values():
             step = self.machine.step_of(worker.number)
-            known = next(each for each in step.workers if each.number == worker.number)
+            known = next(each for each in step.book.workers if each.number == worker.number)
             leases = {lease.number: lease.items for lease in known.leases}
             expected = self.unacknowledged[worker.number]
             # Once the run is cancelled, what a worker has not begun makes no difference.

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from conveyor.core import commands, events
-from conveyor.core.leasing import blame as core_attempts
+from conveyor.core.leasing import blame
 from conveyor.core.nodes.base import Node, Output
 from conveyor.core.nodes.fork_exit import ForkExit
 from conveyor.core.nodes.forks import Fork, Replicate
@@ -170,7 +170,9 @@ class SimulatedShell(FakeShell):
         for node in self.machine.nodes:
             if isinstance(node, Fork):
                 node.outputs = [self._counted(output) for output in node.outputs]
-            elif isinstance(node, Step | Join | ForkExit):
+            elif isinstance(node, Step):
+                node.credit.output = self._counted(node.credit.output)
+            elif isinstance(node, Join | ForkExit):
                 node.output = self._counted(node.output)
 
     def _counted(self, output: Output) -> Counted:
@@ -229,7 +231,7 @@ class SimulatedShell(FakeShell):
             return self.kill_any()
         elif kind == 2 and self.starting and self.kills > 0:
             number = next(iter(self.starting))
-            if self.choose(8) == 0 and not self.machine.step_of(number).step_roster.hopeless(False, self.now + 1):
+            if self.choose(8) == 0 and not self.machine.step_of(number).step_roster.is_hopeless(False, self.now + 1):
                 del self.starting[number]
                 self.kills -= 1
                 self.handle(events.WorkerLost(number, "killed", None, ready=False))
@@ -326,9 +328,11 @@ class SimulatedShell(FakeShell):
         if self.fenced(event.worker):
             self.rejected += 1
             return
-        entered = [step.entered for step in self.machine.steps]
+        entered = [step.intake.entered for step in self.machine.steps]
         answer = self.machine.handle(event, self.now)
-        assert not answer and entered == [step.entered for step in self.machine.steps], "a lost worker was listened to"
+        assert not answer and entered == [step.intake.entered for step in self.machine.steps], (
+            "a lost worker was listened to"
+        )
 
     # Deaths
 
@@ -343,7 +347,7 @@ class SimulatedShell(FakeShell):
         harmless = node.gives_up or self.random() >= self.chances.fatal
         if not self.finished and self.lone_suspect(number) is not None and harmless:
             culprit = self.lone_suspect(number)
-            if self.deaths[node.index, culprit or 0] + 1 >= core_attempts.ITEM_ATTEMPTS:
+            if self.deaths[node.index, culprit or 0] + 1 >= blame.ITEM_ATTEMPTS:
                 return False
         self.kills -= 1
         self.kill(number)
@@ -381,7 +385,7 @@ class SimulatedShell(FakeShell):
         started = worker.started if self.choose(4) else None
         killed = self.choose(2) == 0
         node = worker.node
-        attempts = core_attempts.ITEM_ATTEMPTS + killed
+        attempts = blame.ITEM_ATTEMPTS + killed
         culprit: int | None = None
         page = self.pages[node.index]
         if not self.finished and not self.cancelled and node.restartable:
@@ -482,7 +486,7 @@ class SimulatedShell(FakeShell):
         """Raise AssertionError where an item is given up that was not the one for certain often enough."""
         assert node.gives_up and give_up.kind == "died", "a verdict that nobody asked for"
         culprit = (node.index, give_up.first)
-        assert self.deaths[culprit] >= core_attempts.ITEM_ATTEMPTS, f"given up is {culprit}, which is not to blame"
+        assert self.deaths[culprit] >= blame.ITEM_ATTEMPTS, f"given up is {culprit}, which is not to blame"
         self.judged.add(culprit)
 
     # The checks
@@ -533,15 +537,20 @@ class SimulatedShell(FakeShell):
         arrived = sum(output.passed for output in arriving) if arriving else self.pulled
         if isinstance(node, Step):
             page = self.pages[node.index]
-            taken = arrived - node._queue.items - node.requeued_items
+            taken = arrived - node.intake.queue.items - node.recovery.items
             assert taken == page.owned + page.done, f"an item of {page.name} is in no place, or in two"
-            assert isinstance(node.output, Counted)
+            output = node.credit.output
+            assert isinstance(output, Counted)
             held = sum(
-                items for lease in node._order for event in lease.held if event is not None for _, items in event.blobs
+                items
+                for lease in node.order.entries
+                for event in lease.held
+                if event is not None
+                for _, items in event.blobs
             )
-            assert node.output.passed + held == page.outputs, f"an output of {page.name} got lost, or came twice"
-            limit = capacity(node.output) + node.peak_workers
-            assert held <= node.promised <= limit, f"more is promised to {page.name} than there can be room for"
+            assert output.passed + held == page.outputs, f"an output of {page.name} got lost, or came twice"
+            limit = capacity(output) + node.book.peak_workers
+            assert held <= node.credit.promised <= limit, f"more is promised to {page.name} than there can be room for"
         elif isinstance(node, Replicate):
             for output in node.outputs:
                 assert isinstance(output, Counted)
@@ -573,7 +582,7 @@ class SimulatedShell(FakeShell):
         for page in self.pages.values():
             page.settle()
         for step in self.machine.steps:
-            assert step.entered == self.pages[step.index].done, "an item was not acknowledged"
+            assert step.intake.entered == self.pages[step.index].done, "an item was not acknowledged"
         assert self.exhausted, "the end before that of the source"
         assert self.ordered is None or len(self.results) == len(self.expected), "results are missing"
 
@@ -590,6 +599,6 @@ def capacity(output: Output) -> int:
     if isinstance(node, ForkExit):
         return capacity(node.output)
     if isinstance(node, Join):
-        return max(node.lanes[output.port].bound, node.min_batch())
+        return max(node.lanes[output.port].bound, node.min_batch)
     assert isinstance(node, Step | Fork | Sink)
-    return max(node.bound, node.min_batch())
+    return max(node.bound, node.min_batch)

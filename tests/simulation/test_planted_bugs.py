@@ -17,7 +17,10 @@ from unittest import mock
 from conveyor.core.data.group_sizes import Groups
 from conveyor.core.data.pieces import Pieces
 from conveyor.core.leasing.blame import CrashBlame
-from conveyor.core.machine import Machine
+from conveyor.core.leasing.credit import CreditLedger
+from conveyor.core.leasing.ordering import OutputOrder
+from conveyor.core.leasing.recovery import Recovery
+from conveyor.core.machine import Machine, SourceCredit
 from conveyor.core.nodes.forks import Replicate
 from conveyor.core.nodes.sink import Sink
 from conveyor.core.nodes.step import Step
@@ -51,10 +54,10 @@ class Bug(NamedTuple):
 BUGS = (
     Bug(
         "items are acknowledged when they are begun, before their outputs are there",
-        Step,
-        "_lose",
-        "rest = self._requeue(lease, last - first + 1)",
-        "self.acknowledged += lease.items; self._add_outstanding(lease.worker, -lease.items); lease.items = 0\n"
+        Recovery,
+        "lose",
+        "requeued = self.requeue(lease, last - first + 1)",
+        "self._book.acknowledged += lease.items; self._book.add_outstanding(lease.worker, -lease.items); lease.items = 0\n"
         "    return None",
         "is in no place, or in two",
     ),
@@ -68,18 +71,18 @@ BUGS = (
     ),
     Bug(
         "the credit of a lease that was lost is forgotten",
-        Step,
-        "_close_lease",
+        CreditLedger,
+        "release",
         "self.promised -= lease.credit",
         "pass",
         "more is promised|check:|nothing can happen any more",
     ),
     Bug(
         "a step lets outputs out in the order in which they arrive",
-        Step,
-        "handle_reply",
+        OutputOrder,
+        "accept",
         "lease.held.append(event)",
-        "self._emit(event)",
+        "self.emit(event)",
         "the results differ",
     ),
     Bug(
@@ -116,14 +119,14 @@ BUGS = (
     ),
     Bug(
         "what a lost worker had is handed out twice",
-        Step,
-        "_lose",
-        "rest = self._requeue(lease, last - first + 1)",
-        "rest = self._requeue(lease, last - first + 1)\n"
-        "    twin = RequeuedItems(rest.number, rest.first, tuple(rest.pieces._pieces), rest.pieces.items)\n"
-        "    self._requeued.append(twin)\n"
-        "    if self.ordered:\n"
-        "        self._order.insert(self._order.index(rest), twin)",
+        Recovery,
+        "lose",
+        "requeued = self.requeue(lease, last - first + 1)",
+        "requeued = self.requeue(lease, last - first + 1)\n"
+        "    pieces = requeued.pieces; twin = RequeuedItems(requeued.number, requeued.first, tuple(pieces._pieces), pieces.items)\n"
+        "    self.requeued.append(twin)\n"
+        "    if self._order.ordered:\n"
+        "        self._order.entries.insert(self._order.entries.index(requeued), twin)",
         "acknowledged twice|two owners|that was acknowledged|in no place, or in two|out of order|nothing can happen",
     ),
     Bug(
@@ -147,8 +150,8 @@ BUGS = (
         "a batch is made up before its time",
         Step,
         "_lease",
-        "if short and (rest is not None or self._ended):",
-        "if short and (rest is not None or self._ended or calls):",
+        "if short and (requeued is not None or self.intake.ended):",
+        "if short and (requeued is not None or self.intake.ended or calls):",
         "the results differ",
         first=58,
     ),
@@ -156,31 +159,31 @@ BUGS = (
         "a generator that runs again gives again what is there already",
         Step,
         "_hand_out",
-        "(rest.first, rest.skip, rest.deaths)",
-        "(rest.first, 0, rest.deaths)",
+        "requeued.first, requeued.skip, requeued.deaths",
+        "requeued.first, 0, requeued.deaths",
         "the results differ|one too many",
     ),
     Bug(
         "what the source was allowed and has not given is allowed again",
-        Machine,
-        "_pull",
-        "ahead = self._pulled - self.source_items",
-        "ahead = 0",
+        SourceCredit,
+        "more",
+        "ahead = self._step, self.pulled - self.given",
+        "ahead = self._step, 0",
         "the source was asked for too much|pipe over its bound",
     ),
     Bug(
         "what the source has not heard of counts as given back",
         Machine,
         "_take_in",
-        "self._pulled -= event.items",
-        "self._pulled = self.source_items",
+        "self.source.pulled -= event.items",
+        "self.source.pulled = self.source.given",
         "the source gave more than it was asked for",
     ),
     Bug(
         "the end is passed on before the last lease is back",
         Step,
         "_finish",
-        "if not self._leases:",
+        "if not self.book.leases:",
         "if True:",
         "after the end|a worker has something",
     ),
@@ -196,16 +199,16 @@ BUGS = (
         "an answer to a question of the run before counts in this one",
         Step,
         "handle_revoke_result",
-        "if worker is None or event.lease < self._first_lease:",
+        "if worker is None or event.lease < self.book.first_lease:",
         "if worker is None:",
         "disagree on a lease|had been taken back|has two owners|in no place, or in two",
         first=92,
     ),
     Bug(
         "whoever is first in line is blamed, alone or not",
-        Step,
-        "_lose",
-        "exact = at_work and (started == 1 or node.timeout is not None)",
+        Recovery,
+        "lose",
+        "exact = at_work and (started == 1 or self._node.timeout is not None)",
         "exact, started = at_work, 1",
         "given up was|not to blame",
         first=69,
@@ -233,9 +236,9 @@ BUGS = (
     ),
     Bug(
         "later leases take the room that the first one needs",
-        Step,
-        "_spare",
-        " - self._reserve * waits",
+        CreditLedger,
+        "spare",
+        " - self.reserve * waits",
         "",
         "nothing can happen any more|more is promised",
         first=151,
@@ -244,25 +247,25 @@ BUGS = (
         "a step that has looked for room in vain does not hear of more",
         Step,
         "capacity_freed",
-        "if self._short:",
-        "if self._starving:",
+        "if self.credit.wants_capacity:",
+        "if self.credit.starving:",
         "nothing can happen any more",
     ),
     Bug(
         "the item behind the one that was judged is given up",
-        Step,
-        "_lose",
-        "rest.give_up = give_up",
-        "rest.give_up = give_up and give_up._replace(first=give_up.first + 1)",
+        Recovery,
+        "lose",
+        "requeued.give_up = give_up",
+        "requeued.give_up = give_up and give_up._replace(first=give_up.first + 1)",
         "which is not to blame",
         poison=100,
     ),
     Bug(
         "what was given up is told of another item",
         Step,
-        "handle_reply",
-        "*lease.call_range(index, self.batch_size)",
-        "*lease.call_range(index + 1, self.batch_size)",
+        "_acknowledge",
+        "*lease.call_range(index, batch_size)",
+        "*lease.call_range(index + 1, batch_size)",
         "that nobody had judged|is not to blame",
         poison=100,
     ),
@@ -270,7 +273,7 @@ BUGS = (
         "a step that is blocked does not ask the consumer for room",
         Step,
         "_update_utilization",
-        "self.output.request_flush()",
+        "self.credit.output.request_flush()",
         "pass",
         "nothing can happen any more",
         first=490,
@@ -279,7 +282,7 @@ BUGS = (
         "a consumer is asked for room only once",
         Sink,
         "consumed",
-        "self.asked = False",
+        "self.flush_requested = False",
         "pass",
         "nothing can happen any more",
         first=95,

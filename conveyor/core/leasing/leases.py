@@ -1,11 +1,12 @@
-"""What a step keeps of the items that it has handed out, and of whom.
+"""What a step records of the items that it has handed out, and of the workers that have them.
 
-Law: bare records, of which the step alone makes sense; nothing here moves an item.
+Law: records only.  Nothing here sends a command or moves an item.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 from conveyor.core.commands import GiveUp
 from conveyor.core.data.pieces import Piece, Pieces
@@ -48,45 +49,45 @@ class Lease:
     ) -> None:
         self.number = number
         self.worker = worker
-        # The number of its first item, and that of the first one not yet acknowledged.
+        # The number of the first item, and of the first item not yet acknowledged.
         self.begin = self.first = first
-        # All that was handed out, and how many items that was; `items` are those that are the worker's still.
+        # `pieces` hold `given` items, all that was handed out; `items` of these the worker still has.
         self.pieces = pieces
         self.given = items
         self.items = items
         self.credit = credit
-        # How many outputs of the first unit not yet acknowledged have come.
+        # The outputs that have come of the first call not yet acknowledged.
         self.partial = partial
         self.finish = finish
-        # How many workers in a row have died at some of these items, nobody knows which.
+        # How many workers in a row have died at one of these items, nobody knows which.
         self.deaths = deaths
-        # Why it is given up, where it is.
+        # Why the items are given up, where they are.
         self.give_up = give_up
-        # What came back since the last acknowledged unit.
+        # What came back since the last acknowledged call.
         self.outputs = 0
         self.seconds = 0.0
-        # Outputs that wait for those of earlier leases, and at the end the mark that no more come.
+        # Replies that wait for those of earlier leases; None marks the end.
         self.held: list[Replied | None] = []
 
-    def call_range(self, index: int, size: int) -> tuple[int, int]:
-        """Return the first and the last item of its unit at that index."""
-        first = self.begin + index * size
-        return first, min(first + size, self.begin + self.given) - 1
+    def call_range(self, index: int, batch_size: int) -> tuple[int, int]:
+        """Return the first and the last item of the call with this index in the lease."""
+        first = self.begin + index * batch_size
+        return first, min(first + batch_size, self.begin + self.given) - 1
 
     def started_unacknowledged(self, batch_size: int, at_work: bool, started: tuple[int, int] | None) -> int:
-        """How many units its worker had begun and not acknowledged when it died, as far as anyone knows.
+        """How many calls the worker had started and not acknowledged when it died, at most.
 
-        `unit` is the items of one; `at_work`: it is the first that the worker had; `begun` is the worker's note.
+        `at_work`: this is the first lease that the worker had.  `started` is what its progress slot says.
         """
         calls = -(-self.items // batch_size)
         if started is None or self.number != started[0]:
-            # Without a note, any of those of the first lease.  What stands before the one that it had begun is done.
+            # Without a progress slot, any call of the first lease.  Leases before the one in the slot are done.
             return calls if (at_work if started is None else self.number < started[0]) else 0
         return max(0, min(calls, started[1] - (self.given - self.items) // batch_size))
 
 
 class RequeuedItems:
-    """Items that were taken back from a lease, in their place in the order, until they are handed out again."""
+    """Items that were taken back from a lease and keep their place in the order until they are handed out again."""
 
     __slots__ = ("deaths", "first", "give_up", "held", "in_hand", "number", "pieces", "skip")
 
@@ -96,14 +97,15 @@ class RequeuedItems:
         self.first = first
         self.pieces = Pieces()
         self.pieces.extend(pieces, items)
-        # How many outputs of the first unit are there already; how many workers in a row have died at some of these.
+        # How many outputs of the first call are there already.
         self.skip = 0
+        # How many workers in a row have died at one of these items.
         self.deaths = 0
-        # Why the first unit is to be given up.
+        # Why the first call is to be given up.
         self.give_up: GiveUp | None = None
-        # How many of them still count as in the hand of the worker that gave them back.
+        # How many items still count as in the hand of the worker that gave them back.
         self.in_hand = 0
-        # What waits for its turn behind the items of a rest is held by the leases behind it.
+        # Replies behind these items are held by the leases behind them, so this stays empty.
         self.held: list[Replied | None] = []
 
 
@@ -111,46 +113,96 @@ class Worker:
     """One process of the step, as the core sees it."""
 
     __slots__ = (
-        "answers",
-        "asked",
-        "due",
-        "finished",
-        "heard",
+        "calls_left",
+        "finish_sent",
+        "last_heard",
         "leases",
         "leaving",
-        "left",
         "number",
         "outstanding",
         "overdue",
+        "overdue_answers",
+        "probe_at",
         "replaced",
+        "revoke_pending",
         "revoked",
-        "suspected",
+        "suspect",
     )
 
-    def __init__(self, number: int, left: int | None) -> None:
+    def __init__(self, number: int, calls_left: int | None) -> None:
         self.number = number
-        # How many units it may still be handed, if there is a limit.
-        self.left = left
-        # Whether another has been started in its place, because it has had all that.
+        # How many calls it may still be handed, where there is a limit.
+        self.calls_left = calls_left
+        # Whether another worker has been started in its place, because it has none left.
         self.replaced = False
         self.leases: deque[Lease] = deque()
+        # The items of all its leases.
         self.outstanding = 0
-        self.finished = False
-        # When it last said something, or was handed something after a time without.
-        self.heard = 0.0
-        # Whether it was told to begin nothing more of what it has, and whether the answer is still to come.
+        self.finish_sent = False
+        # When it last replied, or was handed something while it had nothing.
+        self.last_heard = 0.0
+        # Whether it was told to start nothing more of what it has, and whether its answer is still to come.
         self.revoked = False
-        self.asked = False
+        self.revoke_pending = False
         # Whether it is to leave once it has nothing.
         self.leaving = False
-        # When it may be too long at a unit; at which it seems to be, by how many answers; and at which it was, so that
-        # it was told to be ended.
-        self.due: float | None = None
-        self.suspected: tuple[int, int] | None = None
-        self.answers = 0
+        # When it may have exceeded the timeout; the call that seems overdue, and by how many answers; and the call for
+        # which it is killed.
+        self.probe_at: float | None = None
+        self.suspect: tuple[int, int] | None = None
+        self.overdue_answers = 0
         self.overdue: tuple[int, int] | None = None
 
 
+class LeaseBook:
+    """The workers of a step and the leases that they have."""
+
+    __slots__ = (
+        "acknowledged",
+        "batch_size",
+        "first_lease",
+        "leases",
+        "max_calls",
+        "peak_workers",
+        "prefetched",
+        "workers",
+    )
+
+    def __init__(self, numbers: Iterable[int], batch_size: int, max_calls: int | None, first_lease: int) -> None:
+        self.batch_size = batch_size
+        self.max_calls = max_calls
+        self.workers = [Worker(number, max_calls) for number in numbers]
+        # Each worker may hold one output more than the pipe behind has room for.  One that leaves takes none back.
+        self.peak_workers = len(self.workers)
+        # A lease with a lower number is one of the run before.
+        self.first_lease = first_lease
+        self.leases: dict[int, Lease] = {}
+        # The items that workers have beyond one call each.
+        self.prefetched = 0
+        self.acknowledged = 0
+
+    def add_worker(self, number: int) -> None:
+        """Add a worker that is up."""
+        self.workers.append(Worker(number, self.max_calls))
+        self.peak_workers = max(self.peak_workers, len(self.workers))
+
+    def worker(self, number: int) -> Worker | None:
+        """Return the worker of that number, None where it has left."""
+        return next((worker for worker in self.workers if worker.number == number), None)
+
+    @property
+    def staying(self) -> list[Worker]:
+        """The workers that are up and are to stay."""
+        return [worker for worker in self.workers if not worker.leaving]
+
+    def add_outstanding(self, worker: Worker, items: int) -> None:
+        """Count items that a worker is handed or, where `items` is negative, has no more."""
+        batch_size, before = self.batch_size, worker.outstanding
+        worker.outstanding = after = before + items
+        prefetched = after - batch_size if after > batch_size else 0
+        self.prefetched += prefetched - (before - batch_size if before > batch_size else 0)
+
+
 def order_key(each: Lease | RequeuedItems) -> tuple[int, int]:
-    """Return where in the order something is: what has no items is behind what was handed out before it."""
+    """Return the place of a lease in the order; one without items is behind what was handed out before it."""
     return (each.begin if isinstance(each, Lease) else each.first), each.number

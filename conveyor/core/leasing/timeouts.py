@@ -1,8 +1,7 @@
-"""Who is too long at an item.
+"""The timeout of a step: which worker has been at a call for too long.
 
-Law: nobody is ended for the time of another item, or for a time in which it waited: what a worker is at, and for how
-long, is asked when it may be too long, and only the answer counts.  Nor for one in which the whole machine stood still:
-it is asked again, a moment later each time, until a worker that has come to itself would have gone on.
+Law: a worker is killed only for the time of the call that it is at.  The core asks the broker for how long the worker
+has been at that, and only the answer counts.  It asks several times, so that a worker that could not run can go on.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from conveyor.core.events import ProbeResult, WorkerLost
 from conveyor.core.leasing.leases import Worker
 from conveyor.core.nodes.base import NodeContext
 
-# After how many answers in a row that a worker is too long at the same unit it is ended, and how long to wait between.
+# A worker is killed after so many answers in a row that say that it is overdue at the same call, so far apart.
 OVERDUE_ANSWERS = 3
 PROBE_AGAIN_SECONDS = 0.02
 
 
 class TimeoutMonitor:
-    """The timeout of a step: None where it has none, and nothing is ever due."""
+    """Probes the workers of one step; with no timeout, none is ever due."""
 
     def __init__(self, timeout: float | None, context: NodeContext) -> None:
         self._timeout = timeout
@@ -29,47 +28,47 @@ class TimeoutMonitor:
         self.due_at: float | None = None
 
     def heard(self, worker: Worker) -> None:
-        """Take in that a worker says something, or begins to be at work."""
-        worker.heard = self._context.now
+        """Take in that a worker replies, or gets work after it had none."""
+        worker.last_heard = self._context.now
         if self._timeout is not None:
-            worker.due = worker.heard + self._timeout
+            worker.probe_at = worker.last_heard + self._timeout
 
-    def look(self, workers: Iterable[Worker]) -> None:
-        """Ask what those are at that may be too long at something by now."""
+    def probe_due(self, workers: Iterable[Worker]) -> None:
+        """Have the workers probed that may have exceeded the timeout by now."""
         self.due_at = None
         if self._timeout is None:
             return
         for worker in workers:
-            if worker.due is None or not worker.leases or worker.overdue:
+            if worker.probe_at is None or not worker.leases or worker.overdue:
                 continue
-            if self._context.now >= worker.due:
-                # Until the answer says something else.
-                worker.due = self._context.now + self._timeout
+            if self._context.now >= worker.probe_at:
+                # The answer may set an earlier time.
+                worker.probe_at = self._context.now + self._timeout
                 self._context.command(ProbeWorker(worker.number))
-            self.due_at = worker.due if self.due_at is None else min(self.due_at, worker.due)
+            self.due_at = worker.probe_at if self.due_at is None else min(self.due_at, worker.probe_at)
 
     def handle_probe_result(self, worker: Worker, event: ProbeResult) -> None:
-        """Have a worker ended that is too long at what it is at."""
+        """Have a worker killed that is overdue."""
         if self._timeout is None or worker.overdue or not worker.leases:
             return
         if event.seconds is None:
-            worker.suspected = None
+            worker.suspect = None
             return
         at = event.lease, event.calls
         if event.seconds < self._timeout:
-            worker.suspected = None
-            worker.due = self._context.now + self._timeout - event.seconds
+            worker.suspect = None
+            worker.probe_at = self._context.now + self._timeout - event.seconds
             return
-        if worker.suspected != at:
-            worker.suspected, worker.answers = at, 0
-        worker.answers += 1
-        if worker.answers < OVERDUE_ANSWERS:
-            worker.due = self._context.now + PROBE_AGAIN_SECONDS
+        if worker.suspect != at:
+            worker.suspect, worker.overdue_answers = at, 0
+        worker.overdue_answers += 1
+        if worker.overdue_answers < OVERDUE_ANSWERS:
+            worker.probe_at = self._context.now + PROBE_AGAIN_SECONDS
         else:
             worker.overdue = at
             self._context.command(KillWorker(worker.number))
 
 
 def was_overdue(worker: Worker, event: WorkerLost) -> bool:
-    """Whether a worker that has been ended was still at the unit at which it was too long."""
+    """Whether a worker that was killed was still at the call that was overdue."""
     return worker.overdue is not None and worker.overdue == event.started

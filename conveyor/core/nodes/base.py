@@ -1,8 +1,8 @@
-"""What all routing elements share: a place in the graph, inputs with bounds, and one way to be woken.
+"""What all elements of the running graph share: a place in it, an input with a bound, and a way to be woken.
 
-Law: a node changes only itself and what it pushes to; everything it wants done outside the core it gives to
-its machine as a command.  A node never pushes more than `room` allows, except that a step may push one item
-per worker more, which then is in that worker's hands.
+Law: a node changes itself and what it pushes to, nothing else.  What it wants done outside the core it gives to the
+machine as a command.  A node pushes no more than `free_capacity` allows, except that a step may push one item more for
+each of its workers, which is then in flight.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from conveyor._lean.typing import Protocol
 from conveyor.core.commands import Command, GaveUp
-from conveyor.core.data.group_sizes import Groups, GroupSizes
+from conveyor.core.data.group_sizes import Batcher, Groups, GroupSizes
 from conveyor.core.data.pieces import Piece, Pieces
 from conveyor.core.tuning.chunk_size import ChunkTarget, ItemWeight
 from conveyor.core.tuning.roster import StepRoster
@@ -32,7 +32,7 @@ class NodeContext(Protocol):
         """Have something done outside the core."""
 
     def give_up(self, command: GaveUp, items: int) -> None:
-        """Take in that a unit was given up, when the step was done with so many items."""
+        """Count that a call was given up, when the step was done with so many items."""
 
     def start_worker(self, step_roster: StepRoster) -> None:
         """Have one more worker started."""
@@ -48,19 +48,15 @@ class Output:
         self.port = port
 
     def free_capacity(self, weighed: bool = True) -> int:
-        """How many items may be pushed now; those promised before they were weighed are held to the bound alone."""
+        """How many items may be pushed now; items promised before they were weighed count against the bound alone."""
         return self.node.free_capacity(self.port, weighed)
-
-    def min_batch(self) -> int:
-        """How many items must find room there before anything can go on."""
-        return self.node.min_batch()
 
     def shares_pipe(self) -> bool:
         """Whether what waits there takes room from the node in front of it."""
         return self.node.shares_pipe()
 
-    def held(self) -> int:
-        """How many items there count against the pipe in front of this node, having no pipe of their own."""
+    def shared_pipe_items(self) -> int:
+        """How many items there count against the pipe in front of this node, as they have no pipe of their own."""
         return self.node.shared_pipe_items()
 
     def weigh(self, items: int, size: int) -> None:
@@ -68,7 +64,7 @@ class Output:
         self.node.weigh(self.port, items, size)
 
     def request_flush(self) -> None:
-        """Say that somebody waits for room there."""
+        """Say that somebody waits for capacity there."""
         self.node.request_flush()
 
     def push(self, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
@@ -82,13 +78,17 @@ class Output:
 
 
 class Node(ABC):
-    """One element of the running graph; `most_bytes` is what the pipe in front of it holds, where there is one."""
+    """One element of the running graph; the pipe in front of it, where there is one, holds `most_bytes`."""
 
-    def __init__(self, index: int, context: NodeContext, most_bytes: int = PIPE_BYTES) -> None:
+    def __init__(self, index: int, context: NodeContext, most_bytes: int = PIPE_BYTES, min_batch: int = 1) -> None:
         self.index = index
         self.context = context
         self.upstream: list[Callable[[], None]] = []
-        # How many items may come beyond the bound: those in the hands of the workers that feed this node.
+        # Whether it is to be pumped before the event at hand is done with.
+        self.scheduled = False
+        # How many items must find room here before anything can go on: more than one where batches are made.
+        self.min_batch = min_batch
+        # How many items may come beyond the bound: one from each worker that feeds this node.
         self.in_flight = 0
         self.item_weight = ItemWeight(most_bytes)
 
@@ -109,7 +109,7 @@ class Node(ABC):
         self.item_weight.weigh(items, size)
 
     def request_flush(self) -> None:
-        """Take in that somebody waits for room here; of no concern where room that is made is known at once."""
+        """Take in that somebody waits for capacity here; only a sink has to be told, as others report it at once."""
 
     @abstractmethod
     def pump(self) -> None:
@@ -117,7 +117,7 @@ class Node(ABC):
 
     @abstractmethod
     def preferred_chunk(self) -> int:
-        """How many items what comes first here takes in one go."""
+        """How many items the next step here takes in one go."""
 
     def shares_pipe(self) -> bool:
         """Whether what waits here takes room from the node in front, for want of a pipe here."""
@@ -126,10 +126,6 @@ class Node(ABC):
     def shared_pipe_items(self) -> int:
         """How many items here count against the pipe of the node in front, for want of a pipe here."""
         return 0
-
-    def min_batch(self) -> int:
-        """How many items must find room here before anything can go on: more than one where batches are made."""
-        return 1
 
     @abstractmethod
     def clear(self) -> None:
@@ -140,20 +136,37 @@ class Node(ABC):
 
     def most(self, bound: int, weighed: bool) -> int:
         """How many items the pipe in front of this node, with this bound, holds at most."""
-        return max(self.min_batch(), self.item_weight.limit(bound) if weighed else bound)
+        return max(self.min_batch, self.item_weight.limit(bound) if weighed else bound)
 
     def wake(self) -> None:
         """Have this node pumped."""
-        self.context.wake(self)
+        if not self.scheduled:
+            self.context.wake(self)
 
     def capacity_freed(self) -> None:
-        """Take in that there may be more room behind this node."""
+        """Take in that there may be more capacity behind this node."""
         self.wake()
 
     def wake_upstream(self) -> None:
-        """There may be more room here: say so to the nodes that feed this one."""
+        """Tell the nodes that feed this one that there may be more capacity here."""
         for capacity_freed in self.upstream:
             capacity_freed()
+
+
+class Intake:
+    """What has come to a step: the queue of what nobody has, and how much there was."""
+
+    __slots__ = ("batcher", "ended", "entered", "last_arrival", "leased", "queue")
+
+    def __init__(self, batch_size: int, now: float) -> None:
+        self.queue = Pieces()
+        self.batcher = Batcher(batch_size)
+        # How many items came in, and how many were taken out of the queue.
+        self.entered = 0
+        self.leased = 0
+        # When the last item came in.
+        self.last_arrival = now
+        self.ended = False
 
 
 class Lane:

@@ -23,6 +23,7 @@ class ForkExit(Node):
     def connect(self, output: Output) -> None:
         """Take in where everything goes."""
         self.output = output
+        self.min_batch = output.node.min_batch
 
     def push_outer_groups(self, group_sizes: GroupSizes, items: int) -> None:
         """Take in how `items` more items that entered the fork are grouped around it."""
@@ -38,14 +39,11 @@ class ForkExit(Node):
     def request_flush(self) -> None:
         self.output.request_flush()
 
-    def min_batch(self) -> int:
-        return self.output.min_batch()
-
     def shares_pipe(self) -> bool:
         return self.output.shares_pipe()
 
     def shared_pipe_items(self) -> int:
-        return self.output.held()
+        return self.output.shared_pipe_items()
 
     def preferred_chunk(self) -> int:
         return self.output.node.preferred_chunk()

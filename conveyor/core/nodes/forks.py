@@ -1,8 +1,8 @@
 """Forks: one stream becomes several branches.
 
-Law: a fork never looks at an item and never holds one back that every branch in question has room for.  With
-`tracked`, each item that enters is a group of its own in the branches, and the ends of the fork (`Leave`) are
-told how the items that enter were grouped around the fork.
+Law: a fork never looks at an item, and never holds one back that its branches have capacity for.  With `tracked`, each
+item that enters is a group of its own in the branches.  The exits of the fork are told how these items were grouped
+around it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from conveyor.graph.plan import BalanceNode, ReplicateNode
 
 
 class Fork(Node):
-    """What both kinds share: the pipe in front, and the news for the ends of the fork."""
+    """What both kinds share: the pipe in front, and the news for the exits of the fork."""
 
     def __init__(self, node: ReplicateNode | BalanceNode, context: NodeContext) -> None:
         super().__init__(node.index, context, node.bound_bytes)
@@ -34,11 +34,9 @@ class Fork(Node):
     def connect(self, outputs: list[Output]) -> None:
         """Take in where the branches go."""
         self.outputs = outputs
-        self.bound = max(self.bound, self.min_batch())
+        self.min_batch = max(self.min_batch, *(output.node.min_batch for output in outputs))
+        self.bound = max(self.bound, self.min_batch)
         self.sharing = any(output.shares_pipe() for output in outputs)
-
-    def min_batch(self) -> int:
-        return max(output.min_batch() for output in self.outputs)
 
     def free_capacity(self, port: int, weighed: bool = True) -> int:
         return self.most(self.bound, weighed) - self.queue.items - self.branches_held()
@@ -57,8 +55,8 @@ class Fork(Node):
 
     def push(self, port: int, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
         if group_sizes is not None:
-            for leave in self.exits:
-                leave.push_outer_groups(group_sizes, items)
+            for each in self.exits:
+                each.push_outer_groups(group_sizes, items)
         self.queue.extend(pieces, items)
         self.wake()
 
@@ -86,10 +84,10 @@ class Fork(Node):
 
 
 class Replicate(Fork):
-    """Every item goes to all branches, when all have room for it."""
+    """Every item goes to all branches, once all have capacity for it."""
 
     def branches_held(self) -> int:
-        return max(output.held() for output in self.outputs)
+        return max(output.shared_pipe_items() for output in self.outputs)
 
     def pump(self) -> None:
         moved = False
@@ -106,40 +104,32 @@ class Replicate(Fork):
 
 
 class Balance(Fork):
-    """Every unit of items goes to one branch: round-robin, passing over a branch that has no room."""
+    """Every batch of items goes to one branch: round-robin, passing over a branch that has no capacity."""
 
     def __init__(self, node: BalanceNode, context: NodeContext) -> None:
         super().__init__(node, context)
-        self.batch_size = node.unit
+        self.batch_size = self.min_batch = node.unit
         self.strict = node.strict
         self.merges: list[BalanceMerge] = []
         self._next = 0
-        # How many units have been dealt out.
+        # How many batches have been dealt out.
         self._dealt = 0
 
     def branches_held(self) -> int:
-        return sum(output.held() for output in self.outputs)
-
-    def min_batch(self) -> int:
-        return max(self.batch_size, super().min_batch())
+        return sum(output.shared_pipe_items() for output in self.outputs)
 
     def pump(self) -> None:
         moved = False
         while self.queue.items >= self.batch_size or (self.ended and self.queue.items):
-            rooms = [self._room(output) for output in self.outputs]
-            branch = self._choose(rooms) if self.queue.items >= self.batch_size else self._last(rooms)
+            capacities = [self._capacity(output) for output in self.outputs]
+            branch = self._choose(capacities) if self.queue.items >= self.batch_size else self._last(capacities)
             if branch is None:
                 break
-            calls = -(-self.queue.items // self.batch_size) if self.ended else self.queue.items // self.batch_size
-            open_branches = sum(1 for room in rooms if room >= self.batch_size)
-            share = (
-                1
-                if self.strict
-                else min(-(-calls // open_branches), self.outputs[branch].node.preferred_chunk() // self.batch_size)
-            )
-            items = min(
-                max(1, share) * self.batch_size, rooms[branch] // self.batch_size * self.batch_size, self.queue.items
-            )
+            batches = -(-self.queue.items // self.batch_size) if self.ended else self.queue.items // self.batch_size
+            open_branches = sum(1 for capacity in capacities if capacity >= self.batch_size)
+            size, chunk = self.batch_size, self.outputs[branch].node.preferred_chunk()
+            share = 1 if self.strict else max(1, min(-(-batches // open_branches), chunk // self.batch_size))
+            items = min(share * size, capacities[branch] // size * size, self.queue.items)
             pieces = self.queue.take(items)
             self._next = (branch + 1) % len(self.outputs)
             self._dealt += -(-items // self.batch_size)
@@ -157,22 +147,22 @@ class Balance(Fork):
                 merge.route_ended()
         super().end_branches()
 
-    def _room(self, output: Output) -> int:
-        # A branch whose worker is busy is stalled, whatever its pipe would hold: what waits here, another may have.
-        if isinstance(output.node, Step) and (output.node.shared or not self.strict):
+    def _capacity(self, output: Output) -> int:
+        # A branch with busy workers counts as stalled, whatever its pipe would hold: another may take what waits here.
+        if isinstance(output.node, Step) and (output.node.shares_pipe() or not self.strict):
             return output.node.demand()
         return output.free_capacity()
 
-    def _last(self, rooms: list[int]) -> int | None:
-        """The branch of a short last batch: its outputs stand with the trailing ones, by branch, so timing must not
-        decide on it."""
-        branch = self._dealt % len(rooms)
-        return branch if rooms[branch] >= self.batch_size else None
+    def _last(self, capacities: list[int]) -> int | None:
+        """Return the branch of a short last batch.  Its outputs are trailing ones, by branch, so timing must not decide
+        on it."""
+        branch = self._dealt % len(capacities)
+        return branch if capacities[branch] >= self.batch_size else None
 
-    def _choose(self, rooms: list[int]) -> int | None:
-        count = len(rooms)
+    def _choose(self, capacities: list[int]) -> int | None:
+        count = len(capacities)
         for offset in range(1 if self.strict else count):
             branch = (self._next + offset) % count
-            if rooms[branch] >= self.batch_size:
+            if capacities[branch] >= self.batch_size:
                 return branch
         return None

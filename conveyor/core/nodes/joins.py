@@ -1,8 +1,8 @@
 """Joins: several branches become one stream.
 
-Law: what leaves is in an order that does not depend on timing: by the item that entered the fork, then by
-branch, then as the branch gave it; trailing outputs come last, by branch.  A join moves as much as it can at
-once, and lets out the outputs of a group still open, so that no branch can fill up behind it.
+Law: the order of what leaves does not depend on timing.  It goes by the item that entered the fork, then by branch,
+then as the branch gave it; trailing outputs come last, by branch.  A join moves as much as it can at once.
+It lets out the outputs of a group that is still open, so that no branch can fill up behind it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from conveyor.graph.plan import MergeNode, ZipNode
 
 
 class Join(Node):
-    """What all kinds share: a lane for each branch, and the end."""
+    """What all kinds of joins share: a lane for each branch, and the end."""
 
     def __init__(self, node: MergeNode | ZipNode, context: NodeContext) -> None:
         super().__init__(node.index, context)
@@ -30,21 +30,19 @@ class Join(Node):
     def connect(self, output: Output) -> None:
         """Take in where everything goes."""
         self.output = output
+        self.min_batch = output.node.min_batch
         self.sharing = output.shares_pipe()
         for lane in self.lanes:
-            lane.bound = max(lane.bound, output.min_batch())
+            lane.bound = max(lane.bound, self.min_batch)
 
     def free_capacity(self, port: int, weighed: bool = True) -> int:
         lane = self.lanes[port]
-        most = max(self.min_batch(), lane.item_weight.limit(lane.bound) if weighed else lane.bound)
-        return most - lane.items - self.output.held()
+        most = max(self.min_batch, lane.item_weight.limit(lane.bound) if weighed else lane.bound)
+        return most - lane.items - self.output.shared_pipe_items()
 
     def weigh(self, port: int, items: int, size: int) -> None:
         self.lanes[port].item_weight.weigh(items, size)
         self.output.weigh(items, size)
-
-    def min_batch(self) -> int:
-        return self.output.min_batch()
 
     def preferred_chunk(self) -> int:
         return self.output.node.preferred_chunk()
@@ -54,7 +52,7 @@ class Join(Node):
         self.wake()
 
     def waiting_for(self, node: Node) -> int:
-        """How many items wait here for the node behind."""
+        """How many items wait here for `node`."""
         return sum(lane.items for lane in self.lanes) if self.output.node is node else 0
 
     def end(self, port: int) -> None:
@@ -89,7 +87,7 @@ class Join(Node):
 
 
 class FreeMerge(Join):
-    """Branches without order: what comes goes on."""
+    """Branches without order: what comes goes on at once."""
 
     def move(self) -> bool:
         moved = False
@@ -113,15 +111,14 @@ class ReplicateMerge(Join):
 
     def _move_groups(self) -> bool:
         """Move whole groups that are closed in every lane."""
-        room = self.output.free_capacity()
-        group_sizes, lane_sizes, items = closed_groups(self.lanes, room, zipped=False)
+        group_sizes, lane_sizes, items = closed_groups(self.lanes, self.output.free_capacity(), zipped=False)
         if not group_sizes:
             return False
         self.output.push(weave(self.lanes, lane_sizes, items, zipped=False), items, group_sizes)
         return True
 
     def _move_items(self) -> bool:
-        """Move what the lane whose turn it is has of the present group."""
+        """Move what the lane that is next has of the present group."""
         lane = self.lanes[self._turn]
         first = lane.groups.first
         items = min(lane.items if first is None else first[0], self.output.free_capacity())
@@ -180,22 +177,22 @@ class BalanceMerge(Join):
             return self._move_trailing()
         port, wanted = self._route[0]
         lane = self.lanes[port]
-        room = self.output.free_capacity()
+        capacity = self.output.free_capacity()
         first = lane.groups.first
         if first is None:
-            items = min(lane.items, room)
+            items = min(lane.items, capacity)
             if items <= 0:
                 return False
             lane.groups.shrink(items)
             self.output.push(lane.pieces.take(items), items, [])
             return True
         size, repeat = first
-        groups = min(repeat, wanted, room // size if size else repeat)
+        groups = min(repeat, wanted, capacity // size if size else repeat)
         if groups <= 0:
-            if room <= 0:
+            if capacity <= 0:
                 return False
-            lane.groups.shrink(room)
-            self.output.push(lane.pieces.take(room), room, [])
+            lane.groups.shrink(capacity)
+            self.output.push(lane.pieces.take(capacity), capacity, [])
             return True
         lane.groups.drop(groups)
         if groups == wanted:
@@ -264,8 +261,8 @@ class Zip(Join):
         return True
 
 
-def closed_groups(lanes: list[Lane], room: int, *, zipped: bool) -> tuple[GroupSizes, list[GroupSizes], int]:
-    """Remove the groups that all lanes have closed, as far as `room` allows.
+def closed_groups(lanes: list[Lane], capacity: int, *, zipped: bool) -> tuple[GroupSizes, list[GroupSizes], int]:
+    """Remove the groups that all lanes have closed, as far as `capacity` allows.
 
     Return the groups of the join's output, those removed from each lane, and the number of output items.
     """
@@ -281,7 +278,7 @@ def closed_groups(lanes: list[Lane], room: int, *, zipped: bool) -> tuple[GroupS
         size = max(sizes) if zipped else sum(sizes)
         groups = min(repeat for _, repeat in heads)
         if size:
-            groups = min(groups, (room - items) // size)
+            groups = min(groups, (capacity - items) // size)
         if groups <= 0:
             break
         for lane, closed, each in zip(lanes, lane_sizes, sizes, strict=True):

@@ -1,7 +1,7 @@
 """The results: where the graph ends.
 
-Law: what arrives is handed out at once; at most `bound` results are with the consumer and not yet taken.  A consumer
-says what it has taken when that is worth a message, and before that only where the room may be waited for.
+Law: a sink hands out at once what arrives.  At most `bound` results are with the consumer and not yet taken.  The
+consumer reports what it has taken when that is worth a message, and before that where somebody may wait for room.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from conveyor.core.nodes.base import Node, NodeContext
 from conveyor.core.tuning.chunk_size import MAX_CHUNK_ITEMS
 from conveyor.graph.plan import SinkNode
 
-# Where a pipe holds fewer results than its bound because they are heavy, the next ones may find it full: so soon a
-# consumer says what it has taken, where nothing more comes.
+# Where results are heavy, the pipe holds fewer than its bound, and the next ones may find it full.  The consumer then
+# reports after so many seconds without a result.
 REPORT_SOON_SECONDS = 0.005
 
 
@@ -25,8 +25,8 @@ class Sink(Node):
         super().__init__(node.index, context, node.bound_bytes)
         self.bound = node.bound
         self.waiting = 0
-        # Whether the consumer has been asked to say at once what it has taken, and has said nothing since.
-        self.asked = False
+        # Whether the consumer was asked to report at once, and has not reported since.
+        self.flush_requested = False
         self.ended = False
 
     def free_capacity(self, port: int, weighed: bool = True) -> int:
@@ -43,25 +43,25 @@ class Sink(Node):
     def _report_within_seconds(self) -> float:
         most = self.most(self.bound, weighed=True)
         if self.waiting >= most:
-            self.asked = True
+            self.flush_requested = True
             return 0.0
         return REPORT_SOON_SECONDS if most < self.bound else REPORT_SECONDS
 
     def weigh(self, port: int, items: int, size: int) -> None:
         super().weigh(port, items, size)
-        # A join says what waits there weighs, and may find no room for that.
+        # A join weighs items that wait there, and may find no capacity for them.
         if self.waiting >= self.most(self.bound, weighed=True):
             self.request_flush()
 
     def request_flush(self) -> None:
-        if self.waiting and not self.asked:
-            self.asked = True
+        if self.waiting and not self.flush_requested:
+            self.flush_requested = True
             self.context.command(Emit((), 0, 0.0))
 
     def consumed(self, items: int) -> None:
         """Take in that the consumer took `items` results."""
         self.waiting -= items
-        self.asked = False
+        self.flush_requested = False
         self.wake_upstream()
 
     def end(self, port: int) -> None:

@@ -101,8 +101,8 @@ class ChunkTarget:
         return self.seconds * FLUSH_SHARE
 
     @property
-    def ahead(self) -> float:
-        """How many seconds the next lease of a worker may take that is handed out before the present one is done."""
+    def look_ahead_seconds(self) -> float:
+        """How many seconds a lease may take that a worker gets before it is done with the present one."""
         return self.seconds * LOOK_AHEAD_SHARE
 
     @property

@@ -1,0 +1,90 @@
+"""Credit: how many outputs the leases of a step may give before they have to ask for more.
+
+Law: what a lease may give is reserved in the pipe behind before the lease is handed out.  So no worker ever has an
+output that nobody has room for, and a full pipe stops the step.  The reserve, as much room as the next node needs, is
+kept for the lease that no other one waits for.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from conveyor.core.commands import Grant
+from conveyor.core.leasing.leases import Lease, LeaseBook, order_key
+from conveyor.core.nodes.base import NodeContext, Output
+from conveyor.core.tuning.chunk_size import WEIGHT
+
+
+class CreditLedger:
+    """The outputs that a step has promised room for, and the leases that wait for a promise."""
+
+    __slots__ = ("_book", "_context", "output", "outputs_per_call", "promised", "reserve", "starving", "wants_capacity")
+
+    def __init__(self, book: LeaseBook, context: NodeContext) -> None:
+        self._book = book
+        self._context = context
+        self.output: Output
+        self.reserve = 1
+        # Outputs that may still come on credit, or that wait for their turn.
+        self.promised = 0
+        self.starving: deque[Lease] = deque()
+        # Whether the step has looked in vain for capacity behind it, and has to be pumped when there is some.
+        self.wants_capacity = True
+        self.outputs_per_call = 1.0
+
+    def connect(self, output: Output) -> None:
+        """Take in where the outputs go."""
+        self.output = output
+        self.reserve = output.node.min_batch
+
+    def spare(self, waits: bool, weighed: bool = True) -> int:
+        """How many more outputs may be promised to a lease; `waits`: its outputs wait for another lease."""
+        spare = self.output.free_capacity(weighed) + self._book.peak_workers - self.promised - self.reserve * waits
+        if spare < 1:
+            self.wants_capacity = True
+        return spare
+
+    def spare_for_need(self, waits: bool) -> int:
+        """How many outputs may be promised to a lease that is known to need some."""
+        spare = self.spare(waits)
+        if spare < 1 and not waits:
+            # Where items turned out heavy, more may be promised to leases that wait than the pipe now holds.
+            spare = min(1, self.output.free_capacity(), self.spare(waits, weighed=False))
+        return spare
+
+    def first_credit(self, calls: int, spare: int) -> int:
+        """How many outputs a new lease of so many calls may give."""
+        return min(spare, max(calls, int(calls * self.outputs_per_call * 1.25)))
+
+    def observe(self, lease: Lease, calls: int) -> None:
+        """Take in that the outputs of `lease` are those of so many calls."""
+        self.outputs_per_call += (lease.outputs / calls - self.outputs_per_call) * WEIGHT
+
+    def starve(self, lease: Lease) -> None:
+        """Have a lease wait for credit."""
+        self.promised -= lease.credit
+        lease.credit = 0
+        self.starving.append(lease)
+
+    def release(self, lease: Lease) -> None:
+        """Free what was promised to a lease that is over."""
+        self.promised -= lease.credit
+        lease.credit = 0
+        if lease in self.starving:
+            self.starving.remove(lease)
+
+    def grant(self, first: object) -> None:
+        """Give credit to the leases that wait for it; with `first`, in order, and `first` waits for no other one."""
+        starving = self.starving
+        if first is not None and len(starving) > 1:
+            self.starving = starving = deque(sorted(starving, key=order_key))
+        for _ in range(len(starving)):
+            lease = starving[0]
+            spare = self.spare_for_need(first is not None and lease is not first)
+            if spare < 1:
+                return
+            starving.popleft()
+            credit = max(1, spare // len(starving)) if starving else spare
+            lease.credit += credit
+            self.promised += credit
+            self._context.command(Grant(lease.worker.number, lease.number, credit))

@@ -1,0 +1,140 @@
+"""What becomes of the items of a worker that died, and of those that a worker gave back.
+
+Law: an item that was not acknowledged is requeued in its place, with the outputs that are there already.  The run fails
+only where `CrashBlame` says so, or where `finish` cannot be called again.
+"""
+
+from __future__ import annotations
+
+from conveyor._lean.typing import Any
+from conveyor.core.commands import Fail, Loss, Reason
+from conveyor.core.data.pieces import Pieces
+from conveyor.core.events import WorkerLost
+from conveyor.core.leasing.blame import CrashBlame
+from conveyor.core.leasing.leases import Lease, LeaseBook, RequeuedItems, Worker, order_key
+from conveyor.core.leasing.ordering import OutputOrder
+from conveyor.core.leasing.timeouts import was_overdue
+from conveyor.graph.plan import StepNode
+
+
+class Recovery:
+    """The requeued items of a step, and who is to blame for the deaths of its workers."""
+
+    __slots__ = ("_book", "_node", "_order", "crash_blame", "requeued")
+
+    def __init__(self, node: StepNode, book: LeaseBook, order: OutputOrder) -> None:
+        self._node = node
+        self._book = book
+        self._order = order
+        self.crash_blame = CrashBlame(node)
+        # In their order.
+        self.requeued: list[RequeuedItems] = []
+
+    @property
+    def items(self) -> int:
+        """How many items were taken back, and wait for a worker."""
+        return sum(each.pieces.items for each in self.requeued) if self.requeued else 0
+
+    @property
+    def held(self) -> int:
+        """How many of these count against the bound of the pipe in front."""
+        return sum(max(0, each.pieces.items - each.in_hand) for each in self.requeued) if self.requeued else 0
+
+    def requeue(self, lease: Lease, items: int) -> RequeuedItems:
+        """Take the last items of a lease back."""
+        pieces = Pieces()
+        pieces.extend(lease.pieces, lease.given)
+        pieces.take(lease.given - items)
+        requeued = RequeuedItems(lease.number, lease.first + lease.items - items, pieces.take(items), items)
+        if items == lease.items:
+            requeued.skip = lease.partial
+            requeued.give_up = lease.give_up
+        lease.items -= items
+        lease.given -= items
+        before = self._book.prefetched
+        self._book.add_outstanding(lease.worker, -items)
+        requeued.in_hand = items - (before - self._book.prefetched)
+        self.requeued.append(requeued)
+        self.requeued.sort(key=order_key)
+        self._order.requeue(lease, requeued)
+        return requeued
+
+    def handed_out(self, requeued: RequeuedItems, items: int) -> None:
+        """Take in that the first of these items were handed out."""
+        requeued.first += items
+        requeued.skip, requeued.give_up = 0, None
+        if not requeued.pieces.items:
+            self.requeued.remove(requeued)
+            self._order.remove(requeued)
+
+    def lose(self, lease: Lease, at_work: bool, event: WorkerLost) -> Fail | None:
+        """Requeue what a dead worker had not acknowledged of a lease: what it had started, and what it had not."""
+        if lease.finish:
+            return Fail(self._node.index, event.worker, None, None, event.cause, Loss.FINISH)
+        if at_work and event.unpickling:
+            return self._lose_unpickled(lease, event)
+        batch_size = self._book.batch_size
+        started = lease.started_unacknowledged(batch_size, at_work, event.started)
+        if lease.items > started * batch_size:
+            self.requeue(lease, lease.items - started * batch_size)
+        if not lease.items:
+            return None
+        overdue, give_up = lease.worker.overdue is not None, None
+        # With a timeout, a worker starts calls one by one, and only the last one can be to blame.
+        exact = at_work and (started == 1 or self._node.timeout is not None)
+        first, last = lease.first + (started - 1) * batch_size * exact, lease.first + lease.items - 1
+        if exact and not overdue:
+            give_up = self.crash_blame.died(first, last, event)
+        elif exact and was_overdue(lease.worker, event):
+            give_up = self.crash_blame.was_overdue(first, last)
+        if give_up is not None and not self._node.gives_up:
+            loss = Loss.ITEM if give_up.kind == Reason.DIED else Loss.OVERDUE
+            return Fail(self._node.index, event.worker, first, last, give_up.cause, loss)
+        requeued = self.requeue(lease, last - first + 1)
+        requeued.deaths = lease.deaths + (at_work and not overdue)
+        if lease.give_up is not None:
+            give_up = lease.give_up
+            if at_work and self.crash_blame.died_of_that(first, give_up, event):
+                give_up = give_up._replace(skip_unpickling=True)
+        requeued.give_up = give_up
+        if lease.items:
+            # These calls seem to be done, but their outputs are lost.
+            self.requeue(lease, lease.items)
+        return None
+
+    def _lose_unpickled(self, lease: Lease, event: WorkerLost) -> Fail | None:
+        """Items are unpickled together, so nobody knows at which one the worker died."""
+        first, last = lease.first, lease.first + lease.items - 1
+        if self.crash_blame.unpickled(first):
+            return Fail(self._node.index, event.worker, first, last, event.cause, Loss.UNPICKLE)
+        self.requeue(lease, lease.items)
+        return None
+
+    def lose_unstarted(self, worker: Worker, event: WorkerLost, now: float) -> Fail | None:
+        """A worker that had started nothing of what it was handed may have died of receiving that."""
+        lease = next((lease for lease in worker.leases if lease.items), None)
+        if lease is None or not event.ready or event.started is None or event.started >= (lease.number, 1):
+            return None
+        if not self.crash_blame.received(lease.first, event.killed, now):
+            return None
+        last = lease.first + lease.items - 1
+        return Fail(self._node.index, event.worker, lease.first, last, event.cause, Loss.RECEIVE)
+
+    def failure_of(self, worker_number: int, lease_number: int | None, call: int | None, cause: Any) -> Fail:
+        """Return the failure of a call, a lease, or all that a worker has, with the items that may be to blame."""
+        batch_size = self._book.batch_size
+        first: int | None = None
+        last: int | None = None
+        if lease_number is None:
+            worker = self._book.worker(worker_number)
+            leases = [lease for lease in worker.leases if lease.items] if worker is not None else []
+            if leases:
+                first, last = leases[0].first, leases[-1].first + leases[-1].items - 1
+        else:
+            lease = self._book.leases[lease_number]
+            if lease.items and call is None:
+                first, last = lease.first, lease.first + lease.items - 1
+            elif lease.items and call is not None:
+                first = lease.first + call * batch_size
+                last = min(first + batch_size, lease.first + lease.items) - 1
+        return Fail(self._node.index, worker_number, first, last, cause)
