@@ -15,8 +15,7 @@ from conveyor._lean.typing import Any
 from conveyor.core import commands, events
 from conveyor.core.data.pieces import Weave
 from conveyor.core.machine import Machine
-from conveyor.graph import plan as plans
-from conveyor.graph.plan import Plan
+from conveyor.graph.plan import Node, Plan, Target
 
 FORMAT = 1
 # The keys of what JSON lacks; no field has such a name.  An array is a tuple.
@@ -26,13 +25,11 @@ PRIVATE_FIELDS = frozenset({"error", "cause", "why", "processor"})
 OPAQUE = "opaque"
 
 
-def _values_of(module: Any) -> dict[str, type]:
-    return {
-        name: kind for name, kind in vars(module).items() if isinstance(kind, type) and hasattr(kind, "_value_fields")
-    }
-
-
-_CLASSES: dict[str, type] = {**_values_of(plans), **_values_of(events), **_values_of(commands), "Weave": Weave}
+_CLASSES: dict[str, Any] = {
+    each.__name__: each
+    for kind in (Node, events.Event, commands.Command, Plan | Target | Weave | commands.GiveUp)
+    for each in kind.__args__
+}
 
 
 class RecordingError(ValueError):
@@ -80,7 +77,7 @@ class Recorder:
         if field == "given_up":
             return [(*each[:3], OPAQUE) for each in value]
         if _CLASSES.get(type(value).__name__) is type(value):
-            fields = _CLASSES[type(value).__name__]._value_fields  # type: ignore[attr-defined]
+            fields = _CLASSES[type(value).__name__]._value_fields
             return {KIND: type(value).__name__, **{name: self._encoded(getattr(value, name), name) for name in fields}}
         if isinstance(value, str):
             return value

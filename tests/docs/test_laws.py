@@ -120,6 +120,7 @@ class TheHouse(TestCase):
         ("conveyor.stream",),
         ("conveyor.pipeline",),
         ("conveyor",),
+        ("conveyor.__main__",),
     )
 
     def place(self, module: str) -> tuple[int, str] | None:
@@ -357,7 +358,14 @@ class Errors(TestCase):
             for kind in vars(importlib.import_module(name)).values():
                 if isinstance(kind, type) and issubclass(kind, BaseException) and kind.__module__ == name:
                     # A signal within an engine, which no user ever sees.
-                    signals = ("ConnectionLost", "FailedUnit", "ProtocolError", "StageError", "Unpicklable")
+                    signals = {
+                        "ConnectionLost",
+                        "FailedUnit",
+                        "ProtocolError",
+                        "RecordingError",
+                        "StageError",
+                        "Unpicklable",
+                    }
                     internal = kind.__name__.startswith("_") or kind.__name__ in signals
                     assert name == errors.__name__ or internal, f"{name}.{kind.__name__}"
 

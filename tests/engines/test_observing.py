@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import io
 import logging
+import multiprocessing
 import os
 from contextlib import redirect_stdout
 
@@ -57,7 +58,7 @@ class RecordTest(ScriptTestCase):
                 for path in glob.glob(os.path.join(self.folder, "*")):
                     os.unlink(path)
                 outcome = self.script(RUNS, method)
-                assert (outcome.code, outcome.output, outcome.errors) == (0, "good\n", ""), outcome.told()
+                assert (outcome.code, outcome.output, outcome.errors) == (0, "good", ""), outcome.told()
                 recordings = sorted(glob.glob(os.path.join(self.folder, "recorded*")))
                 assert [os.path.basename(path) for path in recordings] == ["recorded", "recorded.2"]
                 for path in recordings:
@@ -67,10 +68,12 @@ class RecordTest(ScriptTestCase):
 
     def test_the_broker_is_killed(self) -> None:
         path = os.path.join(self.new_folder(), "recorded")
-        with mock.patch.dict(os.environ, CONVEYOR_RECORD=path), Pipeline().add(Processor(abs)) as pipeline:
-            with mock.patch("conveyor.engines.process.caller.observing._recordings", iter([1])):
-                pipeline.run(range(10))
-            self.kill_broker()
+        first = mock.patch("conveyor.engines.process.caller.observing._recordings", iter([1]))
+        with first, mock.patch.dict(os.environ, CONVEYOR_RECORD=path), Pipeline().add(Processor(abs)) as pipeline:
+            pipeline.run(range(10))
+            (broker,) = multiprocessing.active_children()
+            broker.kill()
+            broker.join()
             with self.assertRaises(ProcessError):
                 pipeline.run(range(10))
         with redirect_stdout(io.StringIO()):

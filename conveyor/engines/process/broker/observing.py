@@ -5,6 +5,8 @@ Law: an observer changes nothing.  One that cannot write any more stops, and the
 
 from __future__ import annotations
 
+import sys
+
 from conveyor._lean.typing import TYPE_CHECKING
 from conveyor.engines.process.wire.messages import NoticeGiven
 
@@ -25,10 +27,10 @@ def observers_of(config: BrokerConfig, opened: float, logs: LogRelay) -> list[Ob
 
         observers.append(Story(config.plan, opened, lambda text: logs.pass_on(NoticeGiven("DEBUG", text), [])))
     if config.record_to is not None:
-        from conveyor import __version__
         from conveyor.core.recording import Recorder
 
-        observers.append(Recorder(config.plan, opened, __version__, _Appender(config.record_to, logs)))
+        version = str(vars(sys.modules["conveyor"])["__version__"])
+        observers.append(Recorder(config.plan, opened, version, _Appender(config.record_to, logs)))
     return observers
 
 
