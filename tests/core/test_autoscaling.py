@@ -332,7 +332,7 @@ class GivingBack(TestCase):
         for seconds, moved in (3.0, False), (8.0, True):
             film = Film(START._replace(workers=2), START, cores=16)
             film.play(40, idle, idle)
-            film.memory = film.memory._replace(changes=0.0)
+            film.memory = film.memory._replace(changes_left=0.0)
             found = film.play(seconds, idle, much)
             assert bool(found) == moved, found
             if moved:
@@ -344,7 +344,7 @@ class GivingBack(TestCase):
         busy, quiet = Work(cpu=0.01, waiting=0, at_work=4), Work(cpu=0.01, waiting=0, at_work=0.4)
         film.play(40, *[busy] * 10)
         assert len(film.play(20, *[quiet] * 10)) >= 10
-        assert 0 <= film.memory.changes < 1
+        assert 0 <= film.memory.changes_left < 1
 
     def test_more_than_the_cores_can_serve(self) -> None:
         film = Film(START, cores=4)
@@ -402,7 +402,7 @@ class Properties(TestCase):
 
 def check(memory: PolicyState, step_loads: Sequence[StepLoad], decisions: Sequence[Resize], cores: float) -> None:
     """The invariants of one round of decisions, with the shares of CPU that the policy goes by."""
-    shares_pipe = [trace.share for trace in memory.histories]
+    shares = [trace.cpu_share for trace in memory.histories]
     counts = [step_load.workers + step_load.starting for step_load in step_loads]
     for step, before, after, _ in decisions:
         step_load = step_loads[step]
@@ -412,13 +412,13 @@ def check(memory: PolicyState, step_loads: Sequence[StepLoad], decisions: Sequen
         if after > before:
             assert step_load.waiting > 0
             assert after <= (math.inf if step_load.most is None else step_load.most)
-            extra = zip(counts, step_loads, shares_pipe, strict=True)
+            extra = zip(counts, step_loads, shares, strict=True)
             assert sum((count - max(1, each.least)) * share for count, each, share in extra) <= cores + 1e-3
         else:
             assert after >= step_load.least
-    if any(after > before and shares_pipe[step] >= SLIGHT_WAIT_SHARE for step, before, after, _ in decisions):
+    if any(after > before and shares[step] >= SLIGHT_WAIT_SHARE for step, before, after, _ in decisions):
         at_work = sum(
-            trace.at_work * trace.pace * share for trace, share in zip(memory.histories, shares_pipe, strict=True)
+            trace.at_work * trace.run_share * share for trace, share in zip(memory.histories, shares, strict=True)
         )
         assert at_work < cores * (1 - IDLE_CORE_SHARE) + 1e-9, "a worker that uses CPU was added while no core was idle"
 

@@ -369,7 +369,7 @@ class SimulatedShell(FakeShell):
         """The number of the first item of a lease that was not acknowledged; where items are only counted, by the core's word."""
         if page.exact:
             return page.number(worker, lease)
-        known = self.machine.step_of(worker).workers
+        known = self.machine.step_of(worker).book.workers
         return next(each.first for one in known if one.number == worker for each in one.leases if each.number == lease)
 
     def kill(self, number: int) -> None:

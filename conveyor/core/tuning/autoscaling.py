@@ -1,25 +1,25 @@
-"""How many workers each step has: the policy, as a pure function of what is seen of the steps.
+"""The autoscaler's policy: how many workers each step has, as a pure function of what is seen of the steps.
 
-Law: `decide` knows no clock and no process; the same sights at the same times give the same decisions.  Beyond the
-workers that each step must have, workers are counted by the share of CPU in their work, `cpu / (cpu + waited)`.  No
-decision to grow makes that sum more than the cores, or adds a worker that uses CPU while no core is idle; where the sum
-has become more because the work changed, those that are not needed go.
+Law: `decide` knows no clock and no process.  The same loads at the same times give the same resizes.  Workers beyond
+those that a step must have are counted by the share of CPU in their work, `cpu / (cpu + waited)`.  No resize to grow
+makes that sum more than the cores, or adds a worker that uses CPU while no core is idle.  Where the work has changed
+and the sum is more, the workers that are not needed go.
 
 The rules follow from one model: a step needs rate x service time workers.
 
-1. *Need.* The best rate is where all cores are used, or some step has all the workers that it may have.  How often each
-   step has to work for one unit of the first is measured by what came into its pipe and what left the step before.
-2. *Stalled* is a step with work waiting whose workers are busy; one that starves or is blocked is not.  The one that
-   stalls most, in seconds of work waiting per worker, is served first.
-3. *Grow.* A stalled step gets what it needs and some headroom, as soon as the time lost to the stall amounts to what a
-   start takes, and the first time at once where ten times as much waits.  Until its first unit is back its job counts
-   as CPU alone, and till then workers at most double.  A step that has what it needs and goes on stalling, with cores
-   idle, gets a few more.
-4. *Give back.* Where a stalled step lacks workers and has no cores to grow on, the others keep what they need.
+1. *Need.* The best rate is where all cores are used, or some step has all the workers that it may have.  The policy
+   measures how often each step is called for one call of the first: by what came into its pipe, and what left the step
+   before.
+2. *Stalled* is a step with work waiting whose workers are busy.  A step that starves or is blocked is not.  The one
+   with most seconds of work waiting per worker is served first.
+3. *Grow.* A stalled step gets what it needs and some headroom, once the stall has cost as much as a start does; the
+   first time at once, where `GROW_AT_ONCE_STARTS` times as much waits.  Until its first call is done its job counts as
+   CPU alone, and workers at most double.  A step that has what it needs and goes on stalling, with cores idle, gets
+more.  4. *Give back.* Where a stalled step lacks workers and has no cores to grow on, the others keep what they need.
 5. *Shrink.* Workers that were not needed for a while go.
-6. *Rest.* Each turn, from growing to shrinking or back, makes a step wait four times as long before its next change.
-   Once there was time to find out, there is one change in two minutes at most, beyond a few at once, until some step
-   has needed many more workers than it has for a while: then the load has moved.
+6. *Rest.* Each reversal, from growing to shrinking or back, makes a step wait longer before its next change.  Once
+   there was time to learn, changes are rationed, until the load has moved: some step has needed many more workers than
+   it has for a while.
 """
 
 from __future__ import annotations
@@ -29,61 +29,68 @@ from math import ceil, exp, inf
 
 from conveyor._lean.dataclasses import NamedTuple
 
-# How often to look: soon after the start, and after something changed or may have to, else ever more seldom.
+# The policy looks soon after the start, and soon after a change or before one is due; else ever more seldom.
 FIRST_PAUSE_SECONDS, MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS, PAUSE_GROWTH = 0.01, 0.02, 0.25, 1.25
-# Seconds of a stall before a step gets what it needs: a little less than the usual shortest pause, so one look will do.
+# A step gets what it needs after a stall of so long: a little less than the shortest pause, so that one look will do.
 STALL_BEFORE_GROWTH_SECONDS = 0.019
 # A step counts as busy when its workers are at work for this share of the time.
 BUSY_TIME_SHARE = 0.8
-# Less than this share of the cores is not worth a worker; it may be an error of measurement.
+# Less than this share of the cores is not worth a worker, as it may be an error of measurement.
 IDLE_CORE_SHARE = 0.03
-# Where so many of the cores are idle, but given out, it is worth moving workers; and where so many are, at once.
+# Where this share of the cores is idle, but given out, it is worth moving workers.  At the larger one, at once.
 NOTABLE_IDLE_SHARE, URGENT_IDLE_SHARE = 0.1, 0.4
-# A job that waits for less than this share of its time is bound by CPU, and one that waits for all but this share by
-# everything else.
+# A job that waits for less than this share of its time is bound by CPU.  One that uses CPU for less than this share
+# only waits.
 SLIGHT_WAIT_SHARE = 0.1
-# Units differ, so rate x service is not enough: so much more for a job of CPU alone, and for one that only waits, whose
-# workers have to make up for the waiting of the others at the right moment.
+# Calls differ, so a step needs some workers more.  A job that only waits needs most, as its workers have to make up for
+# the waiting of the others at the right moment.
 CPU_HEADROOM, WAITING_HEADROOM = 0.1, 0.3
-# A need is an estimate; a difference of less than this is none.
+# A need is an estimate.  A difference of less than this is none.
 NEED_TOLERANCE = 1.1
-# A step that goes on stalling may have so many times what it needs.
+# A step that goes on stalling may have so many times the workers that it needs.
 REGROW_FACTOR = 1.5
-# Workers of a step that waits, where nobody set a bound: so many for each core, and in all.
+# How many workers a step that waits may have, where nobody set a bound.
 MAX_WAITING_WORKERS_PER_CORE, MAX_WAITING_WORKERS = 4, 32
-# Seconds for which a step that has what it needs stalls before it gets more, and others stall before one gives back.
+# A step that has what it needs stalls for so long before it gets more.
 REGROW_DELAY_SECONDS = 0.5
-# Seconds for which a worker was not needed before it goes, and how many times its start and a unit's time at least.  So
-# many times a start is also what has to wait for a step to grow at once, and how long it takes to find out.
+# A step gives workers back so long after its last change.  A stalled step waits twice as long before it asks for that.
+GIVE_BACK_DELAY_SECONDS = 0.5
+# A worker goes that was not needed for so long: in seconds, in times of its start, and in times of a call, the longest
+# of these.
 IDLE_BEFORE_SHRINK_SECONDS, IDLE_BEFORE_SHRINK_STARTS, IDLE_BEFORE_SHRINK_CALLS = 3.0, 10, 10
+# A step grows at once the first time, where the work that waits takes so many times a start.
+GROW_AT_ONCE_STARTS = 10
 # A step keeps so many times the workers that are at work.
 KEEP_FACTOR = 1.3
-# Fewer workers than this share of all are not worth a change.
+# A step shrinks only to less than this share of its workers.
 SHRINK_WORTH_SHARE = 0.7
-# After so many seconds of work it has been found out who needs what: from then on there are so many changes at once,
-# and so many in the long run, whatever noise says, until some step needs so many times the workers that it has, and has
-# done so for so many seconds.
-LEARNING_SECONDS, MAX_CHANGES, CHANGES_PER_SECOND, LOAD_MOVED_FACTOR, LOAD_MOVED_SECONDS = 30.0, 4.0, 1 / 120, 1.4, 5.0
-# How far back costs, load, the flow between steps and turns are remembered: as costs may shift, and noise averages out.
-COST_MEMORY_SECONDS, LOAD_MEMORY_SECONDS, FLOW_MEMORY_SECONDS, REVERSAL_MEMORY_SECONDS = 1.0, 1.0, 20.0, 1800.0
+# After so long, in seconds and in times of the longest start, the policy has learned who needs what.
+LEARNING_SECONDS, LEARNING_STARTS = 30.0, 10
+# From then on it makes at most so many changes at once, and so many in the long run.
+MAX_CHANGES, CHANGES_PER_SECOND = 4.0, 1 / 120
+# It learns anew where some step needs so many times the workers that it has, for so long.
+LOAD_MOVED_FACTOR, LOAD_MOVED_SECONDS = 1.4, 5.0
+# How far back costs, workers at work, the flow between steps and reversals are remembered.  Costs may shift, and noise
+# averages out.
+COST_MEMORY_SECONDS, ACTIVE_MEMORY_SECONDS, FLOW_MEMORY_SECONDS, REVERSAL_MEMORY_SECONDS = 1.0, 1.0, 20.0, 1800.0
 
 
 class StepLoad(NamedTuple):
-    """What is known of one step at one moment.  Totals (units, busy, cpu, waited, blocked) count up and never fall."""
+    """What is known of one step at one moment.  Totals (calls, busy, cpu, waited, blocked) never fall."""
 
     name: str
-    # Those that are up and were not told to leave; those started and not ready yet; the bounds on both together.
+    # Workers that are up and not told to leave; workers started and not ready yet; the bounds on both together.
     workers: int
     starting: int
     least: int
     most: int | None
-    # Units in the pipe in front; how many it holds; whether no more will come.
+    # Calls for which items wait in the pipe in front; for how many it has room; whether no more items will come.
     waiting: int
     bound: int
     ended: bool
     calls: int
-    # Seconds in which workers had work in hand, now included; of that, of units that are done, on a core and waiting
-    # for something that is no core; and seconds in which workers held outputs with no room behind (not part of busy).
+    # Seconds in which workers had work in hand, up to now.  Of that, for calls that are done: on a core, and waiting
+    # for something that is no core.  Seconds in which workers held outputs with no room behind, which are not busy.
     busy: float
     cpu: float
     waited: float
@@ -93,7 +100,7 @@ class StepLoad(NamedTuple):
 
 
 class Resize(NamedTuple):
-    """A step, by its place among the sights, has so many workers, and is to have so many."""
+    """A step, by its place among the loads, has `before` workers, and is to have `after`."""
 
     step: int
     before: int
@@ -102,65 +109,65 @@ class Resize(NamedTuple):
 
 
 class StepHistory(NamedTuple):
-    """What is remembered of one step, up to a sight."""
+    """What is remembered of one step, up to its last load."""
 
     load: StepLoad
-    # Of recent work: what it cost.
+    # What recent work cost.
     calls: float = 0.0
     busy: float = 0.0
     cpu: float = 0.0
     waited: float = 0.0
-    # Of recent time: the units that came, and those that left for the next step.
-    came: float = 0.0
-    left: float = 0.0
-    # Since the last look, workers at work and blocked, on average, and how many came up; and those at work, smoothed.
+    # The calls for which items came in recent time, and those done whose outputs left for the next step.
+    arrived: float = 0.0
+    departed: float = 0.0
+    # Workers at work and blocked since the last look, on average; those that came up; those at work, smoothed.
     active: float = 0.0
     blocked: float = 0.0
-    fresh: int = 0
-    active_mean: float = 0.0
-    # Seconds lost to stalls; a second without one makes up for a second with one.
-    lost: float = 0.0
-    # Since when, and at most how many, workers were needed that are fewer than all.
-    quiet: float = 0.0
-    peak: int = 0
-    # The last change: when, and up or down; and how often that turned, of late.
-    changed: float = -inf
-    way: int = 0
-    turns: float = 0.0
+    new_workers: int = 0
+    mean_active: float = 0.0
+    # Seconds of stalls, less the seconds without one.
+    stalled_for: float = 0.0
+    # Since when fewer workers than all were needed, and at most how many.
+    unneeded_since: float = 0.0
+    needed_peak: int = 0
+    # The last change: when, and up or down; and how often the direction was reversed of late.
+    changed_at: float = -inf
+    direction: int = 0
+    reversals: float = 0.0
 
     @property
     def workers(self) -> int:
-        """Those up, and those that will be."""
+        """The workers that are up, and those that will be."""
         return self.load.workers + self.load.starting
 
     @property
-    def base(self) -> int:
+    def least_workers(self) -> int:
         """The workers that it must have."""
         return max(1, self.load.least)
 
     @property
-    def share(self) -> float:
+    def cpu_share(self) -> float:
         """The share of CPU in its work; all of it until something is known."""
         work = self.cpu + self.waited
         return self.cpu / work if work else 1.0
 
     @property
     def uses_cpu(self) -> bool:
-        """Whether it is worth counting."""
-        return self.share >= SLIGHT_WAIT_SHARE
+        """Whether its use of CPU is worth counting."""
+        return self.cpu_share >= SLIGHT_WAIT_SHARE
 
     @property
     def service(self) -> float:
-        """Seconds that a unit takes where no core is missing; a unit under way is taken to be half done."""
+        """Seconds that a call takes where no core is missing.  A call under way is taken to be half done."""
         return (self.cpu + self.waited) / self.calls if self.calls else 2 * self.load.busy / max(1, self.load.workers)
 
     @property
-    def pace(self) -> float:
+    def run_share(self) -> float:
         """The share of a busy worker's time that is not spent waiting for a core."""
         return min(1.0, (self.cpu + self.waited) / self.busy) if self.calls and self.busy else 1.0
 
     @property
-    def stall(self) -> float:
+    def backlog_seconds(self) -> float:
         """Seconds of work waiting, per worker."""
         return self.load.waiting * self.service / max(1, self.workers)
 
@@ -176,11 +183,11 @@ class StepHistory(NamedTuple):
 
     @property
     def at_work(self) -> float:
-        """Workers at work now: those that were of late, some of them told to leave, and those that came up."""
-        return max(self.active, min(self.active + self.fresh, self.load.workers))
+        """Workers at work now: those of late, some of which were told to leave, and those that came up."""
+        return max(self.active, min(self.active + self.new_workers, self.load.workers))
 
     @property
-    def patience(self) -> float:
+    def idle_limit(self) -> float:
         """Seconds for which a worker may be idle."""
         return max(
             IDLE_BEFORE_SHRINK_SECONDS,
@@ -188,46 +195,45 @@ class StepHistory(NamedTuple):
             IDLE_BEFORE_SHRINK_CALLS * self.service,
         )
 
-    def bound(self, cores: float) -> int:
+    def max_workers(self, cores: float) -> int:
         """The most workers that it may have."""
         if self.load.most is not None:
             return self.load.most
-        waits = self.share <= 1 - SLIGHT_WAIT_SHARE
-        most = (
-            max(self.share * cores, min(MAX_WAITING_WORKERS_PER_CORE * cores, MAX_WAITING_WORKERS)) if waits else cores
-        )
-        return max(self.base, ceil(most))
+        waits = self.cpu_share <= 1 - SLIGHT_WAIT_SHARE
+        waiting = min(MAX_WAITING_WORKERS_PER_CORE * cores, MAX_WAITING_WORKERS)
+        return max(self.least_workers, ceil(max(self.cpu_share * cores, waiting) if waits else cores))
 
-    def seen(self, load: StepLoad, seconds: float) -> StepHistory:
-        """Go on to a later sight."""
+    def advance(self, load: StepLoad, seconds: float) -> StepHistory:
+        """Return the history with a later load."""
         before = self.load
         busy, done = load.busy - before.busy, load.calls - before.calls
         active, blocked = busy / seconds, (load.blocked - before.blocked) / seconds
-        # Costs are forgotten by work, not by time: an idle step learns nothing new.
+        # Costs are forgotten by work, not by time, as an idle step learns nothing new.
         fade = exp(-min(busy, seconds) / max(COST_MEMORY_SECONDS, 8 * self.service))
-        smooth, flow = exp(-seconds / LOAD_MEMORY_SECONDS), exp(-seconds / FLOW_MEMORY_SECONDS)
+        smooth, flow = exp(-seconds / ACTIVE_MEMORY_SECONDS), exp(-seconds / FLOW_MEMORY_SECONDS)
         return self._replace(
             load=load,
             calls=self.calls * fade + done,
             busy=self.busy * fade + busy,
             cpu=self.cpu * fade + load.cpu - before.cpu,
             waited=self.waited * fade + load.waited - before.waited,
-            came=self.came * flow + done + load.waiting - before.waiting + active - self.active,
-            left=self.left * flow + done - blocked + self.blocked,
+            arrived=self.arrived * flow + done + load.waiting - before.waiting + active - self.active,
+            departed=self.departed * flow + done - blocked + self.blocked,
             active=active,
             blocked=blocked,
-            fresh=max(0, load.workers - before.workers),
-            active_mean=self.active_mean * smooth + active * (1 - smooth),
-            turns=self.turns * exp(-seconds / REVERSAL_MEMORY_SECONDS),
+            new_workers=max(0, load.workers - before.workers),
+            mean_active=self.mean_active * smooth + active * (1 - smooth),
+            reversals=self.reversals * exp(-seconds / REVERSAL_MEMORY_SECONDS),
         )
 
     def resized(self, workers: int, now: float) -> StepHistory:
-        """Take in a decision."""
-        way = 1 if workers > self.workers else -1
-        turned = way * self.way < 0
+        """Return the history after a resize."""
+        direction = 1 if workers > self.workers else -1
+        turned = direction * self.direction < 0
         up = min(self.load.workers, workers)
         load = self.load._replace(workers=up, starting=workers - up)
-        return self._replace(load=load, lost=0.0, quiet=now, peak=0, changed=now, way=way, turns=self.turns + turned)
+        anew = self._replace(load=load, stalled_for=0.0, unneeded_since=now, needed_peak=0)
+        return anew._replace(changed_at=now, direction=direction, reversals=self.reversals + turned)
 
 
 class PolicyState(NamedTuple):
@@ -236,213 +242,218 @@ class PolicyState(NamedTuple):
     next: float = -inf
     then: float = 0.0
     pause: float = MIN_PAUSE_SECONDS
-    others: float = 0.0
+    other_cpu_seconds: float = 0.0
     histories: tuple[StepHistory, ...] = ()
-    # Since when something was done without a break, and how many changes may be made.
-    since: float = 0.0
-    changes: float = inf
+    # Since when some step has been at work without a break, and how many changes may be made.
+    working_since: float = 0.0
+    changes_left: float = inf
     # For how long some step has needed many more workers than it has.
-    moved: float = 0.0
+    moved_for: float = 0.0
 
 
 def decide(
-    memory: PolicyState, loads: Sequence[StepLoad], cores: float, others: float, now: float
+    state: PolicyState, loads: Sequence[StepLoad], cores: float, other_cpu_seconds: float, now: float
 ) -> tuple[PolicyState, list[Resize]]:
     """Decide how many workers the steps are to have, in topological order.
 
-    `others` is the total CPU time of everything else that belongs to the pipeline, in seconds.  A memory belongs to one
-    set of steps whose totals go on.
+    `other_cpu_seconds` is the CPU time that everything else of the pipeline has used so far.  A state belongs to one
+    set of steps, whose totals go on.
     """
-    if now < memory.next:
-        return memory, []
-    if memory.next == -inf or len(memory.histories) != len(loads):
-        histories = tuple(StepHistory(load, quiet=now) for load in loads)
-        return PolicyState(now + FIRST_PAUSE_SECONDS, now, FIRST_PAUSE_SECONDS, others, histories, now), []
-    seconds = now - memory.then
-    seen = [trace.seen(load, seconds) for trace, load in zip(memory.histories, loads, strict=True)]
-    look = ScalingRound(seen, cores, max(0.0, cores - (others - memory.others) / seconds), now)
-    look.watch(seconds)
-    moved = memory.moved + seconds if look.moved() else 0.0
-    since = memory.since if any(trace.active for trace in seen) and moved < LOAD_MOVED_SECONDS else now
-    finding_out = max(LEARNING_SECONDS, *(IDLE_BEFORE_SHRINK_STARTS * load.start for load in loads))
-    changes = inf if now - since < finding_out else min(MAX_CHANGES, memory.changes + seconds * CHANGES_PER_SECOND)
-    if changes >= 1:
-        look.grow()
-    look.keep_within_cores()
-    if changes >= 1:
-        look.shrink()
-    longest = min(MAX_PAUSE_SECONDS, memory.pause * PAUSE_GROWTH, look.soonest)
-    pause = MIN_PAUSE_SECONDS if look.decisions else max(min(MIN_PAUSE_SECONDS, memory.pause), longest)
-    # One look may take more of them than there are, and must not be paid for long after.
-    changes = max(0.0, changes - len(look.decisions))
-    return PolicyState(now + pause, now, pause, others, tuple(look.histories), since, changes, moved), look.decisions
+    if now < state.next:
+        return state, []
+    if state.next == -inf or len(state.histories) != len(loads):
+        first = tuple(StepHistory(load, unneeded_since=now) for load in loads)
+        return PolicyState(now + FIRST_PAUSE_SECONDS, now, FIRST_PAUSE_SECONDS, other_cpu_seconds, first, now), []
+    seconds = now - state.then
+    histories = [history.advance(load, seconds) for history, load in zip(state.histories, loads, strict=True)]
+    used = (other_cpu_seconds - state.other_cpu_seconds) / seconds
+    scaling = ScalingRound(histories, cores, max(0.0, cores - used), now)
+    scaling.observe(seconds)
+    moved_for = state.moved_for + seconds if scaling.load_has_moved() else 0.0
+    goes_on = any(history.active for history in histories) and moved_for < LOAD_MOVED_SECONDS
+    working_since = state.working_since if goes_on else now
+    learning = max(LEARNING_SECONDS, *(LEARNING_STARTS * load.start for load in loads))
+    changes_left = min(MAX_CHANGES, state.changes_left + seconds * CHANGES_PER_SECOND)
+    if now - working_since < learning:
+        changes_left = inf
+    if changes_left >= 1:
+        scaling.grow()
+    scaling.keep_within_cores()
+    if changes_left >= 1:
+        scaling.shrink()
+    longest = min(MAX_PAUSE_SECONDS, state.pause * PAUSE_GROWTH, scaling.grow_in)
+    pause = MIN_PAUSE_SECONDS if scaling.decisions else max(min(MIN_PAUSE_SECONDS, state.pause), longest)
+    # One look may make more changes than are left, and must not be paid for long after.
+    changes_left = max(0.0, changes_left - len(scaling.decisions))
+    remembered = other_cpu_seconds, tuple(scaling.histories), working_since, changes_left, moved_for
+    return PolicyState(now + pause, now, pause, *remembered), scaling.decisions
 
 
-def needs(histories: Sequence[StepHistory], cores: float, free: float) -> list[float]:
+def needed_workers(histories: Sequence[StepHistory], cores: float, free_cores: float) -> list[float]:
     """How many workers each step needs at the best rate; 0 where that is not known yet."""
     works = []
-    # How often the last step that anything left has to work for one unit of the first, and what left it.
-    flow = left = 1.0
-    for index, trace in enumerate(histories):
-        here = flow * trace.came / left if index else 1.0
-        works.append(max(0.0, here) * trace.service if trace.calls and not trace.finished else 0.0)
-        if trace.left >= 1:
-            flow, left = here, trace.left
-    cpu = sum(work * trace.share for work, trace in zip(works, histories, strict=True))
-    free -= sum(trace.active for trace in histories if not trace.calls)
-    rates = [trace.bound(cores) / work for work, trace in zip(works, histories, strict=True) if work]
-    rate = min([*rates, max(free, 1.0) / cpu if cpu else inf])
+    # How often the last step that anything left is called for one call of the first, and what left it.
+    flow = departed = 1.0
+    for index, history in enumerate(histories):
+        here = flow * history.arrived / departed if index else 1.0
+        works.append(max(0.0, here) * history.service if history.calls and not history.finished else 0.0)
+        if history.departed >= 1:
+            flow, departed = here, history.departed
+    cpu = sum(work * history.cpu_share for work, history in zip(works, histories, strict=True))
+    free_cores -= sum(history.active for history in histories if not history.calls)
+    rates = [history.max_workers(cores) / work for work, history in zip(works, histories, strict=True) if work]
+    rate = min([*rates, max(free_cores, 1.0) / cpu if cpu else inf])
     return [rate * work if work else 0.0 for work in works]
 
 
 class ScalingRound:
     """One look at all steps, and what comes of it."""
 
-    def __init__(self, histories: list[StepHistory], cores: float, free: float, now: float) -> None:
+    def __init__(self, histories: list[StepHistory], cores: float, free_cores: float, now: float) -> None:
         self.histories = histories
         self.cores = cores
         self.now = now
         self.decisions: list[Resize] = []
         # In how many seconds a step may get more.
-        self.soonest = inf
-        self.needs = needs(histories, cores, free)
-        # Cores that nobody uses; workers that start or have just come up count as if they worked.
-        self.free = free - sum((trace.at_work * trace.pace + trace.load.starting) * trace.share for trace in histories)
-        # Whether some step is at work whose costs nobody knows yet, so that no need is known either.
-        self.guessing = any(trace.active and not trace.calls for trace in histories)
+        self.grow_in = inf
+        self.needed = needed_workers(histories, cores, free_cores)
+        # Cores that nobody uses.  Workers that start or have just come up count as if they worked.
+        used = [(each.at_work * each.run_share + each.load.starting) * each.cpu_share for each in histories]
+        self.free_cores = free_cores - sum(used)
+        # Whether a step is at work whose costs are not known yet, so that no need is known either.
+        self.costs_unknown = any(history.active and not history.calls for history in histories)
         # Workers beyond those that there must be, in cores.
-        self.extra = sum((trace.workers - trace.base) * trace.share for trace in histories)
+        self.extra_cores = sum((history.workers - history.least_workers) * history.cpu_share for history in histories)
 
-    def has_cores(self, trace: StepHistory) -> bool:
+    def has_cores(self, history: StepHistory) -> bool:
         """Whether one more worker would find a core, or needs none."""
-        return not trace.uses_cpu or self.free > IDLE_CORE_SHARE * self.cores
+        return not history.uses_cpu or self.free_cores > IDLE_CORE_SHARE * self.cores
 
-    def watch(self, seconds: float) -> None:
+    def observe(self, seconds: float) -> None:
         """Take in who stalls, and who is idle."""
-        for index, trace in enumerate(self.histories):
-            hurts = trace.stalled and (self.has_cores(trace) or self.needs[index] > trace.workers)
-            lost = trace.lost + seconds if hurts else max(0.0, trace.lost - seconds)
-            keep = max(trace.base, ceil(trace.active_mean * KEEP_FACTOR))
-            needed = keep >= trace.workers or trace.load.starting
-            quiet, peak = (self.now, 0) if needed else (trace.quiet, max(trace.peak, keep))
-            self.histories[index] = trace._replace(lost=lost, quiet=quiet, peak=peak)
+        for index, history in enumerate(self.histories):
+            hurts = history.stalled and (self.has_cores(history) or self.needed[index] > history.workers)
+            stalled_for = history.stalled_for + seconds if hurts else max(0.0, history.stalled_for - seconds)
+            keep = max(history.least_workers, ceil(history.mean_active * KEEP_FACTOR))
+            is_needed = keep >= history.workers or history.load.starting
+            since, peak = (self.now, 0) if is_needed else (history.unneeded_since, max(history.needed_peak, keep))
+            self.histories[index] = history._replace(stalled_for=stalled_for, unneeded_since=since, needed_peak=peak)
 
     def grow(self) -> None:
         """Give stalled steps what they need, the worst first."""
-        stalled = [index for index, trace in enumerate(self.histories) if trace.stalled]
-        for index in sorted(stalled, key=lambda index: -self.histories[index].stall):
-            trace = self.histories[index]
-            wanted, wait = self.wanted(trace, self.needs[index])
-            if wanted > trace.workers:
-                loss = max(trace.load.start, wait)
-                # Before its first change there is nothing to wait for where so much waits that it is lost for certain.
-                certain = trace.calls and trace.changed == -inf and trace.stall >= IDLE_BEFORE_SHRINK_STARTS * loss
-                missing = 0.0 if certain else loss - trace.lost
+        stalled = [index for index, history in enumerate(self.histories) if history.stalled]
+        for index in sorted(stalled, key=lambda index: -self.histories[index].backlog_seconds):
+            history = self.histories[index]
+            wanted_workers, wait = self.wanted_workers(history, self.needed[index])
+            if wanted_workers > history.workers:
+                loss = max(history.load.start, wait)
+                # A step that has never changed grows at once, where a start is certain to pay.
+                first = history.calls and history.changed_at == -inf
+                certain = first and history.backlog_seconds >= GROW_AT_ONCE_STARTS * loss
+                missing = 0.0 if certain else loss - history.stalled_for
                 if missing <= 0:
-                    self.add(index, wanted)
-                elif self.has_cores(trace):
-                    self.soonest = min(self.soonest, missing)
+                    self.grow_step(index, wanted_workers)
+                elif self.has_cores(history):
+                    self.grow_in = min(self.grow_in, missing)
 
-    def wanted(self, trace: StepHistory, need: float) -> tuple[int, float]:
-        """How many workers a stalled step should have, and after how many seconds lost."""
-        load = trace.load
-        # Where no more comes, what waits is all there is, and must be worth the start.
-        if load.ended and trace.stall < 2 * load.start:
+    def wanted_workers(self, history: StepHistory, need: float) -> tuple[int, float]:
+        """How many workers a stalled step should have, and after how many seconds of a stall."""
+        load = history.load
+        # Where no more items come, those that wait are all there are, and must be worth the start.
+        if load.ended and history.backlog_seconds < 2 * load.start:
             return 0, 0.0
-        headroom = CPU_HEADROOM * trace.share + WAITING_HEADROOM * (1 - trace.share)
-        wanted, wait = ceil(need * (1 + headroom)) if need else 2 * trace.workers, STALL_BEFORE_GROWTH_SECONDS
-        if wanted <= trace.workers <= REGROW_FACTOR * need:
-            wanted, wait = trace.workers + ceil(trace.workers / 8), REGROW_DELAY_SECONDS
-        if self.guessing:
-            wanted = min(wanted, 2 * trace.workers)
-        # No more than there is work for; a pipe that is well filled does not show how much that is.
+        headroom = CPU_HEADROOM * history.cpu_share + WAITING_HEADROOM * (1 - history.cpu_share)
+        wanted_workers, wait = ceil(need * (1 + headroom)) if need else 2 * history.workers, STALL_BEFORE_GROWTH_SECONDS
+        if wanted_workers <= history.workers <= REGROW_FACTOR * need:
+            wanted_workers, wait = history.workers + ceil(history.workers / 8), REGROW_DELAY_SECONDS
+        if self.costs_unknown:
+            wanted_workers = min(wanted_workers, 2 * history.workers)
+        # No more workers than there is work for.  A pipe that is well filled does not show how much that is.
         filled = not load.ended and 2 * load.waiting >= load.bound
         if not filled:
-            wanted = min(wanted, trace.workers + load.waiting)
-        return min(wanted, trace.bound(self.cores)), wait * requeued_items(trace.turns)
+            wanted_workers = min(wanted_workers, history.workers + load.waiting)
+        return min(wanted_workers, history.max_workers(self.cores)), wait * wait_factor(history.reversals)
 
-    def add(self, index: int, wanted: int) -> None:
+    def grow_step(self, index: int, wanted_workers: int) -> None:
         """Give a step more workers, as far as there are cores, or have others give theirs back."""
-        trace = self.histories[index]
-        lacks = self.needs[index] > NEED_TOLERANCE * trace.workers
-        reason = f"{figure(trace.stall)} s of work waiting"
-        if not self.has_cores(trace):
-            if lacks and trace.lost >= 2 * REGROW_DELAY_SECONDS * requeued_items(trace.turns):
-                self.give_back(f"{reason} for {trace.load.name}", index)
+        history = self.histories[index]
+        lacks = self.needed[index] > NEED_TOLERANCE * history.workers
+        reason = f"{format_number(history.backlog_seconds)} s of work waiting"
+        if not self.has_cores(history):
+            if lacks and history.stalled_for >= 2 * GIVE_BACK_DELAY_SECONDS * wait_factor(history.reversals):
+                self.give_back(f"{reason} for {history.load.name}", index)
             return
-        over = self.extra + (wanted - trace.workers) * trace.share > self.cores
-        if over and lacks and self.free > NOTABLE_IDLE_SHARE * self.cores:
-            self.give_back(f"{reason} for {trace.load.name}", index)
-        if trace.share:
-            wanted = min(wanted, trace.workers + int((self.cores - self.extra) / trace.share + 1e-6))
-        if wanted > trace.workers:
-            cores = idle_cores(self.free) if trace.uses_cpu else "hardly any CPU needed"
-            self.resize(index, wanted, f"{reason}, {cores}")
+        over = self.extra_cores + (wanted_workers - history.workers) * history.cpu_share > self.cores
+        if over and lacks and self.free_cores > NOTABLE_IDLE_SHARE * self.cores:
+            self.give_back(f"{reason} for {history.load.name}", index)
+        if history.cpu_share:
+            affordable = int((self.cores - self.extra_cores) / history.cpu_share + 1e-6)
+            wanted_workers = min(wanted_workers, history.workers + affordable)
+        if wanted_workers > history.workers:
+            cores = format_idle_cores(self.free_cores) if history.uses_cpu else "hardly any CPU needed"
+            self.resize(index, wanted_workers, f"{reason}, {cores}")
 
     def give_back(self, reason: str, receiver: int | None = None) -> None:
         """Have all other steps that use CPU keep no more than they need."""
-        for index, trace in enumerate(self.histories):
-            need = self.needs[index]
-            keep = max(trace.base, ceil(need + 0.2))
-            urgent = trace.workers > 2 * need or self.free > URGENT_IDLE_SHARE * self.cores
-            if (
-                index != receiver
-                and trace.uses_cpu
-                and (need or trace.finished)
-                and trace.workers
-                > (keep if self.free > NOTABLE_IDLE_SHARE * self.cores else max(keep, NEED_TOLERANCE * need + 0.5))
-                and self.now - trace.changed >= REGROW_DELAY_SECONDS * (1.0 if urgent else requeued_items(trace.turns))
-            ):
-                self.resize(index, keep, f"{reason}: {enough(keep)} here")
+        for index, history in enumerate(self.histories):
+            need = self.needed[index]
+            if index == receiver or not history.uses_cpu or not (need or history.finished):
+                continue
+            keep = max(history.least_workers, ceil(need + 0.2))
+            urgent = history.workers > 2 * need or self.free_cores > URGENT_IDLE_SHARE * self.cores
+            delay = GIVE_BACK_DELAY_SECONDS * (1.0 if urgent else wait_factor(history.reversals))
+            tolerated = keep if self.free_cores > NOTABLE_IDLE_SHARE * self.cores else NEED_TOLERANCE * need + 0.5
+            if history.workers > max(keep, tolerated) and self.now - history.changed_at >= delay:
+                self.resize(index, keep, f"{reason}: {format_enough(keep)} here")
 
-    def moved(self) -> bool:
+    def load_has_moved(self) -> bool:
         """Whether the load seems to have moved to a step that has too few workers for it."""
-        pairs = zip(self.histories, self.needs, strict=True)
-        return any(trace.stalled and need > LOAD_MOVED_FACTOR * trace.workers for trace, need in pairs)
+        pairs = zip(self.histories, self.needed, strict=True)
+        return any(history.stalled and need > LOAD_MOVED_FACTOR * history.workers for history, need in pairs)
 
     def keep_within_cores(self) -> None:
-        """Where the work has changed, let go those for whom there are no cores any more."""
-        if self.extra > NEED_TOLERANCE * self.cores:
-            self.give_back(f"more workers than {figure(self.cores)} cores can serve")
+        """Where the work has changed, let workers go for whom there are no cores any more."""
+        if self.extra_cores > NEED_TOLERANCE * self.cores:
+            self.give_back(f"more workers than {format_number(self.cores)} cores can serve")
 
     def shrink(self) -> None:
-        """Let go whom nobody needed for long."""
-        rest = requeued_items(2 * sum(trace.turns for trace in self.histories))
-        for index, trace in enumerate(self.histories):
-            idle = self.now - trace.quiet
-            if not trace.peak or idle < trace.patience * rest:
+        """Let workers go that nobody needed for long."""
+        factor = wait_factor(2 * sum(history.reversals for history in self.histories))
+        for index, history in enumerate(self.histories):
+            idle = self.now - history.unneeded_since
+            if not history.needed_peak or idle < history.idle_limit * factor:
                 continue
-            if trace.peak > SHRINK_WORTH_SHARE * trace.workers:
-                self.histories[index] = trace._replace(quiet=self.now, peak=0)
+            if history.needed_peak > SHRINK_WORTH_SHARE * history.workers:
+                self.histories[index] = history._replace(unneeded_since=self.now, needed_peak=0)
             else:
-                rate = trace.active_mean * trace.pace / trace.service if trace.service else 0.0
-                reason = f"idle for {figure(idle)} s: {enough(trace.peak)} for {figure(rate)} items/s"
-                self.resize(index, trace.peak, reason)
+                rate = history.mean_active * history.run_share / history.service if history.service else 0.0
+                enough = f"{format_enough(history.needed_peak)} for {format_number(rate)} items/s"
+                self.resize(index, history.needed_peak, f"idle for {format_number(idle)} s: {enough}")
 
     def resize(self, index: int, workers: int, reason: str) -> None:
-        """Decide."""
-        trace = self.histories[index]
-        self.decisions.append(Resize(index, trace.workers, workers, reason))
-        self.extra += (workers - trace.workers) * trace.share
-        self.free -= max(0, workers - trace.workers) * trace.share
-        self.histories[index] = trace.resized(workers, self.now)
+        """Decide that a step is to have so many workers."""
+        history = self.histories[index]
+        self.decisions.append(Resize(index, history.workers, workers, reason))
+        self.extra_cores += (workers - history.workers) * history.cpu_share
+        self.free_cores -= max(0, workers - history.workers) * history.cpu_share
+        self.histories[index] = history.resized(workers, self.now)
 
 
-def requeued_items(turns: float) -> float:
-    """Return how many times longer than at first to wait after so many turns."""
-    return float(4 ** min(turns, 4.0))
+def wait_factor(reversals: float) -> float:
+    """Return how many times longer than at first to wait after so many reversals."""
+    return float(4 ** min(reversals, 4.0))
 
 
-def figure(number: float) -> str:
+def format_number(number: float) -> str:
     """Return a number for a reader, with two digits at most that are not whole."""
     return f"{number:.2g}" if number < 99.5 else f"{number:.0f}"
 
 
-def enough(workers: int) -> str:
+def format_enough(workers: int) -> str:
     """Return that so many workers are enough."""
     return "one worker is enough" if workers == 1 else f"{workers} workers are enough"
 
 
-def idle_cores(cores: float) -> str:
+def format_idle_cores(cores: float) -> str:
     """Return that so many cores are idle."""
-    return f"{figure(cores)} {'core' if figure(cores) == '1' else 'cores'} idle"
+    return f"{format_number(cores)} {'core' if format_number(cores) == '1' else 'cores'} idle"
