@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 
 from conveyor.engines.process.broker.slot_refcounts import SlotRefcounts
 from conveyor.engines.process.shm import arena as arenas
-from conveyor.engines.process.shm import mapping as mapped
-from conveyor.engines.process.shm.arena import REGION_BYTES, Arena
+from conveyor.engines.process.shm import mapping as mappings
+from conveyor.engines.process.shm.arena import Arena
+from conveyor.engines.process.shm.region import CALLER_REGION, REGION_BYTES, Region
 from conveyor.engines.process.shm.shared_blob import SharedBlob
 from conveyor.engines.process.wire.codec import decode, encode
 from tests.helpers.support import TestCase
-from tests.shm.test_heavy import HAS_ARENA, Buffer, Onlooker, buffer
+from tests.shm.test_shared_memory import HAS_ARENA, Buffer, Onlooker, buffer
 
 MIB = 1 << 20
 
@@ -110,17 +111,17 @@ class ArenaTest(TestCase):
         items = decode(blob)
         place = blob.slots[0][0]
         del blob
-        assert self.reader.gone() == []
+        assert self.reader.released() == []
         items[0] = items[0].view()[5:10]
-        assert self.reader.gone() == [], "a part is as good as all of it"
+        assert self.reader.released() == [], "a part is as good as all of it"
         items.clear()
-        assert self.reader.gone() == [place]
-        assert self.reader.gone() == []
+        assert self.reader.released() == [place]
+        assert self.reader.released() == []
 
     def test_what_is_passed_on(self):
         arrived = decode(self.received(encode([buffer(1), buffer(2)], arena=self.writer)))
         sent = encode([arrived[1]], arena=self.reader)
-        assert [slot // REGION_BYTES for slot, _, _ in sent.ranges] == [arenas.CALLER]
+        assert [slot // REGION_BYTES for slot, _, _ in sent.ranges] == [CALLER_REGION]
         arrived[0].view()[0] ^= 1
         assert encode([arrived[1]], arena=self.reader).ranges == sent.ranges, "only its neighbour was changed"
         assert encode([arrived[0]], arena=self.reader).ranges[0][0] // REGION_BYTES == 1
@@ -128,7 +129,7 @@ class ArenaTest(TestCase):
 
     def test_who_changes_in_place_gets_copies_for_a_while(self):
         kinds = []
-        for number in range(6 * arenas.COPIED_AFTER_CHANGE):
+        for number in range(6 * mappings.COPIES_AFTER_CHANGE):
             item = decode(self.received(encode([buffer(number)], arena=self.writer)))[0]
             kinds.append(item.mapping is not None)
             item.view()[0] ^= 1
@@ -137,8 +138,8 @@ class ArenaTest(TestCase):
         # It is looked at again ever more seldom.
         assert [number for number, kind in enumerate(kinds) if kind] == [0, 16, 80]
 
-    def drafts(self):
-        """Items that come to a reader who changes what it gets, so that each is a draft."""
+    def writable_copies(self):
+        """Items that come to a reader who changes what it gets, so that each gets a writable copy."""
         for number in itertools.count():
             items = decode(self.received(encode([buffer(number)], arena=self.writer)))
             items[0].view()[0] ^= 1
@@ -151,7 +152,7 @@ class ArenaTest(TestCase):
         """What is sent of items, all of which nobody else has."""
         sent = [encode([item], arena=self.reader, drafts=True) for item in items]
         del items
-        self.reader.give(sent)
+        self.reader.pass_on(sent)
         return [self.received(blob, self.writer) for blob in sent]
 
     def changed(self, number):
@@ -160,102 +161,102 @@ class ArenaTest(TestCase):
         return item
 
     def test_what_was_changed_in_place_is_passed_on_as_it_is(self):
-        drafts, places = self.drafts(), []
+        copies, places = self.writable_copies(), []
         for number in range(1, 12):
-            item = next(drafts)
+            item = next(copies)
             sent = [encode([item], arena=self.reader, drafts=True)]
             del item
-            with mock.patch.object(self.reader, "_write", side_effect=AssertionError("it was copied")):
-                self.reader.give(sent)
+            with mock.patch.object(self.reader._region, "write", side_effect=AssertionError("it was copied")):
+                self.reader.pass_on(sent)
             assert self.received(sent[0], self.writer).slots[0][0] // REGION_BYTES == 1
             assert decode(self.received(sent[0], self.writer)) == [self.changed(number)]
             places.append(sent[0].slots[0][0])
         assert len(set(places)) == len(places), "nobody has said that they may be written again"
         self.reader.freed(places)
-        (sent,) = self.passed_on(next(drafts))
+        (sent,) = self.passed_on(next(copies))
         assert sent.slots[0][0] in places and decode(sent) == [self.changed(12)]
 
     def test_what_is_held_goes_on_in_other_memory(self):
-        drafts = self.drafts()
-        item = next(drafts)
+        copies = self.writable_copies()
+        item = next(copies)
         (sent,) = self.passed_on(item)
         item.view()[-1] ^= 255
         assert decode(sent) == [self.changed(1)]
         place = sent.slots[0][0]
         self.reader.freed([place])
-        # There is no draft for a while, and others are written to that slot.
-        others = [encode([next(drafts)], arena=self.reader, drafts=True) for _ in range(3)]
+        # There is no writable copy for a while, and others are written to that slot.
+        others = [encode([next(copies)], arena=self.reader, drafts=True) for _ in range(3)]
         assert place in {slot for blob in others for slot, _ in blob.slots}
         expected = self.changed(1)
         expected.view()[-1] ^= 255
         assert item == expected
 
     def test_what_is_sent_twice_is_one_slot(self):
-        item = next(self.drafts())
+        item = next(self.writable_copies())
         sent = [encode([item], arena=self.reader, drafts=True) for _ in range(2)]
         del item
-        self.reader.give(sent)
+        self.reader.pass_on(sent)
         assert sent[0].slots == sent[1].slots
         first, second = (decode(self.received(blob, self.writer))[0] for blob in sent)
         first.view()[7] ^= 1
         assert second == self.changed(1) != first
 
     def test_what_comes_amid_a_lease_is_copied(self):
-        item = next(self.drafts())
+        item = next(self.writable_copies())
         sent = encode([item], arena=self.reader)
         item.view()[7] ^= 1
         assert decode(self.received(sent, self.writer)) == [self.changed(1)]
 
     def test_what_is_not_passed_on_is_written_again(self):
-        drafts = self.drafts()
+        copies = self.writable_copies()
         before = self.blocks()
         for _ in range(10):
-            next(drafts)
-            self.reader.gone()
+            next(copies)
+            self.reader.released()
         assert self.blocks() <= before + 4 * MIB
 
-    def test_drafts_that_are_kept_do_not_use_up_what_may_be_written(self):
-        drafts, kept = self.drafts(), []
+    def test_writable_copies_that_are_kept_do_not_use_up_what_may_be_written(self):
+        copies, kept = self.writable_copies(), []
         for number in range(1, 100):
-            kept.append(next(drafts))
+            kept.append(next(copies))
             blob = encode([buffer(number, MIB)], arena=self.reader)
             assert type(blob) is SharedBlob
-            self.reader.gone()
+            self.reader.released()
             self.reader.freed([place for place, _ in blob.slots])
-        assert self.reader._used_bytes < arenas.MOST_BUFFERS * MIB
+        assert self.reader._region.used_bytes < arenas.MAX_WRITABLE_COPIES * MIB
         assert kept == [self.changed(number) for number in range(1, 100)]
 
     def test_all_pages_are_copied_whether_the_system_can_do_that_or_not(self):
-        for advice in (mapped._MADV_POPULATE_WRITE, 9999):
-            with mock.patch.object(mapped, "_MADV_POPULATE_WRITE", advice):
+        for advice in (mappings._MADV_POPULATE_WRITE, 9999):
+            with mock.patch.object(mappings, "_MADV_POPULATE_WRITE", advice):
                 os.pwrite(self.descriptor, b"a" * 3 * MIB, 0)
                 with mmap.mmap(self.descriptor, 3 * MIB, mmap.MAP_PRIVATE) as mapping:
                     mapping[5] = 0
-                    mapped.copy_pages(mapping)
+                    mappings.copy_pages(mapping)
                     os.pwrite(self.descriptor, b"b" * 3 * MIB, 0)
                     assert mapping[:] == b"aaaaa\0" + b"a" * (3 * MIB - 6)
 
-    def test_a_fork_takes_no_draft_along(self):
-        drafts = self.drafts()
-        item = next(drafts)
+    def test_a_fork_takes_no_writable_copy_along(self):
+        copies = self.writable_copies()
+        item = next(copies)
         onlooker = Onlooker(partial(self.changed(1).__eq__, item))
         item.view()[7] ^= 1
         self.passed_on(item)
         del item
-        self.reader.gone()
+        self.reader.released()
         for number in range(2, 10):
-            (sent,) = self.passed_on(next(drafts))
+            (sent,) = self.passed_on(next(copies))
             assert decode(sent) == [self.changed(number)]
             self.reader.freed([place for place, _ in sent.slots])
         assert onlooker.verdict() == 0
 
-    def test_where_there_is_no_room_for_a_draft(self):
-        drafts = self.drafts()
-        next(drafts)
+    def test_where_there_is_no_room_for_a_writable_copy(self):
+        copies = self.writable_copies()
+        next(copies)
         with mock.patch.object(os, "pwrite", side_effect=OSError), mock.patch.object(mmap, "mmap", side_effect=OSError):
-            view = self.reader._draft(memoryview(bytes(MIB)))
+            view = self.reader._copies.copy(memoryview(bytes(MIB)))
         assert view is None
-        (sent,) = self.passed_on(next(drafts))
+        (sent,) = self.passed_on(next(copies))
         assert decode(sent) == [self.changed(2)]
 
     def test_where_the_system_does_not_say_what_was_changed(self):
@@ -267,16 +268,16 @@ class ArenaTest(TestCase):
 
     def test_where_nothing_can_be_mapped(self):
         blob = self.received(encode([buffer(1), buffer(2)], arena=self.writer))
-        with mock.patch.object(arenas, "Private", side_effect=OSError):
+        with mock.patch.object(mappings, "PrivateMapping", side_effect=OSError):
             items = decode(blob)
         assert items == [buffer(1), buffer(2)] and items[0].mapping is None
 
     def test_there_is_a_limit(self):
-        writer = Arena(self.descriptor, 7, expected=MIB)
+        writer = Arena(self.descriptor, 7, expected_bytes=MIB)
         sent = []
         while type(blob := encode([buffer(1, MIB)], arena=writer)) is SharedBlob:
             sent.append(blob)
-        assert len(sent) == arenas.LEAST_LIMIT // MIB
+        assert len(sent) == arenas.MIN_LIMIT_BYTES // MIB
         assert decode(blob) == [buffer(1, MIB)]
         writer.freed([sent[0].slots[0][0]])
         assert type(encode([buffer(1, 2 * MIB)], arena=writer)) is SharedBlob, "one may be larger than what is left"
@@ -285,7 +286,7 @@ class ArenaTest(TestCase):
         slots = [encode([buffer(1, MIB)], arena=self.writer).slots[0] for _ in range(8)]
         assert self.blocks() >= 8 * MIB
         self.writer.freed([place for place, _ in slots[:6]])
-        self.writer.trim(kept=3 * MIB)
+        self.writer.trim(kept_bytes=3 * MIB)
         assert 5 * MIB <= self.blocks() <= 6 * MIB
         self.writer.trim()
         assert self.blocks() <= 2 * MIB + 8192
@@ -327,10 +328,10 @@ class ArenaTest(TestCase):
     @settings(max_examples=100, deadline=None)
     @given(st.lists(st.tuples(st.integers(1, 3 * MIB), st.booleans()), max_size=40))
     def test_no_two_slots_overlap(self, wanted):
-        arena = Arena(self.descriptor, 3, 64 * MIB)
+        region = Region(self.descriptor, 3, 128 * MIB)
         used = {}
         for size, free in wanted:
-            taken = arena._take(size)
+            taken = region.take(size)
             if taken is not None:
                 slot, _ = taken
                 assert slot[1] >= size
@@ -338,23 +339,23 @@ class ArenaTest(TestCase):
             if free and used:
                 place = next(iter(used))
                 del used[place]
-                arena.freed([place])
+                region.freed([place])
             places = sorted(used.items())
             assert all(place + size <= after for (place, size), (after, _) in itertools.pairwise(places))
             assert sum(used.values()) <= 128 * MIB + 4 * MIB
 
 
-class HoldingsTest(TestCase):
+class SlotRefcountsTest(TestCase):
     """Who sees what, by the messages alone."""
 
-    def heavy(self, *places):
+    def shared(self, *places):
         return SharedBlob(b"", (), tuple((place, 4096) for place in places), self.holdings)
 
     def setUp(self):
         self.holdings = SlotRefcounts()
 
     def test_what_nobody_got(self):
-        blob = self.heavy(0, REGION_BYTES, 3 * REGION_BYTES + 8192)
+        blob = self.shared(0, REGION_BYTES, 3 * REGION_BYTES + 8192)
         assert not self.holdings.free() and len(self.holdings.used()) == 3
         del blob
         assert self.holdings.changed
@@ -363,7 +364,7 @@ class HoldingsTest(TestCase):
         assert not self.holdings.free() and not self.holdings.used() and not self.holdings.changed
 
     def test_who_got_it_twice_says_so_twice(self):
-        blob = self.heavy(0)
+        blob = self.shared(0)
         self.holdings.sent(1, [blob, b"plain", blob])
         del blob
         assert not self.holdings.free()
@@ -373,9 +374,9 @@ class HoldingsTest(TestCase):
         assert self.holdings.free() == {None: [(0, 4096)]}
 
     def test_who_passes_it_on(self):
-        blob = self.heavy(0)
+        blob = self.shared(0)
         self.holdings.sent(1, [blob])
-        passed = self.heavy(0)
+        passed = self.shared(0)
         del blob
         self.holdings.gone(1, [0])
         assert not self.holdings.free()
@@ -386,7 +387,7 @@ class HoldingsTest(TestCase):
         assert self.holdings.free() == {None: [(0, 4096)]}
 
     def test_who_died(self):
-        blob, other = self.heavy(0), self.heavy(4096)
+        blob, other = self.shared(0), self.shared(4096)
         self.holdings.sent(1, [blob, blob, other])
         self.holdings.sent(2, [other])
         self.holdings.gone(1, [0])
@@ -399,21 +400,21 @@ class HoldingsTest(TestCase):
 
     def test_the_broker_looks_into_nothing(self):
         with self.assertRaises(TypeError):
-            decode(self.heavy(0))
+            decode(self.shared(0))
 
 
-class HeavyTest(TestCase):
+class SharedBlobTest(TestCase):
     """The blob itself."""
 
     def test_it_says_once_that_it_is_gone(self):
-        keeper = mock.Mock()
-        blob = SharedBlob(b"abc", ((0, 0, 10),), ((0, 4096),), keeper)
-        assert keeper.adopt.call_count == 1 and not keeper.let_go.call_count
+        tracker = mock.Mock()
+        blob = SharedBlob(b"abc", ((0, 0, 10),), ((0, 4096),), tracker)
+        assert tracker.retain.call_count == 1 and not tracker.release.call_count
         assert len(blob) == 13 and blob.description == (3, ((0, 0, 10),), ((0, 4096),))
-        keeper.reset_mock()
+        tracker.reset_mock()
         del blob
         gc.collect()
-        assert keeper.let_go.call_count == 1
+        assert tracker.release.call_count == 1
 
     def test_what_was_not_sent_is_nobodys(self):
         assert pickle.loads(encode([Buffer(bytearray(5))])) == [Buffer(bytearray(5))]

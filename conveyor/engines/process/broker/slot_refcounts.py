@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 from conveyor._lean.typing import Any
-from conveyor.engines.process.shm.arena import owner_of
+from conveyor.engines.process.shm.region import owner_of
 from conveyor.engines.process.shm.shared_blob import SharedBlob, Slot
 
 
@@ -23,20 +23,20 @@ class SlotRefcounts:
         self._sent: dict[int | None, Counter[Slot]] = {}
         # The slots by their places, as those who got them know them.
         self._slots: dict[int, Slot] = {}
-        self._let_go: deque[tuple[Slot, ...]] = deque()
+        self._released: deque[tuple[Slot, ...]] = deque()
         # Whether `free` may have something to return, and whether there ever was anything to count.
         self.changed = False
         self.ever = False
 
-    def adopt(self, blob: SharedBlob) -> None:
+    def retain(self, blob: SharedBlob) -> None:
         """Take in a blob that came and is kept."""
         self.ever = True
         self._uses.update(blob.slots)
         self._slots.update((slot[0], slot) for slot in blob.slots)
 
-    def let_go(self, blob: SharedBlob) -> None:
+    def release(self, blob: SharedBlob) -> None:
         """Take in that it is kept no more, at any time."""
-        self._let_go.append(blob.slots)
+        self._released.append(blob.slots)
         self.changed = True
 
     def opened(self, blob: SharedBlob) -> tuple[Any, list[Any]]:
@@ -69,8 +69,8 @@ class SlotRefcounts:
     def free(self) -> dict[int | None, list[Slot]]:
         """Return the slots that nobody sees any more, by the numbers of those who wrote them; each is returned once."""
         self.changed = False
-        while self._let_go:
-            self._uses.subtract(self._let_go.popleft())
+        while self._released:
+            self._uses.subtract(self._released.popleft())
         free: dict[int | None, list[Slot]] = {}
         for slot in [slot for slot, uses in self._uses.items() if not uses]:
             free.setdefault(owner_of(slot[0]), []).append(slot)

@@ -389,7 +389,7 @@ class Session:
             raise StateError(FORKED)
         if self._ended:
             raise StateError(CLOSED)
-        if self.arena is not None and (gone := self.arena.gone()):
+        if self.arena is not None and (gone := self.arena.released()):
             self.send(messages.SlotsReleased(gone))
         try:
             with self._hearing:

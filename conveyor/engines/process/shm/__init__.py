@@ -1,1 +1,1 @@
-"""Shared memory for what is heavy."""
+"""Shared memory for what is too large for a channel."""

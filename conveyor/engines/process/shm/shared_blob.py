@@ -1,7 +1,7 @@
-"""A blob of which the heavy parts are in shared memory, and the process that sees one.
+"""A blob whose large parts are in shared memory, and the protocol of what tracks such blobs in a process.
 
-Law: plain values, and who is to be told when nobody here sees it any more.  What it means is the business of
-`arena.py`, which writes and maps it, and of `broker/slot_refcounts.py`, which counts who sees what.
+Law: plain values, and a tracker that hears when this process no longer sees the blob.  `arena.py` writes and maps
+blobs, and `broker/slot_refcounts.py` counts who sees them.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from conveyor._lean.typing import Any, Protocol
 Range = tuple[int, int, int]
 # A slot: its place in the file, which is its name, and the bytes that belong to it.
 Slot = tuple[int, int]
-# How a heavy blob is described in a message, beside the bytes that come with it.
+# How a message describes such a blob, beside the bytes that come with it.
 Description = tuple[int, tuple[Range, ...], tuple[Slot, ...]]
 
 
 class BlobTracker(Protocol):
-    """Who is told what becomes of heavy blobs in a process."""
+    """What hears which shared blobs a process sees."""
 
-    def adopt(self, blob: SharedBlob) -> None:
+    def retain(self, blob: SharedBlob) -> None:
         """Take in that this process sees a blob that came."""
 
-    def let_go(self, blob: SharedBlob) -> None:
-        """Take in that it sees that blob no more; called at any time, in any thread."""
+    def release(self, blob: SharedBlob) -> None:
+        """Take in that this process no longer sees that blob; called at any time, in any thread."""
 
     def opened(self, blob: SharedBlob) -> tuple[Any, list[Any]]:
         """Return what is to be unpickled, and the buffers for it."""
@@ -38,25 +38,25 @@ class SharedBlob:
     4000006
     """
 
-    __slots__ = ("_keeper", "_size", "data", "ranges", "slots")
+    __slots__ = ("_size", "_tracker", "data", "ranges", "slots")
 
     def __init__(
-        self, data: Any, ranges: tuple[Range, ...], slots: tuple[Slot, ...], keeper: BlobTracker | None = None
+        self, data: Any, ranges: tuple[Range, ...], slots: tuple[Slot, ...], tracker: BlobTracker | None = None
     ) -> None:
-        self._keeper = keeper
+        self._tracker = tracker
         self._size = len(data) + sum(size for _, _, size in ranges)
         self.data = data
         self.ranges = ranges
         self.slots = slots
-        if keeper is not None:
-            keeper.adopt(self)
+        if tracker is not None:
+            tracker.retain(self)
 
     def __len__(self) -> int:
         return self._size
 
     def __del__(self) -> None:
-        if self._keeper is not None:
-            self._keeper.let_go(self)
+        if self._tracker is not None:
+            self._tracker.release(self)
 
     @property
     def description(self) -> Description:
@@ -65,5 +65,5 @@ class SharedBlob:
 
     def opened(self) -> tuple[Any, list[Any]]:
         """Return what is to be unpickled, and the buffers for it, which nobody else sees."""
-        assert self._keeper is not None, "only what came can be opened"
-        return self._keeper.opened(self)
+        assert self._tracker is not None, "only what came can be opened"
+        return self._tracker.opened(self)

@@ -104,7 +104,7 @@ def _encode_into(arena: Arena, items: list[Any], drafts: bool) -> Any:
 
     try:
         parts = _Parts()
-        drafts = drafts and arena.drafting and not by_value.sessions
+        drafts = drafts and arena.has_writable_copies and not by_value.sessions
         streams = drafts or (arena.streams and not by_value.sessions)
         pickler: pickle.Pickler | None = None
         data = b""

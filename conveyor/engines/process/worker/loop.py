@@ -211,7 +211,7 @@ class Worker:
 
     def _say_what_is_gone(self) -> None:
         """Say what of the memory of others is seen here no more, so that they can write there again."""
-        if self._arena is not None and (gone := self._arena.gone()):
+        if self._arena is not None and (gone := self._arena.released()):
             self._end.send(messages.SlotsReleased(gone))
 
     def _stop_if_told(self) -> None:
@@ -637,8 +637,8 @@ class Worker:
             # What nobody has any more is passed on without a copy, or said to be gone.
             outputs = part = []
             self._lease_units.leave()
-            self._arena.give(blobs)
-            gone = self._arena.gone()
+            self._arena.pass_on(blobs)
+            gone = self._arena.released()
         rest = (final, starving, seconds, cpu, waited, partial, given_up, gone)
         self._end.send(messages.Reply(self._lease, calls, runs, counts, *rest), blobs)
 

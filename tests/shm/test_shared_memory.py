@@ -22,7 +22,9 @@ from pathlib import Path
 
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ReplicatingFork
 from conveyor.engines.process.shm import arena as arenas
+from conveyor.engines.process.shm import mapping as mappings
 from conveyor.engines.process.shm.mapping import address_of
+from conveyor.engines.process.shm.region import MAX_KEPT_MAPPINGS, REGION_BYTES
 from conveyor.engines.process.wire.codec import LEAST_BYTES, LEAST_STREAM_BYTES
 from tests.faults.test_survival import Survival, kill, same, slowly, workers_of_the_pipeline
 from tests.helpers.late import mock
@@ -56,7 +58,7 @@ class Buffer:
     def mapping(self):
         """The shared memory that it lives in, None where it does not."""
         owner = memoryview(self.memory).obj
-        return owner if type(owner) is arenas.Private else None
+        return owner if type(owner) is mappings.PrivateMapping else None
 
 
 def buffer(number, size=300_000):
@@ -100,7 +102,7 @@ def region(item):
         addresses, _, offset, *_ = line.split()
         start, stop = (int(each, 16) for each in addresses.split("-"))
         if start <= address < stop:
-            return int(offset, 16) // arenas.REGION_BYTES
+            return int(offset, 16) // REGION_BYTES
     raise AssertionError("it is nowhere")
 
 
@@ -387,7 +389,7 @@ class SharedBlob(Basics):
     def test_a_user_who_holds_hundreds(self):
         before = len(os.listdir("/proc/self/fd"))
         results = self.make(Processor(same)).run(buffers(400))
-        assert len(os.listdir("/proc/self/fd")) - before <= arenas.MOST_SEEN + arenas.MOST_KEPT + 1
+        assert len(os.listdir("/proc/self/fd")) - before <= mappings.MAX_LIVE_MAPPINGS + MAX_KEPT_MAPPINGS + 1
         assert results == list(buffers(400))
 
 
