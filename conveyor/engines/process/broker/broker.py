@@ -22,12 +22,11 @@ from conveyor.engines.process.broker.shell import ProcessShell
 from conveyor.engines.process.broker.worker_pool import WorkerPool
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system.child import descriptor_of
-from conveyor.engines.process.system.child_setup import ORPHANED, settle
+from conveyor.engines.process.system.child_setup import ORPHANED, block_ignored_signals, reset_inherited_state
 from conveyor.engines.process.system.grace_period import (
     GRACE_SECONDS,
     SLICE_SECONDS,
 )
-from conveyor.engines.process.system.inherited_signals import block_what_is_ignored
 from conveyor.engines.process.system.selector import Waiter, wait_for_any
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.configs import BrokerConfig, whole
@@ -279,13 +278,13 @@ def main(
     results: NonblockingEndpoint,
     questions: NonblockingEndpoint,
     arena: Arena | None,
-    foreign: list[BlockingEndpoint | Arena],
+    inherited_fds: list[BlockingEndpoint | Arena],
 ) -> None:
     """The whole life of a broker process; one that was not forked is sent its configuration."""
     # Recording is for the pipelines of the caller: those in its workers have none.
     os.environ.pop(RECORD_VARIABLE, None)
-    settle(foreign)
-    block_what_is_ignored()
+    reset_inherited_state(inherited_fds)
+    block_ignored_signals()
     frames: list[Frame] = []
     if config is None:
         parent = os.getppid()

@@ -16,7 +16,7 @@ from conveyor.engines.process.broker.ports import Connection, WorkerPort
 from conveyor.engines.process.broker.slot_refcounts import SlotRefcounts
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system.child import Child
-from conveyor.engines.process.system.child_setup import prepare
+from conveyor.engines.process.system.child_setup import preload
 from conveyor.engines.process.system.foreign_threads import ForeignThreads, foreign_threads
 from conveyor.engines.process.system.grace_period import GracePeriod
 from conveyor.engines.process.system.selector import Waiter
@@ -78,7 +78,7 @@ class WorkerPool:
         try:
             if self._fork:
                 # Done once; here, where it is an error of the start if it fails.
-                prepare()
+                preload()
             self._launch(assignment, number)
         except OSError as error:
             # No descriptor, process or room for a semaphore is left.  To wait for better times may be to wait for ever.
@@ -98,15 +98,15 @@ class WorkerPool:
         context: Any = multiprocessing.get_context(method)
         near, far = channel(self._config.channel, context)
         progress = self._board.new()
-        foreign = list(self._ends) if self._fork else []
+        inherited_fds = list(self._ends) if self._fork else []
         if self._fork and self._config.channel == PIPE:
             # Else the worker would keep its own channel open, and never see its end.  Those of a queue are not apart.
-            foreign.append(near)
+            inherited_fds.append(near)
         process = process_of(
             method,
             self._config.import_main,
             target=main.main,
-            args=(number, assignment if self._fork else None, far, progress, self.arena, foreign, os.getpid()),
+            args=(number, assignment if self._fork else None, far, progress, self.arena, inherited_fds, os.getpid()),
             name=f"{PREFIX}{assignment.name}",
         )
         self._ends.append(near)

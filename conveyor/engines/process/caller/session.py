@@ -31,7 +31,7 @@ from conveyor.engines.process.caller.run import CLOSED, LETTING_GO_SECONDS, Run
 from conveyor.engines.process.caller.start_method import check_importing, is_news, start_for
 from conveyor.engines.process.shm.arena import KEPT_BYTES, Arena
 from conveyor.engines.process.system.child import Child
-from conveyor.engines.process.system.child_setup import prepare
+from conveyor.engines.process.system.child_setup import preload
 from conveyor.engines.process.system.descendants import end_what_a_broker_left
 from conveyor.engines.process.system.grace_period import GRACE_SECONDS, GracePeriod
 from conveyor.engines.process.system.spawning import (
@@ -235,7 +235,7 @@ class Session:
         context: Any = multiprocessing.get_context(FORK if forked else SPAWN)
         if forked:
             # Here, where it is done once for all sessions.
-            prepare()
+            preload()
         nears: list[NonblockingEndpoint] = []
         self.arena = Arena.create(self.first_bytes)
         if self.arena is not None:

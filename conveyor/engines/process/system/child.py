@@ -1,7 +1,7 @@
 """A child process, as its parent sees it.
 
-Law: whether a child is dead is asked of the system and not of its exit status: that may be out of reach, where the
-program ignores SIGCHLD or reaps its children itself.
+Law: the system, and not an exit status, tells whether a child is dead.  Where the program ignores SIGCHLD or reaps its
+children itself, nobody gets that status.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Child:
         self._process = process
         self.pid: int = process.pid
         self._descriptor = descriptor_of(process.pid)
-        # What to wait on for its death.  A sentinel is held by forked grandchildren too, and may come late.
+        # Readable once it is dead.  Forked grandchildren hold a sentinel too, so that may come late.
         self.waitable: Any = process.sentinel if self._descriptor is None else self._descriptor
         self.exitcode: int | None = None
         self.reaped = False
-        # Never released: whoever comes next finds it reaped.
+        # Never released: one thread reaps it.
         self._reaping = threading.Lock()
 
     def wait(self, seconds: float) -> bool:
@@ -37,14 +37,14 @@ class Child:
         return self.reaped
 
     def wake(self) -> None:
-        """Have it go on if it was stopped."""
+        """Continue it if it was stopped."""
         if hasattr(signal, "SIGCONT"):
-            # Whoever may not be woken is none of ours, or no more.
+            # A process that may not be woken is none of ours, or no more.
             with contextlib.suppress(PermissionError):
                 self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """Have the system end it."""
+        """Kill it."""
         if hasattr(signal, "SIGKILL"):
             self._signal(signal.SIGKILL)
         elif not self.reaped:
@@ -54,28 +54,28 @@ class Child:
         if not self.reaped:
             with contextlib.suppress(ProcessLookupError):
                 if self._descriptor is not None:
-                    # Unlike the number, it cannot stand for another process by now.
+                    # Unlike the number, a descriptor cannot become another process's.
                     signal.pidfd_send_signal(self._descriptor, number)
                 else:
-                    # Nothing where somebody has reaped it, so that the number is another's by now.
+                    # Does nothing where it was reaped, so that the number may be another process's by now.
                     self._process._popen._send_signal(number)
 
     def end(self) -> None:
-        """Have the system end it, and wait for that."""
+        """Kill it, and wait for its death."""
         self.kill()
         if not self.reaped:
             wait_for(self.waitable)
             self.reap()
 
     def reap(self) -> None:
-        """Take in the end of one that is dead, and give back what the system lent."""
+        """Reap it once it is dead, and close its descriptors."""
         if not self._reaping.acquire(blocking=False):
             return
         self.reaped = True
         self._process.join()
         self.exitcode = self._process.exitcode
         if self.exitcode is None:
-            # Its own `close` would not believe that it is dead.
+            # `Process.close` would raise: it takes a process without an exit code to be alive.
             self.disown()
             self._process._popen.close()
         else:
@@ -84,7 +84,7 @@ class Child:
             os.close(self._descriptor)
 
     def disown(self) -> None:
-        """Have the standard library wait for it no more: it is another's child, or its end cannot be asked for."""
+        """Keep the standard library from waiting for it: it is another process's child, or has no exit code."""
         multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
 
 

@@ -1,39 +1,68 @@
-"""What a new process of ours does first, whether it was forked or not.
+"""What a new process of ours inherits: what it resets first, and what its parent holds back while it starts.
 
-Law: whatever the caller's program was set up to do with signals and streams is undone before the user's code runs.
+Law: nothing that the program has set up for itself lives on in broker and workers.  They do nothing about a signal
+that the program handles or blocks: it means the program, also where it is sent to the whole group.  SIGTERM ends them,
+whatever the program does about it.  They ignore what the program ignores.  They block no signal, so that a job gets
+what it sets a handler for.
 """
 
 from __future__ import annotations
 
+# The functions of `signal` make a member of an enumeration of each value, which takes longer than the system call.
+import _signal  # type: ignore[import-not-found]
+import contextlib
 import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from types import FrameType
 
 from conveyor._lean.typing import Any
+from conveyor._system.signals import signals_blocked
 from conveyor.engines.process.system import descendants
 from conveyor.engines.process.system.descendants import prctl
-from conveyor.engines.process.system.inherited_signals import settle_signals
-from conveyor.engines.process.system.streams import settle_streams
+from conveyor.engines.process.system.streams import reset_streams
 
-# A worker whose broker has gone leaves with this code; nobody is there to see it.
+# The exit code of a worker or broker whose parent has died: no process sees it.
 ORPHANED = 3
+# See prctl(2).
+_PR_SET_PDEATHSIG = 1
 
 
-def settle(foreign: list[Any]) -> None:
-    """Make a new process one of ours: its own signals and streams, and no end of a channel that is not its own."""
-    # What came with the fork is shared with its parent as long as nobody looks through it for garbage; and all that is
-    # made from now on can be told from it.
+def _numbers(names: str) -> frozenset[int]:
+    """Return those of the signals that this system has."""
+    return frozenset(int(getattr(signal, f"SIG{name}")) for name in names.split() if hasattr(signal, f"SIG{name}"))
+
+
+# Terminals and supervisors send these to whole groups, and programs to themselves: broker and worker are never meant.
+# A program may set its handler when they are up already.
+_TO_GROUPS = _numbers("INT HUP QUIT USR1 USR2")
+# The first ends broker and workers; by the second they hear of the end of their children.
+_OURS = _numbers("TERM CHLD")
+# The interpreter ignores them at its start, so that there is an exception instead.
+_EXCEPTIONS = _numbers("PIPE XFSZ")
+# What a thread does to itself.  Nothing can go on after it, and `faulthandler` shows where it was.
+_FAULTS = _numbers("SEGV BUS FPE ILL ABRT TRAP SYS")
+
+
+# In the new process
+
+
+def reset_inherited_state(inherited_fds: list[Any]) -> None:
+    """Reset signals and streams, and close the ends of channels and arenas that belong to other processes."""
+    # As long as the collector does not look at inherited objects, their memory stays shared with the parent.
+    # `finalisation` tells by it what was made since.
     gc.freeze()
-    settle_signals()
-    for end in foreign:
+    reset_signals()
+    for end in inherited_fds:
         end.close()
-    settle_streams()
+    reset_streams()
     _forget_executors()
 
 
 def _forget_executors() -> None:
-    """Let the executors of the program be the program's: at its end, this process would wait for their threads.
+    """Forget the executors of the program: at its end, this process would wait for their threads.
 
     One of them may be the thread that forked this process, which cannot wait for itself.
     """
@@ -43,18 +72,96 @@ def _forget_executors() -> None:
             known.clear()
 
 
-def prepare() -> None:
-    """Find what every worker needs and nobody else: better once, before they are forked."""
+def preload() -> None:
+    """Import what each worker needs and no other process: once, before workers are forked."""
     if os.name == "posix":
         prctl()
-        descendants.prepare()
+        descendants.preload()
 
 
 def die_with_parent(parent: int) -> None:
-    """Ask the kernel, where it can be asked, to end this process when its parent dies, busy or not."""
+    """Have the kernel, where it can, kill this process when its parent dies."""
     if os.name == "posix":
         call = prctl()
         if call is not None:
-            call(1, signal.SIGKILL, 0, 0, 0)
+            call(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(ORPHANED)
+
+
+def ignore(number: int, frame: FrameType | None) -> None:
+    """Handle a signal by doing nothing.
+
+    Unlike SIG_IGN, programs that a job starts do not inherit a handler, so those still end on Ctrl-C.
+    """
+
+
+def reset_signals() -> None:
+    """Give a new process the handlers and the mask of ours; it deals with the signals that came meanwhile, too."""
+    _signal.set_wakeup_fd(-1)
+    blocked: Any = _signal.pthread_sigmask(_signal.SIG_BLOCK, ()) if hasattr(_signal, "pthread_sigmask") else ()
+    for number in range(1, _signal.NSIG):
+        handler = _signal.getsignal(number)
+        if number in _OURS:
+            wanted: Any = _signal.SIG_DFL
+        elif number in _EXCEPTIONS:
+            wanted = _signal.SIG_IGN
+        elif number in _FAULTS:
+            wanted = _signal.SIG_DFL if callable(handler) else handler
+        elif handler != _signal.SIG_IGN and (number in _TO_GROUPS or number in blocked or callable(handler)):
+            wanted = ignore
+        else:
+            wanted = handler
+        if wanted is not handler:
+            # The C library keeps some for itself.
+            with contextlib.suppress(ValueError, OSError):
+                _signal.signal(number, wanted)
+    if hasattr(_signal, "pthread_sigmask"):
+        # No timer is inherited that could send a signal now.
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+
+
+def block_ignored_signals() -> None:
+    """Block the signals whose handler does nothing: for the broker, which runs no code of the user's.
+
+    `faulthandler` gives handlers a small stack of their own.  About five signals that are delivered at once overflow
+    it, which ends the process.
+    """
+    if hasattr(_signal, "pthread_sigmask"):
+        ignored = {number for number in range(1, _signal.NSIG) if _signal.getsignal(number) is ignore}
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, ignored)
+
+
+# In its parent
+
+
+def _signals_of_the_program() -> frozenset[int]:
+    """Return the signals that broker and workers do nothing about, as far as is known: those handled here."""
+    handled = frozenset(number for number in range(1, _signal.NSIG) if callable(_signal.getsignal(number)))
+    return (_TO_GROUPS | handled) - _OURS - _EXCEPTIONS - _FAULTS
+
+
+@contextlib.contextmanager
+def signals_of_the_program_held() -> Iterator[None]:
+    """Block these signals while a process is started, which has no handlers for them yet.
+
+    A new interpreter inherits no handlers, but it inherits the mask: so it knows of them.
+    """
+    with signals_blocked(_signals_of_the_program()):
+        yield
+
+
+def start_resource_tracker() -> None:
+    """Start the resource tracker of `multiprocessing`, where it is not up, and leave the mask of signals as it is.
+
+    By itself the tracker's start unblocks SIGINT and SIGTERM, also those that wait for a program that blocks them.
+    """
+    from multiprocessing import resource_tracker
+
+    module: Any = resource_tracker
+    with signals_of_the_program_held(), signals_blocked(_numbers("INT TERM")):
+        module._HAVE_SIGMASK = False
+        try:
+            module.ensure_running()
+        finally:
+            module._HAVE_SIGMASK = hasattr(signal, "pthread_sigmask")

@@ -3,8 +3,8 @@
 A forked child has only the thread that forked.  A lock that another thread held at that moment stays locked in the
 child.  A pool of threads that compiled code started has no threads there.  Whoever waits for either waits for ever.
 
-Law: looks, and changes nothing.  A thread counts unless it is known to be harmless.  What a thread is at matters for
-the main thread and for executors alone, which get a moment to begin to wait.
+Law: looks, and changes nothing.  A thread counts unless it is known to be harmless.  What a thread does just now
+matters for the main thread and for executors only; these get a moment to begin to wait.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 
-# Packages whose threads hold no lock that a job could want, by the class of the thread or by what it calls.  Conveyor's
+# Packages whose threads hold no lock that a job could want: the class of a thread tells, or what it calls.  Conveyor's
 # own source threads wait between two items while this process forks (`engines/process/caller/fork_gate.py`).
 HARMLESS_PACKAGES = frozenset(
     {"IPython", "_pydev_bundle", "_pydevd_bundle", "conveyor", "debugpy", "ipykernel", "pydevd", "rich", "tqdm"}
 )
-# The main thread is harmless while it waits for another, or for events, which it does in one of these functions.
-WAITS = frozenset(
+# The main thread is harmless while it waits in one of these functions, for another thread or for events.
+WAITING_FUNCTIONS = frozenset(
     {
         ("multiprocessing.connection", "_recv"),
         ("multiprocessing.popen_fork", "poll"),
@@ -36,22 +36,22 @@ WAITS = frozenset(
         ("threading", "wait"),
     }
 )
-# So it is where it waits for results of another pipeline.
-OWN_WAITS = ("conveyor.engines.process.wire.channels", "conveyor.engines.process.system.selector")
-# The threads of these modules are harmless while they wait for work, which they do in these functions.
-POOLS = {"anyio._backends._asyncio": "run", "concurrent.futures.thread": "_worker"}
-# Native threads of these names keep no lock over a fork: ZeroMQ's serve sockets that belong to this process alone, and
-# jemalloc takes its locks itself before a fork.
+# So it is in these modules, where it waits for results of another pipeline.
+WAITING_MODULES = ("conveyor.engines.process.wire.channels", "conveyor.engines.process.system.selector")
+# The threads of these modules are harmless while they wait for work in these functions.
+POOL_LOOPS = {"anyio._backends._asyncio": "run", "concurrent.futures.thread": "_worker"}
+# Native threads of these names hold no lock over a fork.  ZeroMQ's serve sockets of this process alone, and jemalloc
+# takes its locks itself before a fork.
 HARMLESS_NATIVE_NAMES = ("ZMQbg/", "jemalloc_bg")
 # OpenBLAS, and LLVM's and Intel's OpenMP, end or renew their threads around a fork (`pthread_atfork`); GNU's does not.
 FORK_SAFE_LIBRARIES = ("libiomp", "libomp", "libmkl", "libblis")
-# How long a thread may take to begin to wait, or to be gone, and how often to look (seconds).
-SETTLE_SECONDS = 0.02
-LOOK_SECONDS = 0.001
+# How long a thread may take to begin to wait, or to end; and how often this one looks.
+MAX_SETTLING_SECONDS = 0.02
+LOOK_INTERVAL_SECONDS = 0.001
 
 
 class ForeignThreads(NamedTuple):
-    """What was found: names of Python's threads, and what native threads there are, in words."""
+    """The names of Python's threads, and the native threads in words."""
 
     python: tuple[str, ...] = ()
     native: tuple[str, ...] = ()
@@ -67,30 +67,30 @@ class ForeignThreads(NamedTuple):
 
 
 def foreign_threads() -> ForeignThreads:
-    """Return the threads beside the one that asks, but for those known to be harmless."""
-    deadline = time.monotonic() + SETTLE_SECONDS
+    """Return the threads beside the one that asks, without those known to be harmless."""
+    deadline = time.monotonic() + MAX_SETTLING_SECONDS
     while True:
         settled, found = _look()
         if settled or not found or time.monotonic() > deadline:
             return found
-        time.sleep(LOOK_SECONDS)
+        time.sleep(LOOK_INTERVAL_SECONDS)
 
 
 def _look() -> tuple[bool, ForeignThreads]:
-    """Return what is found now, and whether that stays so: a thread may be about to wait, or to be gone."""
+    """Return what is found now, and whether that will last: a thread may be about to wait, or to end."""
     tasks = native_tasks()
     threads = [thread for thread in threading.enumerate() if thread.ident != threading.get_ident()]
     if not threads and len(tasks) <= 1:
         return True, ForeignThreads()
     frames = sys._current_frames()
-    # This frame would hold itself by it, and the frames of other threads, with all that is in them, as well.
+    # This frame would refer to itself, and so keep the frames of other threads, with all that is in them.
     del frames[threading.get_ident()]
     lasting, passing = [], []
     for thread in threads:
         if is_harmless(thread):
             continue
         frame = frames.get(thread.ident or 0)
-        if (pool := POOLS.get(_module_of(thread))) is not None:
+        if (pool := POOL_LOOPS.get(_module_of(thread))) is not None:
             if not _is_idle(frame, pool):
                 passing.append(thread.name)
         elif thread is not threading.main_thread():
@@ -106,7 +106,7 @@ def _look() -> tuple[bool, ForeignThreads]:
 
 
 def _module_of(thread: threading.Thread) -> str:
-    """The module that a thread is of: that of its class, else of what it calls."""
+    """Return the module of a thread's class, else of what it calls."""
     kind = type(thread)
     if kind.__module__ != "threading":
         return kind.__module__
@@ -117,32 +117,32 @@ def _module_of(thread: threading.Thread) -> str:
 
 
 def is_harmless(thread: threading.Thread) -> bool:
-    """Whether a thread is known to hold no lock that a child could want, whatever it is at."""
+    """Whether a thread is known to hold no lock that a child could want, whatever it does."""
     module = _module_of(thread)
     if thread.name.startswith("conveyor-"):
-        # A source thread calls the user's code by way of a context, whose module says nothing.
+        # What a source thread calls is a method of a context, whose module says nothing.
         return True
-    # The thread that writes to a queue of `multiprocessing`, which sees to forks itself.
+    # `multiprocessing` prepares the threads of its queues for forks itself.
     return module.partition(".")[0] in HARMLESS_PACKAGES or module == "multiprocessing.queues"
 
 
 def _is_waiting(frame: FrameType | None) -> bool:
-    """Whether what a thread is at is a wait."""
+    """Whether a thread waits, by its innermost frame."""
     if frame is None:
         return True
     module = frame.f_globals.get("__name__")
-    return module in OWN_WAITS or (module, frame.f_code.co_name) in WAITS
+    return module in WAITING_MODULES or (module, frame.f_code.co_name) in WAITING_FUNCTIONS
 
 
 def _is_idle(frame: FrameType | None, loop: str) -> bool:
-    """Whether a thread is in the loop of its pool, or waits there."""
+    """Whether a thread is in the loop of its pool, and runs no work."""
     while frame is not None and (frame.f_globals.get("__name__") == "queue" or _is_waiting(frame)):
         frame = frame.f_back
     return frame is None or frame.f_code.co_name == loop
 
 
 def native_tasks() -> dict[int, str]:
-    """The threads of this process by number, with their names; none where the system does not say."""
+    """Return the names of the threads of this process by number; none where the system does not say."""
     tasks: dict[int, str] = {}
     try:
         numbers = os.listdir("/proc/self/task")
@@ -161,7 +161,7 @@ def native_tasks() -> dict[int, str]:
 
 
 def pools_of(names: Iterable[str]) -> tuple[tuple[str, ...], int]:
-    """Return in words what threads there are of each name, and how many have none of their own.
+    """Return in words how many threads have each name, and how many have none of their own.
 
     >>> pools_of(["polars-0", "polars-1", "ZMQbg/IO/0", "python3"])
     (("2 native threads 'polars'",), 1)
@@ -189,7 +189,7 @@ def _name_of_process() -> str:
 
 
 def _unnamed_pools(count: int) -> tuple[str, ...]:
-    """Say what so many native threads without a name are, but for those that are safe over a fork."""
+    """Describe that many native threads without a name, except those that are safe over a fork."""
     libraries = _libraries()
     gnu = [path for path in libraries if os.path.basename(path).startswith("libgomp")]
     if not gnu and any(os.path.basename(path).startswith(FORK_SAFE_LIBRARIES) for path in libraries):
@@ -202,7 +202,7 @@ def _unnamed_pools(count: int) -> tuple[str, ...]:
 
 
 def _short_path(path: str) -> str:
-    """The end of a path that says whose library it is.
+    """Return the end of a path, which says whose library it is.
 
     >>> _short_path("/usr/lib/python3/site-packages/scikit_learn.libs/libgomp-e985bcbb.so.1")
     'scikit_learn.libs/libgomp-e985bcbb.so.1'
@@ -211,7 +211,7 @@ def _short_path(path: str) -> str:
 
 
 def _libraries() -> list[str]:
-    """The shared libraries in this process."""
+    """Return the paths of the shared libraries in this process."""
     try:
         with open("/proc/self/maps", "rb") as file:
             lines = file.read().decode(errors="replace").splitlines()
@@ -221,9 +221,9 @@ def _libraries() -> list[str]:
 
 
 def _openblas_threads(path: str) -> int:
-    """How many threads a copy of OpenBLAS has beside those that call it; 0 where it does not say.
+    """Return how many threads a copy of OpenBLAS has beside those that call it; 0 where it does not say.
 
-    It is asked as `threadpoolctl` does, by the names that its builds give to `openblas_get_num_threads`.
+    As in `threadpoolctl`, the names are those that its builds give to `openblas_get_num_threads`.
     """
     import ctypes
 

@@ -1,7 +1,7 @@
 """Waiting for descriptors (on Windows, for handles) to become readable.
 
-Law: knows no process and no message.  `multiprocessing.connection` is imported on Windows alone, where nothing else
-can wait: with all that it brings along, that takes longer than to start a process.
+Law: knows no process and no message.  Only Windows imports `multiprocessing.connection`, as nothing else can wait
+there: that import takes longer than to start a process.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from conveyor._lean.typing import Any
 
 
 def wait_for(thing: Any, seconds: float | None = None) -> bool:
-    """Wait until a thing is readable, for at most `seconds` where that is not None; return whether it is."""
+    """Wait until one descriptor is readable, for at most `seconds` where that is not None; return whether it is."""
     return bool(wait_for_any([thing], seconds))
 
 
 def wait_for_any(things: list[Any], seconds: float | None = None) -> list[Any]:
-    """Wait until some of many things (connections, too) are readable, likewise; return those that are."""
+    """Wait likewise until any of many descriptors or connections is readable; return those that are."""
     if os.name != "posix":
         from multiprocessing import connection
 
         return list(connection.wait(things, seconds))
-    # The one above asks Python's clock, which a test may have replaced; the system has one of its own.
+    # `connection.wait` asks Python's clock, which a test may have replaced; `poll` asks the system's.
     poll = select.poll()
     by_descriptor = {thing if isinstance(thing, int) else thing.fileno(): thing for thing in things}
     for descriptor in by_descriptor:
@@ -36,7 +36,7 @@ def wait_for_any(things: list[Any], seconds: float | None = None) -> list[Any]:
 
 
 class Waiter:
-    """Waits for any of many things, and calls what was registered for those that are ready."""
+    """Waits for any of many descriptors, and knows a callback for each."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector() if os.name == "posix" else None
@@ -49,7 +49,7 @@ class Waiter:
             self._selector.register(thing, selectors.EVENT_READ)
 
     def want_room(self, thing: Any, wanted: bool) -> None:
-        """Wait for room to write as well, or no more."""
+        """Wait for room to write as well, or no longer."""
         if self._selector is not None:
             mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
             self._selector.modify(thing, mask)
@@ -69,6 +69,6 @@ class Waiter:
         return [self._callbacks[thing] for thing in ready if thing in self._callbacks]
 
     def close(self) -> None:
-        """Give back what the system lent."""
+        """Close the selector."""
         if self._selector is not None:
             self._selector.close()

@@ -1,7 +1,7 @@
-"""Starting a process: forked from here, or as a fresh interpreter, with nothing of the program's state disturbed.
+"""How a process is started: forked from here, or as a fresh interpreter, with the program's state left alone.
 
-Law: starting one never waits for it.  What it is told at its start lies in a file without a name, and the pipe carries
-no more than where to find that: a process that dies while it starts leaves nobody waiting for it to read.
+Law: a start never waits for the new process.  What that process reads first lies in a file without a name, and the pipe
+carries only where to find it.  So a process that dies while it starts leaves nobody waiting for it to read.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from multiprocessing import context
 from operator import itemgetter
 
 from conveyor._lean.typing import Any
+from conveyor.engines.process.system.child_setup import signals_of_the_program_held, start_resource_tracker
 from conveyor.engines.process.system.finalisation import finalizers_kept
-from conveyor.engines.process.system.inherited_signals import signals_of_the_program_held, start_resource_tracker
 
 FORK, FORKSERVER, SPAWN = "fork", "forkserver", "spawn"
 PREFIX = "conveyor-"
-# With this code a process ends that was to become a broker or a worker, and found itself importing a script that
-# starts a pipeline.
+# The exit code of a new broker or worker that imported a script which starts a pipeline.
 UNGUARDED = 97
-# What `multiprocessing` tells a new process of the script: it imports the script where one of them is there.
-_MAIN = ("init_main_from_name", "init_main_from_path")
+# The preparation data of `multiprocessing` that make a new process import the script.
+_MAIN_KEYS = ("init_main_from_name", "init_main_from_path")
 
 
 class FreshProcess(context.SpawnProcess):
-    """A process of `multiprocessing` that is a new interpreter; `import_main`: it imports the script as it starts."""
+    """A process that is a new interpreter; `import_main`: it imports the script as it starts."""
 
     def __init__(self, *, import_main: bool, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -44,7 +43,7 @@ class FreshProcess(context.SpawnProcess):
 
 
 def process_of(method: str, import_main: bool, **arguments: Any) -> Any:
-    """Return a process to be started: forked from here, or a fresh interpreter; `arguments` are those of `Process`."""
+    """Return a process that is not started yet; `arguments` are those of `Process`."""
     if method == FORK:
         forking: Any = multiprocessing.get_context(FORK)
         return forking.Process(**arguments)
@@ -52,7 +51,7 @@ def process_of(method: str, import_main: bool, **arguments: Any) -> Any:
 
 
 class _Evaluated:
-    """Stands in a pickle for what a call returns when the pickle is loaded."""
+    """Pickles as a call, and is unpickled as its result."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self._call = function, arguments
@@ -87,10 +86,10 @@ def _close(*descriptors: int) -> None:
 
 def _launched(process: Any) -> Any:
     """Return the `Popen` of a process that has been started."""
-    # Only who starts one needs it, and it takes a while to import.
+    # Imported here, as it takes a while: a worker never needs it.
     from multiprocessing import popen_spawn_posix, reduction, resource_tracker, spawn, util
 
-    # What the types say of it is not so.
+    # The stubs know another signature.
     _exec: Any = util.spawnv_passfds
 
     class Popen(popen_spawn_posix.Popen):
@@ -104,16 +103,15 @@ def _launched(process: Any) -> Any:
                 place = self.duplicate_for_child(file.fileno())
                 message = self._written(process_obj, file, place)
                 try:
-                    # Whoever holds the far end of the first pipe sees that the process has ended; and the process sees
-                    # by the second that this one has.
+                    # The first pipe tells this process that the new one has ended, and the second the reverse.
                     sentinel, ended = _pipe(descriptors)
                     self.sentinel = sentinel
                     read, write = _pipe(descriptors)
                     self._fds += [read, ended]
                     command = spawn.get_command_line(tracker_fd=tracker, pipe_handle=read)
                     self.pid = _exec(spawn.get_executable(), command, self._fds)
-                    # It fits into the pipe, so this waits for nobody.  This process still has the reading end, so no
-                    # signal comes where the new process is dead already.
+                    # The message fits into the pipe, so this does not block.  This process still has the reading end,
+                    # so no SIGPIPE comes where the new process is dead already.
                     os.write(write, message)
                     for each in (read, ended):
                         descriptors.remove(each)
@@ -122,15 +120,15 @@ def _launched(process: Any) -> Any:
                     self.finalizer = util.Finalize(self, _close, descriptors)
 
         def _written(self, process_obj: Any, file: Any, place: int) -> bytes:
-            """Write to the file what the process is told; return what tells it to read that there."""
-            told = spawn.get_preparation_data(process_obj.name)
+            """Write to the file what the process reads first; return the message that tells it to read that there."""
+            preparation = spawn.get_preparation_data(process_obj.name)
             if not process_obj.import_main:
-                for key in _MAIN:
-                    told.pop(key, None)
+                for key in _MAIN_KEYS:
+                    preparation.pop(key, None)
             parts = []
             context.set_spawning_popen(self)
             try:
-                for each in (told, process_obj):
+                for each in (preparation, process_obj):
                     start = file.tell()
                     reduction.dump(each, file)
                     read = _Evaluated(os.pread, place, file.tell() - start, start)
@@ -145,13 +143,13 @@ def _launched(process: Any) -> Any:
     return Popen(process)
 
 
-# To set a filter takes time at each fork, and earlier versions say nothing that it would have to ignore.
+# Earlier versions give no such warning, and to set a filter takes time at each fork.
 _WARNS_OF_FORKS: bool = sys.version_info >= (3, 12)
 
 
 @contextlib.contextmanager
 def fork_warning_ignored() -> Iterator[None]:
-    """Have Python say nothing of a fork beside other threads; all else it says, as the child keeps these filters."""
+    """Ignore Python's warning of a fork beside other threads, and no other: the child keeps these filters."""
     if not _WARNS_OF_FORKS:
         yield
         return
@@ -162,12 +160,12 @@ def fork_warning_ignored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_held(method: str) -> Iterator[None]:
-    """Keep signals of the program back while a process is started, which has no handlers of its own yet.
+    """Block the signals of the program while a process is started, which has no handlers of its own yet.
 
-    Its finalizers are kept back, too, and its choice of a default start method.
+    The new process runs none of the program's finalizers, and the default start method stays undecided.
     """
     if method == SPAWN and os.name == "posix":
-        # Else it would be started within, and let signals through.
+        # Otherwise `multiprocessing` starts it in the block, and unblocks signals.
         start_resource_tracker()
     with signals_of_the_program_held(), finalizers_kept(), default_method_left_open():
         yield
@@ -177,11 +175,11 @@ def signals_held(method: str) -> Iterator[None]:
 def default_method_left_open() -> Iterator[None]:
     """Let the program still choose its own default start method after the block.
 
-    To start a process with "spawn" asks for that default, and so settles it.
+    `multiprocessing` decides on a default when a process is started with "spawn".
     """
-    settled: str | None = multiprocessing.get_start_method(allow_none=True)
+    decided: str | None = multiprocessing.get_start_method(allow_none=True)
     try:
         yield
     finally:
-        if settled is None:
+        if decided is None:
             multiprocessing.set_start_method(None, force=True)

@@ -1,7 +1,7 @@
-"""The standard output and error streams of a process of ours.
+"""The standard output and error streams of broker and workers.
 
-Law: a line that a job has printed is out, whatever becomes of its worker, and never in what belongs to the pipeline.
-What the parent had not written yet when it forked this process is the parent's to write, and is dropped here.
+Law: a line that a job has printed is out, whatever becomes of its worker, and never in a descriptor of the pipeline.
+A forked process drops what its parent had not written yet: the parent writes that.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import sys
 import threading
 from collections.abc import Iterator
 
-# The descriptors of standard input, output and error.
-_STANDARD = (0, 1, 2)
+_STANDARD_DESCRIPTORS = (0, 1, 2)
 
-# What is held, and by how many blocks: two threads may be at it.
+# The descriptors that are held, and how many blocks hold them: two threads may be in one.
 _lock = threading.Lock()
 _held: list[int] = []
 _blocks = 0
@@ -25,9 +24,9 @@ _blocks = 0
 
 @contextlib.contextmanager
 def standard_descriptors_taken() -> Iterator[None]:
-    """Have nothing that is opened in the block become standard input, output or error, where these are closed.
+    """Let nothing that is opened in the block become standard input, output or error, where these are closed.
 
-    Processes that are started in the block find there what swallows everything.
+    A process that is started in the block finds the null device there.
     """
     global _blocks
     with _lock:
@@ -46,7 +45,7 @@ def standard_descriptors_taken() -> Iterator[None]:
 
 
 def _renew_lock() -> None:
-    """In a process that was forked, where nobody is left who could give it back."""
+    """In a forked process, where no thread is left that could release it."""
     global _lock
     _lock = threading.Lock()
 
@@ -56,7 +55,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _hold() -> None:
-    for descriptor in _STANDARD:
+    for descriptor in _STANDARD_DESCRIPTORS:
         try:
             os.fstat(descriptor)
         except OSError:
@@ -65,12 +64,12 @@ def _hold() -> None:
             os.set_inheritable(_held[-1], True)
 
 
-def settle_streams() -> None:
-    """Make the streams of a new process its own."""
+def reset_streams() -> None:
+    """Give a new process streams that write each line at once, and nothing of its parent."""
     forked = multiprocessing.get_start_method(allow_none=True) == "fork"
     streams = {id(stream): stream for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)}
     for stream in streams.values():
-        # Whatever else stands there is somebody's own, and is left alone.
+        # Any other object is the program's own, and is left alone.
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 if forked:

@@ -13,7 +13,7 @@ from conveyor._lean.typing import Any
 from conveyor.engines.failures import failure_of
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system import descendants
-from conveyor.engines.process.system.child_setup import ORPHANED, die_with_parent, settle
+from conveyor.engines.process.system.child_setup import ORPHANED, die_with_parent, reset_inherited_state
 from conveyor.engines.process.system.finalisation import Inherited, finalise
 from conveyor.engines.process.wire import by_value, messages
 from conveyor.engines.process.wire.configs import WorkerConfig
@@ -32,11 +32,11 @@ def main(
     end: BlockingEndpoint,
     progress: ProgressSlot,
     arena: Arena | None,
-    foreign: list[Any],
+    inherited_fds: list[Any],
     parent: int,
 ) -> None:
     """The whole life of a worker process; one that was not forked is sent its assignment."""
-    settle(foreign)
+    reset_inherited_state(inherited_fds)
     die_with_parent(parent)
     descendants.mark_descendants()
     end.watch_parent()
