@@ -25,10 +25,10 @@ PRIVATE_FIELDS = frozenset({"error", "cause", "why", "processor"})
 OPAQUE = "opaque"
 
 
+_UNIONS: tuple[Any, ...] = (Node, events.Event, commands.Command)
 _CLASSES: dict[str, Any] = {
     each.__name__: each
-    for kind in (Node, events.Event, commands.Command, Plan | Target | Weave | commands.GiveUp)
-    for each in kind.__args__
+    for each in (Plan, Target, Weave, commands.GiveUp, *(kind for union in _UNIONS for kind in union.__args__))
 }
 
 

@@ -477,24 +477,6 @@ class ShutdownTest(TestCase):
                     script.wait_for("good")
                     assert script.note().end() == 0, script.stderr()
 
-    def test_standard_descriptors_are_held_for_all_who_start_something(self):
-        body = """
-            from contextlib import ExitStack
-            from conveyor.engines.process.system.streams import standard_descriptors_taken as taken
-            os.close(0)
-            first, second = ExitStack(), ExitStack()
-            first.enter_context(taken())
-            second.enter_context(taken())
-            first.close()
-            assert os.open(os.devnull, os.O_RDONLY) > 0
-            second.close()
-            assert os.open(os.devnull, os.O_RDONLY) == 0
-            say("good")
-        """
-        script = Script(self, body)
-        script.wait_for("good")
-        assert script.end() == 0, script.stderr()
-
     def test_ctrl_c_while_a_stream_is_closed_or_dropped(self):
         # The source holds its thread for a while, so that the end of the stream takes a while too.
         body = """

@@ -22,7 +22,7 @@ from conveyor.engines.process.broker.shell import ProcessShell
 from conveyor.engines.process.broker.worker_pool import WorkerPool
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system.child import descriptor_of
-from conveyor.engines.process.system.child_setup import ORPHANED, block_ignored_signals, reset_inherited_state
+from conveyor.engines.process.system.child_setup import ORPHANED_EXITCODE, block_ignored_signals, reset_inherited_state
 from conveyor.engines.process.system.grace_period import (
     GRACE_SECONDS,
     SLICE_SECONDS,
@@ -291,7 +291,7 @@ def main(
         while not frames:
             frames, alive = results.receive()
             if not frames and (not alive or os.getppid() != parent):
-                os._exit(ORPHANED)
+                os._exit(ORPHANED_EXITCODE)
             if not frames:
                 wait_for_any([results.waitable()], LOOK_SECONDS)
         message, blobs = frames.pop(0)

@@ -13,7 +13,7 @@ from conveyor._system.clock import time
 from conveyor.core import commands, events
 from conveyor.engines.process.system.descendants import Orphans
 from conveyor.engines.process.system.grace_period import EXIT_SECONDS, GRACE_SECONDS
-from conveyor.engines.process.system.spawning import UNGUARDED
+from conveyor.engines.process.system.spawning import UNGUARDED_EXITCODE
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import Blob
 
@@ -196,7 +196,7 @@ class Dispatch:
         if worker.closed or pool.closing:
             return
         exitcode = worker.child.exitcode
-        if exitcode == UNGUARDED:
+        if exitcode == UNGUARDED_EXITCODE:
             # The next one would import the same script.
             name, loss = worker.assignment.name, commands.Loss.SETUP
             shell.fail_with(messages.FailedByDeath(name, "setup", exitcode, first=None, last=None, loss=loss))

@@ -16,7 +16,7 @@ from conveyor.engines.process.broker.ports import Connection, WorkerPort
 from conveyor.engines.process.broker.slot_refcounts import SlotRefcounts
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system.child import Child
-from conveyor.engines.process.system.child_setup import preload
+from conveyor.engines.process.system.descendants import preload
 from conveyor.engines.process.system.foreign_threads import ForeignThreads, foreign_threads
 from conveyor.engines.process.system.grace_period import GracePeriod
 from conveyor.engines.process.system.selector import Waiter

@@ -31,15 +31,14 @@ from conveyor.engines.process.caller.run import CLOSED, LETTING_GO_SECONDS, Run
 from conveyor.engines.process.caller.start_method import check_importing, is_news, start_for
 from conveyor.engines.process.shm.arena import KEPT_BYTES, Arena
 from conveyor.engines.process.system.child import Child
-from conveyor.engines.process.system.child_setup import preload
-from conveyor.engines.process.system.descendants import end_what_a_broker_left
+from conveyor.engines.process.system.descendants import end_what_a_broker_left, preload
 from conveyor.engines.process.system.grace_period import GRACE_SECONDS, GracePeriod
 from conveyor.engines.process.system.spawning import (
     FORK,
     FORKSERVER,
     PREFIX,
     SPAWN,
-    UNGUARDED,
+    UNGUARDED_EXITCODE,
     fork_warning_ignored,
     process_of,
     signals_held,
@@ -249,8 +248,8 @@ class Session:
             self.feed, self.results, self.questions = self._fars
             if self.arena is not None:
                 self.results.keep(self.arena)
-            foreign = [*(_open_ends - {self.arena}), *self._fars] if forked else []
-            arguments = (self._orders if forked else None, *nears, self.arena, foreign)
+            inherited_fds = [*(_open_ends - {self.arena}), *self._fars] if forked else []
+            arguments = (self._orders if forked else None, *nears, self.arena, inherited_fds)
             process = process_of(
                 FORK if forked else SPAWN,
                 self._start_as.import_main,
@@ -484,7 +483,7 @@ class Session:
         self._child.wait(PATIENCE_SECONDS)
         exitcode = self._child.exitcode
         self.abort()
-        if exitcode == UNGUARDED:
+        if exitcode == UNGUARDED_EXITCODE:
             return MissingMainGuardError()
         return ProcessError(
             f"The broker process of the pipeline {cause_of_death(exitcode)}, although nobody asked it to. What it "
@@ -505,7 +504,7 @@ class Session:
             case messages.FailedByJob():
                 return processor_error(failure.processor, failure.failure, failure.first, failure.last)
             case messages.FailedByDeath():
-                if failure.exitcode == UNGUARDED:
+                if failure.exitcode == UNGUARDED_EXITCODE:
                     return MissingMainGuardError()
                 return death(
                     failure.processor, failure.phase, failure.exitcode, failure.first, failure.last, failure.loss

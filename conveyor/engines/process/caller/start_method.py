@@ -15,7 +15,7 @@ from conveyor._lean.short_repr import Redact
 from conveyor._lean.typing import Any
 from conveyor.engines.process.caller.main_module import importing, is_findable, is_guarded, why_not_importable
 from conveyor.engines.process.system.foreign_threads import ForeignThreads, foreign_threads
-from conveyor.engines.process.system.spawning import FORK, FORKSERVER, PREFIX, SPAWN, UNGUARDED
+from conveyor.engines.process.system.spawning import FORK, FORKSERVER, PREFIX, SPAWN, UNGUARDED_EXITCODE
 from conveyor.engines.process.wire import by_value as by_values
 from conveyor.engines.process.wire.handles import guard_connections
 from conveyor.errors import ConveyorError, JobPicklingError, MissingMainGuardError
@@ -54,7 +54,7 @@ def check_importing() -> None:
     if getattr(current, "_inheriting", False):
         if current.name.startswith(PREFIX):
             # The caller hears of it by the code, and raises the error where the user sees it.
-            raise SystemExit(UNGUARDED)
+            raise SystemExit(UNGUARDED_EXITCODE)
         raise MissingMainGuardError
     if current.daemon:
         raise ConveyorError(

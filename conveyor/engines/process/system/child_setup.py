@@ -20,12 +20,11 @@ from types import FrameType
 
 from conveyor._lean.typing import Any
 from conveyor._system.signals import signals_blocked
-from conveyor.engines.process.system import descendants
 from conveyor.engines.process.system.descendants import prctl
 from conveyor.engines.process.system.streams import reset_streams
 
 # The exit code of a worker or broker whose parent has died: no process sees it.
-ORPHANED = 3
+ORPHANED_EXITCODE = 3
 # See prctl(2).
 _PR_SET_PDEATHSIG = 1
 
@@ -72,13 +71,6 @@ def _forget_executors() -> None:
             known.clear()
 
 
-def preload() -> None:
-    """Import what each worker needs and no other process: once, before workers are forked."""
-    if os.name == "posix":
-        prctl()
-        descendants.preload()
-
-
 def die_with_parent(parent: int) -> None:
     """Have the kernel, where it can, kill this process when its parent dies."""
     if os.name == "posix":
@@ -86,7 +78,7 @@ def die_with_parent(parent: int) -> None:
         if call is not None:
             call(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
-            os._exit(ORPHANED)
+            os._exit(ORPHANED_EXITCODE)
 
 
 def ignore(number: int, frame: FrameType | None) -> None:

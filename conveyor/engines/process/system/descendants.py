@@ -42,7 +42,8 @@ def prctl() -> Callable[..., int] | None:
 
 
 def preload() -> None:
-    """Import what marks are set and read with: once, before workers are forked."""
+    """Import what each worker needs and no other process: once, before workers are forked."""
+    prctl()
     if _LINUX:
         with contextlib.suppress(ImportError):
             import resource  # noqa: F401

@@ -23,7 +23,7 @@ from conveyor.engines.process.system.finalisation import finalizers_kept
 FORK, FORKSERVER, SPAWN = "fork", "forkserver", "spawn"
 PREFIX = "conveyor-"
 # The exit code of a new broker or worker that imported a script which starts a pipeline.
-UNGUARDED = 97
+UNGUARDED_EXITCODE = 97
 # The preparation data of `multiprocessing` that make a new process import the script.
 _MAIN_KEYS = ("init_main_from_name", "init_main_from_path")
 
@@ -167,19 +167,11 @@ def signals_held(method: str) -> Iterator[None]:
     if method == SPAWN and os.name == "posix":
         # Otherwise `multiprocessing` starts it in the block, and unblocks signals.
         start_resource_tracker()
-    with signals_of_the_program_held(), finalizers_kept(), default_method_left_open():
-        yield
-
-
-@contextlib.contextmanager
-def default_method_left_open() -> Iterator[None]:
-    """Let the program still choose its own default start method after the block.
-
-    `multiprocessing` decides on a default when a process is started with "spawn".
-    """
+    # `multiprocessing` decides on a default when a process is started with "spawn".
     decided: str | None = multiprocessing.get_start_method(allow_none=True)
     try:
-        yield
+        with signals_of_the_program_held(), finalizers_kept():
+            yield
     finally:
         if decided is None:
             multiprocessing.set_start_method(None, force=True)

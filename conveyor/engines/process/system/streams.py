@@ -11,57 +11,31 @@ import io
 import multiprocessing
 import os
 import sys
-import threading
 from collections.abc import Iterator
 
 _STANDARD_DESCRIPTORS = (0, 1, 2)
-
-# The descriptors that are held, and how many blocks hold them: two threads may be in one.
-_lock = threading.Lock()
-_held: list[int] = []
-_blocks = 0
 
 
 @contextlib.contextmanager
 def standard_descriptors_taken() -> Iterator[None]:
     """Let nothing that is opened in the block become standard input, output or error, where these are closed.
 
-    A process that is started in the block finds the null device there.
+    A process that is started in the block finds the null device there.  One thread at a time may be in such a block.
     """
-    global _blocks
-    with _lock:
-        _blocks += 1
+    held: list[int] = []
     try:
-        if os.name == "posix":
-            with _lock:
-                _hold()
+        for descriptor in _STANDARD_DESCRIPTORS if os.name == "posix" else ():
+            try:
+                os.fstat(descriptor)
+            except OSError:
+                # The system gives the lowest that is free.
+                held.append(os.open(os.devnull, os.O_RDWR))
+                os.set_inheritable(held[-1], True)
         yield
     finally:
-        with _lock:
-            _blocks -= 1
-            while not _blocks and _held:
-                with contextlib.suppress(OSError):
-                    os.close(_held.pop())
-
-
-def _renew_lock() -> None:
-    """In a forked process, where no thread is left that could release it."""
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
-
-
-def _hold() -> None:
-    for descriptor in _STANDARD_DESCRIPTORS:
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            # The system gives the lowest that is free.
-            _held.append(os.open(os.devnull, os.O_RDWR))
-            os.set_inheritable(_held[-1], True)
+        for descriptor in held:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
 
 
 def reset_streams() -> None:

@@ -13,7 +13,7 @@ from conveyor._lean.typing import Any
 from conveyor.engines.failures import failure_of
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system import descendants
-from conveyor.engines.process.system.child_setup import ORPHANED, die_with_parent, reset_inherited_state
+from conveyor.engines.process.system.child_setup import ORPHANED_EXITCODE, die_with_parent, reset_inherited_state
 from conveyor.engines.process.system.finalisation import Inherited, finalise
 from conveyor.engines.process.wire import by_value, messages
 from conveyor.engines.process.wire.configs import WorkerConfig
@@ -48,7 +48,7 @@ def main(
         try:
             message, (job, redact) = end.receive()
         except ConnectionLost:
-            os._exit(ORPHANED)
+            os._exit(ORPHANED_EXITCODE)
         match message:
             case messages.ConfigureWorker():
                 assignment = message.config._replace(job=job, redact=redact or None)
@@ -96,4 +96,4 @@ def main(
         end.flush()
         end.close()
     except ConnectionLost:
-        os._exit(ORPHANED)
+        os._exit(ORPHANED_EXITCODE)
