@@ -1,9 +1,9 @@
-"""Has source threads wait between two items while this process forks.
+"""The gate that makes source threads wait between two items while this process forks.
 
-A source thread runs the user's code, which may hold a lock at any moment.  A child that was forked then would have that
-lock held for ever.  Between two items a source holds none.
+A source thread runs the user's code, which may hold a lock at any moment.  A child that is forked then has that lock
+held for ever.  Between two items a source holds none.
 
-Law: bounded.  A source that does not come to the end of its item in time is not waited for.
+Law: every wait is bounded.  A fork does not wait for a source that takes too long for its item.
 """
 
 from __future__ import annotations
@@ -16,45 +16,55 @@ from collections.abc import Callable, Iterator
 from conveyor._system.clock import time
 
 # How long a fork waits for sources to come to the end of an item.
-PARK_SECONDS = 0.1
+MAX_PARK_SECONDS = 0.1
 # How long a source waits for a fork to be over.
-LONGEST_FORK_SECONDS = 1.0
+MAX_FORK_SECONDS = 1.0
 
 
 class ForkGate:
-    """What source threads pass whenever they begin to run the user's code, and again when they end."""
+    """What source threads enter before they run the user's code, and leave behind it."""
 
     def __init__(self) -> None:
         self.renew()
 
     def renew(self) -> None:
-        """Begin anew, in a forked child: nobody is left there who could let go of the lock."""
-        self._changed = threading.Condition(threading.Lock())
-        # Of each thread inside, what asks it to come out soon.
+        """Begin anew, in a forked child: no thread is left there that could release the lock."""
+        # The lock itself is taken where nobody waits: a condition takes several calls for that.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        # What asks each thread inside to come out soon.
         self._inside: dict[int, Callable[[], None]] = {}
         self._forks = 0
 
-    @contextlib.contextmanager
-    def passed(self, hurry: Callable[[], None]) -> Iterator[None]:
-        """Wait until nobody forks, and be inside for the block; `hurry` is called where somebody waits to fork."""
-        me = threading.get_ident()
-        with self._changed:
+    def enter(self, hurry: Callable[[], None]) -> None:
+        """Wait until no thread forks, and be inside; a thread that waits to fork calls `hurry`."""
+        with self._lock:
             if self._forks:
-                # Whoever forks may end amid that.
-                self._changed.wait_for(lambda: not self._forks, LONGEST_FORK_SECONDS)
-            self._inside[me] = hurry
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside.pop(me, None)
+                # A thread that forks may end amid that.
+                self._changed.wait_for(lambda: not self._forks, MAX_FORK_SECONDS)
+            self._inside[threading.get_ident()] = hurry
+
+    def leave(self) -> None:
+        """Be inside no more."""
+        with self._lock:
+            self._inside.pop(threading.get_ident(), None)
+            if self._forks:
                 self._changed.notify_all()
 
     @contextlib.contextmanager
+    def passed(self) -> Iterator[None]:
+        """Be inside for a block that cannot be hurried."""
+        self.enter(lambda: None)
+        try:
+            yield
+        finally:
+            self.leave()
+
+    @contextlib.contextmanager
     def closed(self) -> Iterator[None]:
-        """Have nobody but this thread inside for the block, as far as they come out in time."""
+        """Keep other threads out for the block, as far as they come out in time."""
         me = threading.get_ident()
-        deadline = time.monotonic() + PARK_SECONDS
+        deadline = time.monotonic() + MAX_PARK_SECONDS
         with self._changed:
             self._forks += 1
         try:

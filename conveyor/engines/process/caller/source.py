@@ -1,9 +1,9 @@
-"""The caller's items, on their way to the broker.
+"""The source of a run: how the caller's items are pulled, and sent to the broker.
 
-Law: pulls no more than the broker asked for, and sends an item that was pulled at once when the next one is
-slow to come.  The items are pulled in a thread of their own, so that neither a slow source holds back a result
-nor a slow consumer the source; those of a short list in the caller's own frame, as far as there is room at once.
-Whoever pulls the items also lets go of them, and closes the generator that gave them, before the run is over.
+Law: the source pulls no more than the broker asked for.  It sends an item at once where the next one is slow to come.
+It pulls in a thread of its own, so that neither a slow input holds back a result nor a slow consumer the input; those
+of a short list it pulls in the caller's thread, as far as there is room at once.  The thread that pulls items also lets
+go of them, and closes the generator that gave them, before the run is over.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from itertools import chain, islice
 from operator import itemgetter
 from types import TracebackType
 
-from conveyor._lean.typing import TYPE_CHECKING, Any
+from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held
 from conveyor.engines.failures import clear_our_frames, without_our_frames
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.main_module import importing
+from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.shm.shared_blob import SharedBlob
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import (
@@ -40,25 +41,188 @@ from conveyor.engines.process.wire.codec import (
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost
 from conveyor.errors import SourceError
 
-if TYPE_CHECKING:
-    from conveyor.engines.process.shm.arena import Arena
-
-# A chunk that was pulled faster than the first makes the next one larger; one slower than the second, smaller.
-FAST_SECONDS = 0.0002
-SLOW_SECONDS = 0.001
+# A pull faster than the first makes the next one larger; one slower than the second makes it smaller.
+FAST_PULL_SECONDS = 0.0002
+SLOW_PULL_SECONDS = 0.001
 # How long an item may wait for the next one before it is sent alone.
-DAWDLE_SECONDS = 0.002
+MAX_ITEM_WAIT_SECONDS = 0.002
 # How long the caller waits for the source's thread: while that asks the caller's own code for an item, and while it
 # closes the caller's generator or does something of ours.
 JOIN_SECONDS = 0.2
 CLOSING_SECONDS = 5.0
-FEW = 64
+# A list shorter than this is pulled in the caller's thread; and so many items are pulled between two that are weighed.
+FEW_ITEMS = 64
 # Iterating over these never makes anyone wait, and nobody changes an item to give it again.
-_PROMPT = frozenset({list, tuple, range, dict, set, frozenset, str, bytes})
+_PROMPT_TYPES = frozenset({list, tuple, range, dict, set, frozenset, str, bytes})
+
+
+class Pace:
+    """How many items to pull at a time: what the broker has room for, what one blob holds, and what comes quickly."""
+
+    __slots__ = ("_blob_items", "_budget", "credit", "growing", "uses_arena")
+
+    def __init__(self, credit: int, max_bytes: int) -> None:
+        # How many items the broker has asked for, and did not get yet.
+        self.credit = credit
+        self.growing = 1
+        self._blob_items = 1 << 30
+        self._budget = ByteBudget(max_bytes)
+        # Whether the last blob is in the arena: then it counts which slots may be written again.
+        self.uses_arena = False
+
+    def grant(self, credit: int) -> None:
+        """Take in that the broker asks for more."""
+        self.credit += credit
+        self._budget.renew(self.credit)
+
+    def wanted(self) -> int:
+        """Return how many items to pull."""
+        return min(self.credit, self.growing, self._blob_items)
+
+    def note_blob(self, items: int, blob: Any) -> None:
+        """Take in how large the items were."""
+        size = len(blob)
+        self._blob_items = max(1, BLOB_BYTES * items // size)
+        self._budget.take(items, size)
+        self.uses_arena = type(blob) is SharedBlob
+
+    def note_pull(self, wanted: int, sent: int, seconds: float, was_cut_short: bool) -> int:
+        """Take in how many items were sent, and how quickly they came; return how much credit goes back."""
+        self.credit -= sent
+        returned = 0
+        if self.credit and self._budget.spent:
+            returned, self.credit = self.credit, 0
+        if was_cut_short:
+            self.growing = 1
+        elif seconds < FAST_PULL_SECONDS:
+            # A pull may be small for want of credit alone.
+            self.growing = max(self.growing, wanted * 2)
+        elif seconds > SLOW_PULL_SECONDS:
+            self.growing = max(1, wanted // 2)
+        return returned
+
+
+class Input:
+    """The caller's items, and how they are pulled: another thread can cut a pull short, after the item at hand."""
+
+    def __init__(self, items: Iterable[Any], max_bytes: int) -> None:
+        # Both are None once they were let go of.
+        self._items: Iterable[Any] | None = items
+        self._iterator: Iterator[Any] | None = None
+        self.is_prompt = type(items) in _PROMPT_TYPES
+        self.detector = ReuseDetector()
+        self._interval = interval(FEW_ITEMS, max_bytes)
+        # Holds something when there is no more.
+        self.exhausted: list[None] = []
+        # What was pulled and not sent yet; a deque where another thread may take it meanwhile.
+        self.pulled: deque[Any] | list[Any] = []
+        # One for each item of the pull that may be cut short: to clear them cuts it short.
+        self._tokens: list[None] = []
+        # The tokens of the last pull that was cut short.
+        self._cut_tokens: list[None] | None = None
+        # Whether a pull is under way that may be cut short.
+        self.pulling = threading.Event()
+        # Whether the caller's own code is being asked for items.
+        self.is_asking = False
+        # Frames of this package that hold the input.
+        self.frames: TracebackType | None = None
+
+    def is_short(self, limit: int) -> bool:
+        """Whether there are fewer items than that, and they come at once."""
+        return self.is_prompt and len(self._items) < limit  # type: ignore[arg-type]
+
+    def open(self) -> Iterator[Any]:
+        """Return what is left of the items."""
+        try:
+            self.is_asking = True
+            if self._iterator is None:
+                # Nothing is left where another thread has ended the run already.
+                with gate.passed():
+                    self._iterator = iter(() if self._items is None else self._items)
+        finally:
+            self.is_asking = False
+        return chain(self._iterator, _note_the_end(self.exhausted))
+
+    def pull(self, items: Iterator[Any], wanted: int, stoppable: bool) -> None:
+        """Pull as many items as wanted, or fewer; raises what the caller's code raises, and Unpicklable."""
+        if self.is_prompt or wanted == 1:
+            self.pulled = []
+            self._pull(items, wanted)
+            if not self.is_prompt and self.pulled:
+                self.detector.gave(self.pulled[0])
+            return
+        if stoppable:
+            self._tokens = [None] * wanted
+            self.pulling.set()
+            items = map(itemgetter(1), zip(self._tokens, items, strict=False))
+        self.pulled = deque() if stoppable else []
+        self._pull(map(frozen, items) if self.detector.repeats else items, wanted)
+        if stoppable:
+            self.pulling.clear()
+
+    def _pull(self, items: Iterator[Any], wanted: int) -> None:
+        pulled, before = self.pulled, self._tokens
+        while wanted > 0 and not self.exhausted:
+            part = self._interval if wanted > self._interval else wanted
+            pulled.extend(islice(items, part))
+            wanted -= part
+            if self._cut_tokens is before:
+                return
+            try:
+                last = pulled[-1]
+            except IndexError:
+                # Another thread has just sent what there was: nothing is left to be weighed.
+                continue
+            if type(last) not in LIGHT and weight(last) * part > BLOB_BYTES:
+                return
+
+    def cut_pull_short(self) -> None:
+        """Let the pull that is under way end with the item at hand."""
+        if self.pulling.is_set():
+            self._cut_tokens = self._tokens
+            self._tokens.clear()
+
+    def cut_slow_pull_short(self, over: threading.Event) -> bool:
+        """Wait for a pull; where an item of it is slow to come, cut it short.  Return whether that was so."""
+        self.pulling.wait()
+        tokens = self._tokens
+        if over.wait(MAX_ITEM_WAIT_SECONDS) or not self.pulling.is_set() or tokens is not self._tokens:
+            return False
+        # Where that pull ends this very moment, the next one has tokens of its own.
+        self._cut_tokens = tokens
+        tokens.clear()
+        return True
+
+    def was_cut_short(self) -> bool:
+        """Whether the last pull was cut short; asked once for each."""
+        if self._cut_tokens is not self._tokens:
+            return False
+        self._tokens = []
+        return True
+
+    def take_pulled(self) -> list[Any]:
+        """Return what was pulled, and keep it no more."""
+        pulled = self.pulled
+        if isinstance(pulled, deque):
+            # The pulling thread may be appending, so only what is known to be there is taken.
+            return [pulled.popleft() for _ in range(len(pulled))]
+        self.pulled = []
+        return pulled
+
+    def let_go(self) -> None:
+        """Refer to nothing of the input any more, and close a generator that gave it: here, where it ran."""
+        iterator = self._iterator
+        self._items = self._iterator = None
+        self.pulled = []
+        self.detector = ReuseDetector()
+        frames, self.frames = self.frames, None
+        clear_our_frames(frames)
+        if isinstance(iterator, Generator):
+            iterator.close()
 
 
 class Source:
-    """The thread that feeds one run, of which the first pipe holds `most_bytes`."""
+    """What feeds one run, whose first pipe holds `max_bytes`."""
 
     def __init__(
         self,
@@ -66,52 +230,33 @@ class Source:
         items: Iterable[Any],
         end: BlockingEndpoint,
         credit: int,
-        most_bytes: int,
-        shown: Callable[[Any], str],
+        max_bytes: int,
+        format_item: Callable[[Any], str],
         arena: Arena | None,
         lock: threading.RLock,
     ) -> None:
         self._run = run
-        self._arena = arena
-        # Whether what was sent last is in the arena: then it counts what of that may be written again.
-        self._heavy = False
-        self._credit = credit
-        # Both are None when they were let go of.
-        self._items: Iterable[Any] | None = items
-        self._iterator: Iterator[Any] | None = None
-        self._giver = ReuseDetector()
-        self._growing = 1
         self._end = end
-        # Held while something is sent: a thread of the run before may still be at it.
+        self._arena = arena
+        self._format_item = format_item
+        # Held while something is sent: the thread of the run before may still send.
         self._lock = lock
-        self._pulled: deque[Any] | list[Any] = []
+        self._input = Input(items, max_bytes)
+        self._pace = Pace(credit, max_bytes)
         self._sent = 0
-        self._blob_items = 1 << 30
-        self._allowance = ByteBudget(most_bytes)
-        self._interval = interval(FEW, most_bytes)
-        # Holds something when there is no more.
-        self._exhausted: list[None] = []
+        # What the input raised, or why an item cannot be pickled, and that item as text.
+        self._failure: tuple[BaseException, str | None] | None = None
         self._stopped = False
-        # Cleared by the look-out to stop a pull that is under way.
-        self._tokens: list[None] = []
-        # The tokens of the last pull that was stopped so, and whether one is under way that may be.
-        self._cut_short: list[None] | None = None
-        self._pulling = threading.Event()
-        self._error: BaseException | None = None
-        self._frames: TracebackType | None = None
-        self._bad_item: str | None = None
-        self._shown = shown
         self._over = threading.Event()
-        self._look_out: threading.Thread | None = None
-        # In the thread, what is raised is the input's doing; in the caller's own frame it may be a signal handler's.
-        self._failures: tuple[type[BaseException], ...] = (BaseException,)
-        # Whether it may wait for room: in the caller's own frame it would wait for what only the caller can make.
-        self._may_wait = True
-        # Whether the caller's own code is being asked for items.
-        self._asking = False
-        # Whether all of it is pulled in the caller's own frame, whenever that waits for results.
-        self.stays = False
+        # The thread that pulls; and the look-out, which sends what was pulled when the next item is slow to come.
         self._thread: threading.Thread | None = None
+        self._look_out: threading.Thread | None = None
+        # Whether it pulls in a thread of its own.  There it may wait for room, and whatever is raised is the input's
+        # doing.  In the caller's thread it would wait for room that only the caller can make, and a signal handler may
+        # raise.
+        self._may_wait = True
+        # Whether the caller's thread pulls everything, whenever that waits for results.
+        self.stays = False
 
     def start(self) -> None:
         """Begin to pull."""
@@ -119,18 +264,15 @@ class Source:
             self._end.send(messages.StartRun(self._run))
         if importing() is not None:
             # A thread would wait for this import where it pickles something of the module.
-            self.stays = True
-            self._failures, self._may_wait = (Exception, SystemExit), False
+            self.stays, self._may_wait = True, False
             return
-        items = self._items
-        if type(items) in _PROMPT and len(items) < min(self._credit, FEW):  # type: ignore[arg-type]
-            # They are sent sooner than a thread is started, unless they are so heavy that some have to wait.
-            failures, self._failures, self._may_wait = self._failures, (Exception, SystemExit), False
+        if self._input.is_short(min(self._pace.credit, FEW_ITEMS)):
+            # They are sent sooner than a thread is started, unless they are so large that some have to wait.
+            self._may_wait = False
             self._feed()
             if self._over.is_set():
                 return
-            self._failures, self._may_wait = failures, True
-        del items
+            self._may_wait = True
         context = contextvars.copy_context()
         # A start that is interrupted would leave a thread that is neither there nor gone.
         with interrupts_held():
@@ -140,7 +282,7 @@ class Source:
             self._thread.start()
 
     def feed(self) -> None:
-        """Pull and send in the caller's own frame, as far as there is room."""
+        """Pull and send in the caller's thread, as far as there is room."""
         if not self._over.is_set():
             self._feed()
 
@@ -148,145 +290,125 @@ class Source:
         """Pull no more; an item being pulled just now is dropped."""
         self._stopped = True
         self._over.set()
-        self._pulling.set()
+        self._input.pulling.set()
 
     def join(self) -> None:
-        """Wait for the thread to end; one that is stuck in the caller's own code is left to itself after a moment."""
+        """Wait for the threads to end; after a moment, leave one alone that is stuck in the caller's own code."""
         self.stop()
         for thread in (self._thread, self._look_out):
             # The caller's own code may close the pipeline, while it is being asked for an item.
             if thread is not None and thread.ident is not None and thread is not threading.current_thread():
                 thread.join(JOIN_SECONDS)
-                if thread.is_alive() and not self._asking:
+                if thread.is_alive() and not self._input.is_asking:
                     thread.join(CLOSING_SECONDS)
         if self._thread is None:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        """Refer to nothing of the input any more, and close a generator that gave it: here, where it ran."""
-        iterator = self._iterator
-        self._items = self._iterator = None
-        self._pulled = []
-        self._giver = ReuseDetector()
-        frames, self._frames = self._frames, None
-        clear_our_frames(frames)
-        if isinstance(iterator, Generator):
-            iterator.close()
+            self._input.let_go()
 
     def error(self) -> SourceError:
         """Return what went wrong, with the caller's exception as its cause."""
-        assert self._error is not None
-        if self._bad_item is not None:
-            error = SourceError.unpicklable(self._sent, self._bad_item, self._error)
-        else:
-            error = SourceError.raised(self._sent, self._error)
-        error.__cause__ = self._error
+        assert self._failure is not None
+        cause, bad_item = self._failure
+        error = (
+            SourceError.raised(self._sent, cause)
+            if bad_item is None
+            else SourceError.unpicklable(self._sent, bad_item, cause)
+        )
+        error.__cause__ = cause
         return error
+
+    @property
+    def _failures(self) -> tuple[type[BaseException], ...]:
+        """What of that is raised while items are pulled is the input's doing."""
+        return (BaseException,) if self._may_wait else (Exception, SystemExit)
 
     def _feed(self) -> None:
         try:
             if not self._pull_all():
                 return
         except ConnectionLost as error:
-            # This is the business of whoever waits for results.
-            self._frames = error.__traceback__
+            # The thread that waits for results raises that.
+            self._input.frames = error.__traceback__
         except messages.ProtocolError as error:
-            # In a thread: without this word the run would wait for items for ever.
+            # Without this word the run would wait for items for ever.
             self._fail(error)
         try:
             # To close a generator runs the caller's own code.
-            with gate.passed(lambda: None):
-                self._let_go()
+            with gate.passed():
+                self._input.let_go()
         finally:
             self._over.set()
-            self._pulling.set()
+            self._input.pulling.set()
 
     def _pull_all(self) -> bool:
-        """Pull and send until there is no more, or no reason to; return False where there is no room and it must not
-        wait for any: it goes on from there when it is called again."""
+        """Pull and send until there is no more, or no reason to.
+
+        Return False where there is no room and it must not wait for any: the next call goes on from there.
+        """
+        source, pace = self._input, self._pace
         try:
-            self._asking = True
-            if self._iterator is None:
-                # Nothing is left where another thread has ended the run already.
-                with gate.passed(lambda: None):
-                    self._iterator = iter(() if self._items is None else self._items)
+            iterator = source.open()
         except self._failures as error:
             self._fail(error)
             return True
-        finally:
-            self._asking = False
-        iterator = chain(self._iterator, _note_the_end(self._exhausted))
-        prompt, giver = type(self._items) in _PROMPT, self._giver
         while True:
             while not self._stopped and (
-                not self._credit or ((self._heavy or self._credit < 2 * self._growing) and self._end.ready())
+                not pace.credit or ((pace.uses_arena or pace.credit < 2 * pace.growing) and self._end.ready())
             ):
                 if not self._may_wait and not self._end.ready():
                     return False
-                message, _ = self._end.receive()
-                match message:
-                    case messages.Pull():
-                        if message.run == self._run:
-                            self._credit += message.credit
-                            self._allowance.renew(self._credit)
-                    case messages.SlotsFreed():
-                        with self._lock:
-                            self._arena.freed(message.slots)  # type: ignore[union-attr]
-                    case messages.StopSource():
-                        if message.run == self._run:
-                            return True
-                    case _:
-                        raise messages.unexpected(message, "The caller's source")
+                self._receive()
             if self._stopped:
                 return True
-            wanted = 1 if giver.wary else min(self._credit, self._growing, self._blob_items)
+            wanted = 1 if source.detector.wary else pace.wanted()
             sent = self._sent
-            with gate.passed(self._cut_pull_short):
+            gate.enter(source.cut_pull_short)
+            try:
                 begun = time.perf_counter()
-                try:
-                    self._asking = True
-                    if not self._pull_some(iterator, wanted, prompt):
-                        return True
-                finally:
-                    self._asking = False
-                elapsed = time.perf_counter() - begun
+                source.is_asking = True
+                if not self._pull(iterator, wanted):
+                    return True
+                source.is_asking = False
+                seconds = time.perf_counter() - begun
                 if not self._send():
                     return True
-            if self._exhausted:
+            finally:
+                source.is_asking = False
+                gate.leave()
+            if source.exhausted:
                 self._tell(messages.SourceEnded(self._run))
                 return True
-            self._credit -= self._sent - sent
-            if self._credit and self._allowance.spent:
-                self._tell(messages.ReturnCredit(self._run, self._credit))
-                self._credit = 0
-            if self._cut_short is self._tokens:
-                self._growing = 1
-                self._tokens = []
-            elif elapsed < FAST_SECONDS:
-                # A pull may be small for want of credit alone.
-                self._growing = max(self._growing, wanted * 2)
-            elif elapsed > SLOW_SECONDS:
-                self._growing = max(1, wanted // 2)
+            if returned := pace.note_pull(wanted, self._sent - sent, seconds, source.was_cut_short()):
+                self._tell(messages.ReturnCredit(self._run, returned))
 
-    def _pull_some(self, iterator: Iterator[Any], wanted: int, prompt: bool) -> bool:
+    def _receive(self) -> None:
+        """Wait for a message from the broker, and take it in."""
+        message, _ = self._end.receive()
+        match message:
+            case messages.Pull():
+                if message.run == self._run:
+                    self._pace.grant(message.credit)
+            case messages.SlotsFreed():
+                assert self._arena is not None
+                with self._lock:
+                    self._arena.freed(message.slots)
+            case messages.StopSource():
+                if message.run == self._run:
+                    self._stopped = True
+            case _:
+                raise messages.unexpected(message, "The caller's source")
+
+    def _pull(self, iterator: Iterator[Any], wanted: int) -> bool:
         """Pull as many items as wanted, or fewer; return whether that went well."""
-        giver = self._giver
+        stoppable = wanted > 1 and not self.stays and not self._input.is_prompt
+        if stoppable and self._look_out is None:
+            look_out = threading.Thread(target=self._watch, name="conveyor-look-out", daemon=True)
+            look_out.start()
+            # Not before: a thread that gives the run up just now cannot wait for one that has not been started.
+            self._look_out = look_out
         try:
-            if prompt or wanted == 1:
-                self._pulled = []
-                self._pull(iterator, wanted)
-                if not prompt and self._pulled:
-                    giver.gave(self._pulled[0])
-            elif self.stays:
-                self._pulled = []
-                self._pull(map(frozen, iterator) if giver.repeats else iterator, wanted)
-            else:
-                part = self._stoppable(iterator, wanted)
-                self._pulled = deque()
-                self._pull(map(frozen, part) if giver.repeats else part, wanted)
-                self._pulling.clear()
+            self._input.pull(iterator, wanted, stoppable)
         except Unpicklable as refused:
-            self._sent += len(self._pulled)
+            self._sent += len(self._input.pulled)
             self._fail(refused.__cause__ or refused, refused.item)
             return False
         except self._failures as error:
@@ -294,93 +416,47 @@ class Source:
             return False
         return True
 
-    def _cut_pull_short(self) -> None:
-        """Have the pull that is under way end with the item at hand."""
-        if self._pulling.is_set():
-            self._cut_short = self._tokens
-            self._tokens.clear()
-
-    def _pull(self, items: Iterator[Any], wanted: int) -> None:
-        """Pull as many items as wanted, or fewer where they are heavy."""
-        pulled, before = self._pulled, self._tokens
-        while wanted > 0 and not self._exhausted:
-            part = self._interval if wanted > self._interval else wanted
-            pulled.extend(islice(items, part))
-            wanted -= part
-            if self._cut_short is before:
-                return
-            try:
-                last = pulled[-1]
-            except IndexError:
-                # Of what the look-out has just sent there is nothing left to be weighed.
-                continue
-            if type(last) not in LIGHT and weight(last) * part > BLOB_BYTES:
-                return
+    def _watch(self) -> None:
+        """Where an item is slow to come, send those before it, and pull no more than that one with it."""
+        try:
+            while not self._over.is_set():
+                if self._input.cut_slow_pull_short(self._over):
+                    with gate.passed():
+                        self._send()
+        except ConnectionLost as error:
+            # The thread that waits for results raises that.
+            clear_our_frames(error.__traceback__)
 
     def _tell(self, message: messages.Message) -> None:
-        """Send a message about the run, as long as anybody wants to know."""
+        """Send a message about the run, unless it was given up."""
         with self._lock:
             if not self._stopped:
                 self._end.send(message)
 
-    def _stoppable(self, iterator: Iterator[Any], items: int) -> Iterator[Any]:
-        """Return the next `items` items, with somebody on the look-out who can make them fewer."""
-        if self._look_out is None:
-            look_out = threading.Thread(target=self._watch, name="conveyor-look-out", daemon=True)
-            look_out.start()
-            # Not before: who gives the run up just now cannot wait for one that has not been started.
-            self._look_out = look_out
-        self._tokens = [None] * items
-        self._pulling.set()
-        return map(itemgetter(1), zip(self._tokens, iterator, strict=False))
-
-    def _watch(self) -> None:
-        """Where an item is slow to come, send those before it, and have no more than that one pulled with it."""
-        try:
-            while not self._over.is_set():
-                self._pulling.wait()
-                tokens = self._tokens
-                if not self._over.wait(DAWDLE_SECONDS) and self._pulling.is_set() and tokens is self._tokens:
-                    # Of a pull that ends this very moment, the next one has tokens of its own.
-                    self._cut_short = tokens
-                    tokens.clear()
-                    with gate.passed(lambda: None):
-                        self._send()
-        except ConnectionLost as error:
-            # This is the business of whoever waits for results.
-            clear_our_frames(error.__traceback__)
-
     def _send(self) -> bool:
         """Send everything that was pulled, as one blob; return whether that went well."""
         with self._lock:
-            if self._stopped or self._error is not None:
+            if self._stopped or self._failure is not None:
                 return False
-            pulled = self._pulled
-            if isinstance(pulled, deque):
-                # The other thread may be appending, so only what is known to be there is taken.
-                items = [pulled.popleft() for _ in range(len(pulled))]
-            else:
-                items, self._pulled = pulled, []
+            items = self._input.take_pulled()
             if not items:
                 return True
             blob = self._encoded(items)
             if blob is None:
                 return False
-            self._blob_items = max(1, BLOB_BYTES * len(items) // len(blob))
-            self._allowance.take(len(items), len(blob))
-            self._heavy = type(blob) is SharedBlob
+            self._pace.note_blob(len(items), blob)
             self._end.send(messages.SourceItems(self._run, len(items), time.process_time()), [blob])
             self._sent += len(items)
             return True
 
     def _encoded(self, items: list[Any]) -> Any:
-        """Return a blob of the items; None where one of them cannot be pickled, which is told then."""
+        """Return a blob of the items; where one of them cannot be pickled, fail, and return None."""
         failures: list[BaseException] = []
         try:
             return encode(items, arena=self._arena)
         except self._failures as error:
             failures.append(error)
-        # Here, where that one is handled no more: else it would be the context of the next, with all of its frames.
+        # Here, where that exception is handled no more: otherwise it would be the context of the next, with its frames.
         index, cause = unpicklable(items) or (0, failures[0])
         failures.clear()
         self._sent += index
@@ -388,17 +464,17 @@ class Source:
         return None
 
     def _fail(self, error: BaseException, *bad_item: Any) -> None:
-        # What the look-out is sending just now goes out first, and whole.
+        """Tell the broker that the source failed, at the item behind those that were sent."""
+        # What the look-out sends just now goes out first, and whole.
         with self._lock:
-            if self._stopped or self._error is not None:
+            if self._stopped or self._failure is not None:
                 return
-            if bad_item:
-                self._bad_item = self._shown(*bad_item)
-            else:
-                self._sent += len(self._pulled)
-            # The frames of this package hold the input, and are cleared when they are over.
-            self._frames = error.__traceback__
-            self._error = error.with_traceback(without_our_frames(error.__traceback__))
+            # The frames of this package hold the input; they are cleared when they are over.
+            self._input.frames = error.__traceback__
+            text = self._format_item(*bad_item) if bad_item else None
+            if not bad_item:
+                self._sent += len(self._input.pulled)
+            self._failure = error.with_traceback(without_our_frames(error.__traceback__)), text
             self._tell(messages.SourceFailed(self._run))
 
 
