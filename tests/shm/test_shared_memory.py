@@ -253,7 +253,7 @@ class ChangeAndRaise(ChangeAndDie):
 
 def memory_of(pipeline):
     """The bytes of memory that the shared file of an open pipeline takes."""
-    return os.fstat(pipeline._lifecycle.session.arena._descriptor).st_blocks * 512
+    return os.fstat(pipeline._lifecycle.session._broker.arena._descriptor).st_blocks * 512
 
 
 class Basics:
@@ -429,7 +429,7 @@ class ForkPipeTest(SharedBlob, TestCase):
     def test_what_is_held_past_the_end_is_all_that_is_kept(self):
         with self.make(Processor(same), Pipe(), Processor(touch_first)) as pipeline:
             held = pipeline.run(buffers(30, 1_000_000))[3:5]
-            arena = pipeline._lifecycle.session.arena
+            arena = pipeline._lifecycle.session._broker.arena
         descriptor = os.dup(arena._descriptor)
         self.addCleanup(os.close, descriptor)
         assert os.fstat(descriptor).st_blocks * 512 <= 2 * 1_200_000

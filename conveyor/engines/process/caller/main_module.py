@@ -1,6 +1,6 @@
-"""What new interpreters find of the script: of the module `__main__` of this process.
+"""What new interpreters find of the script: the module `__main__` of this process.
 
-Law: looks at the module, at its source and at what this process is at; runs nothing of it.
+Law: looks at the module, at its source and at the line that runs now; runs nothing of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from conveyor._lean.typing import Any
 
 
 def why_not_importable() -> str:
-    """Say why new processes will not find what is defined in `__main__`; nothing where they will."""
+    """Return why new processes will not find what is defined in `__main__`; "" where they will."""
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     if spec is not None and spec.name.rpartition(".")[2] == "__main__":
@@ -30,21 +30,21 @@ def why_not_importable() -> str:
 
 
 def is_findable() -> bool:
-    """Whether new processes, which look for what `__main__` says it was read from, will find that."""
+    """Whether new processes will find the file that `__main__` says it was read from."""
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
     return getattr(main, "__spec__", None) is not None or path is None or os.path.exists(path)
 
 
 def is_guarded() -> bool:
-    """Whether the script may be imported by new processes: what it is at now stands under its main guard.
+    """Whether new processes may import the script: the line that runs now stands under its main guard.
 
-    So it is, too, where the script has come to its end, or is not what runs here.
+    They may also where the script has ended, or is not what runs here.
     """
     frame = _frame_of_script()
     if frame is None or _is_plainly_guarded(frame):
         return True
-    # Only who has other threads and named no start method needs it, and it takes a while to import.
+    # Imported here, as it takes a while, and is seldom needed: beside other threads, without a start method.
     import ast
 
     try:
@@ -56,7 +56,7 @@ def is_guarded() -> bool:
 
 
 def _is_plainly_guarded(frame: FrameType) -> bool:
-    """Whether the last line before that is not indented is a main guard, which is told sooner than all is parsed."""
+    """Whether the last line without indentation is a main guard: to see that is quicker than to parse the script."""
     try:
         with open(frame.f_code.co_filename, "rb") as file:
             lines = file.read().splitlines()[: frame.f_lineno]
@@ -69,7 +69,7 @@ def _is_plainly_guarded(frame: FrameType) -> bool:
 
 
 def _frame_of_script() -> FrameType | None:
-    """The frame in which the script's own lines run."""
+    """Return the frame in which the script's own lines run."""
     variables = vars(sys.modules["__main__"]) if "__main__" in sys.modules else None
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None:
@@ -80,7 +80,7 @@ def _frame_of_script() -> FrameType | None:
 
 
 def _stands_under_guard(node: Any, line: int) -> bool:
-    """Whether a line of a module stands under an `if` that asks for `__name__`."""
+    """Whether a line of a module stands under an `if` that tests `__name__`."""
     import ast
 
     for each in ast.iter_child_nodes(node):
@@ -94,9 +94,9 @@ def _stands_under_guard(node: Any, line: int) -> bool:
 
 
 def importing() -> FrameType | None:
-    """The frame of the outermost module that this thread is importing; None where it imports none.
+    """Return the frame of the outermost module that this thread imports; None where it imports none.
 
-    Whoever imports a module holds a lock, for which a thread waits that pickles or unpickles something of that module.
+    The import holds a lock.  Another thread waits for it to pickle or unpickle something of that module.
     """
     found, frame = None, sys._getframe(1)
     back: FrameType | None = frame

@@ -1,6 +1,6 @@
-"""The start method: which way to start processes is safe here, and what can be sent that way.
+"""The start method: which way to start processes is safe here, and whether the jobs can be sent that way.
 
-Law: decides and checks in the caller, before anything is started; an error names the Processor and the remedy.
+Law: the caller decides and checks before it starts anything.  An error names the Processor and the remedy.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from conveyor.errors import ConveyorError, JobPicklingError, MissingMainGuardErr
 from conveyor.graph.plan import Plan
 from conveyor.stages.processor import Processor
 
-# Where jobs and items are unpickled.
-_LOADERS = (
+# The modules that unpickle jobs and items.
+_UNPICKLING_MODULES = (
     "conveyor.engines.process.wire.codec",
     "conveyor.engines.process.worker.main",
     "conveyor.engines.process.worker.tolerant_unpickler",
@@ -32,18 +32,18 @@ _LOADERS = (
 
 
 def module_being_loaded() -> str | None:
-    """The name of the module that this thread imports because a job or an item needs it; None where it does no such."""
+    """Return the module that this thread imports because a job or an item needs it; None where it imports none."""
     frame = module = importing()
     while frame is not None and module is not None:
         name = str(frame.f_globals.get("__name__"))
         if name.startswith("conveyor."):
-            return str(module.f_globals.get("__name__")) if name in _LOADERS else None
+            return str(module.f_globals.get("__name__")) if name in _UNPICKLING_MODULES else None
         frame = frame.f_back
     return None
 
 
 def check_importing() -> None:
-    """Raise MissingMainGuardError in a process that is still being started, and may not start others."""
+    """Raise MissingMainGuardError in a process that is still being started: it may not start others."""
     current = multiprocessing.current_process()
     if current.name.startswith(PREFIX) and (module := module_being_loaded()) is not None:
         raise MissingMainGuardError(
@@ -53,7 +53,7 @@ def check_importing() -> None:
         )
     if getattr(current, "_inheriting", False):
         if current.name.startswith(PREFIX):
-            # The caller hears of it by the code, and raises the error where the user sees it.
+            # The exit code tells the caller, which raises the error where the user sees it.
             raise SystemExit(UNGUARDED_EXITCODE)
         raise MissingMainGuardError
     if current.daemon:
@@ -66,11 +66,10 @@ def check_importing() -> None:
 class Start(NamedTuple):
     """How the processes of a session start, and what reaches them.
 
-    `reason` says why they start so, and `warning` what the user is to know of that, None where there is nothing.
+    `reason`: why they start so.  `warning`: what the user is to know of that, None where there is nothing.
     `import_main`: a fresh interpreter imports the script.  `by_value`: what the script defines travels by value.
-    `jobs`: each step's job as it reaches a worker: itself where workers are forked from here, else pickled; so is
-    `redact`.
-    `threads`: those that may hold a lock at a fork, where this is one.
+    `jobs`: each step's job as it reaches a worker, pickled unless workers are forked from here; so is `redact`.
+    `threads`: those that may hold a lock, where this process forks.
     """
 
     method: str
@@ -84,12 +83,12 @@ class Start(NamedTuple):
 
 
 def start_for(plan: Plan, redact: Redact | None, wanted: str | None) -> Start:
-    """Return how the processes are to be started; raises ConveyorError where that cannot be done as it is wanted.
+    """Return how the processes are to be started; raises ConveyorError where they cannot be started as wanted.
 
-    Without a wish it is "fork" where the system forks safely: nothing has to be pickled, so jobs may be lambdas and
-    closures.  A fork while another thread holds a lock can leave that lock held for ever in the child.  So beside
-    threads that are not known to be harmless it is "forkserver": a fresh interpreter, which has no such threads, forks
-    the workers.  Where the jobs cannot go there, it is "fork" all the same.  Both come with a warning.
+    Where the user names no method and the system forks safely, it is "fork": nothing has to be pickled, so jobs may be
+    lambdas and closures.  A lock that another thread holds at a fork stays held for ever in the child.  So beside
+    threads not known to be harmless it is "forkserver": a fresh interpreter, without such threads, forks the workers.
+    Where the jobs cannot be pickled, it is "fork" all the same.  The last two come with a warning.
     """
     available = multiprocessing.get_all_start_methods()
     if wanted is not None:
@@ -130,7 +129,7 @@ def _fresh(plan: Plan, redact: Redact | None, method: str, reason: str, beside_t
     main = _Main(guarded=not (installed or beside_threads) or is_guarded(), optional=installed or beside_threads)
     main.check(method)
     by_values.forget_definitions()
-    # Beside threads, what the program has set since its import is to be there, as it would be without them.
+    # What the program has set since its import reaches the workers, as it would with a fork.
     main.by_value = installed and (beside_threads or bool(main.why_not))
     pickled = [
         _pickled(f"The job of Processor {step.name!r}", "the job", step.processor, method, main, step.name)
@@ -141,7 +140,7 @@ def _fresh(plan: Plan, redact: Redact | None, method: str, reason: str, beside_t
 
 
 class _Main:
-    """What is known of the script, for those that are to import it.
+    """What is known of the script that new processes import.
 
     `guarded`: it may be imported as it is.  `optional`: new processes need not import it.
     """
@@ -156,7 +155,7 @@ class _Main:
         self.imported = is_findable() and not (optional and self.why_not)
 
     def check(self, method: str) -> None:
-        """Raise ConveyorError where new processes would not find the script, or the directory, that they begin with."""
+        """Raise ConveyorError where new processes would not find the script, or the directory that they begin in."""
         remedy = 'or use Pipeline(start_method="fork") where the system has it.'
         if not self.imported and not self._optional:
             raise ConveyorError(
@@ -173,7 +172,7 @@ class _Main:
 
 
 def _pickled(what: str, short: str, value: Any, method: str, main: _Main, processor: str | None) -> bytes:
-    """Return the pickle of what workers need; `what` and `short` say what that is."""
+    """Return the pickle of a value that workers need; `what` and `short` name it in errors."""
     guard_connections()
     try:
         pickled = pickle.dumps(value, 5)
@@ -195,7 +194,7 @@ def _pickled(what: str, short: str, value: Any, method: str, main: _Main, proces
 
 
 def _looks_into_main(pickled: bytes) -> bool:
-    """Whether something in a pickle is to be looked up in `__main__`."""
+    """Whether a pickle refers to something in `__main__`."""
     import pickletools
 
     texts: list[Any] = []
@@ -251,12 +250,12 @@ def _remedy_of(error: Exception) -> str:
     return f"Remedy: {remedy}." if found else "Remedy: start the pipeline before these threads."
 
 
-# The warnings that were given in this process.
+# The warnings that this process has given.
 _given: set[tuple[str, ...]] = set()
 
 
 def is_news(start: Start) -> bool:
-    """Whether a start has a warning that this process was not given yet; threads count without their numbers."""
+    """Whether a start has a warning that this process has not given yet; digits in the reason do not count."""
     if start.warning is None:
         return False
     key = (start.method, "".join(each for each in start.reason if not each.isdigit()))

@@ -1,0 +1,343 @@
+"""The broker, as the caller has it: its process, from the start to the end, and what the two say to each other.
+
+Law: the caller starts one broker at a time, so that no broker inherits ends of another session's channels.  Whatever
+ends a start, what it has made so far can be closed.  One thread listens at a time, one sends, and one asks; no wait
+outlasts the broker, as an endpoint raises ConnectionLost when it dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import multiprocessing
+import os
+import threading
+from collections import deque
+
+from conveyor._lean.dataclasses import replace
+from conveyor._lean.typing import Any, cast
+from conveyor._system.signals import interrupts_held
+from conveyor.engines.process.broker import broker
+from conveyor.engines.process.caller.fork_gate import gate
+from conveyor.engines.process.caller.observing import new_recording, story_wanted
+from conveyor.engines.process.caller.start_method import Start
+from conveyor.engines.process.shm.arena import Arena
+from conveyor.engines.process.system.child import Child
+from conveyor.engines.process.system.descendants import end_what_a_broker_left, preload
+from conveyor.engines.process.system.grace_period import GRACE_SECONDS, GracePeriod
+from conveyor.engines.process.system.spawning import FORK, PREFIX, SPAWN, fork_warning_ignored, process_of, signals_held
+from conveyor.engines.process.system.streams import standard_descriptors_taken
+from conveyor.engines.process.wire import by_value, messages
+from conveyor.engines.process.wire.channel import PIPE, QUEUE, channel
+from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig, levels, parted
+from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost, Frame, NonblockingEndpoint
+from conveyor.engines.process.wire.log_records import handle_log_message
+from conveyor.engines.process.worker.seeding import seed_of_pipeline
+from conveyor.errors import ProcessError, StateError
+from conveyor.graph.plan import Plan, StepNode
+from conveyor.stats import Stats
+
+# What a broker gets to end by itself, beyond the grace period that it gives its workers.
+BROKER_EXIT_SECONDS = 2.0
+# How long to wait for room in the channel: a broker that is stopped, or not there yet, reads nothing.
+SEND_SECONDS = 0.1
+_LOGGED = messages.LogMessage.__args__
+# How the system says that it has nothing left to start a process with.  Any other OSError stays what it is: a signal
+# handler of the caller may raise what it likes meanwhile.
+_SCARCITY = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+
+# The ends of all sessions in this process, which the next broker closes where it is forked.
+_open_ends: set[BlockingEndpoint | Arena] = set()
+# Held while a session starts: otherwise a broker would inherit ends that another start has not closed yet.
+_starting = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """In a forked process, where no thread is left that could release it."""
+    global _starting
+    _starting = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+class BrokerProcess:
+    """The process of one broker, and the caller's ends of what they share: `feed`, `results`, `questions`, `arena`."""
+
+    feed: BlockingEndpoint
+    results: BlockingEndpoint
+    questions: BlockingEndpoint
+
+    def __init__(self, start: Start, config: BrokerConfig, expected_bytes: int) -> None:
+        self._start = start
+        self.config = config
+        # What the pipe holds that the caller writes to.
+        self._expected_bytes = expected_bytes
+        self._is_counted = False
+        self._ends: tuple[BlockingEndpoint, ...] = ()
+        self.arena: Arena | None = None
+        self.child: Child | None = None
+
+    def launch(self) -> None:
+        """Start the broker; raises ProcessError where the system has nothing left to start it with."""
+        with _starting, interrupts_held():
+            try:
+                with standard_descriptors_taken():
+                    self._launch()
+            except OSError as error:
+                if error.errno not in _SCARCITY:
+                    raise
+                raise ProcessError(f"The broker process of the pipeline could not be started: {error}.") from error
+
+    def _launch(self) -> None:
+        start = self._start
+        if start.by_value:
+            self._is_counted = True
+            by_value.sessions += 1
+        forked = start.method == FORK
+        method = FORK if forked else SPAWN
+        context: Any = multiprocessing.get_context(method)
+        if forked:
+            # Here, where it is done once for all sessions.
+            preload()
+        brokers_ends: list[NonblockingEndpoint] = []
+        self.arena = Arena.create(self._expected_bytes)
+        if self.arena is not None:
+            _open_ends.add(self.arena)
+        try:
+            for _ in range(3):
+                brokers_end, end = channel(self.config.channel, context)
+                brokers_ends.append(brokers_end)
+                # Known one by one, so that these can be closed where the next cannot be made.
+                self._ends += (end,)
+            self.feed, self.results, self.questions = self._ends
+            if self.arena is not None:
+                self.results.keep(self.arena)
+            inherited_fds = [*(_open_ends - {self.arena}), *self._ends] if forked else []
+            process = process_of(
+                method,
+                start.import_main,
+                target=broker.main,
+                args=(self.config if forked else None, *brokers_ends, self.arena, inherited_fds),
+                name=f"{PREFIX}broker",
+            )
+            _open_ends.update(self._ends)
+            with signals_held(method), contextlib.ExitStack() as stack:
+                if start.warning is not None or not start.threads:
+                    # The user was warned of other threads, or none of them could hold a lock.
+                    stack.enter_context(fork_warning_ignored())
+                with gate.closed():
+                    process.start()
+                self.child = Child(process)
+        finally:
+            for brokers_end in brokers_ends:
+                brokers_end.close()
+        for end in self._ends:
+            end.watch(self.child.waitable)
+
+    def wait_for_end(self, grace: GracePeriod) -> None:
+        """Wait for the broker's death; kill it when the grace period is over."""
+        child = self.child
+        assert child is not None
+        while grace.left() and not child.wait(grace.slice()):
+            pass
+        child.end()
+        if child.exitcode != 0:
+            end_what_a_broker_left()
+
+    def close_channels(self) -> None:
+        """Close the caller's ends; a broker that reads none of its messages sees that."""
+        for end in self._ends:
+            end.close()
+
+    def close(self) -> None:
+        """Close everything, once the broker is dead."""
+        self._uncount()
+        self.close_channels()
+        _open_ends.difference_update(self._ends)
+        if self.arena is not None:
+            self.arena.close()
+            _open_ends.discard(self.arena)
+
+    def disown(self) -> None:
+        """Close what a forked copy of the caller inherited: it has no broker to end, and no child to wait for."""
+        self._uncount()
+        if self.arena is not None:
+            self.arena.close()
+        if self.child is not None:
+            self.child.disown()
+        if self.config.channel == PIPE:
+            self.close_channels()
+
+    def _uncount(self) -> None:
+        if self._is_counted:
+            self._is_counted = False
+            by_value.sessions -= 1
+
+
+class BrokerClient:
+    """The caller's side of the conversation with a broker."""
+
+    def __init__(self, broker: BrokerProcess) -> None:
+        self._broker = broker
+        # Held by the thread that listens, and whether it does.
+        self._hearing = threading.RLock()
+        self._is_listening = False
+        # Held by a thread that sends a message about results.
+        self._sending = threading.RLock()
+        # Held by the thread that asks for statistics, and whether it does.
+        self.asking = threading.RLock()
+        self._is_asking = False
+        self._question = 0
+        # The statistics that came last.
+        self.stats: Stats | None = None
+        # What workers logged at the end, and the caller's handlers have not dealt with yet.
+        self._pending_logs: deque[Frame] = deque()
+
+    def configure(self) -> None:
+        """Send a broker that was not forked its configuration: not with its start, as it may die before it reads it."""
+        config, blobs = parted(self._broker.config)
+        with contextlib.suppress(ConnectionLost), self._sending:
+            # `receive` raises that the broker has died.
+            self._broker.results.send(messages.ConfigureBroker(config), blobs)
+
+    def prepare(self) -> None:
+        """Start the threads of queues now: at the end of the interpreter none can be started."""
+        if self._broker.config.channel == QUEUE:
+            with interrupts_held():
+                self._broker.results.prepare()
+                self._broker.questions.prepare()
+
+    def receive(self) -> Frame:
+        """Wait for a message about results; raises ConnectionLost."""
+        broker = self._broker
+        if broker.arena is not None and (released := broker.arena.released()):
+            self.send(messages.SlotsReleased(released))
+        with self._hearing:
+            if self._is_listening:
+                raise StateError("this thread waits for results already, where a signal handler interrupted it")
+            try:
+                self._is_listening = True
+                return broker.results.receive()
+            finally:
+                self._is_listening = False
+
+    def send(self, message: messages.Message) -> None:
+        """Send a message about results."""
+        with contextlib.suppress(ConnectionLost), self._sending:
+            # A broker that died left word why, or the next `receive` misses it.
+            self._broker.results.send(message)
+
+    def try_send(self, message: messages.Message) -> bool:
+        """Send a short message, but wait for no more than a moment; return whether there was room for it."""
+        if not self._sending.acquire(timeout=SEND_SECONDS):
+            return False
+        try:
+            return self._broker.results.send_within(SEND_SECONDS, message)
+        except ConnectionLost:
+            return True
+        finally:
+            self._sending.release()
+
+    def ask_for_stats(self) -> None:
+        """Get the statistics of now, while `asking` is held; does nothing where the broker is gone."""
+        if self._is_asking:
+            # This thread asks already, where a signal handler interrupted it, and must get its answer there.
+            return
+        with contextlib.suppress(ConnectionLost):
+            try:
+                self._is_asking = True
+                self._ask()
+            finally:
+                self._is_asking = False
+
+    def _ask(self) -> None:
+        questions = self._broker.questions
+        self._question += 1
+        questions.send(messages.StatsRequest(self._question))
+        answered = 0
+        # The answer to a question that was interrupted is still on its way.
+        while answered != self._question:
+            message, _ = questions.receive()
+            match message:
+                case messages.StatsReply():
+                    answered, self.stats = message.number, message.stats
+                case _:
+                    raise messages.unexpected(message, "The caller, over its channel of questions,")
+
+    def end_broker(self) -> None:
+        """Tell the broker to end everything, and wait for its death, within a bound; it is killed then."""
+        child = self._broker.child
+        assert child is not None
+        grace = GracePeriod(GRACE_SECONDS + BROKER_EXIT_SECONDS)
+        # Another thread may listen, or this one, where a signal handler interrupted it.
+        is_held = self._hearing.acquire(blocking=False)
+        listens = is_held and not self._is_listening
+        # A stopped broker could neither end its workers nor take away its semaphores.
+        child.wake()
+        is_told = self.try_send(messages.Abort(listens))
+        try:
+            if is_told and listens:
+                self._hear_out(grace)
+        finally:
+            if is_held:
+                self._hearing.release()
+        if not is_told:
+            # The end of its channels tells it as much.
+            self._broker.close_channels()
+        self._broker.wait_for_end(grace)
+
+    def _hear_out(self, grace: GracePeriod) -> None:
+        """Keep what workers log at their end; nobody wants results any more."""
+        with contextlib.suppress(ConnectionLost):
+            while grace.left():
+                frame = self._broker.results.receive_within(grace.slice())
+                if frame is not None and isinstance(frame[0], _LOGGED):
+                    self._pending_logs.append(frame)
+                elif frame is not None and isinstance(frame[0], messages.Closed):
+                    return
+
+    def deliver_pending_logs(self) -> None:
+        """Let the caller's own handlers deal with what workers logged at the end."""
+        while self._pending_logs:
+            handle_log_message(*self._pending_logs.popleft())
+
+
+def config_for(plan: Plan, start: Start, channel: str, seed: int | None) -> BrokerConfig:
+    """Return what the broker is told at its start, and what it tells its workers."""
+    grouped, levels_now, seed_text = plan.grouped(), levels(), seed_of_pipeline(seed)
+    workers = {
+        step.index: WorkerConfig(
+            step.name,
+            job,
+            step.batch,
+            step.processor.keep_none,
+            grouped=step.index in grouped,
+            timed=step.timeout is not None,
+            most_bytes=plan.bytes_at(step.to),
+            levels=levels_now,
+            redact=start.redact,
+            by_value=start.by_value,
+            seed=seed_text,
+        )
+        for step, job in zip(plan.steps, start.jobs, strict=True)
+    }
+    return BrokerConfig(
+        _without_jobs(plan),
+        workers,
+        channel,
+        start.method,
+        os.getpid(),
+        start.import_main,
+        start.threads.native,
+        story_wanted(),
+        new_recording(),
+    )
+
+
+def _without_jobs(plan: Plan) -> Plan:
+    """Return all of the plan that the core needs."""
+    nobody = cast(Any, None)
+    nodes = tuple(replace(node, processor=nobody) if isinstance(node, StepNode) else node for node in plan.nodes)
+    return replace(plan, nodes=nodes)
