@@ -1,7 +1,7 @@
 """A session, as the caller sees it: a broker with its workers, from `open` to `close`, and the runs in it.
 
-Law: whatever ends a run early (a bad item, Ctrl-C, a broker that died) ends the session, and the session leaves nothing
-behind before it raises the error.
+Law: whatever ends a run early (a bad item, Ctrl-C, a broker that died) ends the session.  The session leaves nothing
+behind when it raises the error.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class Session:
     # Runs
 
     def run(self, items: Iterable[Any]) -> Run:
-        """Start a run, once the workers have let go of one that was given up."""
+        """Start a run, once the workers are free of a run that was given up."""
         if self.is_forked_copy:
             raise StateError(FORKED)
         try:
@@ -295,7 +295,7 @@ class Session:
             )
 
     def has_message(self, seconds: float) -> bool:
-        """Whether `receive` need not wait, or not longer than so many seconds."""
+        """Whether a message is there, or comes within `seconds`."""
         return self._broker.results.ready(seconds)
 
     def send(self, message: messages.Message) -> None:

@@ -1,9 +1,9 @@
 """The source of a run: how the caller's items are pulled, and sent to the broker.
 
 Law: the source pulls no more than the broker asked for.  It sends an item at once where the next one is slow to come.
-It pulls in a thread of its own, so that neither a slow input holds back a result nor a slow consumer the input; those
-of a short list it pulls in the caller's thread, as far as there is room at once.  The thread that pulls items also lets
-go of them, and closes the generator that gave them, before the run is over.
+It pulls in a thread of its own: a slow input holds back no result, and a slow consumer does not hold back the input.
+It pulls a short list in the caller's thread, as far as there is room at once.  The thread that pulls items also drops
+them, and closes the generator that gave them, before the run is over.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MAX_ITEM_WAIT_SECONDS = 0.002
 # closes the caller's generator or does something of ours.
 JOIN_SECONDS = 0.2
 CLOSING_SECONDS = 5.0
-# A list shorter than this is pulled in the caller's thread; and so many items are pulled between two that are weighed.
+# A list shorter than this is pulled in the caller's thread; and every item after that many is weighed.
 FEW_ITEMS = 64
 # Iterating over these never makes anyone wait, and nobody changes an item to give it again.
 _PROMPT_TYPES = frozenset({list, tuple, range, dict, set, frozenset, str, bytes})
@@ -106,7 +106,7 @@ class Input:
     """The caller's items, and how they are pulled: another thread can cut a pull short, after the item at hand."""
 
     def __init__(self, items: Iterable[Any], max_bytes: int) -> None:
-        # Both are None once they were let go of.
+        # Both are None once they were dropped.
         self._items: Iterable[Any] | None = items
         self._iterator: Iterator[Any] | None = None
         self.is_prompt = type(items) in _PROMPT_TYPES
@@ -209,7 +209,7 @@ class Input:
         self.pulled = []
         return pulled
 
-    def let_go(self) -> None:
+    def drop(self) -> None:
         """Refer to nothing of the input any more, and close a generator that gave it: here, where it ran."""
         iterator = self._iterator
         self._items = self._iterator = None
@@ -302,7 +302,7 @@ class Source:
                 if thread.is_alive() and not self._input.is_asking:
                     thread.join(CLOSING_SECONDS)
         if self._thread is None:
-            self._input.let_go()
+            self._input.drop()
 
     def error(self) -> SourceError:
         """Return what went wrong, with the caller's exception as its cause."""
@@ -334,7 +334,7 @@ class Source:
         try:
             # To close a generator runs the caller's own code.
             with gate.passed():
-                self._input.let_go()
+                self._input.drop()
         finally:
             self._over.set()
             self._input.pulling.set()

@@ -1,8 +1,8 @@
 """Shared memory: one file without a name for all processes of a session, cut into a region for each that writes.
 
-Law: the owner of a region writes a slot before any process hears of it, and writes it again only when the broker has
-said that no process sees it any more.  A reader maps a slot privately.  So a job that changes an item in place changes
-its own copy, and a second reader, or a retry after a crash, gets the item as it was written.  Nothing here has to
+Law: the owner of a region writes a slot before any process hears of it.  It writes the slot again only when the broker
+has said that no process sees it any more.  A reader maps a slot privately, so a job that changes an item in place
+changes its own copy.  A second reader, or a retry after a crash, gets the item as it was written.  Nothing here has to
 succeed: what finds no room goes through the channel.
 
 Where a job changes in place what it gets, its worker reads that into a slot of its own: a writable copy.  When nothing
@@ -126,7 +126,7 @@ class Arena:
         self._retained: dict[int, tuple[Slot, ...]] = {}
         self._released: deque[tuple[Slot, ...]] = deque()
         self._ended = False
-        # Never released: whoever comes next finds the descriptor closed.
+        # Never released: one thread closes the descriptor.
         self._closing = threading.Lock()
         # Whether the last pickle itself was large, beside its buffers.
         self.streams = False
@@ -241,7 +241,7 @@ class Arena:
         self._region.freed(places)
 
     def trim(self, kept_bytes: int = 0) -> None:
-        """Give back the memory of slots that are not in use, but for so many bytes."""
+        """Give back the memory of slots that are not in use, except `kept_bytes`."""
         self._region.trim(kept_bytes)
 
     def rest(self) -> None:

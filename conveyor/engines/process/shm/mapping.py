@@ -49,7 +49,7 @@ class Memory:
         return sys.getrefcount(self.mapping) <= _REFERENCES_OF_FREE
 
     def start_of(self, address: int, size: int) -> int | None:
-        """Return where so many bytes at an address begin in it, None where they are not all in it."""
+        """Return where `size` bytes at an address begin in it, None where they are not all in it."""
         start = address - self.address if self.address is not None else -1
         return start if start >= 0 and start + size <= len(self.mapping) else None
 
@@ -63,7 +63,7 @@ class PrivateMapping(mmap.mmap):
 class WritableCopy(Memory):
     """A slot that is mapped to be written: what lives in it may change, until the slot is passed on.
 
-    Once `detached`, the mapping is this process's own, and whoever lives in it changes nothing in the file.
+    Once `detached`, the mapping is this process's own: a change of what lives in it changes nothing in the file.
     """
 
     __slots__ = ("_descriptor", "_place", "detached")

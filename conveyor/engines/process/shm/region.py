@@ -137,7 +137,7 @@ class Region:
             self._warm_bytes += capacity
 
     def trim(self, kept_bytes: int = 0) -> None:
-        """Give back the memory of slots that are not in use, but for so many bytes."""
+        """Give back the memory of slots that are not in use, except `kept_bytes`."""
         for capacity, places in self._warm.items():
             while places and self._warm_bytes > kept_bytes:
                 place = places.pop()

@@ -189,7 +189,7 @@ def _name_of_process() -> str:
 
 
 def _unnamed_pools(count: int) -> tuple[str, ...]:
-    """Describe that many native threads without a name, except those that are safe over a fork."""
+    """Describe `count` native threads without a name, except those that are safe over a fork."""
     libraries = _libraries()
     gnu = [path for path in libraries if os.path.basename(path).startswith("libgomp")]
     if not gnu and any(os.path.basename(path).startswith(FORK_SAFE_LIBRARIES) for path in libraries):
