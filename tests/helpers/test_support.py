@@ -14,6 +14,7 @@ import warnings
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
+from tests.helpers.spread import spread
 from tests.helpers.support import ROOT, TestCase, nothing_left
 
 MISBEHAVING = """
@@ -154,6 +155,19 @@ class TestRules(TestCase):
         warnings.simplefilter("ignore")
         self.assertNotEqual(before, list(warnings.filters))
         self.assertEqual(before[0][0], "error")
+
+
+class TestSpread(TestCase):
+    """Computations on all cores."""
+
+    def test_results_are_in_order(self) -> None:
+        with nothing_left():
+            self.assertEqual(spread(lambda number: number * 2, range(7)), [0, 2, 4, 6, 8, 10, 12])
+            self.assertEqual(spread(str, []), [])
+
+    def test_what_is_raised_is_told(self) -> None:
+        with nothing_left(), self.assertRaisesRegex(AssertionError, "ZeroDivisionError"):
+            spread(lambda number: 1 // (number - 3), range(5))
 
 
 @unittest.skipUnless(sys.platform == "linux", "what is left is read from /proc")

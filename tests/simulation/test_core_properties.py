@@ -40,7 +40,7 @@ def bounded(examples: int) -> settings:
     Making a failure smaller can take minutes, so it is done only where it is asked for.
     """
     return settings(
-        max_examples=examples if ALL else examples // 4,
+        max_examples=examples if ALL else examples // 8,
         deadline=None,
         derandomize=True,
         database=None,
