@@ -258,6 +258,60 @@ class WhatAWorkerOwnsTest(ScriptTestCase):
             assert outcome.errors.count("ValueError: at the end") == 1, outcome.told()
 
 
+class NothingToFinaliseTest(ScriptTestCase):
+    """A new interpreter that has nothing to finalise does not take itself apart."""
+
+    def ends(self, made: str) -> str:
+        """What is written by `os._exit`, by `atexit` and by what a job has made, of a worker that is spawned."""
+        self.folder = self.new_folder()
+        code, output, errors = self.script(
+            f"""
+            import atexit, os, sys
+            from conveyor import Pipeline, Processor
+            def note(text, open=open):
+                # The interpreter takes away global names before it drops what they refer to.
+                with open("ended", "a") as file:
+                    file.write(text + " ")
+            class Deleted:
+                def __del__(self, note=note):
+                    note("deleted")
+            def suspended(note=note):
+                try:
+                    yield
+                finally:
+                    note("closed")
+            def first(generator):
+                next(generator)
+                return generator
+            def end(code, leave=os._exit):
+                note("left")
+                leave(code)
+            def job(item):
+                os._exit = end
+                atexit.register(note, "at-exit")
+                kept.append({made})
+                return item
+            kept = []
+            if __name__ == "__main__":
+                Pipeline(start_method="spawn").add(Processor(job)).run([1])
+                with open("ended") as file:
+                    print(file.read())
+            """
+        )
+        assert (code, errors) == (0, ""), errors
+        return output
+
+    def test_it_leaves_at_once(self) -> None:
+        self.assertEqual(self.ends("[item]"), "at-exit left")
+
+    def test_what_runs_when_it_is_dropped_does_run(self) -> None:
+        self.assertEqual(self.ends("Deleted()"), "at-exit deleted")
+        self.assertEqual(self.ends("first(suspended())"), "at-exit closed")
+
+    def test_modules_whose_objects_may_have_something_to_do(self) -> None:
+        self.assertEqual(self.ends("__import__('sqlite3')"), "at-exit")
+
+
 class WhatTheProgramOwnsTest(ScriptTestCase):
     """Is not finalised by broker and workers, and written once."""
 

@@ -2,11 +2,13 @@
 
 Law: a new interpreter finalises all that it has at its end, a forked process ends without.  So here files that the job
 opened are flushed, and its finalizers run, as at the end of a new interpreter.  Objects of the parent are the
-parent's: none of them is finalised here, and nothing that it had in a buffer is written.
+parent's: none of them is finalised here, and nothing that it had in a buffer is written.  A new interpreter that has
+nothing to finalise ends without, too: to take itself apart takes it as long as to start a worker by fork.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copyreg
 import gc
@@ -14,11 +16,12 @@ import io
 import multiprocessing
 import multiprocessing.util
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import FunctionType, MethodType
+from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType, MethodType
 
 from conveyor._lean.typing import Any
 
@@ -166,6 +169,47 @@ def finalise(inherited: Inherited | None) -> None:
     _flush(left)
 
 
+# What has code of its own to run when it is dropped half way.
+_SUSPENDED = (GeneratorType, CoroutineType, AsyncGeneratorType)
+# Modules of the standard library whose objects are written in C, and may have something to do when they are dropped.
+_DO_MORE = ("_dbm", "_gdbm", "_sqlite3", "_tkinter")
+
+
+def leave() -> None:
+    """End a new interpreter at once, with all that Python does at its end, where no object has anything to do then.
+
+    Returns where that is not certain; then the interpreter takes itself apart, as ever.
+    """
+    if forked() or not hasattr(os, "register_at_fork") or any(map(_may_do_more, [*sys.modules])):
+        return
+    # The order is that of Python's own end; what has been done here is not done again there.
+    util: Any = multiprocessing.util
+    util._exit_function()
+    threads: Any = threading
+    threads._shutdown()
+    callbacks: Any = atexit
+    callbacks._run_exitfuncs()
+    # Collects what is in cycles, as that end does.
+    gc.collect()
+    owned = _owned(everything=True)
+    if owned[_FINALIZER] or owned[_FILE] or any(type(each) in _SUSPENDED for each in gc.get_objects()):
+        return
+    _flush(owned)
+    util._flush_std_streams()
+    os._exit(0)
+
+
+def _may_do_more(name: str) -> bool:
+    """Whether a module may have made objects, in C, that have something to do when they are dropped."""
+    if name.partition(".")[0] in sys.stdlib_module_names:
+        return name in _DO_MORE
+    spec = vars(sys.modules[name]).get("__spec__") if type(sys.modules[name]) is type(sys) else None
+    # The script itself has none.
+    if spec is None:
+        return name not in ("__main__", "__mp_main__")
+    return not str(spec.origin).endswith((".py", ".pyc"))
+
+
 # Kinds of objects, as far as they have something to do at their end.
 _OTHER, _FINALIZER, _TEXT, _FILE, _BUFFER = range(5)
 
@@ -182,12 +226,12 @@ def _kind_of(kind: type) -> int:
     return _FINALIZER if any(type(vars(base).get("__del__")) is FunctionType for base in bases) else _OTHER
 
 
-def _owned() -> dict[int, list[Any]]:
-    """Return what was made here and has something to do at its end, by its kind."""
+def _owned(everything: bool = False) -> dict[int, list[Any]]:
+    """Return what was made here and has something to do at its end, by its kind; `everything` was made here."""
     kinds: dict[type, int] = {}
     found: dict[int, list[Any]] = {_OTHER: [], _FINALIZER: [], _TEXT: [], _FILE: [], _BUFFER: []}
     for each in gc.get_objects():
-        if each is _old:
+        if each is _old and not everything:
             # Somebody has thawed what came with the fork, so that it cannot be told from the rest.
             return {every: [] for every in found}
         kind = kinds.get(type(each))

@@ -14,7 +14,7 @@ from conveyor.engines.failures import failure_of
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system import descendants
 from conveyor.engines.process.system.child_setup import ORPHANED_EXITCODE, die_with_parent, reset_inherited_state
-from conveyor.engines.process.system.finalisation import Inherited, finalise
+from conveyor.engines.process.system.finalisation import Inherited, finalise, leave
 from conveyor.engines.process.wire import by_value, messages
 from conveyor.engines.process.wire.configs import WorkerConfig
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost
@@ -97,3 +97,4 @@ def main(
         end.close()
     except ConnectionLost:
         os._exit(ORPHANED_EXITCODE)
+    leave()
