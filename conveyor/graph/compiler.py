@@ -190,16 +190,12 @@ class _Compiler:
             self._nodes.append(node)
         target = Target(node.index, port)
         source = self._nodes[wire.node]
-        if isinstance(source, ReplicateNode | BalanceNode):
-            to = (*source.to[: wire.port], target, *source.to[wire.port + 1 :])
-            self._nodes[wire.node] = replace(source, to=to)
-            return
-        assert not isinstance(source, SinkNode)
         if isinstance(source, StepNode) and source.index == 0:
             # No Pipe can stand in front of the first step: its own is as large as the one behind it.
             items, size = self._bounds(wire.pipe or Pipe())
             source = replace(source, bound=items, bound_bytes=size)
-        self._nodes[wire.node] = replace(source, to=target)
+        outputs = source.outputs
+        self._nodes[wire.node] = source.leading_to((*outputs[: wire.port], target, *outputs[wire.port + 1 :]))
 
     def _step(self, index: int, step: Step) -> None:
         levels = step.lane.levels if step.lane is not None else ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.typing import Any
-from conveyor.graph.plan import Node, Plan, StepNode, Target
+from conveyor.graph.plan import Node, Plan, StepNode
 from conveyor.stages.failure_policy import policy_of
 from conveyor.stages.outputs import Fused
 from conveyor.stages.processor import Processor
@@ -39,7 +39,7 @@ def fused(plan: Plan) -> Plan:
 def _chains(plan: Plan, fusable: set[int]) -> list[list[StepNode]]:
     fed: dict[int, int] = {}
     for node in plan.nodes:
-        for target in _targets(node):
+        for target in node.outputs:
             fed[target.node] = fed.get(target.node, 0) + 1
     chains: list[list[StepNode]] = []
     taken: set[int] = set()
@@ -95,17 +95,8 @@ def _merged(chain: list[StepNode], cores: int, alone: bool) -> StepNode:
     return replace(first, name=name, processor=processor, workers=cores if alone else 1, most=cores, to=last.to)
 
 
-def _targets(node: Node) -> tuple[Target, ...]:
-    to = getattr(node, "to", ())
-    return to if isinstance(to, tuple) else (to,)
-
-
 def _renumbered(node: Node, number: dict[int, int]) -> Node:
-    changes: dict[str, Any] = {"index": number[node.index]}
-    if isinstance(to := getattr(node, "to", None), tuple):
-        changes["to"] = tuple(replace(target, node=number[target.node]) for target in to)
-    elif to is not None:
-        changes["to"] = replace(to, node=number[to.node])
-    if hasattr(node, "fork"):
-        changes["fork"] = number[node.fork]
-    return replace(node, **changes)
+    changes: dict[str, Any] = {name: number[getattr(node, name)] for name in ("index", "fork") if hasattr(node, name)}
+    renumbered: Node = replace(node, **changes)
+    targets = tuple(replace(target, node=number[target.node]) for target in node.outputs)
+    return renumbered.leading_to(targets) if targets else renumbered

@@ -7,13 +7,14 @@ walks it, the core of every other engine routes chunks along it.  Nodes stand in
 
 from __future__ import annotations
 
-from conveyor._lean.dataclasses import dataclass
-from conveyor._lean.typing import TYPE_CHECKING, Any
+from conveyor._lean.dataclasses import NamedTuple, dataclass, replace
+from conveyor._lean.typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from conveyor.stages.processor import Processor
     from conveyor.stats import Unfused
 
+Self = TypeVar("Self")
 
 PIPE_BYTES = 16 * 1024 * 1024
 """How many bytes of items a pipe holds at most where nothing else is said: more would hide no delay."""
@@ -27,8 +28,48 @@ class Target:
     port: int = 0
 
 
+class Room(NamedTuple):
+    """What the pipe at an input holds: so many items, or about so many bytes of them, whichever comes first."""
+
+    items: int
+    bytes: int
+
+
+class _Node:
+    """What all nodes have: the same ports, whatever they do between them."""
+
+    @property
+    def inputs(self: Any) -> tuple[Room, ...]:
+        """The room of each pipe in front, by its port; a node that holds nothing has none."""
+        return (Room(self.bound, self.bound_bytes),)
+
+    @property
+    def outputs(self: Any) -> tuple[Target, ...]:
+        """Where its outputs go, by the port that they leave at."""
+        return self.to if isinstance(self.to, tuple) else (self.to,)
+
+    @property
+    def carries_groups(self: Any) -> bool | None:
+        """Whether what it gives is in groups; None: if what it gets is."""
+        tracked: bool | None = getattr(self, "tracked", None)
+        return tracked
+
+    def leading_to(self: Self, targets: tuple[Target, ...]) -> Self:
+        """Return the node with other targets of its outputs."""
+        node: Any = self
+        return replace(node, to=targets if isinstance(node.to, tuple) else targets[0])  # type: ignore[no-any-return]
+
+
+class _JoinNode(_Node):
+    """A Join: it has an input for each part of the fork that it covers."""
+
+    @property
+    def inputs(self: Any) -> tuple[Room, ...]:
+        return tuple(map(Room, self.bounds, self.bounds_bytes))
+
+
 @dataclass(frozen=True)
-class StepNode:
+class StepNode(_Node):
     """One Processor with the workers that run it.
 
     `workers` is how many there are at first, and at least; `most` how many there may be while it runs: the same
@@ -66,7 +107,7 @@ class StepNode:
 
 
 @dataclass(frozen=True)
-class ReplicateNode:
+class ReplicateNode(_Node):
     """A ReplicatingFork: every item goes to all of `to`.
 
     `tracked` says that its branches carry groups: which outputs belong to which item that entered the fork.
@@ -80,7 +121,7 @@ class ReplicateNode:
 
 
 @dataclass(frozen=True)
-class BalanceNode:
+class BalanceNode(_Node):
     """A BalancingFork with branches of its own: every `unit` consecutive items go to one of `to`.
 
     `strict` is round-robin without passing over a stalled branch, for branches in which the boundaries of a
@@ -97,7 +138,7 @@ class BalanceNode:
 
 
 @dataclass(frozen=True)
-class MergeNode:
+class MergeNode(_JoinNode):
     """`Join(how="merge")` over branches of the fork at node `fork`, in the order of its items and branches.
 
     Port p carries what came down the fork's branches `branches[p]` (several, where an earlier Join already
@@ -114,7 +155,7 @@ class MergeNode:
 
 
 @dataclass(frozen=True)
-class ZipNode:
+class ZipNode(_JoinNode):
     """`Join(how="zip")`: for each item that entered the fork at node `fork`, the ports' outputs side by side.
 
     `last_branch` is the highest branch of that fork from which a port is fed.
@@ -127,9 +168,13 @@ class ZipNode:
     bounds_bytes: tuple[int, ...]
     to: Target
 
+    @property
+    def carries_groups(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
-class LeaveNode:
+class LeaveNode(_Node):
     """The end of a fork: what passes stops being grouped by the items of the fork at node `fork`, and is
     grouped by those of the fork around it again.  Holds nothing back."""
 
@@ -138,14 +183,22 @@ class LeaveNode:
     tracked: bool
     to: Target
 
+    @property
+    def inputs(self) -> tuple[Room, ...]:
+        return ()
+
 
 @dataclass(frozen=True)
-class SinkNode:
+class SinkNode(_Node):
     """The results: at most `bound` items wait there for the consumer, or `bound_bytes` bytes of them."""
 
     index: int
     bound: int
     bound_bytes: int
+
+    @property
+    def outputs(self) -> tuple[Target, ...]:
+        return ()
 
 
 Node = StepNode | ReplicateNode | BalanceNode | MergeNode | ZipNode | LeaveNode | SinkNode
@@ -169,42 +222,19 @@ class Plan:
         """The indices of the nodes whose input carries groups: those inside a tracked fork."""
         grouped: set[int] = set()
         for node in self.nodes:
-            match node:
-                case StepNode():
-                    carries = node.index in grouped
-                case SinkNode():
-                    continue
-                case ZipNode():
-                    carries = True
-                case _:
-                    carries = node.tracked
-            targets = node.to if isinstance(node.to, tuple) else (node.to,)
-            grouped.update(target.node for target in targets if carries)
+            carries = node.index in grouped if node.carries_groups is None else node.carries_groups
+            grouped.update(target.node for target in node.outputs if carries)
         return frozenset(grouped)
 
     def bytes_at(self, target: Target) -> int:
         """How many bytes of items the pipe holds that what is sent to `target` comes to."""
-        match self.nodes[target.node]:
-            case LeaveNode(to=to):
-                return self.bytes_at(to)
-            case MergeNode(bounds_bytes=sizes) | ZipNode(bounds_bytes=sizes):
-                return sizes[target.port]
-            case node:
-                return node.bound_bytes
+        node = self.nodes[target.node]
+        return node.inputs[target.port].bytes if node.inputs else self.bytes_at(node.outputs[0])
 
     @property
     def pipes(self) -> int:
-        """How many buffers there are: one in front of each node that holds items, one for each branch of a Join."""
-        count = 0
-        for node in self.nodes:
-            match node:
-                case StepNode(shared=True) | LeaveNode():
-                    pass
-                case MergeNode() | ZipNode():
-                    count += len(node.bounds)
-                case _:
-                    count += 1
-        return count
+        """How many buffers there are: one at each input, but for those of steps that share the one in front."""
+        return sum(len(node.inputs) for node in self.nodes) - sum(step.shared for step in self.steps)
 
     @property
     def steps(self) -> tuple[StepNode, ...]:
