@@ -25,7 +25,7 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from conveyor import ImplicitPipeWarning, Join, Pipeline, Processor, ReplicatingFork
-from conveyor.engines import inline
+from conveyor.engines.inline.session import Session
 from conveyor.graph.plan import BalanceNode, Plan, StepNode
 from tests.helpers.pipelines import Choose, Trailing, drop_all, pipe, processor, random_pipeline
 from tests.helpers.simulated import Chances, Dies, Raises, SimulatedShell
@@ -164,7 +164,7 @@ class Stage:
         nodes: list[Any] = list(self.plan.nodes)
         job = partial(without, nodes[index].processor.job, item)
         nodes[index] = replace(nodes[index], processor=Processor(job))
-        session = inline.Session(replace(self.plan, nodes=tuple(nodes)), redact=None)
+        session = Session(replace(self.plan, nodes=tuple(nodes)), redact=None)
         session.open()
         results = list(islice(chain.from_iterable(session.run(items).chunks()), MOST_RESULTS + 1))
         session.close()
