@@ -10,7 +10,7 @@ import warnings
 
 from conveyor._lean.typing import TYPE_CHECKING
 from conveyor.errors import ImplicitJoinWarning, ImplicitPipeWarning, RuleError
-from conveyor.graph.layout import Layout, Row, closed, extended
+from conveyor.graph.layout import Addition, Layout, closed, extended
 
 if TYPE_CHECKING:
     from conveyor.graph.plan import Plan
@@ -35,13 +35,13 @@ class Description:
 
     @property
     def layout(self) -> Layout:
-        """The operations, the open branches and the rows of what was added."""
+        """The operations, the open branches and what each `add` did."""
         return self._layout
 
     @property
     def empty(self) -> bool:
         """Whether nothing was added."""
-        return not self._layout.rows
+        return not self._layout.additions
 
     def add(self, elements: tuple[object, ...], stacklevel: int = 1) -> None:
         """Add `elements` on the open branches, by rules 1 to 6.
@@ -51,9 +51,9 @@ class Description:
         `stacklevel` is that of `warnings.warn` called instead of this: 1 for the line of the call, 2 for its caller.
         """
         layout = extended(self._layout, elements)
-        row = layout.rows[-1]
-        if row.piped:
-            warnings.warn(_missing_pipe(row), ImplicitPipeWarning, stacklevel + 1)
+        addition = layout.additions[-1]
+        if addition.piped:
+            warnings.warn(_missing_pipe(addition), ImplicitPipeWarning, stacklevel + 1)
         self._layout = layout
 
     def plan(self, *, cores: int, ordered: bool, memory: int | None = None, stacklevel: int = 1) -> Plan:
@@ -84,14 +84,16 @@ class Description:
 
     def code(self, prefix: str) -> str:
         """The code that adds the same elements to `prefix`; what was put in is not in it."""
-        return prefix + "".join(f".add({', '.join(map(repr, row.elements))})" for row in self._layout.rows)
+        return prefix + "".join(
+            f".add({', '.join(map(repr, addition.elements))})" for addition in self._layout.additions
+        )
 
     def __repr__(self) -> str:
         return self.code("Pipeline()")
 
 
-def _missing_pipe(row: Row) -> str:
-    index = next(piece.element for piece in row.pieces if piece.piped)
-    element = row.elements[index or 0]
-    where = f" on {row.piped} branches" if row.piped > 1 else ""
+def _missing_pipe(addition: Addition) -> str:
+    index = next(change.element for change in addition.changes if change.piped)
+    element = addition.elements[index or 0]
+    where = f" on {addition.piped} branches" if addition.piped > 1 else ""
     return f"no Pipe in front of {element!r}: one was put in{where}; add(Pipe()) before it to say so"

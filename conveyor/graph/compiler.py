@@ -14,7 +14,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from conveyor._lean.dataclasses import dataclass, field, replace
-from conveyor.graph.layout import Bundle, Fork, Gather, Lane, Layout, Level, Operation, Step, one_pipe
+from conveyor.graph.layout import (
+    EnclosingFork,
+    ForkOperation,
+    JoinOperation,
+    Lane,
+    LaneGroup,
+    Layout,
+    Operation,
+    StepOperation,
+    one_pipe,
+)
 from conveyor.graph.plan import (
     PIPE_BYTES,
     BalanceNode,
@@ -64,21 +74,21 @@ class _Survey:
     def __init__(self, layout: Layout, *, ordered: bool) -> None:
         self._layout = layout
         self._behind: dict[tuple[int, int], Operation] = {}
-        self._bundles: dict[int, Bundle] = {}
+        self._lane_groups: dict[int, LaneGroup] = {}
         zipped: set[int] = set()
         for operation in layout.operations:
-            if isinstance(operation, Gather):
-                for lane in operation.bundle.lanes():
+            if isinstance(operation, JoinOperation):
+                for lane in operation.lane_group.lanes():
                     self._behind[lane.source, lane.port] = operation
-                for bundle in operation.bundle.bundles():
+                for lane_group in operation.lane_group.lane_groups():
                     if operation.element.how == "zip":
-                        zipped.add(bundle.fork)
-                    elif bundle.whole:
-                        self._bundles[bundle.fork] = bundle
+                        zipped.add(lane_group.fork)
+                    elif lane_group.whole:
+                        self._lane_groups[lane_group.fork] = lane_group
             elif operation.lane is not None:
                 self._behind[operation.lane.source, operation.lane.port] = operation
         self._source_of = {id(operation): index for index, operation in enumerate(layout.operations)}
-        forks = [index for index, operation in enumerate(layout.operations) if isinstance(operation, Fork)]
+        forks = [index for index, operation in enumerate(layout.operations) if isinstance(operation, ForkOperation)]
         self.collapsed = {fork for fork in forks if self._collapses(fork)}
         self.without_node = self.collapsed | {fork for fork in forks if layout.is_auto(fork)}
         # A fork in the branches of a tracked one is tracked too: else the groups of the outer one would be mixed up
@@ -86,30 +96,32 @@ class _Survey:
         self.tracked: set[int] = set()
         for fork in forks:
             operation = layout.operations[fork]
-            assert isinstance(operation, Fork)
-            if fork not in self.without_node and (ordered or fork in zipped or self.is_tracked(operation.lane.levels)):
+            assert isinstance(operation, ForkOperation)
+            if fork not in self.without_node and (
+                ordered or fork in zipped or self.is_tracked(operation.lane.enclosing)
+            ):
                 self.tracked.add(fork)
 
-    def is_tracked(self, levels: tuple[Level, ...]) -> bool:
+    def is_tracked(self, enclosing: tuple[EnclosingFork, ...]) -> bool:
         """Whether a lane in these forks is inside a tracked one."""
-        return any(level.fork in self.tracked for level in levels)
+        return any(outer.fork in self.tracked for outer in enclosing)
 
     def _collapses(self, fork: int) -> bool:
         """Whether each branch is one copy of one Processor and nothing else, and one Join takes them all."""
-        element, bundle = self._layout.fork(fork), self._bundles.get(fork)
-        if not isinstance(element, BalancingFork) or element.n is None or bundle is None:
+        element, lane_group = self._layout.fork(fork), self._lane_groups.get(fork)
+        if not isinstance(element, BalancingFork) or element.n is None or lane_group is None:
             return False
         steps = [self._behind.get((fork, port)) for port in range(element.n)]
         first = steps[0]
         for step in steps:
-            if not isinstance(step, Step) or not isinstance(first, Step) or step.lane is None:
+            if not isinstance(step, StepOperation) or not isinstance(first, StepOperation) or step.lane is None:
                 return False
             # A Pipe in a branch says that it is to hold items of its own.
             if step.processor is not first.processor or step.lane.pipe is not None:
                 return False
-        if isinstance(first, Step) and first.processor.workers not in (None, 1):
+        if isinstance(first, StepOperation) and first.processor.workers not in (None, 1):
             return False
-        ends = [part.source if isinstance(part, Lane) else None for part in bundle.parts]
+        ends = [part.source if isinstance(part, Lane) else None for part in lane_group.parts]
         return ends == [self._source_of[id(step)] for step in steps]
 
     def unit(self, fork: int) -> tuple[int, bool]:
@@ -119,12 +131,12 @@ class _Survey:
         would have boundaries that depend on timing, were a stalled branch passed over.
         """
         element = self._layout.fork(fork)
-        steps: list[tuple[int, Step]] = [
-            (level.branches[0], operation)
+        steps: list[tuple[int, StepOperation]] = [
+            (outer.branches[0], operation)
             for operation in self._layout.operations
-            if isinstance(operation, Step) and operation.lane is not None
-            for level in operation.lane.levels
-            if level.fork == fork
+            if isinstance(operation, StepOperation) and operation.lane is not None
+            for outer in operation.lane.enclosing
+            if outer.fork == fork
         ]
         heads = [(branch, step) for branch, step in steps if step.lane is not None and self._fed_by(step.lane) == fork]
         batches = {step.processor.batch for _, step in heads}
@@ -136,7 +148,7 @@ class _Survey:
     def _fed_by(self, lane: Lane) -> int:
         """The operation in front of `lane`, but for forks that leave no node."""
         operation = self._layout.operations[lane.source]
-        if isinstance(operation, Fork) and lane.source in self.without_node:
+        if isinstance(operation, ForkOperation) and lane.source in self.without_node:
             return self._fed_by(operation.lane)
         return lane.source
 
@@ -157,14 +169,14 @@ class _Compiler:
 
     def plan(self) -> Plan:
         for index, operation in enumerate(self._layout.operations):
-            if isinstance(operation, Step):
+            if isinstance(operation, StepOperation):
                 self._step(index, operation)
-            elif isinstance(operation, Fork):
+            elif isinstance(operation, ForkOperation):
                 self._fork(index, operation)
             elif operation.element.how == "zip":
-                self._wires[index, 0] = self._zip(operation.bundle)
+                self._wires[index, 0] = self._zip(operation.lane_group)
             else:
-                self._wires[index, 0] = self._merged(operation.bundle)
+                self._wires[index, 0] = self._merged(operation.lane_group)
         (last,) = self._layout.lanes
         wire = self._incoming(last)
         self._connect(wire, SinkNode(len(self._nodes), *self._bounds(wire.room)))
@@ -197,15 +209,15 @@ class _Compiler:
         outputs = source.outputs
         self._nodes[wire.node] = source.leading_to((*outputs[: wire.port], target, *outputs[wire.port + 1 :]))
 
-    def _step(self, index: int, step: Step) -> None:
-        levels = step.lane.levels if step.lane is not None else ()
-        workers, most = self._workers(step, levels)
-        if levels and levels[-1].fork in self._survey.collapsed:
-            fork, (branch,) = levels[-1].fork, levels[-1].branches
+    def _step(self, index: int, step: StepOperation) -> None:
+        enclosing = step.lane.enclosing if step.lane is not None else ()
+        workers, most = self._workers(step, enclosing)
+        if enclosing and enclosing[-1].fork in self._survey.collapsed:
+            fork, (branch,) = enclosing[-1].fork, enclosing[-1].branches
             if branch > 0:
                 self._wires[index, 0] = self._wires[self._first_of(fork), 0]
                 return
-            if not any(self._layout.is_auto(level.fork) for level in levels):
+            if not any(self._layout.is_auto(outer.fork) for outer in enclosing):
                 workers = most = self._layout.fork(fork).n or 1
         wire = None if step.lane is None else self._incoming(step.lane)
         policy = policy_of(step.processor)
@@ -221,7 +233,7 @@ class _Compiler:
             bound=bound,
             bound_bytes=bound_bytes,
             shared=wire is not None and wire.pipe is None,
-            ordered=self._ordered or self._survey.is_tracked(levels),
+            ordered=self._ordered or self._survey.is_tracked(enclosing),
             finishes=has_finish(step.processor),
             restartable=is_restartable(step.processor),
             to=_UNKNOWN,
@@ -242,13 +254,13 @@ class _Compiler:
         return next(
             index
             for index, operation in enumerate(self._layout.operations)
-            if isinstance(operation, Step) and operation.lane is not None and operation.lane.source == fork
+            if isinstance(operation, StepOperation) and operation.lane is not None and operation.lane.source == fork
         )
 
-    def _workers(self, step: Step, levels: tuple[Level, ...]) -> tuple[int, int | None]:
+    def _workers(self, step: StepOperation, enclosing: tuple[EnclosingFork, ...]) -> tuple[int, int | None]:
         """The number of workers at first, and the most that there may be."""
-        for level in reversed(levels):
-            element = self._layout.fork(level.fork)
+        for outer in reversed(enclosing):
+            element = self._layout.fork(outer.fork)
             if isinstance(element, BalancingFork) and element.auto:
                 return element.min or 1, element.max
         workers = step.processor.workers
@@ -262,7 +274,7 @@ class _Compiler:
         self._names.add(name)
         return name
 
-    def _fork(self, index: int, fork: Fork) -> None:
+    def _fork(self, index: int, fork: ForkOperation) -> None:
         wire = self._incoming(fork.lane)
         ports = fork.element.n or 1
         if index in self._survey.without_node:
@@ -280,7 +292,7 @@ class _Compiler:
         for port in range(ports):
             self._wires[index, port] = _Wire(node, port, behind=wire.room)
 
-    def _merged(self, part: Lane | Bundle) -> _Wire:
+    def _merged(self, part: Lane | LaneGroup) -> _Wire:
         """What comes out of `part` when its lanes are merged, inner forks first."""
         if isinstance(part, Lane):
             return self._incoming(part)
@@ -306,27 +318,30 @@ class _Compiler:
         merged = _Wire(node.index, behind=self._largest(rooms))
         return self._left(merged, part.fork, part.above) if part.whole else merged
 
-    def _zip(self, bundle: Bundle) -> _Wire:
-        """What comes out of a zip of the lanes of `bundle`: each leaves the forks inside the outermost one first."""
-        depth = len(bundle.above) + 1
-        lanes = bundle.lanes()
+    def _zip(self, lane_group: LaneGroup) -> _Wire:
+        """Return what comes out of a zip of a group of lanes.
+
+        Each lane leaves the forks inside the outermost one first.
+        """
+        depth = len(lane_group.above) + 1
+        lanes = lane_group.lanes()
         wires = []
         for lane in lanes:
             wire = self._incoming(lane)
-            for inner in range(len(lane.levels) - 1, depth - 1, -1):
-                wire = self._left(wire, lane.levels[inner].fork, lane.levels[:inner])
+            for inner in range(len(lane.enclosing) - 1, depth - 1, -1):
+                wire = self._left(wire, lane.enclosing[inner].fork, lane.enclosing[:inner])
             wires.append(wire)
         rooms = [wire.room for wire in wires]
         bounds, bounds_bytes = zip(*map(self._bounds, rooms), strict=True)
-        last_branch = max(branch for branches in bundle.branches for branch in branches)
-        fork = self._node_of_fork[bundle.fork]
+        last_branch = max(branch for branches in lane_group.branches for branch in branches)
+        fork = self._node_of_fork[lane_group.fork]
         node = ZipNode(len(self._nodes), fork, last_branch, bounds, bounds_bytes, _UNKNOWN)
         for port, wire in enumerate(wires):
             self._connect(wire, node, port)
         zipped = _Wire(node.index, behind=self._largest(rooms))
-        return self._left(zipped, bundle.fork, bundle.above) if bundle.whole else zipped
+        return self._left(zipped, lane_group.fork, lane_group.above) if lane_group.whole else zipped
 
-    def _left(self, wire: _Wire, fork: int, above: tuple[Level, ...]) -> _Wire:
+    def _left(self, wire: _Wire, fork: int, above: tuple[EnclosingFork, ...]) -> _Wire:
         """`wire`, out of `fork` and into the forks `above`."""
         node = LeaveNode(len(self._nodes), self._node_of_fork[fork], self._survey.is_tracked(above), _UNKNOWN)
         self._connect(wire, node)

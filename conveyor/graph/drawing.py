@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from conveyor._lean.dataclasses import dataclass, field
 from conveyor.graph.builder import Description
-from conveyor.graph.layout import Piece, Row
+from conveyor.graph.layout import Addition, LaneChange
 from conveyor.stages.base import Element
 from conveyor.stages.processor import Processor, label
 from conveyor.stages.routing import Pipe
@@ -40,43 +40,43 @@ class _Canvas:
         self._count = 1
         self._order: set[tuple[int, int]] = set()
 
-    def row(self, row: Row) -> None:
+    def draw(self, addition: Addition) -> None:
         """Draw one `add`: a line for each element that is not like the one before."""
-        self._put_in(row.pieces)
-        pieces = list(row.pieces)
-        for index, element in enumerate(row.elements):
-            if index and _alike(element, row.elements[index - 1]):
+        self._put_in(addition.changes)
+        changes = list(addition.changes)
+        for index, element in enumerate(addition.elements):
+            if index and _alike(element, addition.elements[index - 1]):
                 continue
             alike = {index}
-            while max(alike) + 1 < len(row.elements) and _alike(element, row.elements[max(alike) + 1]):
+            while max(alike) + 1 < len(addition.elements) and _alike(element, addition.elements[max(alike) + 1]):
                 alike.add(max(alike) + 1)
-            pieces = self._element(element, pieces, alike)
+            changes = self._element(element, changes, alike)
 
     def end(self) -> None:
         self.lines.append(_Line("results", [(column, _END) for column in self.open]))
 
-    def _put_in(self, pieces: Sequence[Piece]) -> None:
+    def _put_in(self, changes: Sequence[LaneChange]) -> None:
         """Draw the Pipes that nobody added."""
         marks, position = [], 0
-        for piece in pieces:
-            for offset in range(piece.taken):
-                marks.append((self.open[position + offset], _PIPE if offset in piece.piped else _PASS))
-            position += piece.taken
-        if any(piece.piped for piece in pieces):
+        for change in changes:
+            for offset in range(change.taken):
+                marks.append((self.open[position + offset], _PIPE if offset in change.piped else _PASS))
+            position += change.taken
+        if any(change.piped for change in changes):
             self.lines.append(_Line(f"{_text(Pipe())}, put in", marks))
 
-    def _element(self, element: Element, pieces: list[Piece], alike: set[int]) -> list[Piece]:
-        """Draw `element` where the pieces of it are, and return the pieces as they are after it."""
+    def _element(self, element: Element, changes: list[LaneChange], alike: set[int]) -> list[LaneChange]:
+        """Draw `element` on the lanes that it changes, and return the changes as they are after it."""
         line, now, rest, position = _Line(_text(element)), [], [], 0
-        for piece in pieces:
-            taken = self.open[position : position + piece.taken]
-            position += piece.taken
-            if piece.element not in alike:
+        for change in changes:
+            taken = self.open[position : position + change.taken]
+            position += change.taken
+            if change.element not in alike:
                 line.marks += [(column, _PASS) for column in taken]
                 now += taken
-                rest.append(piece)
+                rest.append(change)
                 continue
-            given = [*taken[:1], *(self._new() for _ in range(piece.given - 1))]
+            given = [*taken[:1], *(self._new() for _ in range(change.given - 1))]
             widest = taken if len(taken) > len(given) else given
             if len(widest) > 1:
                 corner = "┘" if widest is taken else "┐"
@@ -86,7 +86,7 @@ class _Canvas:
             else:
                 line.marks.append((taken[0], _mark(element)))
             now += given
-            rest += [Piece(None, 1, 1)] * piece.given
+            rest += [LaneChange(None, 1, 1)] * change.given
         self.open = now
         self._order.update(pairwise(now))
         self.lines.append(line)
@@ -153,10 +153,10 @@ def draw(description: Description) -> str:
     ●  len (workers=2)
     ▼  results
     """
-    if not description.layout.rows:
+    if not description.layout.additions:
         return "an empty pipeline"
     canvas = _Canvas()
-    for row in description.layout.rows:
-        canvas.row(row)
+    for addition in description.layout.additions:
+        canvas.draw(addition)
     canvas.end()
     return canvas.picture()

@@ -23,11 +23,11 @@ from conveyor.stages.routing import BalancingFork, Join, Pipe, ReplicatingFork
 from conveyor.stages.source_code import code_of
 
 KINDS: tuple[type[Element], ...] = (Processor, Pipe, ReplicatingFork, BalancingFork, Join)
-AnyFork = ReplicatingFork | BalancingFork
+ForkElement = ReplicatingFork | BalancingFork
 
 
 @dataclass(frozen=True)
-class Level:
+class EnclosingFork:
     """A fork around a lane, by the index of its operation, and which of its branches the lane carries."""
 
     fork: int
@@ -40,12 +40,12 @@ class Lane:
 
     source: int
     port: int
-    levels: tuple[Level, ...]
+    enclosing: tuple[EnclosingFork, ...]
     pipe: Pipe | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class StepOperation:
     """A Processor on a lane; the first has none in front of it."""
 
     processor: Processor[Any, Any]
@@ -53,37 +53,37 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Fork:
+class ForkOperation:
     """A fork on a lane."""
 
-    element: AnyFork
+    element: ForkElement
     lane: Lane
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """Neighbouring lanes of one fork, each a lane or a bundle of all lanes of a fork further in, made one.
+class LaneGroup:
+    """Neighbouring lanes of one fork, each a lane or a group of all lanes of a fork further in, made one.
 
     `branches` says for each part which of the fork's branches it carries; `whole`, that nothing of the fork is left
     beside them, so that the result stands in the forks `above` alone.
     """
 
     fork: int
-    parts: tuple[Lane | Bundle, ...]
+    parts: tuple[Lane | LaneGroup, ...]
     branches: tuple[tuple[int, ...], ...]
     whole: bool
-    above: tuple[Level, ...]
+    above: tuple[EnclosingFork, ...]
 
     @property
-    def levels(self) -> tuple[Level, ...]:
+    def enclosing(self) -> tuple[EnclosingFork, ...]:
         """The forks the result stands in."""
         if self.whole:
             return self.above
-        return (*self.above, Level(self.fork, tuple(branch for part in self.branches for branch in part)))
+        return (*self.above, EnclosingFork(self.fork, tuple(branch for part in self.branches for branch in part)))
 
-    def bundles(self) -> list[Bundle]:
-        """This bundle and all within, inner ones first."""
-        inner = [bundle for part in self.parts if isinstance(part, Bundle) for bundle in part.bundles()]
+    def lane_groups(self) -> list[LaneGroup]:
+        """Return this group and all within, inner ones first."""
+        inner = [lane_group for part in self.parts if isinstance(part, LaneGroup) for lane_group in part.lane_groups()]
         return [*inner, self]
 
     def lanes(self) -> list[Lane]:
@@ -92,18 +92,18 @@ class Bundle:
 
 
 @dataclass(frozen=True)
-class Gather:
-    """A Join over one bundle of lanes."""
+class JoinOperation:
+    """A Join over one group of lanes."""
 
     element: Join[Any]
-    bundle: Bundle
+    lane_group: LaneGroup
 
 
-Operation = Step | Fork | Gather
+Operation = StepOperation | ForkOperation | JoinOperation
 
 
 @dataclass(frozen=True)
-class Piece:
+class LaneChange:
     """What one `add` did to neighbouring lanes: `taken` of them became `given`.
 
     `element` is the position within the add of the element that did it, None where a Join passed a lane by; `piped`
@@ -117,16 +117,16 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Row:
+class Addition:
     """One `add`: its elements as the user gave them, and what they did to the lanes, from first to last."""
 
     elements: tuple[Element, ...]
-    pieces: tuple[Piece, ...]
+    changes: tuple[LaneChange, ...]
 
     @property
     def piped(self) -> int:
         """On how many lanes a Pipe was put in."""
-        return sum(len(piece.piped) for piece in self.pieces)
+        return sum(len(change.piped) for change in self.changes)
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,12 @@ class Layout:
 
     operations: tuple[Operation, ...] = ()
     lanes: tuple[Lane, ...] = ()
-    rows: tuple[Row, ...] = ()
+    additions: tuple[Addition, ...] = ()
 
-    def fork(self, index: int) -> AnyFork:
+    def fork(self, index: int) -> ForkElement:
         """The element of the fork that is operation `index`."""
         operation = self.operations[index]
-        assert isinstance(operation, Fork)
+        assert isinstance(operation, ForkOperation)
         return operation.element
 
     def is_auto(self, index: int) -> bool:
@@ -150,14 +150,14 @@ class Layout:
 
     def branches(self, fork: int) -> list[tuple[int, ...]]:
         """What is still open of the fork that is operation `fork`: which of its branches each part carries."""
-        found = (level.branches for lane in self.lanes for level in lane.levels if level.fork == fork)
+        found = (outer.branches for lane in self.lanes for outer in lane.enclosing if outer.fork == fork)
         return list(dict.fromkeys(found))
 
 
 def extended(layout: Layout, elements: Sequence[object]) -> Layout:
     """`layout` with `elements` added on its lanes by rules 1 to 6.
 
-    The last row of the result says on how many lanes a Pipe was put in.  Raises RuleError, and TypeError or
+    The last addition of the result says on how many lanes a Pipe was put in.  Raises RuleError, and TypeError or
     ValueError for a Processor that cannot run.
     """
     checked = tuple(_element(value) for value in elements)
@@ -167,7 +167,7 @@ def extended(layout: Layout, elements: Sequence[object]) -> Layout:
     lanes = len(layout.lanes) or 1
     if not checked:
         raise RuleError(f"add() got 0 elements for {_open(lanes)}: pass at least one", rule=5)
-    if not layout.rows:
+    if not layout.additions:
         return _started(checked)
     _one_kind(checked)
     builder = _Builder(layout)
@@ -178,12 +178,12 @@ def extended(layout: Layout, elements: Sequence[object]) -> Layout:
 
 def closed(layout: Layout) -> Layout:
     """`layout` with the branches that are still open merged into one (rule 7); itself where none is."""
-    if not any(lane.levels for lane in layout.lanes):
+    if not any(lane.enclosing for lane in layout.lanes):
         return layout
     builder = _Builder(layout)
     cluster = [_with_pipe(lane) for lane in layout.lanes]
-    builder.gather(Join(), _bundled(layout, Join(), cluster, everything=True))
-    return replace(builder.built(()), rows=layout.rows)
+    builder.join_lanes(Join(), _grouped(layout, Join(), cluster, everything=True))
+    return replace(builder.built(()), additions=layout.additions)
 
 
 def _open(lanes: int) -> str:
@@ -220,7 +220,7 @@ def _started(elements: tuple[Element, ...]) -> Layout:
         )
     first = elements[0]
     assert isinstance(first, Processor)
-    return Layout((Step(first, None),), (Lane(0, 0, ()),), (Row(elements, (Piece(0, 1, 1),)),))
+    return Layout((StepOperation(first, None),), (Lane(0, 0, ()),), (Addition(elements, (LaneChange(0, 1, 1),)),))
 
 
 def _kind(element: Element) -> type[Element]:
@@ -252,7 +252,7 @@ def _groups(layout: Layout, count: int) -> list[Sequence[Lane]]:
     if len(lanes) % count == 0:
         size = len(lanes) // count
         return [lanes[start : start + size] for start in range(0, len(lanes), size)]
-    if not any(lane.levels for lane in lanes):
+    if not any(lane.enclosing for lane in lanes):
         remedy = "add one element, or a fork first"
     elif len(lanes) == 1:
         remedy = "add one element"
@@ -260,7 +260,7 @@ def _groups(layout: Layout, count: int) -> list[Sequence[Lane]]:
         remedy = f"add 1 (a copy on every branch), {len(lanes)} (one each), or a number that divides {len(lanes)}" + (
             f" or {forks}, the number of forks" if forks > 1 else ""
         )
-    if any(layout.is_auto(level.fork) for lane in lanes for level in lane.levels):
+    if any(layout.is_auto(outer.fork) for lane in lanes for outer in lane.enclosing):
         remedy += (
             "; BalancingFork() opens one branch, whose copies are all alike, and how many is decided while "
             "the pipeline runs: for different branches give it a number, as in BalancingFork(2)"
@@ -272,7 +272,7 @@ def _runs(lanes: Iterable[Lane]) -> list[tuple[int | None, list[Lane]]]:
     """Neighbouring lanes with the same innermost fork."""
     runs: list[tuple[int | None, list[Lane]]] = []
     for lane in lanes:
-        fork = lane.levels[-1].fork if lane.levels else None
+        fork = lane.enclosing[-1].fork if lane.enclosing else None
         if runs and runs[-1][0] == fork:
             runs[-1][1].append(lane)
         else:
@@ -287,12 +287,12 @@ class _Builder:
         self._layout = layout
         self._operations = list(layout.operations)
         self._lanes: list[Lane] = []
-        self._pieces: list[Piece] = []
+        self._pieces: list[LaneChange] = []
 
     def built(self, elements: tuple[Element, ...]) -> Layout:
         """The layout with what was placed."""
-        row = Row(elements, tuple(self._pieces))
-        return Layout(tuple(self._operations), tuple(self._lanes), (*self._layout.rows, row))
+        addition = Addition(elements, tuple(self._pieces))
+        return Layout(tuple(self._operations), tuple(self._lanes), (*self._layout.additions, addition))
 
     def place(self, position: int, element: Element, group: Sequence[Lane]) -> None:
         """Put the element at `position` of this add on the lanes of its group."""
@@ -302,34 +302,34 @@ class _Builder:
         for lane in group:
             if isinstance(element, Pipe):
                 self._lanes.append(replace(lane, pipe=one_pipe(lane.pipe, element)))
-                self._pieces.append(Piece(position, 1, 1))
+                self._pieces.append(LaneChange(position, 1, 1))
             elif isinstance(element, Processor):
                 # Rule 3: a fork or a join in front will do instead of a Pipe.
-                missing = lane.pipe is None and isinstance(self._operations[lane.source], Step)
-                source = self._operation(Step(element, _with_pipe(lane) if missing else lane))
-                self._lanes.append(Lane(source, 0, lane.levels))
-                self._pieces.append(Piece(position, 1, 1, (0,) if missing else ()))
+                missing = lane.pipe is None and isinstance(self._operations[lane.source], StepOperation)
+                source = self._operation(StepOperation(element, _with_pipe(lane) if missing else lane))
+                self._lanes.append(Lane(source, 0, lane.enclosing))
+                self._pieces.append(LaneChange(position, 1, 1, (0,) if missing else ()))
             else:
-                assert isinstance(element, AnyFork)
-                source = self._operation(Fork(element, _with_pipe(lane)))
+                assert isinstance(element, ForkElement)
+                source = self._operation(ForkOperation(element, _with_pipe(lane)))
                 ports = element.n or 1
                 for port in range(ports):
-                    self._lanes.append(Lane(source, port, (*lane.levels, Level(source, (port,)))))
-                self._pieces.append(Piece(position, 1, ports, () if lane.pipe else (0,)))
+                    self._lanes.append(Lane(source, port, (*lane.enclosing, EnclosingFork(source, (port,)))))
+                self._pieces.append(LaneChange(position, 1, ports, () if lane.pipe else (0,)))
 
     def _place_joins(self, position: int, join: Join[Any], group: Sequence[Lane]) -> None:
         for cluster, joined in _clusters(self._layout, join, group):
             if not joined:
                 self._lanes += cluster
-                self._pieces += [Piece(None, 1, 1)] * len(cluster)
+                self._pieces += [LaneChange(None, 1, 1)] * len(cluster)
                 continue
             missing = tuple(index for index, lane in enumerate(cluster) if lane.pipe is None)
-            self.gather(join, _bundled(self._layout, join, [_with_pipe(lane) for lane in cluster]))
-            self._pieces.append(Piece(position, len(cluster), 1, missing))
+            self.join_lanes(join, _grouped(self._layout, join, [_with_pipe(lane) for lane in cluster]))
+            self._pieces.append(LaneChange(position, len(cluster), 1, missing))
 
-    def gather(self, join: Join[Any], bundle: Bundle) -> None:
-        """Put out the lane that `bundle` becomes."""
-        self._lanes.append(Lane(self._operation(Gather(join, bundle)), 0, bundle.levels))
+    def join_lanes(self, join: Join[Any], lane_group: LaneGroup) -> None:
+        """Put out the lane that a group becomes."""
+        self._lanes.append(Lane(self._operation(JoinOperation(join, lane_group)), 0, lane_group.enclosing))
 
     def _operation(self, operation: Operation) -> int:
         self._operations.append(operation)
@@ -353,13 +353,13 @@ def one_pipe(first: Pipe | None, second: Pipe | None) -> Pipe | None:
 
 def _clusters(layout: Layout, join: Join[Any], group: Sequence[Lane]) -> list[tuple[list[Lane], bool]]:
     """The lanes of `group` as `join` takes them together, by rule 6; False with those that `Join()` leaves alone."""
-    if not any(lane.levels for lane in group):
+    if not any(lane.enclosing for lane in group):
         raise RuleError(f"{join!r}: no fork is open: add a ReplicatingFork or BalancingFork before it", rule=6)
     if join.n is not None:
         if len(group) % join.n:
             for lane in group:
-                if lane.levels:
-                    _check_fork(layout, join, lane.levels[-1].fork)
+                if lane.enclosing:
+                    _check_fork(layout, join, lane.enclosing[-1].fork)
             divisor = f", or a number that divides {len(group)}" if len(group) > 1 else ""
             raise RuleError(
                 f"{join!r} on {_open(len(group))}: {join.n} does not divide {len(group)}, and a Join "
@@ -368,7 +368,7 @@ def _clusters(layout: Layout, join: Join[Any], group: Sequence[Lane]) -> list[tu
             )
         return [(list(group[start : start + join.n]), True) for start in range(0, len(group), join.n)]
     # A fork is innermost only where no other is open on any of its branches.
-    outer = {level.fork for lane in layout.lanes for level in lane.levels[:-1]}
+    outer = {outer.fork for lane in layout.lanes for outer in lane.enclosing[:-1]}
     clusters = [(run, fork is not None and fork not in outer) for fork, run in _runs(group)]
     if not any(joined for _, joined in clusters):
         raise RuleError(
@@ -379,41 +379,41 @@ def _clusters(layout: Layout, join: Join[Any], group: Sequence[Lane]) -> list[tu
     return clusters
 
 
-def _bundled(layout: Layout, join: Join[Any], cluster: Sequence[Lane], *, everything: bool = False) -> Bundle:
+def _grouped(layout: Layout, join: Join[Any], cluster: Sequence[Lane], *, everything: bool = False) -> LaneGroup:
     """The lanes of `cluster` made one, fork by fork from the innermost; `everything` goes on until no fork is left."""
-    items: list[Lane | Bundle] = list(cluster)
+    items: list[Lane | LaneGroup] = list(cluster)
     while True:
-        depth = max(len(item.levels) for item in items)
+        depth = max(len(item.enclosing) for item in items)
         if depth == 0:
             raise RuleError(f"{join!r}: no fork is open: add a ReplicatingFork or BalancingFork before it", rule=6)
-        rest: list[Lane | Bundle] = []
-        deepest: dict[int, list[Lane | Bundle]] = {}
+        rest: list[Lane | LaneGroup] = []
+        deepest: dict[int, list[Lane | LaneGroup]] = {}
         for item in items:
-            if len(item.levels) < depth:
+            if len(item.enclosing) < depth:
                 rest.append(item)
                 continue
-            fork = item.levels[-1].fork
+            fork = item.enclosing[-1].fork
             if fork not in deepest:
                 deepest[fork] = []
-                rest.append(item)  # Holds the place of the bundle.
+                rest.append(item)  # Holds the place of the group.
             deepest[fork].append(item)
         alone = len(rest) == 1
         for fork, parts in deepest.items():
-            bundle = _bundle(layout, join, fork, parts, alone=alone)
+            lane_group = _group(layout, join, fork, parts, alone=alone)
             if not everything:
                 _check_fork(layout, join, fork)
-            rest[rest.index(parts[0])] = bundle
+            rest[rest.index(parts[0])] = lane_group
         items = rest
-        if alone and not (everything and items[0].levels):
+        if alone and not (everything and items[0].enclosing):
             break
     (result,) = items
-    assert isinstance(result, Bundle)
+    assert isinstance(result, LaneGroup)
     return result
 
 
-def _bundle(layout: Layout, join: Join[Any], fork: int, parts: list[Lane | Bundle], *, alone: bool) -> Bundle:
+def _group(layout: Layout, join: Join[Any], fork: int, parts: list[Lane | LaneGroup], *, alone: bool) -> LaneGroup:
     """`parts` of one fork made one: all of it, or if they stand `alone` under the Join, an even part."""
-    branches = tuple(part.levels[-1].branches for part in parts)
+    branches = tuple(part.enclosing[-1].branches for part in parts)
     present = layout.branches(fork)
     whole = len(branches) == len(present)
     if not whole:
@@ -432,7 +432,7 @@ def _bundle(layout: Layout, join: Join[Any], fork: int, parts: list[Lane | Bundl
                 f"or a number that divides {len(present)}",
                 rule=6,
             )
-    return Bundle(fork, tuple(parts), branches, whole, parts[0].levels[:-1])
+    return LaneGroup(fork, tuple(parts), branches, whole, parts[0].enclosing[:-1])
 
 
 def _check_fork(layout: Layout, join: Join[Any], fork: int) -> None:

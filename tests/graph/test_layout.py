@@ -45,7 +45,7 @@ def described(*rows: Any) -> Description:
 
 def lanes(*rows: Any) -> list[tuple[tuple[int, ...], ...]]:
     """The branches that each open lane of `rows` carries, outermost fork first."""
-    return [tuple(level.branches for level in lane.levels) for lane in described(*rows).layout.lanes]
+    return [tuple(each.branches for each in lane.enclosing) for lane in described(*rows).layout.lanes]
 
 
 def broken(rule: int, description: Description, *elements: object) -> str:
@@ -277,7 +277,7 @@ def test_rule_6_join_without_a_number():
     # Branches of a fork that has another one open within are left alone, and need no Pipe.
     description = described(P, Pipe(), ReplicatingFork(3), Pipe(), (ReplicatingFork(2), Pipe(), Pipe()), P)
     assert "on 2 branches" in put_in(description, Join())
-    assert [len(lane.levels) for lane in description.layout.lanes] == [1, 1, 1]
+    assert [len(lane.enclosing) for lane in description.layout.lanes] == [1, 1, 1]
     waiting = [P, Pipe(), ReplicatingFork(2), Pipe(), (ReplicatingFork(2), Pipe()), Pipe()]
     assert "forks open within" in broken(6, described(*waiting), Pipe(), Join())
 

@@ -514,7 +514,7 @@ def test_any_pipeline_has_a_plan_and_a_picture(rows, ordered):
                 break
         validated(description.plan(cores=2, ordered=ordered))
         assert description.code("") == "".join(
-            f".add({', '.join(map(repr, row.elements))})" for row in description.layout.rows
+            f".add({', '.join(map(repr, each.elements))})" for each in description.layout.additions
         )
     picture = draw(description).split("\n")
     assert sum(line.endswith("  results") for line in picture) == 1
