@@ -62,15 +62,12 @@ class OverdueAt(NamedTuple):
 GivenUpFor = Failure | DiedAt | OverdueAt
 
 
-class FailedUnit(Exception):
-    """The job, or pickling for it, failed on the unit that comes `units` after the last one acknowledged.
+class LeaseFailed(Exception):
+    """The job, or pickling for it, failed at the call of that index in the lease; None: nobody knows at which."""
 
-    None: on one of the lease, nobody knows which.
-    """
-
-    def __init__(self, units: int | None, failure: Failure) -> None:
-        super().__init__(units)
-        self.units = units
+    def __init__(self, index: int | None, failure: Failure) -> None:
+        super().__init__(index)
+        self.index = index
         self.failure = failure
 
 

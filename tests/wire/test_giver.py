@@ -37,46 +37,46 @@ class Givers(TestCase):
         giver = ReuseDetector()
         things = [Thing() for _ in range(WATCHED + 1)]
         for thing in things:
-            giver.gave(thing)
-            assert giver.wary is (thing is not things[-1])
-        giver.gave(things[0])
+            giver.observe(thing)
+            assert giver.undecided is (thing is not things[-1])
+        giver.observe(things[0])
         assert not giver.repeats, "that is known by now"
 
     def test_one_that_gives_two_in_turn(self) -> None:
         giver = ReuseDetector()
         things = Thing(), Thing()
         for thing in things:
-            giver.gave(thing)
-            assert giver.wary
-        giver.gave(things[0])
-        assert giver.repeats and not giver.wary
+            giver.observe(thing)
+            assert giver.undecided
+        giver.observe(things[0])
+        assert giver.repeats and not giver.undecided
 
     def test_what_is_heavy_is_watched_for_less_long(self) -> None:
         giver = ReuseDetector()
         for number in range(WATCHED_HEAVY + 1):
-            giver.gave(SharedBlob(BLOB_BYTES))
-            assert giver.wary is (number < WATCHED_HEAVY)
+            giver.observe(SharedBlob(BLOB_BYTES))
+            assert giver.undecided is (number < WATCHED_HEAVY)
         assert not giver.repeats
 
     def test_what_nobody_else_has_is_not_kept(self) -> None:
         giver = ReuseDetector()
         thing = Thing()
         seen = weakref.ref(thing)
-        giver.gave(thing)
+        giver.observe(thing)
         del thing
         assert seen() is None
-        assert giver.wary
+        assert giver.undecided
 
     def test_a_new_one_where_another_was_is_not_the_same(self) -> None:
         for kind in (Thing, list):
             giver = ReuseDetector()
             for _ in range(WATCHED + 1):
                 # Without anybody to keep it, the next one has its address.
-                giver.gave(kind())
-            assert not giver.repeats and not giver.wary
+                giver.observe(kind())
+            assert not giver.repeats and not giver.undecided
 
     def test_what_can_come_back_to_life_is_kept(self) -> None:
         Pooled.pool = []
         giver = ReuseDetector()
-        giver.gave(Pooled())
+        giver.observe(Pooled())
         assert Pooled.pool == [], "from where it would be given again, as another by all that a weak reference says"

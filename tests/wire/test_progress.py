@@ -49,7 +49,8 @@ class BoardTest(TestCase):
     def test_since_when(self):
         slot = self.board().new()
         assert slot.working_since() == ((0, 0), None)
-        slot.starter(3, timed=True)(0, 1)
+        slot.timed = True
+        slot.starter(3)(0, 1)
         at, since = slot.working_since()
         assert at == (3, 1) and since is not None
         slot.mark(False)

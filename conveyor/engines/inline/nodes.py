@@ -122,7 +122,7 @@ class InlineStep:
     def _process(self, argument: Any, items: int) -> Iterator[Any]:
         number = self._started
         self._started += items
-        self._roster.items_in += items
+        self._roster.totals.items_in += items
         job = self._jobs[self._turn]
         self._turn = (self._turn + 1) % len(self._jobs)
         attempts = self._attempts(job, argument, number, items)
@@ -132,7 +132,7 @@ class InlineStep:
             output = next(attempts, NOTHING)
             seconds += time.perf_counter() - started
             if output is NOTHING:
-                self._roster.done(1, seconds)
+                self._roster.calls_done(1, seconds)
                 return
             yield from self._pass_on(output, argument, (job, number, items))
 
@@ -192,7 +192,7 @@ class InlineStep:
             except Exception as second:
                 raise self._error(second, "pickle", number, items, shown, output=replacement) from second
         self._given_up += items
-        self._roster.failed += items
+        self._roster.totals.failed += items
         self._failures.fail(
             FailedItem(self._node.name, number, number + items - 1, failed.item, failed, attempts, when)
         )
@@ -206,7 +206,7 @@ class InlineStep:
 
         One that cannot be pickled is given up, or ends the run.
         """
-        self._roster.items_out += 1
+        self._roster.totals.items_out += 1
         try:
             copy = copied(output)
         except Exception as error:
@@ -217,7 +217,7 @@ class InlineStep:
                 raise self._error(error, "pickle", number, items, self._format_item(argument), output=output) from error
             copy = self._give_up(job, error, "pickle", argument, number, items, output=output)
             if copy is None:
-                self._roster.items_out -= 1
+                self._roster.totals.items_out -= 1
                 return
         yield from self._output.accept(copy)
 

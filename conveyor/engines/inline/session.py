@@ -152,9 +152,9 @@ class Session:
         steps = []
         for step in self._plan.steps:
             roster = self._rosters[step.index]
-            roster.busy = roster.stalled = roster.seconds
-            roster.present = max(passed, roster.seconds)
-            steps.append(roster.stats(waiting=0, bound=step.bound))
+            busy = roster.totals.seconds
+            spent = busy, 0.0, max(passed, busy), busy
+            steps.append(roster.stats(waiting=0, bound=step.bound, spent=spent))
         return Stats(passed, self._plan.cores, tuple(steps), ())
 
     def close(self) -> None:

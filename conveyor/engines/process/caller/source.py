@@ -59,13 +59,12 @@ _PROMPT_TYPES = frozenset({list, tuple, range, dict, set, frozenset, str, bytes}
 class Pace:
     """How many items to pull at a time: what the broker has room for, what one blob holds, and what comes quickly."""
 
-    __slots__ = ("_blob_items", "_budget", "credit", "growing", "uses_arena")
+    __slots__ = ("_budget", "credit", "growing", "uses_arena")
 
     def __init__(self, credit: int, max_bytes: int) -> None:
         # How many items the broker has asked for, and did not get yet.
         self.credit = credit
         self.growing = 1
-        self._blob_items = 1 << 30
         self._budget = ByteBudget(max_bytes)
         # Whether the last blob is in the arena: then it counts which slots may be written again.
         self.uses_arena = False
@@ -77,12 +76,11 @@ class Pace:
 
     def wanted(self) -> int:
         """Return how many items to pull."""
-        return min(self.credit, self.growing, self._blob_items)
+        return min(self.credit, self.growing, self._budget.items_per_blob)
 
     def note_blob(self, items: int, blob: Any) -> None:
         """Take in how large the items were."""
         size = len(blob)
-        self._blob_items = max(1, BLOB_BYTES * items // size)
         self._budget.take(items, size)
         self.uses_arena = type(blob) is SharedBlob
 
@@ -149,7 +147,7 @@ class Input:
             self.pulled = []
             self._pull(items, wanted)
             if not self.is_prompt and self.pulled:
-                self.detector.gave(self.pulled[0])
+                self.detector.observe(self.pulled[0])
             return
         if stoppable:
             self._tokens = [None] * wanted
@@ -359,7 +357,7 @@ class Source:
                 self._receive()
             if self._stopped:
                 return True
-            wanted = 1 if source.detector.wary else pace.wanted()
+            wanted = 1 if source.detector.undecided else pace.wanted()
             sent = self._sent
             gate.enter(source.cut_pull_short)
             try:

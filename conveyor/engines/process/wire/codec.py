@@ -220,7 +220,7 @@ class ByteBudget:
     True
     """
 
-    __slots__ = ("_first", "_least", "_left", "_mean", "_most")
+    __slots__ = ("_first", "_least", "_left", "_mean", "_most", "items_per_blob", "spent")
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -228,21 +228,22 @@ class ByteBudget:
         self._least = max(1, min(LEAST_ALLOWANCE, most // 64))
         self._mean = 0.0
         self._left = self._first
+        # How many items make a blob, as far as the last ones tell; and whether nothing more may be given.
+        self.items_per_blob = 1 << 30
+        self.spent = False
 
     def renew(self, items: int) -> None:
         """Take in that so many items may be given."""
         expected = int(4 * items * self._mean) if self._mean else self._first
         self._left = max(self._least, min(expected, self._most))
+        self.spent = False
 
     def take(self, items: int, size: int) -> None:
         """Take in what was given."""
         self._mean = size / items
         self._left -= size
-
-    @property
-    def spent(self) -> bool:
-        """Whether nothing more may be given."""
-        return self._left <= 0
+        self.spent = self._left <= 0
+        self.items_per_blob = max(1, BLOB_BYTES * items // size)
 
 
 def copied(item: Any) -> Any:
@@ -257,27 +258,27 @@ class ReuseDetector:
     """What is known of someone who gives items: whether an object comes again, and so may have been changed.
 
     A generator that fills one buffer again and again is the usual case.  The first few objects tell: as long as
-    `wary`, items are to be encoded one at a time; those of one that `repeats` are to be frozen from then on.
+    `undecided`, items are to be encoded one at a time; those of one that `repeats` are to be frozen from then on.
 
     >>> giver = ReuseDetector()
     >>> buffer = bytearray(8)
-    >>> giver.gave(buffer)
-    >>> giver.wary, giver.repeats
+    >>> giver.observe(buffer)
+    >>> giver.undecided, giver.repeats
     (True, False)
-    >>> giver.gave(buffer)
-    >>> giver.wary, giver.repeats
+    >>> giver.observe(buffer)
+    >>> giver.undecided, giver.repeats
     (False, True)
     """
 
-    __slots__ = ("_first", "_known", "repeats", "wary")
+    __slots__ = ("_first", "_known", "repeats", "undecided")
 
     def __init__(self) -> None:
         self._first: list[Callable[[], Any]] = []
         self._known = False
-        self.wary = False
+        self.undecided = False
         self.repeats = False
 
-    def gave(self, item: Any) -> None:
+    def observe(self, item: Any) -> None:
         """Take in what was given; of items that cannot be changed there is nothing to be known."""
         if self._known or type(item) in ATOMS:
             return
@@ -285,7 +286,7 @@ class ReuseDetector:
         self._first.append(_watched(item))
         most = WATCHED if len(self._first) <= WATCHED_HEAVY or weight(item) < BLOB_BYTES else WATCHED_HEAVY
         self._known = self.repeats or len(self._first) > most
-        self.wary = not self._known
+        self.undecided = not self._known
         if self._known:
             self._first.clear()
 

@@ -52,6 +52,8 @@ class ProgressSlot:
         self._started, self._stop_at = first + STARTED, first + STOP_AT
         self._since, self._unpickling = first + SINCE, first + UNPICKLING
         self._fence = threading.Lock()
+        # Whether the broker wants to know since when the worker is at each call.
+        self.timed = False
 
     def __getstate__(self) -> tuple[BoardMemory, int]:
         return self.memory, self.index
@@ -59,11 +61,8 @@ class ProgressSlot:
     def __setstate__(self, state: tuple[BoardMemory, int]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
-    def starter(self, lease: int, timed: bool = False) -> Callable[[int, int], int]:
-        """Return what starts the calls from `first` to `stop` of a lease, and returns how far that is allowed.
-
-        `timed`: it also writes when.
-        """
+    def starter(self, lease: int) -> Callable[[int, int], int]:
+        """Return what starts the calls from `first` to `stop` of a lease, and returns how far that is allowed."""
         words, started, stop_at, fence, base = self.memory.words, self._started, self._stop_at, self._fence, lease << 32
 
         def start(first: int, stop: int) -> int:
@@ -83,13 +82,14 @@ class ProgressSlot:
             self.mark(True)
             return start(first, stop)
 
-        return mark_and_start if timed else start
+        return mark_and_start if self.timed else start
 
     def mark(self, working: bool) -> None:
         """The worker writes that it is at a call from now on, or at none."""
-        self.memory.words[self._since] = time.monotonic_ns() if working else 0
-        with self._fence:
-            pass
+        if self.timed:
+            self.memory.words[self._since] = time.monotonic_ns() if working else 0
+            with self._fence:
+                pass
 
     @property
     def unpickling(self) -> bool:

@@ -26,27 +26,29 @@ class CpuMeter:
     """
 
     def __init__(self) -> None:
-        self._cpu = 0.0
-        self._given_up = 0
+        self.began = 0.0
+        self._cpu_seconds = 0.0
+        self._switches = 0
         self._usage = _usage_reader()
 
     def begin(self) -> None:
-        """From here on."""
+        """Count from here on."""
+        self.began = time.perf_counter()
         if self._usage is None:
-            self._cpu = time.process_time()
-            self._given_up += 1
+            self._cpu_seconds = time.process_time()
+            self._switches += 1
         else:
             usage = self._usage()
-            self._cpu = usage.ru_utime + usage.ru_stime
-            self._given_up = usage.ru_nvcsw
+            self._cpu_seconds = usage.ru_utime + usage.ru_stime
+            self._switches = usage.ru_nvcsw
 
-    def since(self, seconds: float) -> tuple[float, float]:
-        """Return how long, of the `seconds` since `begin`, a core was used, and something else was waited for; begin
-        again."""
-        cpu, given_up = self._cpu, self._given_up
+    def lap(self) -> tuple[float, float, float]:
+        """Return the seconds since `begin`, and in how many of them this process used a core, and waited for something
+        that is no core; begin again."""
+        began, cpu_seconds, switches = self.began, self._cpu_seconds, self._switches
         self.begin()
-        used = self._cpu - cpu
-        return used, max(0.0, seconds - used) if self._given_up != given_up else 0.0
+        seconds, used = self.began - began, self._cpu_seconds - cpu_seconds
+        return seconds, used, max(0.0, seconds - used) if self._switches != switches else 0.0
 
 
 def _usage_reader() -> Callable[[], Any] | None:

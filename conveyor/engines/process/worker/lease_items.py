@@ -1,6 +1,6 @@
-"""The units of the lease at hand, as they came.
+"""The arguments of the lease at hand: what the job is called with.
 
-Law: what was unpickled for one lease and belongs to the next is kept, so that nothing is unpickled twice; and a unit
+Law: what was unpickled for one lease and belongs to the next is kept, so that nothing is unpickled twice.  An argument
 can be had once more as it came, where a job may have changed it before it failed.
 """
 
@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable
 
 from conveyor._lean.typing import Any
-from conveyor.engines.failures import FailedUnit, failure_of
+from conveyor.engines.failures import LeaseFailed, failure_of
 from conveyor.engines.process.wire.codec import decode, items_of
 from conveyor.engines.process.wire.messages import StartLease
 from conveyor.engines.process.wire.progress import ProgressSlot
@@ -20,15 +20,16 @@ _USED = object()
 
 
 class LeaseItems:
-    """Turns messages into units: items, or lists of `batch` items.
+    """Turns messages into arguments: items, or lists of `batch_size` items.
 
-    `progress` says to the broker that the worker is unpickling.  `again`: whether a unit may be wanted once more.
+    `progress` says to the broker that the worker is unpickling.  `may_want_again`: an argument may be
+    wanted once more.
     """
 
-    def __init__(self, batch: int | None, progress: ProgressSlot, again: bool) -> None:
-        self._batch = batch
+    def __init__(self, batch_size: int | None, progress: ProgressSlot, may_want_again: bool) -> None:
+        self._batch_size = batch_size
         self._progress = progress
-        self._again = again
+        self._may_want_again = may_want_again
         self.all: list[Any] = []
         # What they were unpickled from, where a job may be called again that has changed its item; and those once more.
         self._source: tuple[Any, list[Any]] = ((), [])
@@ -38,14 +39,14 @@ class LeaseItems:
         self._kept_blob: Any = None
 
     def take(self, lease: StartLease, blobs: list[Any]) -> list[Any]:
-        """Return the units of a lease; raises FailedUnit where one cannot be unpickled.
+        """Return the arguments of a lease; raises LeaseFailed where one cannot be unpickled.
 
         `blobs` is empty afterwards where they are not needed once more, so that nobody has what lives nowhere else.
         """
         spec, keep = lease.spec, lease.keep_last
         # Of a blob that was sent with an earlier lease, only what is left of it is used, so its items are fresh.
         all_blobs, known = ([self._kept_blob, *blobs], self._kept) if lease.starts_in_kept else (blobs, [])
-        if self._again:
+        if self._may_want_again:
             self._source, self._afresh = (spec, all_blobs), []
         self._progress.unpickling = True
         try:
@@ -53,53 +54,53 @@ class LeaseItems:
             decoded = [*known, *[decode(blob) for blob in all_blobs[len(known) :]]]
             self._kept = decoded[-1:] if keep else []
         except BaseException as error:
-            decoded, self._kept = self._decoded_sparingly(spec, all_blobs, error), []
+            decoded, self._kept = self._decoded_tolerantly(spec, all_blobs, error), []
         self._kept_blob = all_blobs[-1] if keep else None
-        if not self._again:
+        if not self._may_want_again:
             blobs.clear()
         self._progress.unpickling = False
         self.all = self._cut(items_of(spec, decoded))
         return self.all
 
     def leave(self) -> None:
-        """Have no units any more, so that what is in none of the outputs is nobody's."""
+        """Have no arguments any more: what is in none of the outputs is nobody's then."""
         self.all = []
         self._source, self._afresh = ((), []), []
 
-    def _decoded_sparingly(self, spec: Any, blobs: list[Any], error: BaseException) -> list[Any]:
-        """Return the items of blobs of which some cannot be unpickled; raises FailedUnit where one is in this lease."""
+    def _decoded_tolerantly(self, spec: Any, blobs: list[Any], error: BaseException) -> list[Any]:
+        """Return the items of blobs of which some cannot be unpickled; raises LeaseFailed for one of this lease."""
         try:
             decoded = [items_sparing(blob) for blob in blobs]
             broken = list(map(what_broke, items_of(spec, decoded)))
         except BaseException:
-            raise FailedUnit(None, failure_of(error, "unpickle")) from None
+            raise LeaseFailed(None, failure_of(error, "unpickle")) from None
         for index, cause in enumerate(broken):
             if cause is not None:
-                raise FailedUnit(index // (self._batch or 1), failure_of(cause, "unpickle"))
+                raise LeaseFailed(index // (self._batch_size or 1), failure_of(cause, "unpickle"))
         return decoded
 
     def _cut(self, items: list[Any]) -> list[Any]:
-        size = self._batch
+        size = self._batch_size
         if size is None:
             return items
         return [items[start : start + size] for start in range(0, len(items), size)]
 
     def fresh(self, index: int) -> Any:
-        """Return a unit as it came: the job that failed at it may have changed it."""
+        """Return an argument as it came: the job that failed at it may have changed it."""
         if not self._afresh or self._afresh[index] is _USED:
             spec, blobs = self._source
             self._afresh = list(self._cut(items_of(spec, [items_anyhow(blob) for blob in blobs])))
-        unit, self._afresh[index] = self._afresh[index], _USED
-        return unit
+        argument, self._afresh[index] = self._afresh[index], _USED
+        return argument
 
-    def text_of(self, index: int, shown: Callable[[Any], str]) -> str | None:
-        """Return what a message says of a unit, None where there is none."""
+    def text_of(self, index: int, format_item: Callable[[Any], str]) -> str | None:
+        """Return what a message says of an argument, None where there is none."""
         if index >= len(self.all):
             return None
-        unit = self.all[index]
-        if self._again:
+        argument = self.all[index]
+        if self._may_want_again:
             # One that cannot be had once more is shown as the job left it.
             with contextlib.suppress(Exception):
                 again = self.fresh(index)
-                unit = unit if type(again) is Unloadable else again
-        return shown(unit)
+                argument = argument if type(again) is Unloadable else again
+        return format_item(argument)

@@ -1,0 +1,297 @@
+"""What a worker receives and what it sends: its inbox and its outbox.
+
+Law: the worker acknowledges calls in their order, and never gives an output that it has no credit for.  What is not
+sent yet belongs to the lease at hand.  Nothing here calls the job.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from conveyor._lean.typing import TYPE_CHECKING, Any
+from conveyor._system.clock import time
+from conveyor.core import FLUSH_SHARE, TARGET_SECONDS
+from conveyor.core.data.group_sizes import GroupSizes, append_groups, total, with_one_less
+from conveyor.engines.process.wire import messages
+from conveyor.engines.process.wire.codec import ByteBudget, encode, unpicklable
+from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost
+from conveyor.engines.process.worker.cpu_meter import CpuMeter
+
+if TYPE_CHECKING:
+    from conveyor.engines.process.shm.arena import Arena
+    from conveyor.engines.process.wire.progress import ProgressSlot
+
+FLUSH_SECONDS = TARGET_SECONDS * FLUSH_SHARE
+
+
+class LeaseStopped(Exception):
+    """The broker cancelled the lease at hand, or the worker is to close."""
+
+
+class Outbox:
+    """What the job gave, until it is sent; and how much more it may give for the lease at hand.
+
+    `replace` gets the index of a call, an output of it that cannot be pickled, and the reason.  It returns what goes on
+    in the place of that output, None for nothing.
+    """
+
+    def __init__(self, end: BlockingEndpoint, arena: Arena | None, grouped: bool, budget: ByteBudget) -> None:
+        self._end = end
+        self._arena = arena
+        self._grouped = grouped
+        self.budget = budget
+        self.meter = CpuMeter()
+        self.replace: Callable[[int, Any, BaseException], Any]
+        self.lease = 0
+        self.credit = 0
+        # Calls of the lease that are acknowledged, and those that are done and not acknowledged.
+        self.acknowledged = 0
+        self.calls = 0
+        # What those gave, and its types; how many outputs each of them gave.
+        self.outputs: list[Any] = []
+        self.kinds: set[type] = set()
+        self._group_sizes: GroupSizes = []
+        # How many outputs of the call that the job is amid were left out; None between two calls.
+        self.left_out: int | None = None
+        # Index, attempts, time and reason of each call that was given up.
+        self.given_up: list[tuple[int, int, float, Any]] = []
+
+    @property
+    def call_at_hand(self) -> int:
+        """The index, in the lease, of the first call that is not done."""
+        return self.acknowledged + self.calls
+
+    def begin(self, lease: int, credit: int) -> None:
+        """Begin a lease."""
+        self.lease, self.credit, self.acknowledged = lease, credit, 0
+        self.meter.begin()
+        self.budget.renew(credit)
+        self.given_up = []
+        self.forget()
+
+    def forget(self) -> None:
+        """Have nothing to send any more."""
+        self.outputs, self.calls, self._group_sizes = [], 0, []
+        self.kinds = set()
+        self.left_out = None
+
+    def grant(self, lease: int, credit: int) -> None:
+        """Take in that the job may give more outputs for a lease."""
+        if lease == self.lease:
+            self.credit += credit
+            self.budget.renew(self.credit)
+
+    def add(self, output: Any) -> None:
+        """Take in an output of the call at hand."""
+        self.outputs.append(output)
+        self.kinds.add(type(output))
+        self.credit -= 1
+
+    def end_call(self, outputs: int) -> None:
+        """Take in that the call at hand is done, and gave so many outputs that are not sent yet."""
+        self.calls += 1
+        self.left_out = None
+        append_groups(self._group_sizes, outputs, 1)
+
+    def add_returned(self, returned: list[Any]) -> None:
+        """Take in what the next calls returned: each is one output."""
+        if self.outputs:
+            self.outputs += returned
+        else:
+            self.outputs = returned
+        self.credit -= len(returned)
+        self.calls += len(returned)
+        append_groups(self._group_sizes, 1, len(returned))
+
+    def add_returned_but_none(self, returned: list[Any]) -> None:
+        """Take in what the next calls returned: each is one output, but for None, which is none."""
+        kept = [value for value in returned if value is not None]
+        self.outputs += kept
+        self.credit -= len(kept)
+        self.calls += len(returned)
+        for value in returned:
+            append_groups(self._group_sizes, 0 if value is None else 1, 1)
+
+    def flush(self, final: bool = False, starving: bool = False, release: Callable[[], None] | None = None) -> None:
+        """Send what there is, and acknowledge the calls that are done.
+
+        `release` is called before the last message of a lease: what its items live in is then nobody's.
+        """
+        self.end_if_forked_copy()
+        blobs, blob_items = self._encoded(final)
+        seconds, cpu_seconds, waited_seconds = self.meter.lap()
+        partial = 0
+        left_out = self.left_out
+        if left_out is not None:
+            partial = len(self.outputs) - total(self._group_sizes) + left_out
+            left_out = 0
+        lease, calls, group_sizes = self.lease, self.calls, self._group_sizes if self._grouped else None
+        self.acknowledged += calls
+        # Also of the call at hand: whoever makes it again skips the outputs counted here, so it is not said twice.
+        given_up, self.given_up = self.given_up, []
+        self.forget()
+        self.left_out = left_out
+        released: Sequence[int] = ()
+        if final and self._arena is not None:
+            # What nobody has any more is passed on without a copy, or said to be gone.
+            if release is not None:
+                release()
+            self._arena.pass_on(blobs)
+            released = self._arena.released()
+        what = lease, calls, group_sizes, blob_items, final, starving
+        spent = seconds, cpu_seconds, waited_seconds
+        self._end.send(messages.Reply(*what, *spent, partial, given_up, released), blobs)
+
+    def _encoded(self, final: bool) -> tuple[list[Any], list[int]]:
+        """Return the outputs in blobs, and how many each has; outputs that cannot be pickled are replaced first."""
+        outputs, budget = self.outputs, self.budget
+        blobs: list[Any] = []
+        blob_items: list[int] = []
+        start = 0
+        while start < len(outputs):
+            limit = budget.items_per_blob
+            part = outputs if not start and len(outputs) <= limit else outputs[start : start + limit]
+            try:
+                # What is amid a lease may be held by a job that has more to do with it.
+                blob = encode(part, self.kinds, self._arena, drafts=final)
+            except BaseException as error:
+                self._replace_in(start, part, error)
+                continue
+            budget.take(len(part), len(blob))
+            blobs.append(blob)
+            blob_items.append(len(part))
+            start += len(part)
+        assert sum(blob_items) == len(outputs), "an output was lost, or would be sent twice"
+        return blobs, blob_items
+
+    def _replace_in(self, start: int, part: list[Any], error: BaseException) -> None:
+        """Find the output that cannot be pickled, and the call that gave it, and put something else in its place."""
+        index, cause = unpicklable(part) or (0, error)
+        position, call = start + index, 0
+        for outputs, repeat in self._group_sizes:
+            if position < outputs * repeat:
+                call += position // outputs
+                break
+            position -= outputs * repeat
+            call += repeat
+        value = self.replace(self.acknowledged + call, part[index], cause)
+        if value is not None:
+            self.outputs[start + index] = value
+            self.kinds = self.kinds | {type(value)}
+            return
+        del self.outputs[start + index]
+        self.credit += 1
+        if call < self.calls:
+            self._group_sizes = with_one_less(self._group_sizes, call)
+        elif self.left_out is not None:
+            self.left_out += 1
+
+    def send_failure(self, index: int | None, failure: Any) -> None:
+        """Tell the broker that the job failed at a call of the lease; None: nobody knows at which."""
+        self._end.send(messages.CallFailed(self.lease, None if index is None else index - self.acknowledged, failure))
+
+    def send_released(self) -> None:
+        """Tell the broker which slots of others are used here no more, so that those can write there again."""
+        if self._arena is not None and (slots := self._arena.released()):
+            self._end.send(messages.SlotsReleased(slots))
+
+    def end_if_forked_copy(self) -> None:
+        """End a child that the job has forked, and that came back out of it, before it touches what is the worker's."""
+        if self._end.is_forked_copy:
+            raise ConnectionLost("this process was forked by the job")
+
+
+class Inbox:
+    """What the broker has sent: leases that wait, and what it said about the one at hand."""
+
+    def __init__(self, end: BlockingEndpoint, arena: Arena | None, progress: ProgressSlot, outbox: Outbox) -> None:
+        self._end = end
+        self._arena = arena
+        self._progress = progress
+        self._outbox = outbox
+        self._leases: deque[tuple[messages.StartLease, list[Any]]] = deque()
+        self._cancelled = False
+        self._closing = False
+        # How long the worker may keep what is done.
+        self.flush_seconds = FLUSH_SECONDS
+
+    def next_lease(self, look: bool) -> tuple[messages.StartLease, list[Any]] | None:
+        """Wait for a lease; return None when the worker is to close.  `look`: take in first what else has come."""
+        while not self._closing and (not self._leases or (look and self._end.ready())):
+            self._receive()
+        return None if self._closing else self._leases.popleft()
+
+    def _receive(self) -> None:
+        """Wait for a message, and take it in."""
+        message, blobs = self._end.receive()
+        match message:
+            case messages.StartLease():
+                self._leases.append((message, blobs))
+            case messages.Grant():
+                self._outbox.grant(message.lease, message.credit)
+            case messages.SetFlushInterval():
+                self.flush_seconds = message.seconds
+            case messages.SlotsFreed():
+                assert self._arena is not None
+                self._arena.freed(message.slots)
+            case messages.TrimMemory():
+                assert self._arena is not None
+                self._arena.rest()
+            case messages.CancelLeases():
+                self._cancelled = True
+            case messages.Resume():
+                self._cancelled = False
+            case messages.Close():
+                self._closing = True
+            case _:
+                raise messages.unexpected(message, "A worker")
+
+    def refuse_leases(self) -> None:
+        """Drop leases until the broker says otherwise: the run is over."""
+        self._cancelled = True
+
+    def stop_if_told(self) -> None:
+        """Raise LeaseStopped where the broker wants no more of the lease at hand."""
+        if self._cancelled or self._closing:
+            raise LeaseStopped
+
+    def look(self) -> None:
+        """Take in what has come amid a lease."""
+        while self._end.ready():
+            self._receive()
+        self.stop_if_told()
+
+    def await_credit(self) -> bool:
+        """Wait until one more output may be given; return whether that took sending what there was."""
+        outbox = self._outbox
+        if outbox.credit > 0 and not outbox.budget.spent:
+            return False
+        outbox.flush(starving=True)
+        outbox.credit = 0
+        self._progress.mark(False)
+        while outbox.credit <= 0:
+            self._receive()
+            self.stop_if_told()
+        self._go_on()
+        return True
+
+    def pause(self, seconds: float) -> bool:
+        """Wait before another attempt, and hold up nobody; return whether that took sending what there was."""
+        if seconds <= 0:
+            self._progress.mark(True)
+            return False
+        self._outbox.flush()
+        self._progress.mark(False)
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._end.ready(left):
+                self._receive()
+                self.stop_if_told()
+        self._go_on()
+        return True
+
+    def _go_on(self) -> None:
+        """Begin to count time again, after a wait."""
+        self._outbox.meter.begin()
+        self._progress.mark(True)

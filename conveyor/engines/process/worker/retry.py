@@ -1,0 +1,176 @@
+"""What a worker does about a call that failed: it tries again, gives up, or ends the run.
+
+Law: the decisions are those of `failure_policy.py`.  What is given up is noted in the outbox, and what goes on in its
+place takes its place in the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import GeneratorType
+
+from conveyor._lean.short_repr import shown_by
+from conveyor._lean.typing import TYPE_CHECKING, Any
+from conveyor._system.clock import time
+from conveyor.engines.failures import DiedAt, GivenUpFor, LeaseFailed, OverdueAt, death, failure_of, overdue
+from conveyor.engines.process.wire.codec import Unpicklable, frozen
+from conveyor.engines.process.worker.lease_items import LeaseItems
+from conveyor.engines.process.worker.mailbox import Inbox, Outbox
+from conveyor.errors import ProcessorError
+from conveyor.stages.failure_policy import policy_of
+from conveyor.stages.outputs import Fused, StageError
+from conveyor.stages.processor import Processor, work_of
+
+if TYPE_CHECKING:
+    from conveyor.core.commands import GiveUp
+    from conveyor.engines.process.wire.configs import WorkerConfig
+
+
+class CallRaised(Exception):
+    """The job raised in the call at hand.
+
+    It had given `given` outputs by then, of which `unsent` were not sent yet.
+    """
+
+    def __init__(self, error: BaseException, given: int, unsent: int) -> None:
+        super().__init__()
+        self.error = error
+        self.given = given
+        self.unsent = unsent
+
+
+class Retrier:
+    """Carries out the policy of one Processor.
+
+    `call_again` makes the call at hand once more, without the outputs that were given; it raises CallRaised.
+    """
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        processor: Processor[Any, Any],
+        inbox: Inbox,
+        outbox: Outbox,
+        lease_items: LeaseItems,
+        call_again: Callable[[Any, int, int], None],
+    ) -> None:
+        self.policy = policy_of(processor)
+        self._name = config.name
+        self._format_item = shown_by(config.redact)
+        self._processor = processor
+        self._inbox = inbox
+        self._outbox = outbox
+        self._lease_items = lease_items
+        self._call_again = call_again
+        # Whether the lease at hand is the job's `finish`, for which no policy speaks.
+        self.finishing = False
+
+    def recover(self, failed: BaseException) -> None:
+        """Make the call at hand again, or give it up, as the policy says; raises LeaseFailed to end the run."""
+        policy, attempts = self.policy, 1
+        if isinstance(failed, Unpicklable):
+            # A second attempt would give the same.  What is sent while it waits is not to say yet that it was given up.
+            if policy.replaces:
+                self._inbox.await_credit()
+            value = self.replace(self._outbox.call_at_hand, failed.item, failed.__cause__ or failed)
+            self._put_in_place(value, 0)
+            return
+        if not isinstance(failed, CallRaised):
+            failed = CallRaised(failed, 0, 0)
+        index = self._outbox.call_at_hand
+        while policy.tries_again(failed.error, attempts):
+            if self._inbox.pause(policy.delay(attempts)):
+                failed.unsent = 0
+            attempts += 1
+            try:
+                self._call_again(self._lease_items.fresh(index), failed.given, failed.unsent)
+                return
+            except CallRaised as again:
+                failed = again
+        if not policy.gives_up:
+            raise self.raised(failed.error, "process", index, attempts) from None
+        failure = failure_of(failed.error, "process", self._text_of(index, failed.error), attempts)
+        if policy.replaces and self._inbox.await_credit():
+            # Before it is noted: what is sent while it waits is not to say so of a call that may be made again.
+            failed.unsent = 0
+        self._note_given_up(index, attempts, failure)
+        self._put_in_place(self._replacement(index, failed.error), failed.unsent)
+
+    def _put_in_place(self, value: Any, unsent: int) -> None:
+        """End the call at hand: `value` goes on in its place, after outputs of which so many are not sent."""
+        if value is not None:
+            if self._inbox.await_credit():
+                unsent = 0
+            self._outbox.add(value)
+            unsent += 1
+        self._outbox.end_call(unsent)
+
+    def _replacement(self, index: int, error: BaseException) -> Any:
+        """Return what goes on in the place of what the job did not give for a call, or could not be pickled of that."""
+        if not self.policy.replaces:
+            return None
+        assert callable(self.policy.on_error)
+        try:
+            # The type says Exception, for what users are to write; SystemExit is treated like one.
+            value = self.policy.on_error(self._lease_items.fresh(index), error)  # type: ignore[arg-type]
+        except BaseException as second:
+            raise self.raised(second, "on_error", index) from None
+        if type(value) is GeneratorType:
+            # It is not taken apart, and what cannot be sent would be asked to be replaced again, without end.
+            raise self._unpicklable(TypeError("cannot pickle 'generator' object"), value, index)
+        try:
+            return frozen(value)
+        except Unpicklable as refused:
+            raise self._unpicklable(refused.__cause__ or refused, value, index) from None
+
+    def replace(self, index: int, output: Any, cause: BaseException) -> Any:
+        """Return what goes on in the place of an output that cannot be pickled, None for nothing."""
+        raised = self._unpicklable(cause, output, index)
+        if self.finishing or not self.policy.gives_up:
+            raise raised from None
+        self._note_given_up(index, 1, raised.failure)
+        return self._replacement(index, cause)
+
+    def carry_out(self, verdict: GiveUp) -> None:
+        """Give up the only call of the lease: workers died at it, or were too long at it."""
+        cause, first, last = verdict.cause, verdict.first, verdict.last
+        is_overdue, replaces = verdict.kind == "overdue", self.policy.replaces and not verdict.skip_unpickling
+        item = self._text_of(0) if replaces else None
+        why = OverdueAt(cause, item) if is_overdue else DiedAt(cause, item)
+        self._note_given_up(0, verdict.attempts, why)
+        error: ProcessorError = (
+            overdue(self._name, cause, first, last, item)
+            if is_overdue
+            else death(self._name, "process", cause, first, last, "item")
+        )
+        self._put_in_place(self._replacement(0, error) if replaces else None, 0)
+
+    def _note_given_up(self, index: int, attempts: int, why: GivenUpFor) -> None:
+        self._outbox.given_up.append((index, attempts, time.time(), why))
+
+    # What ends the run
+
+    def failure(self, error: BaseException, index: int) -> LeaseFailed:
+        """Return what ends the run, where the first failure does."""
+        if isinstance(error, Unpicklable):
+            return self._unpicklable(error.__cause__ or error, error.item, index)
+        return self.raised(error, "process", index)
+
+    def raised(self, error: BaseException, phase: str, index: int, attempts: int = 1) -> LeaseFailed:
+        """Return what ends the run, of a call of the lease."""
+        return LeaseFailed(index, failure_of(error, phase, self._text_of(index, error), attempts))
+
+    def _unpicklable(self, cause: BaseException, output: Any, index: int) -> LeaseFailed:
+        """Return what ends the run, for an output that cannot be pickled."""
+        failure = self.raised(cause, "pickle", index).failure.about(self._format_item(output))
+        call = work_of(self._processor)
+        if isinstance(call, Fused):
+            # What the others gave was not pickled.
+            failure = failure._replace(processor=call.last)
+        return LeaseFailed(index, failure)
+
+    def _text_of(self, index: int, error: BaseException | None = None) -> str | None:
+        """Return what a message says of an argument of the lease, or of what a fused job had that raised."""
+        if isinstance(error, StageError):
+            return self._format_item(error.items[0]) if error.items else None
+        return self._lease_items.text_of(index, self._format_item)
