@@ -32,8 +32,7 @@ from conveyor.engines.process.wire import log_records
 from conveyor.engines.process.wire.channel import PIPE, channel
 from conveyor.engines.process.wire.endpoint import ConnectionLost
 from conveyor.engines.process.wire.messages import LogsDropped, RecordLogged, WarningShown
-from conveyor.engines.process.worker.log_capture import Awaited, SharedEndpoint
-from conveyor.engines.process.worker.log_handler import forwarder
+from conveyor.engines.process.worker.log_capture import ImportHook, SharedEndpoint, log_handler
 from tests.helpers.late import mock, subprocess, tempfile
 from tests.helpers.support import ALL, ROOT, TestCase, slow
 
@@ -675,9 +674,9 @@ class AwaitedTest(TestCase):
             for name in ("conveyor_awaited", "conveyor_other"):
                 Path(folder, f"{name}.py").write_text("value = 1")
             heard = []
-            awaited = Awaited("conveyor_awaited", lambda: heard.append(sys.modules["conveyor_awaited"].value))
-            awaited.enter()
-            self.addCleanup(awaited.leave)
+            awaited = ImportHook("conveyor_awaited", lambda: heard.append(sys.modules["conveyor_awaited"].value))
+            awaited.install()
+            self.addCleanup(awaited.remove)
             self.addCleanup(sys.modules.pop, "conveyor_awaited", None)
             self.addCleanup(sys.modules.pop, "conveyor_other", None)
             importlib.import_module("conveyor_other")
@@ -688,9 +687,9 @@ class AwaitedTest(TestCase):
     def test_one_that_is_not_there_or_fails_is_awaited_further(self):
         with tempfile.TemporaryDirectory() as folder, mock.patch.object(sys, "path", [folder, *sys.path]):
             heard = []
-            awaited = Awaited("conveyor_awaited", lambda: heard.append("heard"))
-            awaited.enter()
-            self.addCleanup(awaited.leave)
+            awaited = ImportHook("conveyor_awaited", lambda: heard.append("heard"))
+            awaited.install()
+            self.addCleanup(awaited.remove)
             self.addCleanup(sys.modules.pop, "conveyor_awaited", None)
             with self.assertRaises(ModuleNotFoundError):
                 importlib.import_module("conveyor_awaited")
@@ -745,10 +744,10 @@ class AwaitedByOthersTest(TestCase):
 
     def test_a_loader_of_many_is_left_as_it_is(self):
         heard = []
-        awaited = Awaited("conveyor_awaited", lambda: heard.append(sys.modules["conveyor_awaited"].value))
+        awaited = ImportHook("conveyor_awaited", lambda: heard.append(sys.modules["conveyor_awaited"].value))
         with mock.patch.object(sys, "meta_path", [OldFinder, Finder, *sys.meta_path]), warnings.catch_warnings():
             warnings.simplefilter("ignore", ImportWarning)
-            awaited.enter()
+            awaited.install()
             self.addCleanup(sys.modules.pop, "conveyor_awaited", None)
             self.addCleanup(sys.modules.pop, "conveyor_other", None)
             module = importlib.import_module("conveyor_awaited")
@@ -785,16 +784,16 @@ class SharedEndTest(TestCase):
     def test_said_amid_a_message(self):
         end = FakeEnd()
         shared = SharedEndpoint(end)
-        end.amid = lambda: [shared.say((word,), ()) for word in ("b", "c")]
+        end.amid = lambda: [shared.send_log((word,), ()) for word in ("b", "c")]
         shared.send(("a",))
-        shared.say(("d",), ())
+        shared.send_log(("d",), ())
         assert self.whole(end) == ["a", "b", "c", "d"]
 
     def test_said_amid_what_is_said(self):
         end = FakeEnd()
         shared = SharedEndpoint(end)
-        end.amid = lambda: shared.say(("b",), ())
-        shared.say(("a",), ())
+        end.amid = lambda: shared.send_log(("b",), ())
+        shared.send_log(("a",), ())
         assert self.whole(end) == ["a", "b"]
 
     def test_said_by_the_thread_that_sends(self):
@@ -802,10 +801,10 @@ class SharedEndTest(TestCase):
         end = FakeEnd()
         end.sender = threading.current_thread()
         shared = SharedEndpoint(end)
-        shared.say(("a",), ())
+        shared.send_log(("a",), ())
         assert not end.sent
         end.sender = None
-        shared.say(("b",), ())
+        shared.send_log(("b",), ())
         assert self.whole(end) == ["a", "b"]
 
     def test_another_thread_waits_for_its_turn_and_not_for_ever(self):
@@ -822,7 +821,7 @@ class SharedEndTest(TestCase):
         thread.start()
         amid.wait()
         with mock.patch("conveyor.engines.process.worker.log_capture.TURN_SECONDS", 0.05):
-            shared.say(("b",), ())
+            shared.send_log(("b",), ())
         assert end.sent == [("begin", ("a",))]
         over.set()
         thread.join()
@@ -840,11 +839,11 @@ class SharedEndTest(TestCase):
         before = signal.signal(signal.SIGUSR1, handler)
         try:
             with self.assertRaises(LookupError):
-                shared.say(("a",), ())
+                shared.send_log(("a",), ())
         finally:
             signal.signal(signal.SIGUSR1, before)
         assert self.whole(end) == ["a"]
-        shared.say(("b",), ())
+        shared.send_log(("b",), ())
         assert self.whole(end) == ["a", "b"]
 
     def test_one_whose_other_side_has_gone(self):
@@ -852,13 +851,13 @@ class SharedEndTest(TestCase):
             def send(self, message, blobs=()):
                 raise ConnectionLost
 
-        handler = forwarder(SharedEndpoint(GoneEnd()))
+        handler = log_handler(SharedEndpoint(GoneEnd()))
         assert handler.handle(logging.makeLogRecord({"name": "a", "levelno": 20, "msg": "b"}))
         handler.close()
 
     def test_a_message_that_cannot_be_made(self):
         end = FakeEnd()
-        handler = forwarder(SharedEndpoint(end))
+        handler = log_handler(SharedEndpoint(end))
         with mock.patch("sys.stderr", io.StringIO()) as errors:
             handler.handle(
                 logging.makeLogRecord({"name": "a", "levelno": 20, "msg": "%d", "args": (threading.Lock(),)})

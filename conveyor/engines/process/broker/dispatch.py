@@ -6,6 +6,7 @@ run.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from conveyor.engines.process.system.grace_period import EXIT_SECONDS, GRACE_SEC
 from conveyor.engines.process.system.spawning import UNGUARDED_EXITCODE
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import Blob
+from conveyor.engines.process.wire.endpoint import ConnectionLost
 
 if TYPE_CHECKING:
     from conveyor.engines.process.broker.ports import WorkerPort
@@ -96,7 +98,8 @@ class Dispatch:
                 shell.pool.close_workers(None)
             case messages.Abort():
                 # The source lets go of what it holds while workers end.
-                shell.stop_source()
+                with contextlib.suppress(ConnectionLost):
+                    shell.stop_source()
                 if not message.listening:
                     shell.caller.results.close()
                 shell.pool.close_workers(GRACE_SECONDS)

@@ -1,8 +1,8 @@
-"""How a worker says something beside its results: its end of the channel, shared by all who say something.
+"""Log records and warnings of a worker's job: captured, and sent to the caller beside the results.
 
 Law: one message is whole before the next begins, whoever sends it: the worker's loop, another thread of the job, a
-signal handler, a finalizer.  Nobody waits for himself, and none but the loop waits long.  What is said is sent at once;
-what comes amid another message, right behind it.
+signal handler, a finalizer.  Nobody waits for himself, and none but the loop waits long.  A log message is sent at
+once; one that comes amid another message is sent right behind it.  `logging` is imported when a job imports it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from conveyor._system.signals import signals_blocked
 from conveyor.engines.process.shm.shared_blob import BlobTracker
 from conveyor.engines.process.wire.configs import Levels
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost, Frame
-from conveyor.engines.process.wire.log_records import packed_warning
-from conveyor.engines.process.wire.messages import Message, WarningShown
-from conveyor.engines.process.worker.log_handler import forwarder
+from conveyor.engines.process.wire.log_records import packed_record, packed_warning
+from conveyor.engines.process.wire.messages import LogMessage, Message, RecordLogged, WarningShown
 
 if TYPE_CHECKING:
     import logging
     from importlib.machinery import ModuleSpec
 
-# How long one who says something waits for another thread that is amid a message; then his own goes with the next.
+# A thread that logs waits so long for another one that is amid a message; then its own message goes with the next.
 TURN_SECONDS = 1.0
 # The signals that programs set handlers for.  To keep back all that there are would cost twenty times as much.
 _NAMES = "HUP INT QUIT USR1 USR2 ALRM TERM CHLD XCPU VTALRM PROF WINCH IO"
@@ -37,7 +36,7 @@ _HANDLED = frozenset(int(getattr(signal, f"SIG{name}")) for name in _NAMES.split
 
 
 class SharedEndpoint(BlockingEndpoint):
-    """The end of a worker's channel; `say` may be called by anyone, at any time."""
+    """The end of a worker's channel; `send_log` may be called by anyone, at any time."""
 
     def __init__(self, end: BlockingEndpoint) -> None:
         self._end = end
@@ -45,27 +44,27 @@ class SharedEndpoint(BlockingEndpoint):
         # `_sending` says whether a message is under way.
         self._lock = threading.RLock()
         self._sending = False
-        self._waiting: deque[tuple[Message, Sequence[Any]]] = deque()
+        self._pending: deque[tuple[Message, Sequence[Any]]] = deque()
 
     def send(self, message: Message, blobs: Sequence[Any] = ()) -> None:
         with self._lock:
             self._send(message, blobs)
-            self._send_waiting()
+            self._send_pending()
 
-    def say(self, message: Message, blobs: Sequence[Any]) -> None:
-        """Send a message as soon as no other is under way; raises Gone when the other side is."""
+    def send_log(self, message: LogMessage, blobs: Sequence[Any]) -> None:
+        """Send a message as soon as no other is under way; raises ConnectionLost when the other side is gone."""
         if self._end.sender is threading.current_thread():
-            self._waiting.append((message, blobs))
+            self._pending.append((message, blobs))
             return
         # A handler that raises amid a message, to end what took too long, would leave half of it.
-        with _signals_kept_back():
+        with _handlers_held_back():
             if not self._lock.acquire(timeout=TURN_SECONDS):
-                self._waiting.append((message, blobs))
+                self._pending.append((message, blobs))
                 return
             try:
-                self._waiting.append((message, blobs))
+                self._pending.append((message, blobs))
                 if not self._sending:
-                    self._send_waiting()
+                    self._send_pending()
             finally:
                 self._lock.release()
 
@@ -76,9 +75,9 @@ class SharedEndpoint(BlockingEndpoint):
         finally:
             self._sending = False
 
-    def _send_waiting(self) -> None:
-        while self._waiting:
-            self._send(*self._waiting.popleft())
+    def _send_pending(self) -> None:
+        while self._pending:
+            self._send(*self._pending.popleft())
 
     @property
     def sender(self) -> threading.Thread | None:
@@ -102,7 +101,7 @@ class SharedEndpoint(BlockingEndpoint):
 
     def flush(self) -> None:
         with self._lock:
-            self._send_waiting()
+            self._send_pending()
             self._end.flush()
 
     def close(self) -> None:
@@ -118,13 +117,13 @@ class SharedEndpoint(BlockingEndpoint):
 
 
 @contextlib.contextmanager
-def _signals_kept_back() -> Iterator[None]:
+def _handlers_held_back() -> Iterator[None]:
     """Have no signal handler of the job's run in the block; those of the main thread are all there are."""
     with signals_blocked(_HANDLED if threading.current_thread() is threading.main_thread() else ()):
         yield
 
 
-class Awaited:
+class ImportHook:
     """Calls `then` as soon as a module has been imported: a finder that goes before all others, once."""
 
     def __init__(self, module: str, then: Callable[[], None]) -> None:
@@ -145,14 +144,14 @@ class Awaited:
         return None
 
     def _loaded(self) -> None:
-        self.leave()
+        self.remove()
         self._then()
 
-    def enter(self) -> None:
-        """Begin to wait."""
+    def install(self) -> None:
+        """Begin to wait for the import."""
         sys.meta_path = [self, *sys.meta_path]
 
-    def leave(self) -> None:
+    def remove(self) -> None:
         """Wait no longer."""
         # A new list: another thread may be looking through the old one.
         sys.meta_path = [finder for finder in sys.meta_path if finder is not self]
@@ -176,70 +175,70 @@ class _Loader:
 
 
 class LogCapture:
-    """What jobs say by way of `logging` and `warnings`, in this process: to be sent to the caller."""
+    """Stands in the place of all handlers of `logging` and of `warnings.showwarning`, and sends all to the caller."""
 
     def __init__(self, end: SharedEndpoint, levels: Levels | None) -> None:
         self._end = end
         self._levels = levels
-        self._forwarder: logging.Handler | None = None
+        self._handler: logging.Handler | None = None
         # Until the job, or what it uses, imports `logging`: a worker whose job does not is up sooner.
-        self._awaited: Awaited | None = None
+        self._hook: ImportHook | None = None
         # Kept, for a process that the job forks, and lest what they have not written yet be written at their end.
         self._replaced: list[tuple[logging.Logger, list[logging.Handler], bool]] = []
-        self._show_before: Any = warnings.showwarning
-        self._lent = False
+        self._previous_showwarning: Any = warnings.showwarning
+        self._installed = False
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._give_back)
+            os.register_at_fork(after_in_child=self._restore)
 
-    def take_over(self) -> None:
+    def install(self) -> None:
         """Have all records and warnings sent; again, after code has run that may have set up handlers of its own."""
-        self._lent = True
+        self._installed = True
         if "logging" in sys.modules:
-            self._take_over_records()
-        elif self._awaited is None:
-            self._awaited = Awaited("logging", self._take_over_records)
-            self._awaited.enter()
-        if warnings.showwarning != self._show:
-            self._show_before = warnings.showwarning
-            warnings.showwarning = self._show
+            self._install_handler()
+        elif self._hook is None:
+            self._hook = ImportHook("logging", self._install_handler)
+            self._hook.install()
+        if warnings.showwarning != self._show_warning:
+            self._previous_showwarning = warnings.showwarning
+            warnings.showwarning = self._show_warning
 
-    def _take_over_records(self) -> None:
+    def _install_handler(self) -> None:
         import logging
 
-        if self._forwarder is None:
-            self._forwarder = forwarder(self._end)
+        if self._handler is None:
+            self._handler = log_handler(self._end)
         root = logging.getLogger()
         for logger in (root, *root.manager.loggerDict.values()):
             if not isinstance(logger, logging.Logger):
                 continue
-            handlers = [handler for handler in logger.handlers if handler is not self._forwarder]
+            handlers = [handler for handler in logger.handlers if handler is not self._handler]
             if handlers or not logger.propagate:
                 self._replaced.append((logger, handlers, logger.propagate))
             # Which of them are heard is for the caller's loggers to say.
-            logger.handlers[:] = [self._forwarder] if logger is root else []
+            logger.handlers[:] = [self._handler] if logger is root else []
             logger.propagate = True
         if self._levels is not None:
             self._levels.apply()
 
-    def _give_back(self) -> None:
+    def _restore(self) -> None:
         """In a process that the job has forked, have everything as it was: the channel is not its own."""
-        if not self._lent:
+        if not self._installed:
             return
-        self._lent = False
-        if self._awaited is not None:
-            self._awaited.leave()
-        if self._forwarder is not None:
+        self._installed = False
+        if self._hook is not None:
+            self._hook.remove()
+        if self._handler is not None:
             import logging
 
-            logging.getLogger().removeHandler(self._forwarder)
+            logging.getLogger().removeHandler(self._handler)
         for logger, handlers, propagate in self._replaced:
             logger.handlers[:0] = handlers
             logger.propagate = propagate
         self._replaced.clear()
-        if warnings.showwarning == self._show:
-            warnings.showwarning = self._show_before
+        if warnings.showwarning == self._show_warning:
+            warnings.showwarning = self._previous_showwarning
 
-    def _show(
+    def _show_warning(
         self,
         message: Warning | str,
         category: type[Warning],
@@ -253,4 +252,32 @@ class LogCapture:
             file.write(warnings.formatwarning(message, category, filename, lineno, line))
             return
         with contextlib.suppress(ConnectionLost):
-            self._end.say(WarningShown(), [packed_warning(message, category, filename, lineno, line)])
+            self._end.send_log(WarningShown(), [packed_warning(message, category, filename, lineno, line)])
+
+
+def log_handler(end: SharedEndpoint) -> logging.Handler:
+    """Return a handler that sends records to the caller, whose own handlers deal with them."""
+    import logging
+
+    within = threading.local()
+
+    class Forwarder(logging.Handler):
+        def handle(self, record: logging.LogRecord) -> bool:
+            # Without the lock of a handler: a signal handler could not have it amid a record of another thread.
+            self.emit(record)
+            return True
+
+        def emit(self, record: logging.LogRecord) -> None:
+            depth = getattr(within, "depth", 0)
+            within.depth = depth + 1
+            try:
+                # What an object logs while it is pickled for a record must not have it pickled again.
+                end.send_log(RecordLogged(), [packed_record(record, pickles=not depth)])
+            except ConnectionLost:
+                pass
+            except Exception:
+                self.handleError(record)
+            finally:
+                within.depth = depth
+
+    return Forwarder()

@@ -1,4 +1,4 @@
-"""The life of a worker process, from its start to its end; what it does in between is in `loop.py`.
+"""The main function of a worker process: its start, its job, its end.  What it does in between is in `loop.py`.
 
 Law: whatever the caller's program was set up to do with signals, streams and log records is undone before a job runs;
 and a worker does not outlive its broker, whatever it is at.
@@ -28,14 +28,14 @@ from conveyor.stages.processor import Processor
 
 def main(
     number: int,
-    assignment: WorkerConfig | None,
+    config: WorkerConfig | None,
     end: BlockingEndpoint,
     progress: ProgressSlot,
     arena: Arena | None,
     inherited_fds: list[Any],
     parent: int,
 ) -> None:
-    """The whole life of a worker process; one that was not forked is sent its assignment."""
+    """The whole life of a worker process; one that was not forked is sent its configuration."""
     reset_inherited_state(inherited_fds)
     die_with_parent(parent)
     descendants.mark_descendants()
@@ -44,57 +44,67 @@ def main(
     if hasattr(os, "register_at_fork"):
         # A child that the job forks must not use the channel; where it comes back as if it were the worker, it ends.
         os.register_at_fork(after_in_child=end.become_forked_copy)
-    if assignment is None:
-        try:
-            message, (job, redact) = end.receive()
-        except ConnectionLost:
-            os._exit(ORPHANED_EXITCODE)
-        match message:
-            case messages.ConfigureWorker():
-                assignment = message.config._replace(job=job, redact=redact or None)
-            case _:
-                raise messages.unexpected(message, "A worker, before its configuration,")
-    if assignment.by_value:
-        by_value.sessions, by_value.is_fresh = 1, True
-    if arena is not None:
-        arena = arena.of_worker(number, assignment.most_bytes)
-    if arena is not None:
-        end.keep(arena)
-    end = shared = SharedEndpoint(end)
-    voice = LogCapture(shared, assignment.levels)
-    voice.take_over()
-    if assignment.seed is not None:
-        seed_generators(assignment.seed)
-    inherited: Inherited | None = None
-    processor: Any = None
     try:
-        phase = "load"
-        try:
-            job = assignment.job
-            processor = job if isinstance(job, Processor) else pickle.loads(job)
-            inherited = Inherited(processor) if processor is job else None
-            voice.take_over()
-            phase = "setup"
-            processor.setup()
-        except BaseException as error:
-            end.send(messages.WorkerFailed(failure_of(error, phase)))
-        else:
-            end.send(messages.Ready())
-            phase = "wait"
-            try:
-                Worker(assignment, processor, end, progress, arena).run()
-                phase = "teardown"
-                processor.teardown()
-            except ConnectionLost:
-                raise
-            except BaseException as error:
-                end.send(messages.WorkerFailed(failure_of(error, phase)))
-        end.send(messages.Closed())
-        processor = None
-        end_what_runs(assignment.name, shared)
+        if config is None:
+            config = _received_config(end)
+        if config.by_value:
+            by_value.sessions, by_value.is_fresh = 1, True
+        if arena is not None:
+            arena = arena.of_worker(number, config.most_bytes)
+        if arena is not None:
+            end.keep(arena)
+        shared = SharedEndpoint(end)
+        log_capture = LogCapture(shared, config.levels)
+        log_capture.install()
+        if config.seed is not None:
+            seed_generators(config.seed)
+        inherited = _run_job(config, shared, progress, arena, log_capture)
+        end_what_runs(config.name, shared)
         finalise(inherited)
-        end.flush()
-        end.close()
+        shared.flush()
+        shared.close()
     except ConnectionLost:
         os._exit(ORPHANED_EXITCODE)
     leave()
+
+
+def _received_config(end: BlockingEndpoint) -> WorkerConfig:
+    """Wait for the configuration, and return it with what came beside it."""
+    message, blobs = end.receive()
+    match message:
+        case messages.ConfigureWorker():
+            job, redact = blobs
+            return message.config._replace(job=job, redact=redact or None)
+        case _:
+            raise messages.unexpected(message, "A worker, before its configuration,")
+
+
+def _run_job(
+    config: WorkerConfig, end: SharedEndpoint, progress: ProgressSlot, arena: Arena | None, log_capture: LogCapture
+) -> Inherited | None:
+    """Set up the job, serve leases until told to close, and tear it down; return what a fork has of the caller's."""
+    inherited: Inherited | None = None
+    phase = "load"
+    try:
+        job = config.job
+        processor = job if isinstance(job, Processor) else pickle.loads(job)
+        inherited = Inherited(processor) if processor is job else None
+        log_capture.install()
+        phase = "setup"
+        processor.setup()
+    except BaseException as error:
+        end.send(messages.WorkerFailed(failure_of(error, phase)))
+    else:
+        end.send(messages.Ready())
+        phase = "wait"
+        try:
+            Worker(config, processor, end, progress, arena).run()
+            phase = "teardown"
+            processor.teardown()
+        except ConnectionLost:
+            raise
+        except BaseException as error:
+            end.send(messages.WorkerFailed(failure_of(error, phase)))
+    # Before the job goes: what its finalizers do has an end then.
+    end.send(messages.Closed())
+    return inherited

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from conveyor._lean.typing import Any
-from conveyor.engines.process.worker.log_capture import Awaited
+from conveyor.engines.process.worker.log_capture import ImportHook
 
 # How many pipelines this process has opened: two that are opened one after the other have other numbers.
 _opened = itertools.count()
@@ -65,7 +65,7 @@ def seed_generators(seed: str) -> None:
         if module in sys.modules:
             then()
         else:
-            Awaited(module, then).enter()
+            ImportHook(module, then).install()
 
 
 def _seed(module: str, seed_module: Callable[[Any, Any], None], seed: str) -> None:

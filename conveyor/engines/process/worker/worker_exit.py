@@ -103,4 +103,4 @@ def _text(child: Any) -> str:
 def _say(end: SharedEndpoint, level: str, text: str) -> None:
     # Where the channel is closed, nobody hears it any more.
     with contextlib.suppress(Exception):
-        end.say(NoticeGiven(level, text), ())
+        end.send_log(NoticeGiven(level, text), ())
