@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tests.helpers.support import ROOT, TestCase, nothing_left
+from tests.helpers.support import ROOT, TestCase, nothing_left, slow
 
 SCRIPT = ROOT / "benchmarks" / "compare.py"
 GROWTH = ROOT / "benchmarks" / "growth.py"
@@ -67,6 +67,7 @@ class TestCompare(TestCase):
         self.assertEqual("mpipe" in data["missing"], importlib.util.find_spec("mpipe") is None)
         self.assertIn("Python", data["versions"])
 
+    @slow
     def test_growth(self) -> None:
         with tempfile.TemporaryDirectory() as folder, nothing_left():
             page = Path(folder, "growth.md")

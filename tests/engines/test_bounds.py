@@ -332,6 +332,7 @@ class Bounds:
         assert pipeline.run([item] * 30) == [10_000_000] * 30
         assert sum(map(len, self.make(Processor(same)).run([item] * 20))) == 20 * 10_000_000
 
+    @slow
     def test_items_that_become_heavy_fill_the_pipes_all_the_same(self):
         def source():
             yield from range(3000)

@@ -524,6 +524,7 @@ class Policies(Base):
         pipeline = self.make(Processor(refuse_thirds, on_error="skip"), max_failures=0.34)
         assert len(pipeline.run(range(3000))) == 2000
 
+    @slow
     def test_all_fail(self):
         pipeline = self.make(Processor(refuse_all, on_error="skip"), Pipe(maxsize=3), Processor(same))
         assert pipeline.run(range(5000)) == []

@@ -7,6 +7,7 @@ gone `LIMIT_SECONDS` after it: on a machine at rest it takes less than one.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import gc
 import itertools
@@ -99,6 +100,10 @@ if __name__ == "__main__":
 """
 
 
+# So many scripts start while another is looked at.
+STARTED_AHEAD = 2
+
+
 class Script:
     """A running script: its code is the body under the main guard."""
 
@@ -175,6 +180,17 @@ class Script:
         self.process.stdout.close()
 
 
+def each_with_script(test, cases, body_and_settings):
+    """Yield each case with a script of its own; the next ones start meanwhile."""
+    waiting = collections.deque()
+    for case in cases:
+        body, settings = body_and_settings(case)
+        waiting.append((case, Script(test, body, **settings)))
+        if len(waiting) > STARTED_AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
 def tracebacks(text):
     """How many exceptions ended something; one that Python itself swallows, and only prints, does not."""
     return text.count("Traceback") - text.count("Exception ignored in")
@@ -216,17 +232,24 @@ class ShutdownTest(TestCase):
     """The caller ends."""
 
     def test_ctrl_c(self):
-        for (method, channel), what in itertools.product(WAYS, BODIES):
-            if method != "fork" and what not in ("run", "open", "consumer"):
-                continue
-            with self.subTest(method=method, channel=channel, what=what):
-                script = Script(self, BODIES[what], start_method=method, channel=channel)
+        cases = [
+            (method, channel, what)
+            for (method, channel), what in itertools.product(WAYS, BODIES)
+            if method == "fork" or what in ("run", "open", "consumer")
+        ]
+        for case, script in each_with_script(self, cases, self.made):
+            with self.subTest(case=case):
                 script.wait_for("busy")
                 script.note().send(signal.SIGINT)
                 code = script.end()
                 text = script.stderr()
                 assert code == -signal.SIGINT, (code, text)
                 assert tracebacks(text) == 1 and text.rstrip().endswith("KeyboardInterrupt"), text
+
+    def made(self, case):
+        """The script of a start method, a channel, and what it does."""
+        method, channel, what = case
+        return BODIES.get(what, what), {"start_method": method, "channel": channel}
 
     def test_ctrl_c_at_any_moment_of_the_start(self):
         # From the first moment on at which processes exist, whatever they are at.  Modules are imported before: an
@@ -251,13 +274,14 @@ class ShutdownTest(TestCase):
                     assert "KeyboardInterrupt" in text.splitlines()[-1], text
 
     def test_the_caller_is_terminated_or_killed(self):
-        for number, (method, channel), what in itertools.product(
-            (signal.SIGTERM, signal.SIGKILL), WAYS, ("run", "run, busy loop", "consumer", "open", "idle")
-        ):
-            if method != "fork" and (number == signal.SIGTERM or what not in ("run", "idle")):
-                continue
-            with self.subTest(signal=number, method=method, channel=channel, what=what):
-                script = Script(self, BODIES[what], start_method=method, channel=channel)
+        kinds = ("run", "run, busy loop", "consumer", "open", "idle")
+        cases = [
+            (number, (method, channel, what))
+            for number, (method, channel), what in itertools.product((signal.SIGTERM, signal.SIGKILL), WAYS, kinds)
+            if method == "fork" or (number == signal.SIGKILL and what in ("run", "idle"))
+        ]
+        for (number, case), script in each_with_script(self, cases, lambda each: self.made(each[1])):
+            with self.subTest(signal=number, case=case):
                 script.wait_for("busy")
                 script.note().process.send_signal(number)
                 assert script.end() == -number
@@ -310,18 +334,18 @@ class ShutdownTest(TestCase):
             time.sleep(0.01)
 
     def test_the_interpreter_ends_with_a_pipeline_left_open(self):
-        for method, channel in WAYS:
-            for body in (
-                "pipeline = make(Processor(same)).open(); pipeline.run([1])",
-                "stream = make(Processor(same), Processor(same)).stream(itertools.count()); next(stream)",
-                "pipeline = make(Processor(sleeps)).open(); stream = pipeline.stream([1])",
-                "pipeline = make(Processor(same)).open(); sys.exit(0)",
-            ):
-                with self.subTest(method=method, channel=channel, body=body):
-                    script = Script(self, body + "\n", start_method=method, channel=channel)
-                    script.note()
-                    assert script.end(within=10) == 0, script.stderr()
-                    assert script.stderr() == "", script.stderr()
+        bodies = (
+            "pipeline = make(Processor(same)).open(); pipeline.run([1])\n",
+            "stream = make(Processor(same), Processor(same)).stream(itertools.count()); next(stream)\n",
+            "pipeline = make(Processor(sleeps)).open(); stream = pipeline.stream([1])\n",
+            "pipeline = make(Processor(same)).open(); sys.exit(0)\n",
+        )
+        cases = [(*way, body) for way, body in itertools.product(WAYS, bodies)]
+        for case, script in each_with_script(self, cases, self.made):
+            with self.subTest(case=case):
+                script.note()
+                assert script.end(within=10) == 0, script.stderr()
+                assert script.stderr() == "", script.stderr()
 
     def test_an_exception_of_a_signal_handler_is_the_callers(self):
         # Also one that looks like what a broken channel raises.
@@ -363,11 +387,15 @@ class ShutdownTest(TestCase):
             with make(Slow()):
                 raise KeyError
         """
+        # They stand still side by side.
+        scripts = []
         for _ in range(6 if ALL else 2):
             script = Script(self, body)
             script.wait_for("busy")
             script.note().send(signal.SIGSTOP)
-            time.sleep(3 * GRACE_SECONDS)  # not to wait for something: that long nobody runs
+            scripts.append(script)
+        time.sleep(3 * GRACE_SECONDS)  # not to wait for something: that long nobody runs
+        for script in scripts:
             script.send(signal.SIGCONT)
             script.wait_for("torn down")
             assert script.end() == 1
