@@ -150,7 +150,7 @@ class ArenaTest(TestCase):
 
     def passed_on(self, *items):
         """What is sent of items, all of which nobody else has."""
-        sent = [encode([item], arena=self.reader, drafts=True) for item in items]
+        sent = [encode([item], arena=self.reader, writable=True) for item in items]
         del items
         self.reader.pass_on(sent)
         return [self.received(blob, self.writer) for blob in sent]
@@ -164,7 +164,7 @@ class ArenaTest(TestCase):
         copies, places = self.writable_copies(), []
         for number in range(1, 12):
             item = next(copies)
-            sent = [encode([item], arena=self.reader, drafts=True)]
+            sent = [encode([item], arena=self.reader, writable=True)]
             del item
             with mock.patch.object(self.reader._region, "write", side_effect=AssertionError("it was copied")):
                 self.reader.pass_on(sent)
@@ -185,7 +185,7 @@ class ArenaTest(TestCase):
         place = sent.slots[0][0]
         self.reader.freed([place])
         # There is no writable copy for a while, and others are written to that slot.
-        others = [encode([next(copies)], arena=self.reader, drafts=True) for _ in range(3)]
+        others = [encode([next(copies)], arena=self.reader, writable=True) for _ in range(3)]
         assert place in {slot for blob in others for slot, _ in blob.slots}
         expected = self.changed(1)
         expected.view()[-1] ^= 255
@@ -193,7 +193,7 @@ class ArenaTest(TestCase):
 
     def test_what_is_sent_twice_is_one_slot(self):
         item = next(self.writable_copies())
-        sent = [encode([item], arena=self.reader, drafts=True) for _ in range(2)]
+        sent = [encode([item], arena=self.reader, writable=True) for _ in range(2)]
         del item
         self.reader.pass_on(sent)
         assert sent[0].slots == sent[1].slots

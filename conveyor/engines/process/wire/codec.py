@@ -52,11 +52,11 @@ WATCHED_HEAVY = 4
 Spec = tuple[tuple[Any, int, int], ...]
 
 
-def encode(items: list[Any], kinds: Set[type] | None = None, arena: Arena | None = None, drafts: bool = False) -> Any:
+def encode(items: list[Any], kinds: Set[type] | None = None, arena: Arena | None = None, writable: bool = False) -> Any:
     """Return one blob; raises whatever pickling raises.  `kinds`: the types of the items, where they are known.
 
-    Where there is an arena, what is heavy goes there, and the blob is a Heavy one then.  `drafts`: what is in drafts of
-    the arena is passed on as it is, and the blob is sent only when the arena has given them away.
+    Where there is an arena, large parts go there, and the blob is a SharedBlob then.  `writable`: what is in writable
+    copies of the arena is passed on as it is, so the worker calls `Arena.pass_on` before it sends the blob.
     """
     kinds = kinds or kinds_of(items)
     # The types are told apart faster than the items: most often, that is the end of it.
@@ -64,7 +64,7 @@ def encode(items: list[Any], kinds: Set[type] | None = None, arena: Arena | None
         return pickle.dumps(items, 5)
     guard_connections()
     if ATOMS.issuperset(kinds) or (Frozen not in kinds and len(set(map(id, items))) == len(items)):
-        return dumps(items) if arena is None else _encode_into(arena, items, drafts)
+        return dumps(items) if arena is None else _encode_into(arena, items, writable)
     return pickle.dumps(tuple([item.data if type(item) is Frozen else dumps(item) for item in items]), 5)
 
 
@@ -89,7 +89,7 @@ class _Parts(list[Any]):
         self.append(bytes(data) if type(data) is memoryview else data)
 
 
-def _encode_into(arena: Arena, items: list[Any], drafts: bool) -> Any:
+def _encode_into(arena: Arena, items: list[Any], writable: bool) -> Any:
     """Return a blob of which large buffers, and what is large of the rest, are in the arena, if that has room."""
     buffers: list[memoryview] = []
     held: list[pickle.PickleBuffer] = []
@@ -104,13 +104,13 @@ def _encode_into(arena: Arena, items: list[Any], drafts: bool) -> Any:
 
     try:
         parts = _Parts()
-        drafts = drafts and arena.has_writable_copies and not by_value.sessions
-        streams = drafts or (arena.streams and not by_value.sessions)
+        writable = writable and arena.has_writable_copies and not by_value.sessions
+        streams = writable or (arena.streams and not by_value.sessions)
         pickler: pickle.Pickler | None = None
         data = b""
         try:
             if streams:
-                # Bytes in the items are what is large, as was so the last time; or what is in drafts is looked at.
+                # The pickle itself is large, as it was the last time; or the memo is looked through for finalizers.
                 pickler = pickle.Pickler(parts, 5, buffer_callback=keep_in_band)
                 pickler.dump(items)
             else:
@@ -123,20 +123,20 @@ def _encode_into(arena: Arena, items: list[Any], drafts: bool) -> Any:
         if by_value.sessions and by_value.MAIN in data:
             return by_value.dumps(items)
         if pickler is not None:
-            drafts = drafts and not _has_finalizer(pickler)
+            writable = writable and not _has_finalizer(pickler)
             size = sum(map(len, parts))
         else:
             size = len(data)
             parts.append(data)
         arena.streams = size >= max(LEAST_STREAM_BYTES, LEAST_BYTES * len(items))
         if arena.streams:
-            stored = arena.store([list(parts), *buffers], drafts)
+            stored = arena.store([list(parts), *buffers], writable)
             data = b""
         else:
             data = data or b"".join(parts)
             if not buffers:
                 return data
-            stored = arena.store(buffers, drafts)
+            stored = arena.store(buffers, writable)
     finally:
         # Where an exception leaves this frame in a cycle, the interpreter would crash on views of what is gone already:
         # the collector of CPython clears a memoryview although it is exported.

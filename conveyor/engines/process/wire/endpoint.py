@@ -37,10 +37,10 @@ def pack(message: Message, blobs: Sequence[Any]) -> list[Any]:
     return [PREFIX.pack(size, len(description)) + description, *bodies]
 
 
-def unpack(body: memoryview, described: int, keeper: BlobTracker | None = None) -> Frame:
+def unpack(body: memoryview, described: int, tracker: BlobTracker | None = None) -> Frame:
     """Return the frame in `body`, the first `described` bytes of which are its description.
 
-    `keeper` is told of blobs that are in shared memory.
+    `tracker` is told of blobs that are in shared memory.
     """
     message, lengths = decode(body[:described])
     blobs: list[Any] = []
@@ -51,7 +51,7 @@ def unpack(body: memoryview, described: int, keeper: BlobTracker | None = None) 
         else:
             length, ranges, slots = length
             # A copy of what is little beside the rest: else all that came with it would be kept as well.
-            blobs.append(SharedBlob(bytes(body[start : start + length]), ranges, slots, keeper))
+            blobs.append(SharedBlob(bytes(body[start : start + length]), ranges, slots, tracker))
         start += length
     return message, blobs
 
@@ -82,11 +82,11 @@ class BlockingEndpoint(ABC):
     Each method raises ConnectionLost when the other side is gone.
     """
 
-    def keep(self, keeper: BlobTracker) -> None:
-        """From now on, tell `keeper` of blobs that come in shared memory."""
-        self._keeper = keeper
+    def keep(self, tracker: BlobTracker) -> None:
+        """From now on, tell `tracker` of blobs that come in shared memory."""
+        self._tracker = tracker
 
-    _keeper: BlobTracker | None = None
+    _tracker: BlobTracker | None = None
 
     @abstractmethod
     def send(self, message: Message, blobs: Sequence[Any] = ()) -> None:
@@ -155,11 +155,11 @@ class NonblockingEndpoint(ABC):
     """
 
     sent = 0
-    _keeper: BlobTracker | None = None
+    _tracker: BlobTracker | None = None
 
-    def keep(self, keeper: BlobTracker) -> None:
-        """From now on, tell `keeper` of blobs that come in shared memory."""
-        self._keeper = keeper
+    def keep(self, tracker: BlobTracker) -> None:
+        """From now on, tell `tracker` of blobs that come in shared memory."""
+        self._tracker = tracker
 
     @property
     @abstractmethod

@@ -56,7 +56,7 @@ class FrameReader:
 
     def __init__(self) -> None:
         self.messages: deque[Frame] = deque()
-        self.keeper: BlobTracker | None = None
+        self.tracker: BlobTracker | None = None
         # Read into again and again: fresh memory costs more than the copy of what came.
         self._scratch = bytearray()
         self._arrived = b""
@@ -84,7 +84,7 @@ class FrameReader:
         count = connected.recv_into(self._body[self._got :])
         self._got += count
         if self._got == len(self._body):
-            self.messages.append(unpack(self._body, self._described, self.keeper))
+            self.messages.append(unpack(self._body, self._described, self.tracker))
             self._body = None
         return count
 
@@ -102,7 +102,7 @@ class FrameReader:
                 self._described = described
                 start = end
                 break
-            self.messages.append(unpack(view[start : start + size], described, self.keeper))
+            self.messages.append(unpack(view[start : start + size], described, self.tracker))
             start += size
         self._arrived = bytes(view[start:])
 
@@ -133,8 +133,8 @@ class BlockingPipe(BlockingEndpoint):
     def __reduce__(self) -> Any:
         return _far_end_of, (reduction.DupFd(self._socket.fileno()),)
 
-    def keep(self, keeper: BlobTracker) -> None:
-        self._incoming.keeper = keeper
+    def keep(self, tracker: BlobTracker) -> None:
+        self._incoming.tracker = tracker
 
     def watch(self, sentinel: Any) -> None:
         # The end of the stream says that the other side is gone.  But a signal that comes just before a wait begins
@@ -221,8 +221,8 @@ class NonblockingPipe(NonblockingEndpoint):
     def __reduce__(self) -> Any:
         return _broker_end_of, (reduction.DupFd(self._socket.fileno()),)
 
-    def keep(self, keeper: BlobTracker) -> None:
-        self._incoming.keeper = keeper
+    def keep(self, tracker: BlobTracker) -> None:
+        self._incoming.tracker = tracker
 
     def waitable(self) -> Any:
         return self._socket.fileno()

@@ -95,7 +95,7 @@ class BlockingQueue(BlockingEndpoint):
         self._torn = True
         data = inward.get()
         self._torn = False
-        return _unpack_whole(data, self._keeper)
+        return _unpack_whole(data, self._tracker)
 
     def _wait(self, reader: Any) -> None:
         while True:
@@ -172,7 +172,7 @@ class NonblockingQueue(NonblockingEndpoint):
         messages: list[Frame] = []
         try:
             while wait_for(self._inward._reader, 0):
-                messages.append(_unpack_whole(self._inward.get(), self._keeper))
+                messages.append(_unpack_whole(self._inward.get(), self._tracker))
         except (EOFError, OSError):
             return messages, False
         return messages, True
@@ -222,9 +222,9 @@ def _die_unsent(error: Exception, message: Any) -> None:
         os._exit(UNSENT_EXIT_CODE)
 
 
-def _unpack_whole(data: bytes, keeper: BlobTracker | None) -> Frame:
+def _unpack_whole(data: bytes, tracker: BlobTracker | None) -> Frame:
     _, described = PREFIX.unpack_from(data)
-    return unpack(memoryview(data)[PREFIX.size :], described, keeper)
+    return unpack(memoryview(data)[PREFIX.size :], described, tracker)
 
 
 def _keep_own_ends(inward: Any, outward: Any) -> None:

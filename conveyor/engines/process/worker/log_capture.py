@@ -87,8 +87,8 @@ class SharedEndpoint(BlockingEndpoint):
     def is_forked_copy(self) -> bool:
         return self._end.is_forked_copy
 
-    def keep(self, keeper: BlobTracker) -> None:
-        self._end.keep(keeper)
+    def keep(self, tracker: BlobTracker) -> None:
+        self._end.keep(tracker)
 
     def receive(self) -> Frame:
         return self._end.receive()

@@ -154,7 +154,7 @@ class Outbox:
             part = outputs if not start and len(outputs) <= limit else outputs[start : start + limit]
             try:
                 # What is amid a lease may be held by a job that has more to do with it.
-                blob = encode(part, self.kinds, self._arena, drafts=final)
+                blob = encode(part, self.kinds, self._arena, writable=final)
             except BaseException as error:
                 self._replace_in(start, part, error)
                 continue
