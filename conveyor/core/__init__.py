@@ -6,13 +6,13 @@ worker needs `core/data/` and these constants, and not the rest.
 """
 
 TARGET_SECONDS = 0.016
-"""How much work a chunk is aimed at."""
+"""A chunk is to take about so long."""
 
 FLUSH_SHARE = 0.625
-"""For what share of that a worker keeps at most what it has done."""
+"""A worker keeps outputs for at most this share of the target."""
 
 MAX_LOAD_FACTOR = 8
-"""How many times as much work a chunk has at most, where the broker is busy."""
+"""While the broker is busy, chunks grow up to so many times."""
 
 LONGEST_SECONDS = TARGET_SECONDS * MAX_LOAD_FACTOR
-"""How much work a chunk has at most, where much waits."""
+"""No chunk is expected to take longer."""

@@ -48,10 +48,10 @@ REPORT_SECONDS = 0.1
 
 
 class GiveUp(NamedTuple):
-    """Why a unit, the items from `first` to `last`, is given up without another call, after so many `attempts`.
+    """Why a call, the items from `first` to `last`, is given up after so many `attempts`, without another one.
 
     `kind` is a `Reason`: workers died at it (`cause` says how the last one did), or it took longer than `cause`
-    seconds.  `blindly`: nobody is to look at it any more.
+    seconds.  `skip_unpickling`: the worker does not even look at the items.
     """
 
     kind: GiveUpReason
@@ -63,11 +63,11 @@ class GiveUp(NamedTuple):
 
 
 class SendLease(NamedTuple):
-    """Hand `items` items to a worker, who may give `credit` outputs for them before it has to ask for more.
+    """Hand `items` items to a worker, which may give `credit` outputs for them before it has to ask for more.
 
-    `finish`: no items, the stream has ended and the job's `finish` is to run.  `skip`: a worker was lost with these
-    items, and so many outputs of the first unit are there already, and not to be given again.  `verdict`: the lease is
-    one unit, which is to be given up.
+    `finish`: the stream has ended, there are no items, and the worker runs the job's `finish`.  `skip`: a worker was
+    lost with these items; so many outputs of the first call are there already and are not given again.  `give_up`: the
+    lease is one call, which the worker gives up.
     """
 
     worker: int
@@ -89,14 +89,16 @@ class Grant(NamedTuple):
 
 
 class CancelLeases(NamedTuple):
-    """Tell a worker to drop what it was leased, as soon as it can, and say so with final replies."""
+    """Tell a worker to drop its leases as soon as it can, and to end each with a final reply."""
 
     worker: int
 
 
 class Revoke(NamedTuple):
-    """Have a worker begin nothing more of what it was handed, but for the first `units` units of `lease` and all before
-    them, and say what it has begun."""
+    """Have a worker start nothing more of what it has, but for the first `calls` calls of `lease` and all before them.
+
+    It answers with a `RevokeResult`.
+    """
 
     worker: int
     lease: int
@@ -111,32 +113,32 @@ class StartWorker(NamedTuple):
 
 
 class EndWorker(NamedTuple):
-    """Have a worker without a lease tear down its job and leave."""
+    """Have a worker that has no lease tear down its job and leave."""
 
     worker: int
 
 
 class ProbeWorker(NamedTuple):
-    """See for how long a worker has been at what it is at, and say so with a `ProbeResult`."""
+    """Find out for how long a worker has been at its call, and answer with a `ProbeResult`."""
 
     worker: int
 
 
 class KillWorker(NamedTuple):
-    """End a worker at once: it is taking too long."""
+    """End a worker at once: its call takes too long."""
 
     worker: int
 
 
 class SetFlushInterval(NamedTuple):
-    """Have a worker keep what it has done for so many seconds at most, from now on."""
+    """Have a worker keep outputs for at most so many seconds, from now on."""
 
     worker: int
     seconds: float
 
 
 class GaveUp(NamedTuple):
-    """A unit, the items from `first` to `last`, was given up after so many attempts.
+    """A call, the items from `first` to `last`, was given up after so many attempts.
 
     `when` and `why` are what the worker says.
     """
@@ -158,8 +160,8 @@ class Pull(NamedTuple):
 class Emit(NamedTuple):
     """Hand results to the consumer.
 
-    `tell_within`: where nothing more comes for so many seconds, it says what it has taken, however few.  No items, with
-    0.0: somebody waits for the room of those that it has.
+    Where no more results come for `report_within_seconds`, the consumer reports what it has taken, however few.
+    Without items, and with 0.0, somebody waits for the room of the results that it has.
     """
 
     pieces: tuple[Piece, ...]
@@ -174,9 +176,9 @@ class Finish(NamedTuple):
 class Fail(NamedTuple):
     """The run cannot go on.
 
-    `step` is the index of the step's node; `first` and `last` are the numbers (from 0, in the order in which
-    they came to that step) of the items that may be to blame, both None where there is none.  `loss` is a `Loss`; None
-    where the job raised.
+    `step` is the index of the step's node.  `first` and `last` are the items that may be to blame, counted from 0 in
+    the order in which they came to that step; both are None where there is none.  `loss` is a `Loss`; None where the
+    job raised.
     """
 
     step: int

@@ -1,7 +1,7 @@
 """What can happen to a run: the only way in to the core.
 
-Law: frozen facts, no behaviour.  A run is the sequence of these events, each with the time at which it was
-handled, and can be replayed from them.  Blobs are opaque handles: the core never looks inside one.
+Law: frozen facts, no behaviour.  A run is the sequence of these events, each with the time at which it was handled, and
+can be replayed from them.  Blobs are opaque handles: the core never looks inside one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from conveyor.core.data.group_sizes import GroupSizes
 
 
 class SourceItems(NamedTuple):
-    """`items` more input items came from the source, as one blob of `size` bytes."""
+    """The source gave `items` more items, as one blob of `size` bytes."""
 
     blob: Any
     items: int
@@ -22,9 +22,9 @@ class SourceItems(NamedTuple):
 
 
 class CreditReturned(NamedTuple):
-    """Items were so much heavier than those before that the source gives back what else it might give, and waits.
+    """The source gives back credit for so many items, and waits: its items became much heavier than those before.
 
-    That is so many items; what it is allowed meanwhile is not among them.
+    What it has been allowed meanwhile is not among them.
     """
 
     items: int
@@ -35,16 +35,17 @@ class SourceEnded(NamedTuple):
 
 
 class Replied(NamedTuple):
-    """A worker acknowledges the next `units` units of a lease and hands over `blobs`, each with its item count.
+    """A worker acknowledges the next `calls` calls of a lease and hands over `blobs`, each with its number of outputs.
 
-    The last `partial` outputs belong to the unit that it is working on, and is not acknowledged.  `runs` tells the
-    number of outputs of each acknowledged unit (None where nobody needs to know).  `final`: the lease is
-    done.  `starving`: the worker has no credit for its next output, or gives back what it has because outputs are
-    so much heavier than those before, and waits.  `size` is the bytes of
-    all blobs.  Since its last reply the worker has spent `seconds` of wall time on this lease; of these it used a
-    core for `cpu`, and waited for something that is no core for `waited`.  `given_up`: which
-    units were given up, or lost an output, since the last reply, of those acknowledged and the one that it is at: of
-    each its index in the lease, the number of attempts, when, and why.
+    The last `partial` outputs are of the call that the worker is at, which it does not acknowledge.  `group_sizes` are
+    the numbers of outputs of the acknowledged calls, None where nobody needs them.  `size` is the bytes of all blobs.
+
+    `final`: the lease is done.  `starving`: the worker waits for credit; it has none for its next output, or gives it
+    back as outputs became much heavier.
+
+    Since its last reply the worker has spent `seconds` of wall time on this lease.  Of these it used a core for `cpu`,
+    and waited for something that is no core for `waited`.  `given_up` are the calls that were given up, or lost an
+    output, since then: of each its index in the lease, the number of attempts, when, and why.
     """
 
     worker: int
@@ -63,23 +64,23 @@ class Replied(NamedTuple):
 
 
 class Raised(NamedTuple):
-    """The job failed on the unit that comes `units` units after the last acknowledged one of `lease`.
+    """The job failed at the call that comes `call` calls after the last acknowledged one of `lease`.
 
-    None: on one of those not acknowledged, nobody knows which; without a lease, on one of all that it has.
+    With `call` None, at any call of the lease that is not acknowledged; with `lease` None, at any that the worker has.
     """
 
     worker: int
     lease: int | None
-    calls: int | None
+    call: int | None
     error: Any
 
 
 class WorkerLost(NamedTuple):
     """A worker is dead and its channel drained to the end; `cause` says what is known of its death.
 
-    `begun`: it has begun at most so many units of that lease, and none of any later one; None where that is not known.
-    `ready`: it had been set up.  `killed`: it may have been ended from outside, and not by what it was at.
-    `unpickling`: it had not begun that lease, but was unpickling its items.
+    `started`: a lease, and how many of its calls the worker has started at most; it has started none of a later lease.
+    None where that is not known.  `ready`: its setup was done.  `killed`: it may have been ended from outside, and not
+    by what it was at.  `unpickling`: it was unpickling the items of that lease, and had not started it.
     """
 
     worker: int
@@ -91,15 +92,15 @@ class WorkerLost(NamedTuple):
 
 
 class WorkerReady(NamedTuple):
-    """A worker that was to be started is up; `seconds` is what that took, its `setup` included."""
+    """A worker that was being started is up; `seconds` is what that took, its `setup` included."""
 
     worker: int
     seconds: float
 
 
 class RevokeResult(NamedTuple):
-    """The answer to a `Revoke`: of what it had been handed, a worker has begun, or may still begin, the first `units`
-    units of `lease` and all before them."""
+    """The answer to a `Revoke`: the worker has started, or may still start, at most the first `calls` calls of `lease`,
+    and all before them."""
 
     worker: int
     lease: int
@@ -107,9 +108,9 @@ class RevokeResult(NamedTuple):
 
 
 class ProbeResult(NamedTuple):
-    """The answer to a `ProbeWorker`: a worker has been for `seconds` at the unit before the first `units` of `lease`.
+    """The answer to a `ProbeWorker`: a worker has been for `seconds` at the last of the first `calls` calls of `lease`.
 
-    None: at nothing.
+    `seconds` is None where it is at nothing.
     """
 
     worker: int
@@ -119,15 +120,15 @@ class ProbeResult(NamedTuple):
 
 
 class Ticked(NamedTuple):
-    """Time has passed; `others` is the CPU seconds that the processes beside the workers have used so far."""
+    """Time has passed; the processes beside the workers have used `other_cpu_seconds` so far."""
 
-    others: float
+    other_cpu_seconds: float
 
 
 class BrokerLoad(NamedTuple):
-    """The broker itself has used this share of a core of late."""
+    """The broker has used this share of a core of late."""
 
-    share: float
+    cpu_share: float
 
 
 class RunStarted(NamedTuple):

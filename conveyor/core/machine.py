@@ -206,7 +206,7 @@ class Machine:
                     self.first.end(0)
             case Raised():
                 step = self.step_of(event.worker)
-                self._commands.append(step.recovery.failure_of(event.worker, event.lease, event.calls, event.error))
+                self._commands.append(step.recovery.failure_of(event.worker, event.lease, event.call, event.error))
                 self._over = True
             case RevokeResult():
                 self.step_of(event.worker).handle_revoke_result(event)
@@ -217,9 +217,9 @@ class Machine:
                     for step in self.steps:
                         step.wake()
                     if self.roster.autoscales and self.now >= self.roster.policy_state.next:
-                        self._autoscale(event.others)
-            case BrokerLoad(share):
-                if self.chunk_target.observe_load(share):
+                        self._autoscale(event.other_cpu_seconds)
+            case BrokerLoad(cpu_share):
+                if self.chunk_target.observe_load(cpu_share):
                     for step in self.steps:
                         for worker in step.book.workers:
                             self.command(SetFlushInterval(worker.number, self.chunk_target.flush_interval_seconds))

@@ -1,14 +1,14 @@
 """Groups: which outputs belong to which item, kept as counts.
 
-Law: pure values, no items.  Inside a fork every stream of items is divided into groups, one for each item that
-entered the fork, in its order; a join puts the groups of its branches back together.  A step turns a group of
-its inputs into the group of their outputs.  `GroupSizes` is a list of `(size, repeat)`: `repeat` groups of `size`
-items each, one after another.
+Law: pure values, no items.  Inside a fork every stream of items is divided into groups, one for each item that entered
+the fork, in its order; a join puts the groups of its branches back together.  A step turns a group of its inputs into
+the group of their outputs.  `GroupSizes` is a list of `(size, repeat)`: `repeat` groups of `size` items each, one after
+another.
 
-A chunk carries items, and the runs of the groups that it closes.  A group may begin in one chunk and be closed
-by a later one (a generator that yields for a long time): the first size then counts only the items in the
-closing chunk.  Items behind the last closed group belong to a group still open or, when the stream has ended,
-to no group at all: trailing outputs, such as those of `finish`.
+A chunk carries items, and the sizes of the groups that it closes.  A group may begin in one chunk and be closed by a
+later one, as with a generator that yields for a long time.  The first size then counts only the items in the closing
+chunk.  Items behind the last closed group belong to a group that is still open.  When the stream has ended they belong
+to no group at all: these are trailing outputs, such as those of `finish`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ GroupSizes = list[tuple[int, int]]
 
 
 def append_groups(group_sizes: GroupSizes, size: int, repeat: int) -> None:
-    """Add `repeat` groups of `size` to `runs`, in the shortest form.
+    """Add `repeat` groups of `size` to `group_sizes`, in the shortest form.
 
-    >>> runs = [(1, 2)]
-    >>> append_groups(runs, 1, 3)
-    >>> runs
+    >>> group_sizes = [(1, 2)]
+    >>> append_groups(group_sizes, 1, 3)
+    >>> group_sizes
     [(1, 5)]
     """
     if not repeat:
@@ -36,7 +36,7 @@ def append_groups(group_sizes: GroupSizes, size: int, repeat: int) -> None:
 
 
 def group_sizes_of(sizes: Iterable[int]) -> GroupSizes:
-    """Return the runs of a plain sequence of sizes.
+    """Return a plain sequence of sizes in the shortest form.
 
     >>> group_sizes_of([1, 1, 0, 2])
     [(1, 2), (0, 1), (2, 1)]
@@ -48,7 +48,7 @@ def group_sizes_of(sizes: Iterable[int]) -> GroupSizes:
 
 
 def with_one_less(group_sizes: GroupSizes, group: int) -> GroupSizes:
-    """Return runs in which the group of that index has one item less.
+    """Return the sizes with one item less in the group of that index.
 
     >>> with_one_less([(1, 3), (2, 1)], 1)
     [(1, 1), (0, 1), (1, 1), (2, 1)]
@@ -73,7 +73,7 @@ class Groups:
         self.open = 0
 
     def push(self, group_sizes: GroupSizes, items: int) -> None:
-        """Append a chunk of `items` items that closes the groups in `runs`."""
+        """Append a chunk of `items` items that closes the groups in `group_sizes`."""
         closed = self._closed
         if group_sizes:
             size, repeat = group_sizes[0]
@@ -94,11 +94,11 @@ class Groups:
 
     @property
     def first(self) -> tuple[int, int] | None:
-        """The first run of closed groups, None where there is none."""
+        """The first closed groups of one size, as `(size, repeat)`; None where no group is closed."""
         return self._closed[0] if self._closed else None
 
     def drop(self, groups: int) -> None:
-        """Remove `groups` groups of the first run."""
+        """Remove `groups` of the first closed groups of one size."""
         size, repeat = self._closed[0]
         if groups == repeat:
             self._closed.popleft()
@@ -123,8 +123,8 @@ class Groups:
 class Regroup:
     """Composition of two levels: given groups of elements, and what came of each element, the groups of that.
 
-    A step composes the groups of its input units with the outputs of each unit; the end of a fork composes
-    the groups around the fork with the outputs of each item that entered it.
+    A step composes the groups of its calls with the outputs of each call.  The exit of a fork composes the groups
+    around the fork with the outputs of each item that entered it.
 
     >>> regroup = Regroup()
     >>> regroup.push([(2, 1), (0, 1), (1, 1)], 3)      # three elements in groups of 2, 0 and 1
@@ -142,10 +142,10 @@ class Regroup:
         self._groups.push(group_sizes, elements)
 
     def feed(self, group_sizes: GroupSizes, items: int) -> GroupSizes:
-        """Return the groups closed by the next elements, `runs` telling the outputs of each.
+        """Return the groups closed by the next elements; `group_sizes` are the numbers of outputs of these.
 
-        `items` counts all outputs; those beyond `runs` belong to an element still under way, and so to a
-        group still open.  An empty `runs` closes the empty groups that are due.
+        `items` counts all outputs.  Those beyond `group_sizes` belong to an element still under way, and so to a group
+        that is still open.  Empty `group_sizes` close the empty groups that are due.
         """
         groups = self._groups
         closed: GroupSizes = []
@@ -196,24 +196,24 @@ class Regroup:
 
 
 class Batcher:
-    """Turns groups of items into groups of units: a unit is complete with its last item, and counts there.
+    """Turns groups of items into groups of calls; a call counts in the group of its last item.
 
     >>> batcher = Batcher(3)
-    >>> batcher.units([(1, 4)], 4)
+    >>> batcher.calls([(1, 4)], 4)
     ([(0, 2), (1, 1), (0, 1)], 1)
     """
 
-    __slots__ = ("_phase", "_unit")
+    __slots__ = ("_batch_size", "_phase")
 
     def __init__(self, batch_size: int) -> None:
-        self._unit = batch_size
+        self._batch_size = batch_size
         self._phase = 0
 
     def calls(self, group_sizes: GroupSizes, items: int) -> tuple[GroupSizes, int]:
-        """Return the chunk's groups measured in completed units, and the number of units completed in all."""
-        if self._unit == 1:
+        """Return the chunk's groups measured in completed calls, and the number of calls completed in all."""
+        if self._batch_size == 1:
             return group_sizes, items
-        batch_size, phase = self._unit, self._phase
+        batch_size, phase = self._batch_size, self._phase
         converted: GroupSizes = []
         for size, repeat in group_sizes:
             if not size:

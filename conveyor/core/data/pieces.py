@@ -19,7 +19,7 @@ from conveyor.core.data.group_sizes import GroupSizes
 class Weave(NamedTuple):
     """The items of several lanes, interleaved group by group.
 
-    `lanes[i]` holds pieces and `runs[i]` the sizes of that lane's groups; all lanes have the same number of
+    `lanes[i]` holds pieces, and `group_sizes[i]` the sizes of that lane's groups.  All lanes have the same number of
     groups.  With `zipped` a group gives rows, the lanes' items side by side with None where a lane has
     fewer; else it gives the first lane's items, then the second's, and so on.
     """

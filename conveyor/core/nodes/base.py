@@ -98,7 +98,7 @@ class Node(ABC):
 
     @abstractmethod
     def push(self, port: int, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
-        """Take a chunk in; `runs` is None on a lane without groups."""
+        """Take a chunk in; `group_sizes` is None on a lane without groups."""
 
     @abstractmethod
     def end(self, port: int) -> None:

@@ -15,7 +15,8 @@ The rules follow from one model: a step needs rate x service time workers.
 3. *Grow.* A stalled step gets what it needs and some headroom, once the stall has cost as much as a start does; the
    first time at once, where `GROW_AT_ONCE_STARTS` times as much waits.  Until its first call is done its job counts as
    CPU alone, and workers at most double.  A step that has what it needs and goes on stalling, with cores idle, gets
-more.  4. *Give back.* Where a stalled step lacks workers and has no cores to grow on, the others keep what they need.
+   more.
+4. *Give back.* Where a stalled step lacks workers and has no cores to grow on, the others keep what they need.
 5. *Shrink.* Workers that were not needed for a while go.
 6. *Rest.* Each reversal, from growing to shrinking or back, makes a step wait longer before its next change.  Once
    there was time to learn, changes are rationed, until the load has moved: some step has needed many more workers than
