@@ -140,7 +140,7 @@ class Machine:
                 if isinstance(node, Balance):
                     for output in outputs:
                         if isinstance(output.node, Step) and (output.node.shares_pipe() or not node.strict):
-                            output.node.report_demand()
+                            output.node.reports_demand = True
             elif isinstance(node, Step | Join | ForkExit) and not isinstance(description, ReplicateNode | BalanceNode):
                 assert not isinstance(description, SinkNode)
                 outputs = [Output(self.nodes[description.to.node], description.to.port)]

@@ -274,7 +274,7 @@ BUGS = (
         "a step that is blocked does not ask the consumer for room",
         Step,
         "_update_utilization",
-        "self.credit.output.request_flush()",
+        "self.credit.output.node.request_flush()",
         "pass",
         "nothing can happen any more",
         first=490,

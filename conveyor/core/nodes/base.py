@@ -51,21 +51,9 @@ class Output:
         """How many items may be pushed now; items promised before they were weighed count against the bound alone."""
         return self.node.free_capacity(self.port, weighed)
 
-    def shares_pipe(self) -> bool:
-        """Whether what waits there takes room from the node in front of it."""
-        return self.node.shares_pipe()
-
-    def shared_pipe_items(self) -> int:
-        """How many items there count against the pipe in front of this node, as they have no pipe of their own."""
-        return self.node.shared_pipe_items()
-
     def weigh(self, items: int, size: int) -> None:
         """Say that `items` items on their way there came in `size` bytes."""
         self.node.weigh(self.port, items, size)
-
-    def request_flush(self) -> None:
-        """Say that somebody waits for capacity there."""
-        self.node.request_flush()
 
     def push(self, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
         """Hand on a chunk."""

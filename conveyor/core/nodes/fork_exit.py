@@ -37,13 +37,13 @@ class ForkExit(Node):
         self.output.weigh(items, size)
 
     def request_flush(self) -> None:
-        self.output.request_flush()
+        self.output.node.request_flush()
 
     def shares_pipe(self) -> bool:
-        return self.output.shares_pipe()
+        return self.output.node.shares_pipe()
 
     def shared_pipe_items(self) -> int:
-        return self.output.shared_pipe_items()
+        return self.output.node.shared_pipe_items()
 
     def preferred_chunk(self) -> int:
         return self.output.node.preferred_chunk()

@@ -36,7 +36,7 @@ class Fork(Node):
         self.outputs = outputs
         self.min_batch = max(self.min_batch, *(output.node.min_batch for output in outputs))
         self.bound = max(self.bound, self.min_batch)
-        self.sharing = any(output.shares_pipe() for output in outputs)
+        self.sharing = any(output.node.shares_pipe() for output in outputs)
 
     def free_capacity(self, port: int, weighed: bool = True) -> int:
         return self.most(self.bound, weighed) - self.queue.items - self.branches_held()
@@ -87,7 +87,7 @@ class Replicate(Fork):
     """Every item goes to all branches, once all have capacity for it."""
 
     def branches_held(self) -> int:
-        return max(output.shared_pipe_items() for output in self.outputs)
+        return max(output.node.shared_pipe_items() for output in self.outputs)
 
     def pump(self) -> None:
         moved = False
@@ -116,7 +116,7 @@ class Balance(Fork):
         self._dealt = 0
 
     def branches_held(self) -> int:
-        return sum(output.shared_pipe_items() for output in self.outputs)
+        return sum(output.node.shared_pipe_items() for output in self.outputs)
 
     def pump(self) -> None:
         moved = False

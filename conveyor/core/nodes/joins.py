@@ -31,14 +31,14 @@ class Join(Node):
         """Take in where everything goes."""
         self.output = output
         self.min_batch = output.node.min_batch
-        self.sharing = output.shares_pipe()
+        self.sharing = output.node.shares_pipe()
         for lane in self.lanes:
             lane.bound = max(lane.bound, self.min_batch)
 
     def free_capacity(self, port: int, weighed: bool = True) -> int:
         lane = self.lanes[port]
         most = max(self.min_batch, lane.item_weight.limit(lane.bound) if weighed else lane.bound)
-        return most - lane.items - self.output.shared_pipe_items()
+        return most - lane.items - self.output.node.shared_pipe_items()
 
     def weigh(self, port: int, items: int, size: int) -> None:
         self.lanes[port].item_weight.weigh(items, size)
@@ -69,7 +69,7 @@ class Join(Node):
         if moved or self.sharing:
             self.wake_upstream()
         if self.output.free_capacity() < 1 and any(lane.items for lane in self.lanes):
-            self.output.request_flush()
+            self.output.node.request_flush()
 
     @abstractmethod
     def move(self) -> bool:

@@ -51,7 +51,8 @@ class Step(Node):
         self.chunk_sizer = ChunkSizer(limit, self.item_weight, context.chunk_target, self.batch_size)
         # When to look whether a worker that does not reply is stuck while another is idle.
         self.steal_at: float | None = None
-        self._reports_demand = False
+        # Whether the node in front deals items out by the demand, and has to hear when there is some.
+        self.reports_demand = False
         self._done = False
         self._cancelled = False
 
@@ -80,10 +81,6 @@ class Step(Node):
         if wanted <= 0 or self.credit.spare(bool(self.book.leases)) <= 0:
             return 0
         return min(self.free_capacity(0), wanted)
-
-    def report_demand(self) -> None:
-        """Take in that the node in front deals items out by the demand, and has to hear when there is some."""
-        self._reports_demand = True
 
     def preferred_chunk(self) -> int:
         return self.chunk_sizer.size * self.batch_size
@@ -128,7 +125,7 @@ class Step(Node):
             return
         intake, book, credit, recovery = self.intake, self.book, self.credit, self.recovery
         self._count_time()
-        credit.wants_capacity = self._reports_demand
+        credit.wants_capacity = self.reports_demand
         if not book.leases:
             self.order.close_empty_groups()
         if credit.starving:
@@ -144,7 +141,7 @@ class Step(Node):
             for worker in [worker for worker in book.workers if worker.replaced and not worker.leases]:
                 self._end_worker(worker)
         self._update_utilization()
-        if self._reports_demand and self.demand() > 0:
+        if self.reports_demand and self.demand() > 0:
             self.wake_upstream()
 
     def _would_wait(self, worker: Worker) -> bool:
@@ -454,7 +451,7 @@ class Step(Node):
             blocked += idle
         utilization.blocked = blocked
         if blocked:
-            self.credit.output.request_flush()
+            self.credit.output.node.request_flush()
         utilization.stalled = utilization.busy == len(workers) and (waiting or bool(self.book.prefetched))
 
     def step_load(self, waiting: int) -> StepLoad:
