@@ -1,10 +1,10 @@
 """Items to bytes and back.
 
 Law: this is the only place that pickles or unpickles items.  A blob is the pickle of a list of items, so that a
-thousand small ones cost little more than one.  An object that stands twice in the list must not become one
-object behind the hop, where a job that changes an item would change another: such items are pickled one by
-one, and the blob is the pickle of a tuple of their pickles.  Nor must an item be seen as its giver changed it
-later, to give it again: of a giver that does so (`ReuseDetector`) each item is pickled before the next is asked for.
+thousand small ones cost little more than one.  An object that stands twice in the list must not become one object
+behind the hop: a job that changes an item would change another.  Such items are pickled one by one, and the blob is the
+pickle of a tuple of their pickles.  A source or a job may change an object and give it again.  `ReuseDetector` finds
+that out, and each item is pickled then before the next is asked for.
 """
 
 from __future__ import annotations
@@ -30,24 +30,23 @@ ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None)})
 # Those of which none is heavy.
 LIGHT = ATOMS - {str, bytes}
 
-# How many bytes a blob has, about, where its giver may decide.
+# The sender makes blobs of about so many bytes.
 BLOB_BYTES = 256 * 1024
-# Buffers of fewer bytes are pickled with the rest; and the rest goes through the channel where it has fewer.
+# A buffer of fewer bytes is pickled with the rest.  A rest of fewer bytes goes through the channel.
 LEAST_BYTES = 32 * 1024
 LEAST_STREAM_BYTES = 128 * 1024
-# What a pipe holds of which nobody says how much: `PIPE_BYTES` of `graph/plan.py`, for which a worker has no other use.
+# `PIPE_BYTES` of `graph/plan.py`, for which a worker has no other use.
 USUAL_PIPE_BYTES = 16 * 1024 * 1024
-# An allowance while nothing is known of the items, and one of which a handful would be more than is expected; as large
-# a share of a pipe that holds less.
-FIRST_ALLOWANCE = USUAL_PIPE_BYTES // 4
-LEAST_ALLOWANCE = USUAL_PIPE_BYTES // 64
-# However little a pipe holds, no more than every eighth item is weighed.
+# The budget while nothing is known of the items, and the smallest.  Of a pipe that holds less, it is the same share.
+FIRST_BUDGET_BYTES = USUAL_PIPE_BYTES // 4
+LEAST_BUDGET_BYTES = USUAL_PIPE_BYTES // 64
+# The sender weighs one item of so many, or fewer, however little the pipe holds.
 LEAST_INTERVAL = 8
 
-# How many objects of a giver are watched for one that comes again.
-WATCHED = 16
-# Of what is heavy fewer, as all that cannot be watched from afar are kept meanwhile.
-WATCHED_HEAVY = 4
+# `ReuseDetector` watches so many objects for one that comes again.
+OBJECTS_WATCHED = 16
+# It watches fewer of the heavy ones: those without weak references are kept meanwhile.
+HEAVY_OBJECTS_WATCHED = 4
 
 Spec = tuple[tuple[Any, int, int], ...]
 
@@ -55,8 +54,8 @@ Spec = tuple[tuple[Any, int, int], ...]
 def encode(items: list[Any], kinds: Set[type] | None = None, arena: Arena | None = None, writable: bool = False) -> Any:
     """Return one blob; raises whatever pickling raises.  `kinds`: the types of the items, where they are known.
 
-    Where there is an arena, large parts go there, and the blob is a SharedBlob then.  `writable`: what is in writable
-    copies of the arena is passed on as it is, so the worker calls `Arena.pass_on` before it sends the blob.
+    With an arena, heavy items go there, and the blob is a SharedBlob then.  `writable`: what is in writable copies of the
+    arena is passed on as it is.  The worker calls `Arena.pass_on` before it sends such a blob.
     """
     kinds = kinds or kinds_of(items)
     # The types are told apart faster than the items: most often, that is the end of it.
@@ -198,7 +197,7 @@ def weight(item: Any) -> int:
 
 
 def interval(usual: int, most: int) -> int:
-    """Return how many items are given between two that are weighed, on their way to a pipe that holds `most` bytes.
+    """Return how many items go by for each one that is weighed, on the way to a pipe that holds `most` bytes.
 
     >>> interval(64, most=16 * 1024 * 1024), interval(64, most=1_000_000)
     (64, 8)
@@ -207,16 +206,16 @@ def interval(usual: int, most: int) -> int:
 
 
 class ByteBudget:
-    """How many bytes one who may give so many items may give, before it has to ask anew.
+    """How many bytes a sender may send before it asks for credit anew.
 
-    Who may give thousands of items was told so when they were small: where they become much heavier, what it may give
-    would be more than the pipe is to hold, which is `most` bytes.
+    Credit counts items.  A sender got credit for thousands while items were small.  If they become much heavier, that
+    credit would overfill the pipe, which holds `most` bytes.
 
-    >>> allowance = ByteBudget(most=16 * 1024 * 1024)
-    >>> allowance.take(items=100, size=1000)
-    >>> allowance.renew(items=1000)
-    >>> allowance.take(items=3, size=3_000_000)
-    >>> allowance.spent
+    >>> budget = ByteBudget(most=16 * 1024 * 1024)
+    >>> budget.take(items=100, size=1000)
+    >>> budget.renew(items=1000)
+    >>> budget.take(items=3, size=3_000_000)
+    >>> budget.spent
     True
     """
 
@@ -224,22 +223,22 @@ class ByteBudget:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._first = max(1, min(FIRST_ALLOWANCE, most // 4))
-        self._least = max(1, min(LEAST_ALLOWANCE, most // 64))
+        self._first = max(1, min(FIRST_BUDGET_BYTES, most // 4))
+        self._least = max(1, min(LEAST_BUDGET_BYTES, most // 64))
         self._mean = 0.0
         self._left = self._first
-        # How many items make a blob, as far as the last ones tell; and whether nothing more may be given.
+        # How many items make a blob, as far as the last ones tell; and whether nothing more may be sent.
         self.items_per_blob = 1 << 30
         self.spent = False
 
     def renew(self, items: int) -> None:
-        """Take in that so many items may be given."""
+        """Take in that there is credit for so many items."""
         expected = int(4 * items * self._mean) if self._mean else self._first
         self._left = max(self._least, min(expected, self._most))
         self.spent = False
 
     def take(self, items: int, size: int) -> None:
-        """Take in what was given."""
+        """Take in what was sent: so many items, of `size` bytes together."""
         self._mean = size / items
         self._left -= size
         self.spent = self._left <= 0
@@ -255,18 +254,18 @@ def copied(item: Any) -> Any:
 
 
 class ReuseDetector:
-    """What is known of someone who gives items: whether an object comes again, and so may have been changed.
+    """Finds out whether a source or a job gives an object again, and so may have changed it.
 
-    A generator that fills one buffer again and again is the usual case.  The first few objects tell: as long as
-    `undecided`, items are to be encoded one at a time; those of one that `repeats` are to be frozen from then on.
+    A generator that fills one buffer again and again is the usual case.  The first few objects tell.  While this is
+    `undecided`, items are encoded one at a time.  When one `repeats`, each item is frozen from then on.
 
-    >>> giver = ReuseDetector()
+    >>> detector = ReuseDetector()
     >>> buffer = bytearray(8)
-    >>> giver.observe(buffer)
-    >>> giver.undecided, giver.repeats
+    >>> detector.observe(buffer)
+    >>> detector.undecided, detector.repeats
     (True, False)
-    >>> giver.observe(buffer)
-    >>> giver.undecided, giver.repeats
+    >>> detector.observe(buffer)
+    >>> detector.undecided, detector.repeats
     (False, True)
     """
 
@@ -279,12 +278,16 @@ class ReuseDetector:
         self.repeats = False
 
     def observe(self, item: Any) -> None:
-        """Take in what was given; of items that cannot be changed there is nothing to be known."""
+        """Take in an item; those that cannot be changed tell nothing."""
         if self._known or type(item) in ATOMS:
             return
         self.repeats = any(item is each() for each in self._first)
         self._first.append(_watched(item))
-        most = WATCHED if len(self._first) <= WATCHED_HEAVY or weight(item) < BLOB_BYTES else WATCHED_HEAVY
+        most = (
+            OBJECTS_WATCHED
+            if len(self._first) <= HEAVY_OBJECTS_WATCHED or weight(item) < BLOB_BYTES
+            else HEAVY_OBJECTS_WATCHED
+        )
         self._known = self.repeats or len(self._first) > most
         self.undecided = not self._known
         if self._known:
@@ -292,9 +295,10 @@ class ReuseDetector:
 
 
 def _watched(item: Any) -> Callable[[], Any]:
-    """Return what returns an item, as long as anybody else has it: what nobody has any more does not come again.
+    """Return a function that returns an item, as long as anybody else has it.
 
-    What lives in shared memory can only be passed on without a copy if it is not kept here.
+    What nobody has any more does not come again.  What lives in shared memory is passed on without a copy only if it is
+    not kept here.
     """
     # One that has a finalizer may be saved by that, and come again, when nothing can be seen of it any more.
     if not hasattr(type(item), "__del__"):
@@ -316,7 +320,7 @@ class Unpicklable(Exception):
 
 
 class Frozen:
-    """An item as it was when it was given: its pickle."""
+    """An item as it was when the job gave it: its pickle."""
 
     __slots__ = ("data",)
 
@@ -325,7 +329,7 @@ class Frozen:
 
 
 def frozen(item: Any) -> Any:
-    """Return what stands for an item until it is encoded, whatever is done to the item; raises Unpicklable."""
+    """Return what stands for an item until it is encoded, whatever the job does to it; raises Unpicklable."""
     if type(item) in ATOMS or type(item) is GeneratorType:
         return item
     guard_connections()
@@ -349,7 +353,7 @@ class Blob:
 
 
 def spec_of(pieces: tuple[Piece, ...]) -> tuple[Spec, list[Any]]:
-    """Return what describes the pieces in a message, and the blobs that it refers to by number, each once."""
+    """Return a description of the pieces for a message, and the blobs that it refers to by number, each once."""
     if len(pieces) == 1 and type(pieces[0][0]) is not Weave:
         source, start, stop = pieces[0]
         return ((0, start, stop),), [source]

@@ -1,6 +1,6 @@
-"""What jobs say beside their results: log records and warnings, to bytes and back.
+"""Log records and warnings of jobs, to bytes and back.
 
-Law: what is said is worth less than the run.  A value of Python's own types goes as it is; of any other goes its
+Law: a log message is worth less than the run.  A value of Python's own types goes as it is; of any other goes its
 pickle, together with text for where that cannot be made or undone.  What the caller's handlers raise is reported as
 `logging` reports it, and goes no further.  `logging` is imported by who uses it: a program that does not starts sooner.
 """
@@ -112,7 +112,7 @@ def _pickle(value: Any) -> bytes | None:
 
 
 def handle_log_message(message: messages.Message, blobs: list[Any]) -> None:
-    """Have the caller's own handlers deal with what was logged."""
+    """Hand what a job logged to the caller's own handlers."""
     if isinstance(message, messages.WarningShown):
         _show(blobs[0])
         return

@@ -8,67 +8,71 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+<<<<<<< HEAD:tests/wire/test_allowance.py
 from conveyor.engines.process.wire.codec import FIRST_ALLOWANCE, LEAST_ALLOWANCE, USUAL_PIPE_BYTES, ByteBudget, interval
+=======
+from conveyor.engines.process.wire.codec import FIRST_BUDGET_BYTES, LEAST_BUDGET_BYTES, ByteBudget, interval
+>>>>>>> 07c162c (Say in codec.py and log_records.py who does what):tests/wire/test_byte_budget.py
 from conveyor.graph.plan import PIPE_BYTES
 from tests.helpers.support import TestCase
 
 EXAMPLES = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
 
-def may_give(allowance: ByteBudget, size: int) -> int:
+def may_give(budget: ByteBudget, size: int) -> int:
     """How many items of this size may be given, one by one, until it is spent; at most 1000."""
     for count in range(1000):
-        if allowance.spent:
+        if budget.spent:
             return count
-        allowance.take(1, size)
+        budget.take(1, size)
     return 1000
 
 
-class Allowances(TestCase):
+class ByteBudgetTest(TestCase):
     """In bytes."""
 
     def test_a_usual_pipe_is_what_the_plan_says(self) -> None:
         assert USUAL_PIPE_BYTES == PIPE_BYTES
 
     def test_before_anything_was_given(self) -> None:
-        assert may_give(ByteBudget(PIPE_BYTES), FIRST_ALLOWANCE // 8) == 8
+        assert may_give(ByteBudget(PIPE_BYTES), FIRST_BUDGET_BYTES // 8) == 8
         # A quarter of the pipe.
         assert may_give(ByteBudget(1_000_000), 50_000) == 5
-        assert may_give(ByteBudget(100 * PIPE_BYTES), FIRST_ALLOWANCE // 8) == 8
+        assert may_give(ByteBudget(100 * PIPE_BYTES), FIRST_BUDGET_BYTES // 8) == 8
 
     def test_a_pipe_that_holds_less_than_an_item(self) -> None:
-        allowance = ByteBudget(1)
-        assert may_give(allowance, 300_000) == 1
-        allowance.renew(1)
-        assert may_give(allowance, 300_000) == 1
+        budget = ByteBudget(1)
+        assert may_give(budget, 300_000) == 1
+        budget.renew(1)
+        assert may_give(budget, 300_000) == 1
 
     def test_what_is_expected_and_some_more(self) -> None:
-        allowance = ByteBudget(PIPE_BYTES)
-        allowance.take(10, 10 * 10_000)
-        allowance.renew(100)
+        budget = ByteBudget(PIPE_BYTES)
+        budget.take(10, 10 * 10_000)
+        budget.renew(100)
         # Four times as much as 100 items of 10 kB.
-        assert may_give(allowance, 40_000) == 100
+        assert may_give(budget, 40_000) == 100
 
     def test_light_items_that_become_heavy(self) -> None:
         for most, count in ((PIPE_BYTES, 4), (1_000_000, 1)):
-            allowance = ByteBudget(most)
-            allowance.take(100, 800)
-            allowance.renew(100)
-            assert may_give(allowance, LEAST_ALLOWANCE // 4) == count
+            budget = ByteBudget(most)
+            budget.take(100, 800)
+            budget.renew(100)
+            assert may_give(budget, LEAST_BUDGET_BYTES // 4) == count
 
     def test_never_more_than_the_pipe(self) -> None:
-        allowance = ByteBudget(1_000_000)
-        allowance.take(100, 100 * 20)
-        allowance.renew(50_000)
-        assert may_give(allowance, 300_000) == 4
+        budget = ByteBudget(1_000_000)
+        budget.take(100, 100 * 20)
+        budget.renew(50_000)
+        assert may_give(budget, 300_000) == 4
 
     @EXAMPLES
     @given(st.integers(1, 10**9), st.integers(1, 10**6), st.integers(1, 10**6), st.integers(1, 10**5))
     def test_bounds(self, most: int, before: int, after: int, items: int) -> None:
-        allowance = ByteBudget(most)
-        allowance.take(1, before)
-        allowance.renew(items)
-        given_bytes = may_give(allowance, after) * after
+        budget = ByteBudget(most)
+        budget.take(1, before)
+        budget.renew(items)
+        given_bytes = may_give(budget, after) * after
         assert after <= given_bytes < most + after or given_bytes == after
 
 

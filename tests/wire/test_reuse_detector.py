@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import weakref
 
-from conveyor.engines.process.wire.codec import BLOB_BYTES, WATCHED, WATCHED_HEAVY, ReuseDetector
+from conveyor.engines.process.wire.codec import BLOB_BYTES, HEAVY_OBJECTS_WATCHED, OBJECTS_WATCHED, ReuseDetector
 from tests.helpers.support import TestCase
 
 
@@ -30,53 +30,53 @@ class Pooled:
         self.pool.append(self)
 
 
-class Givers(TestCase):
+class ReuseDetectorTest(TestCase):
     """The first few objects tell."""
 
     def test_one_that_gives_new_ones(self) -> None:
-        giver = ReuseDetector()
-        things = [Thing() for _ in range(WATCHED + 1)]
+        detector = ReuseDetector()
+        things = [Thing() for _ in range(OBJECTS_WATCHED + 1)]
         for thing in things:
-            giver.observe(thing)
-            assert giver.undecided is (thing is not things[-1])
-        giver.observe(things[0])
-        assert not giver.repeats, "that is known by now"
+            detector.observe(thing)
+            assert detector.undecided is (thing is not things[-1])
+        detector.observe(things[0])
+        assert not detector.repeats, "that is known by now"
 
     def test_one_that_gives_two_in_turn(self) -> None:
-        giver = ReuseDetector()
+        detector = ReuseDetector()
         things = Thing(), Thing()
         for thing in things:
-            giver.observe(thing)
-            assert giver.undecided
-        giver.observe(things[0])
-        assert giver.repeats and not giver.undecided
+            detector.observe(thing)
+            assert detector.undecided
+        detector.observe(things[0])
+        assert detector.repeats and not detector.undecided
 
     def test_what_is_heavy_is_watched_for_less_long(self) -> None:
-        giver = ReuseDetector()
-        for number in range(WATCHED_HEAVY + 1):
-            giver.observe(SharedBlob(BLOB_BYTES))
-            assert giver.undecided is (number < WATCHED_HEAVY)
-        assert not giver.repeats
+        detector = ReuseDetector()
+        for number in range(HEAVY_OBJECTS_WATCHED + 1):
+            detector.observe(SharedBlob(BLOB_BYTES))
+            assert detector.undecided is (number < HEAVY_OBJECTS_WATCHED)
+        assert not detector.repeats
 
     def test_what_nobody_else_has_is_not_kept(self) -> None:
-        giver = ReuseDetector()
+        detector = ReuseDetector()
         thing = Thing()
         seen = weakref.ref(thing)
-        giver.observe(thing)
+        detector.observe(thing)
         del thing
         assert seen() is None
-        assert giver.undecided
+        assert detector.undecided
 
     def test_a_new_one_where_another_was_is_not_the_same(self) -> None:
         for kind in (Thing, list):
-            giver = ReuseDetector()
-            for _ in range(WATCHED + 1):
+            detector = ReuseDetector()
+            for _ in range(OBJECTS_WATCHED + 1):
                 # Without anybody to keep it, the next one has its address.
-                giver.observe(kind())
-            assert not giver.repeats and not giver.undecided
+                detector.observe(kind())
+            assert not detector.repeats and not detector.undecided
 
     def test_what_can_come_back_to_life_is_kept(self) -> None:
         Pooled.pool = []
-        giver = ReuseDetector()
-        giver.observe(Pooled())
+        detector = ReuseDetector()
+        detector.observe(Pooled())
         assert Pooled.pool == [], "from where it would be given again, as another by all that a weak reference says"
