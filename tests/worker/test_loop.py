@@ -6,8 +6,10 @@ Law: what a worker acknowledges and what it hands over agree, for each reply by 
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 import unittest
+import weakref
 from collections import deque
 from unittest import mock
 
@@ -113,6 +115,17 @@ class WorkerTest(TestCase):
         [(first, _)] = self.replies(Processor(abs), [1, "two", 3])
         assert type(first) is messages.CallFailed and first.calls == 1 and first.failure.kind == "TypeError"
 
+    def test_nothing_keeps_a_job_behind_the_last_lease(self):
+        # Else what its objects do at their end would come later, and in another order.
+        gc.disable()
+        self.addCleanup(gc.enable)
+        for policy in ({}, {"on_error": "skip"}, {"on_error": replacement}):
+            job = LeavesOut()
+            gone = weakref.ref(job)
+            self.replies(Processor(job.process, **policy), [2, *([-1, 9] if policy else [])], [3])
+            del job
+            assert gone() is None, policy
+
     def test_leases_that_were_cancelled_are_answered_all_the_same(self):
         cancelled = [(messages.CancelLeases(), []), (self.lease(2, [2], 5), [encode([2])]), (messages.Resume(), [])]
         sent = self.replies(Processor(abs), [-1], frames=[*cancelled, (self.lease(3, [-3], 5), [encode([-3])])])
@@ -121,6 +134,10 @@ class WorkerTest(TestCase):
             (2, 0, []),
             (3, 1, [3]),
         ]
+
+
+def replacement(item, error):
+    return "instead"
 
 
 def spread(count):

@@ -70,7 +70,7 @@ class Worker:
         self._outbox = Outbox(end, arena, config.grouped, ByteBudget(config.most_bytes))
         self._inbox = Inbox(end, arena, progress, self._outbox)
         self._lease_items = LeaseItems(config.batch, progress, may_want_again=not policy_of(processor).strict)
-        self._retrier = Retrier(config, processor, self._inbox, self._outbox, self._lease_items, self._call_again)
+        self._retrier = Retrier(config, processor, self._inbox, self._outbox, self._lease_items)
         self._outbox.replace = self._retrier.replace
         self._look_calls = 1 if config.timed else interval(LOOK_CALLS, config.most_bytes)
         # Starts calls of the lease at hand: from where, up to where; returns up to where that is allowed.
@@ -85,6 +85,13 @@ class Worker:
 
     def run(self) -> None:
         """Serve leases until told to close; raises ConnectionLost when the broker is gone."""
+        try:
+            self._serve_all()
+        finally:
+            # No cycle keeps the job then: its finalizers run when it goes, in the order in which Python has them.
+            del self._outbox.replace
+
+    def _serve_all(self) -> None:
         begun = time.perf_counter()
         while True:
             # To look costs a system call: it is worth one after a long lease, lest the next be a cancelled one.
@@ -167,7 +174,7 @@ class Worker:
                 return
             now = time.perf_counter()
             if failed is not None:
-                retrier.recover(failed)
+                retrier.recover(failed, self._call_again)
                 start += 1
                 now = time.perf_counter()
             else:
@@ -187,7 +194,7 @@ class Worker:
         try:
             self._call_again(arguments[0], skip, 0)
         except CallRaised as raised:
-            self._retrier.recover(raised)
+            self._retrier.recover(raised, self._call_again)
         return 1
 
     def _call_again(self, argument: Any, given: int, unsent: int) -> None:
@@ -263,7 +270,7 @@ class Worker:
                 try:
                     outbox.end_call(self._give(value))
                 except CallRaised as raised:
-                    self._retrier.recover(raised)
+                    self._retrier.recover(raised, self._call_again)
             elif value is None and not self._keep_none:
                 outbox.end_call(0)
             else:
@@ -330,6 +337,6 @@ class Worker:
         try:
             return frozen(value), False
         except Unpicklable as refused:
-            cause = refused.__cause__ or refused
-        value = self._retrier.replace(self._outbox.call_at_hand, value, cause)
-        return value, value is None
+            # Only `refused`, which Python deletes, may hold the error: else it would be in a cycle with this frame.
+            value = self._retrier.replace(self._outbox.call_at_hand, value, refused.__cause__ or refused)
+            return value, value is None

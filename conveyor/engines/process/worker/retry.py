@@ -40,10 +40,7 @@ class CallRaised(Exception):
 
 
 class Retrier:
-    """Carries out the policy of one Processor.
-
-    `call_again` makes the call at hand once more, without the outputs that were given; it raises CallRaised.
-    """
+    """Carries out the policy of one Processor."""
 
     def __init__(
         self,
@@ -52,7 +49,6 @@ class Retrier:
         inbox: Inbox,
         outbox: Outbox,
         lease_items: LeaseItems,
-        call_again: Callable[[Any, int, int], None],
     ) -> None:
         self.policy = policy_of(processor)
         self._name = config.name
@@ -61,12 +57,14 @@ class Retrier:
         self._inbox = inbox
         self._outbox = outbox
         self._lease_items = lease_items
-        self._call_again = call_again
         # Whether the lease at hand is the job's `finish`, for which no policy speaks.
         self.finishing = False
 
-    def recover(self, failed: BaseException) -> None:
-        """Make the call at hand again, or give it up, as the policy says; raises LeaseFailed to end the run."""
+    def recover(self, failed: BaseException, call_again: Callable[[Any, int, int], None]) -> None:
+        """Make the call at hand again, or give it up, as the policy says; raises LeaseFailed to end the run.
+
+        `call_again` makes the call once more, without the outputs that were given; it raises CallRaised.
+        """
         policy, attempts = self.policy, 1
         if isinstance(failed, Unpicklable):
             # A second attempt would give the same.  What is sent while it waits is not to say yet that it was given up.
@@ -83,7 +81,7 @@ class Retrier:
                 failed.unsent = 0
             attempts += 1
             try:
-                self._call_again(self._lease_items.fresh(index), failed.given, failed.unsent)
+                call_again(self._lease_items.fresh(index), failed.given, failed.unsent)
                 return
             except CallRaised as again:
                 failed = again
