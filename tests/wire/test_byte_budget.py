@@ -8,11 +8,13 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-<<<<<<< HEAD:tests/wire/test_allowance.py
-from conveyor.engines.process.wire.codec import FIRST_ALLOWANCE, LEAST_ALLOWANCE, USUAL_PIPE_BYTES, ByteBudget, interval
-=======
-from conveyor.engines.process.wire.codec import FIRST_BUDGET_BYTES, LEAST_BUDGET_BYTES, ByteBudget, interval
->>>>>>> 07c162c (Say in codec.py and log_records.py who does what):tests/wire/test_byte_budget.py
+from conveyor.engines.process.wire.codec import (
+    FIRST_BUDGET_BYTES,
+    LEAST_BUDGET_BYTES,
+    USUAL_PIPE_BYTES,
+    ByteBudget,
+    interval,
+)
 from conveyor.graph.plan import PIPE_BYTES
 from tests.helpers.support import TestCase
 

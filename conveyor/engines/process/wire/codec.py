@@ -54,8 +54,8 @@ Spec = tuple[tuple[Any, int, int], ...]
 def encode(items: list[Any], kinds: Set[type] | None = None, arena: Arena | None = None, writable: bool = False) -> Any:
     """Return one blob; raises whatever pickling raises.  `kinds`: the types of the items, where they are known.
 
-    With an arena, heavy items go there, and the blob is a SharedBlob then.  `writable`: what is in writable copies of the
-    arena is passed on as it is.  The worker calls `Arena.pass_on` before it sends such a blob.
+    With an arena, heavy items go there, and the blob is a SharedBlob then.  `writable`: what is in writable copies of
+    the arena is passed on as it is.  The worker calls `Arena.pass_on` before it sends such a blob.
     """
     kinds = kinds or kinds_of(items)
     # The types are told apart faster than the items: most often, that is the end of it.
