@@ -15,7 +15,7 @@ from conveyor._lean.dataclasses import dataclass
 from conveyor._lean.short_repr import short
 from conveyor._lean.typing import TYPE_CHECKING, Any, Protocol
 from conveyor.stages.checks import check_redact
-from conveyor.stages.settings import check_count, check_flag, check_whole, declared, setting, settings_of
+from conveyor.stages.settings import check_flag, count, declared, optional, setting, settings_of
 from conveyor.stages.source_code import setting_code
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Run(Protocol):
         """Give the run up; does nothing where it is over."""
 
 
-def _check_choice(choices: Collection[str]) -> Callable[[str, Any], None]:
+def _one_of(choices: Collection[str]) -> Callable[[str, Any], None]:
     def check(what: str, value: Any) -> None:
         if value is not None and not (isinstance(value, str) and value in choices):
             raise ValueError(f"{what} must be one of {', '.join(map(repr, choices))}, or None, not {short(value)}")
@@ -103,19 +103,12 @@ def _check_choice(choices: Collection[str]) -> Callable[[str, Any], None]:
 
 
 def _check_channel(what: str, value: Any) -> None:
-    _check_choice(CHANNELS)(what, value)
+    _one_of(CHANNELS)(what, value)
     if value == "pipe" and sys.platform == "win32":
         raise ValueError(f'{what}="pipe" needs a POSIX system; leave it out, or use "queue"')
 
 
-def _check_cores(what: str, value: Any) -> None:
-    if value is not None:
-        check_count(what, value, or_else=", or None")
-
-
 def _check_max_failures(what: str, value: Any) -> None:
-    if value is None:
-        return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(
             f"{what} must be an int (a number of items), a float (a share of them) or None, not {short(value)}"
@@ -125,18 +118,9 @@ def _check_max_failures(what: str, value: Any) -> None:
         raise ValueError(f"{what} must be 0 or more, and a share at most 1.0, not {short(value)}")
 
 
-def _check_keep_failures(what: str, value: Any) -> None:
-    if value is not None:
-        check_whole(what, value, least=0, or_else=", or None")
-
-
 def _check_seed(what: str, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+    if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{what} must be an int, or None, not {short(value)}")
-
-
-def _check_redact(what: str, value: Any) -> None:
-    check_redact(value)
 
 
 @dataclass(frozen=True)
@@ -144,16 +128,18 @@ def _check_redact(what: str, value: Any) -> None:
 class PipelineSettings:
     """The settings of a Pipeline, checked; what each of them means says the docstring of `Pipeline`."""
 
-    engine: str | None = setting(None, _check_choice(ENGINES), "What runs the plan.")
-    start_method: str | None = setting(None, _check_choice(START_METHODS), "How processes start.")
+    engine: str | None = setting(None, _one_of(ENGINES), "What runs the plan.")
+    start_method: str | None = setting(None, _one_of(START_METHODS), "How processes start.")
     channel: str | None = setting(None, _check_channel, "What a worker and the broker talk through.")
     ordered: bool = setting(True, check_flag, "Whether results come in the order of the input.")
-    cores: int | None = setting(None, _check_cores, "How many cores to use.")
-    max_failures: int | float | None = setting(None, _check_max_failures, "More failures than this end a run.")
-    keep_failures: int | None = setting(KEPT_FAILURES, _check_keep_failures, "How many failures are kept.")
+    cores: int | None = setting(None, optional(count(1, ", or None")), "How many cores to use.")
+    max_failures: int | float | None = setting(
+        None, optional(_check_max_failures), "More failures than this end a run."
+    )
+    keep_failures: int | None = setting(KEPT_FAILURES, optional(count(0, ", or None")), "How many failures are kept.")
     fuse: bool = setting(False, check_flag, "Whether adjacent plain functions run in one process.")
-    redact: Callable[[Any], str] | None = setting(None, _check_redact, "What shows an item in errors.")
-    seed: int | None = setting(None, _check_seed, "What random numbers of workers derive from.")
+    redact: Callable[[Any], str] | None = setting(None, check_redact, "What shows an item in errors.")
+    seed: int | None = setting(None, optional(_check_seed), "What random numbers of workers derive from.")
 
     def __post_init__(self) -> None:
         for name, each in settings_of(type(self)).items():

@@ -55,13 +55,13 @@ def _check_replacement(kind: str, processor: Processor[Any, Any]) -> None:
     )
 
 
-def check_redact(redact: object) -> None:
+def check_redact(what: str, redact: object) -> None:
     """Raise unless it is None, or can be called with an item."""
     if redact is None:
         return
     if not callable(redact):
-        raise TypeError(f"Pipeline: redact must be a callable of one argument, or None, not {short(redact)}")
-    check_call(f"Pipeline: redact={code_of(redact)}", redact, "a function such as `def redact(item)`")
+        raise TypeError(f"{what} must be a callable of one argument, or None, not {short(redact)}")
+    check_call(f"{what}={code_of(redact)}", redact, "a function such as `def redact(item)`")
 
 
 def _check_job(kind: str, job: object) -> None:

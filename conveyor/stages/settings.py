@@ -7,7 +7,9 @@ add one, declare it in `_ProcessorSettings`, name it for type checkers in `Polic
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
+from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.short_repr import short
 from conveyor._lean.typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -32,15 +34,13 @@ Owner = TypeVar("Owner")
 Check = Callable[[str, Any], None]
 
 
-class Setting:
-    """A setting: its default, what raises where a value cannot be used, and what it means."""
+class Setting(NamedTuple):
+    """A setting: its default, its rule, what it means, and whether a call may give it or a class body alone."""
 
-    def __init__(self, default: Any, check: Check, doc: str, argument: bool) -> None:
-        self.default = default
-        self.check = check
-        self.doc = doc
-        # Whether it can be given to an instance, or in a class alone.
-        self.is_argument = argument
+    default: Any
+    check: Check
+    doc: str
+    is_argument: bool
 
 
 def setting(default: Value, check: Check, doc: str, *, argument: bool = True) -> Value:
@@ -67,18 +67,23 @@ def settings_of(owner: Any) -> dict[str, Setting]:
 # The rules: each raises TypeError or ValueError with what is set, the rule and the value.
 
 
-def check_count(what: str, value: object, *, or_else: str = "") -> None:
-    """Raise unless `value` is an int of 1 or more."""
-    check_whole(what, value, least=1, or_else=or_else)
-
-
-def check_whole(what: str, value: object, *, least: int, or_else: str = "") -> None:
+def check_count(what: str, value: object, *, least: int = 1, or_else: str = "") -> None:
     """Raise unless `value` is an int of `least` or more."""
     # bool is an int to Python, and never meant as a count.
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{what} must be an int of {least} or more{or_else}, not {short(value)}")
     if value < least:
         raise ValueError(f"{what} must be {least} or more{or_else}, not {short(value)}")
+
+
+def count(least: int, or_else: str = "") -> Check:
+    """Return the rule of an int of `least` or more."""
+    return lambda what, value: check_count(what, value, least=least, or_else=or_else)
+
+
+def optional(check: Check) -> Check:
+    """Return a rule by which None can be used as well."""
+    return lambda what, value: None if value is None else check(what, value)
 
 
 def check_flag(what: str, value: object) -> None:
@@ -88,8 +93,6 @@ def check_flag(what: str, value: object) -> None:
 
 
 def _check_name(what: str, value: object) -> None:
-    if value is None:
-        return
     if not isinstance(value, str):
         raise TypeError(f"{what} must be a str or None, not {short(value)}")
     if value == "":
@@ -106,15 +109,6 @@ def _check_workers(what: str, value: object) -> None:
         check_count(what, value, or_else=", 'auto' or None")
 
 
-def _check_batch(what: str, value: object) -> None:
-    if value is not None:
-        check_count(what, value, or_else=" or None")
-
-
-def _check_retries(what: str, value: object) -> None:
-    check_whole(what, value, least=0)
-
-
 def _check_retry_on(what: str, value: object) -> None:
     classes = value if isinstance(value, tuple) else (value,)
     if not classes or not all(isinstance(each, type) and issubclass(each, BaseException) for each in classes):
@@ -129,11 +123,6 @@ def _check_seconds(what: str, value: object, least: str = "0 or more") -> None:
         raise ValueError(f"{what} must be a finite number of seconds, {least}, not {short(value)}")
 
 
-def _check_timeout(what: str, value: object) -> None:
-    if value is not None:
-        _check_seconds(what, value, least="more than 0")
-
-
 def _check_on_error(what: str, value: object) -> None:
     # A callable is looked at where its signature can be: in `stages/checks.py`.
     if value not in ("raise", "skip") and (isinstance(value, str) or not callable(value)):
@@ -142,24 +131,23 @@ def _check_on_error(what: str, value: object) -> None:
         )
 
 
-def _check_max_items(what: str, value: object) -> None:
-    if value is not None:
-        check_count(what, value, or_else=", or None for no limit")
-
-
 @declared
 class _ProcessorSettings:
     """The settings of a Processor.  Each is a class attribute too, so that a class body may declare it as well."""
 
     name: str | None = setting(
-        None, _check_name, "What it is called in errors, pictures and statistics; None: as its job or its class."
+        None,
+        optional(_check_name),
+        "What it is called in errors, pictures and statistics; None: as its job or its class.",
     )
     workers: int | Literal["auto"] | None = setting(
         None, _check_workers, 'The number of processes; None: 1; "auto": as many as the pipeline sees fit.'
     )
-    batch: int | None = setting(None, _check_batch, "How many items the job gets at once, in a list; None: one, alone.")
+    batch: int | None = setting(
+        None, optional(count(1, " or None")), "How many items the job gets at once, in a list; None: one, alone."
+    )
     keep_none: bool = setting(False, check_flag, "Whether a None that the job returns goes on.")
-    retries: int = setting(0, _check_retries, "How many times the job is called again with an item at which it raised.")
+    retries: int = setting(0, count(0), "How many times the job is called again with an item at which it raised.")
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = setting(
         Exception, _check_retry_on, "The exceptions after which it is."
     )
@@ -167,13 +155,17 @@ class _ProcessorSettings:
         0.1, _check_seconds, "The seconds to wait before that: twice as many each time, up to 30, less a random part."
     )
     timeout: float | None = setting(
-        None, _check_timeout, "The seconds that a call may take before its worker is killed and replaced; None: any."
+        None,
+        optional(partial(_check_seconds, least="more than 0")),
+        "The seconds that a call may take before its worker is killed and replaced; None: any.",
     )
     on_error: Any = setting(
         "raise", _check_on_error, 'What becomes of an item that failed for good: "raise", "skip" or a callable.'
     )
     max_items: int | None = setting(
-        None, _check_max_items, "After how many items, or batches, a worker is replaced; None: never."
+        None,
+        optional(count(1, ", or None for no limit")),
+        "After how many items, or batches, a worker is replaced; None: never.",
     )
     restartable: bool = setting(
         False,
@@ -201,9 +193,6 @@ class ProcessorSignature:
             raise AttributeError("__signature__")
         signature = self._of(owner)
         return signature.replace(parameters=list(signature.parameters.values())[1:])
-
-    def __call__(self) -> None:
-        """Stand for what is called, to `inspect`."""
 
     @property
     def __signature__(self) -> inspect.Signature:
