@@ -268,10 +268,10 @@ class NothingToFinaliseTest(ScriptTestCase):
             f"""
             import atexit, os, sys
             from conveyor import Pipeline, Processor
-            def note(text, open=open):
-                # The interpreter takes away global names before it drops what they refer to.
-                with open("ended", "a") as file:
-                    file.write(text + " ")
+            # The interpreter takes away global names, and ways to open files, before it drops what they refer to.
+            ended = os.open("ended", os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+            def note(text, write=os.write, ended=ended):
+                write(ended, text.encode() + b" ")
             class Deleted:
                 def __del__(self, note=note):
                     note("deleted")
