@@ -23,6 +23,7 @@ from conveyor.engines.process.broker.worker_pool import WorkerPool
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system.child import descriptor_of
 from conveyor.engines.process.system.child_setup import ORPHANED_EXITCODE, block_ignored_signals, reset_inherited_state
+from conveyor.engines.process.system.finalisation import leave
 from conveyor.engines.process.system.grace_period import (
     GRACE_SECONDS,
     SLICE_SECONDS,
@@ -306,3 +307,5 @@ def main(
     broker = Broker(config, (feed, results, questions), arena)
     broker.take_in(frames)
     broker.serve()
+    del broker
+    leave()
