@@ -94,6 +94,19 @@ class StartMethodsTest(ScriptTestCase):
         """
         self.good("[]", *(body.format(method=method) for method in METHODS))
 
+    def test_a_spawned_worker_has_no_part_of_the_others(self):
+        # It imports the script and what a worker is, and waits for each module of that.
+        body = """
+            import sys
+            def job(item):
+                others = "conveyor.graph conveyor.core.tuning conveyor.core.nodes conveyor.engines.process.caller".split()
+                others += "conveyor.engines.process.broker conveyor.engines.base conveyor.operations".split()
+                return [name for name in sys.modules if name.startswith(tuple(others))]
+            if __name__ == "__main__":
+                print(Pipeline(start_method="spawn").add(Processor(job)).run([1]))
+        """
+        self.good(body, "[[]]")
+
     def test_a_package_that_is_replaced_meanwhile_is_not_half_old_and_half_new(self):
         body = """
             import sys
