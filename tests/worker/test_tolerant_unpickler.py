@@ -13,7 +13,7 @@ from typing import Any
 
 from conveyor import Pipe, Pipeline, Processor, ProcessorError
 from conveyor.engines.process.wire.codec import encode
-from conveyor.engines.process.worker.tolerant_unpickler import Unloadable, items_sparing, what_broke
+from conveyor.engines.process.worker.tolerant_unpickler import Unloadable, cause_of_unloadable, load_tolerantly
 from tests.helpers.support import TestCase
 
 
@@ -104,32 +104,32 @@ class SparingTest(TestCase):
                     blob = encode([*good[:3], item, *good[3:]])
                     with self.assertRaises(Refusal):
                         pickle.loads(blob)
-                    items = items_sparing(blob)
-                    assert [what_broke(each) is None for each in items] == [True] * 3 + [False] + [True] * 2
-                    assert isinstance(what_broke(items[3]), Refusal)
+                    items = load_tolerantly(blob)
+                    assert [cause_of_unloadable(each) is None for each in items] == [True] * 3 + [False] + [True] * 2
+                    assert isinstance(cause_of_unloadable(items[3]), Refusal)
                     assert items[:3] + items[4:] == good
 
     def test_what_is_gone(self) -> None:
         blob = encode([1, Vanishes(2), 3])
         kind = globals().pop("Vanishes")
         try:
-            items = items_sparing(blob)
+            items = load_tolerantly(blob)
         finally:
             globals()["Vanishes"] = kind
-        assert (items[0], items[2]) == (1, 3) and isinstance(what_broke(items[1]), AttributeError)
+        assert (items[0], items[2]) == (1, 3) and isinstance(cause_of_unloadable(items[1]), AttributeError)
 
     def test_items_pickled_one_by_one(self) -> None:
         shared = Fine(1)
-        items = items_sparing(encode([shared, shared, RefusesState(2)]))
+        items = load_tolerantly(encode([shared, shared, RefusesState(2)]))
         assert items[:2] == [shared, shared] and items[0] is not items[1]
-        assert isinstance(items[2], Unloadable) and isinstance(what_broke(items[2]), Refusal)
+        assert isinstance(items[2], Unloadable) and isinstance(cause_of_unloadable(items[2]), Refusal)
 
     def test_what_cannot_be_pickled_is_not_broken(self) -> None:
-        assert what_broke(lambda: None) is None and what_broke(7) is None
+        assert cause_of_unloadable(lambda: None) is None and cause_of_unloadable(7) is None
 
     def test_what_is_no_pickle_at_all(self) -> None:
         with self.assertRaises(Exception):
-            items_sparing(b"nonsense")
+            load_tolerantly(b"nonsense")
 
     def test_the_item_is_named_and_no_other(self) -> None:
         # However the items are cut into leases, and whoever gets which.

@@ -14,7 +14,12 @@ from conveyor.engines.failures import LeaseFailed, failure_of
 from conveyor.engines.process.wire.codec import decode, items_of
 from conveyor.engines.process.wire.messages import StartLease
 from conveyor.engines.process.wire.progress import ProgressSlot
-from conveyor.engines.process.worker.tolerant_unpickler import Unloadable, items_anyhow, items_sparing, what_broke
+from conveyor.engines.process.worker.tolerant_unpickler import (
+    Unloadable,
+    cause_of_unloadable,
+    load_or_placeholder,
+    load_tolerantly,
+)
 
 _USED = object()
 
@@ -70,8 +75,8 @@ class LeaseItems:
     def _decoded_tolerantly(self, spec: Any, blobs: list[Any], error: BaseException) -> list[Any]:
         """Return the items of blobs of which some cannot be unpickled; raises LeaseFailed for one of this lease."""
         try:
-            decoded = [items_sparing(blob) for blob in blobs]
-            broken = list(map(what_broke, items_of(spec, decoded)))
+            decoded = [load_tolerantly(blob) for blob in blobs]
+            broken = list(map(cause_of_unloadable, items_of(spec, decoded)))
         except BaseException:
             raise LeaseFailed(None, failure_of(error, "unpickle")) from None
         for index, cause in enumerate(broken):
@@ -89,7 +94,7 @@ class LeaseItems:
         """Return an argument as it came: the job that failed at it may have changed it."""
         if not self._afresh or self._afresh[index] is _USED:
             spec, blobs = self._source
-            self._afresh = list(self._cut(items_of(spec, [items_anyhow(blob) for blob in blobs])))
+            self._afresh = list(self._cut(items_of(spec, [load_or_placeholder(blob) for blob in blobs])))
         argument, self._afresh[index] = self._afresh[index], _USED
         return argument
 

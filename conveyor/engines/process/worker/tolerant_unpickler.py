@@ -1,7 +1,7 @@
-"""Unpickling that goes on where an object cannot be rebuilt, so that it is known which item that was.
+"""An unpickler that goes on where an object cannot be rebuilt, so that the worker knows which item that was.
 
-Law: only for pickles at which the usual way has failed; it runs the same code of the user's again.  What cannot be
-rebuilt is left out, with the reason in its place, and all else is as it was.
+Law: only for pickles that the usual unpickler refused; it runs the same code of the user's again.  A placeholder with
+the reason stands where an object cannot be rebuilt, and all else is as it was.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from conveyor.engines.process.wire.codec import decode
 
 
 class Unloadable:
-    """Stands where an object could not be rebuilt; whatever would be done to that is done in vain."""
+    """The placeholder of an object that could not be rebuilt; it takes whatever is done to that object, in vain."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -43,28 +43,28 @@ class _Found(Exception):
 _Base: Any = pickle._Unpickler
 
 
-def items_sparing(blob: Any) -> list[Any]:
-    """Return the items of a blob, some of which may be Broken, or have something Broken in them.
+def load_tolerantly(blob: Any) -> list[Any]:
+    """Return the items of a blob, some of which may be Unloadable, or hold something that is.
 
-    Raises what unpickling raises where that cannot be done.
+    Raises what unpickling raises where the pickle itself is broken.
     """
     data, buffers = blob.opened() if type(blob) is SharedBlob else (blob, [])
-    items = _Sparing(io.BytesIO(data), buffers=buffers).load()
+    items = _TolerantUnpickler(io.BytesIO(data), buffers=buffers).load()
     if type(items) is tuple:
         # Each was pickled by itself.
-        return [_Sparing(io.BytesIO(item)).load() for item in items]
+        return [_TolerantUnpickler(io.BytesIO(item)).load() for item in items]
     return items  # type: ignore[no-any-return]
 
 
-def items_anyhow(blob: Any) -> list[Any]:
+def load_or_placeholder(blob: Any) -> list[Any]:
     """Return the items of a blob, in the usual way where that can be done."""
     try:
         return decode(blob)
     except BaseException:
-        return items_sparing(blob)
+        return load_tolerantly(blob)
 
 
-def what_broke(item: Any) -> BaseException | None:
+def cause_of_unloadable(item: Any) -> BaseException | None:
     """Return why an item could not be rebuilt, None where it was."""
     if type(item) is Unloadable:
         return item.error
@@ -78,7 +78,7 @@ def what_broke(item: Any) -> BaseException | None:
     return None
 
 
-def _spared(opcode: bytes, consumed: int) -> Callable[[Any], None]:
+def _tolerant(opcode: bytes, consumed: int) -> Callable[[Any], None]:
     """Return what to do at an opcode that takes so many objects off the stack, and puts one there."""
     usual = _Base.dispatch[opcode[0]]
 
@@ -97,14 +97,14 @@ def _spared(opcode: bytes, consumed: int) -> Callable[[Any], None]:
     return load
 
 
-class _Sparing(_Base):  # type: ignore[misc]
-    """Puts a Broken where the user's own code raises."""
+class _TolerantUnpickler(_Base):  # type: ignore[misc]
+    """Puts an Unloadable where the user's own code raises."""
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         **_Base.dispatch,
-        pickle.REDUCE[0]: _spared(pickle.REDUCE, 2),
-        pickle.NEWOBJ[0]: _spared(pickle.NEWOBJ, 2),
-        pickle.NEWOBJ_EX[0]: _spared(pickle.NEWOBJ_EX, 3),
-        pickle.BUILD[0]: _spared(pickle.BUILD, 2),
-        pickle.STACK_GLOBAL[0]: _spared(pickle.STACK_GLOBAL, 2),
+        pickle.REDUCE[0]: _tolerant(pickle.REDUCE, 2),
+        pickle.NEWOBJ[0]: _tolerant(pickle.NEWOBJ, 2),
+        pickle.NEWOBJ_EX[0]: _tolerant(pickle.NEWOBJ_EX, 3),
+        pickle.BUILD[0]: _tolerant(pickle.BUILD, 2),
+        pickle.STACK_GLOBAL[0]: _tolerant(pickle.STACK_GLOBAL, 2),
     }
