@@ -19,7 +19,7 @@ from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import decode, encode
 from conveyor.engines.process.wire.configs import WorkerConfig
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost
-from conveyor.engines.process.wire.progress import ProgressBoard
+from conveyor.engines.process.wire.progress import ProgressBoard, ProgressSlot
 from conveyor.engines.process.worker import cpu_meter, loop
 from conveyor.engines.process.worker.loop import Worker
 from tests.helpers.support import TestCase
@@ -126,6 +126,21 @@ class WorkerTest(TestCase):
             del job
             assert gone() is None, policy
 
+    def test_an_item_that_cannot_be_unpickled(self):
+        [(failed, _)] = self.replies(Processor(abs), [1, 2, Unreadable()])
+        assert type(failed) is messages.CallFailed and failed.calls == 2 and failed.failure.phase == "unpickle"
+
+    def test_an_item_that_cannot_be_unpickled_and_was_revoked_is_somebody_elses(self):
+        start = ProgressSlot.starter
+
+        def starter(slot, lease):
+            slot.revoke(1, 2)
+            return start(slot, lease)
+
+        with mock.patch.object(ProgressSlot, "starter", starter):
+            [(reply, outputs)] = self.replies(Processor(abs), [-1, -2, Unreadable()])
+        assert outputs == [1, 2] and (reply.calls, reply.final) == (2, True)
+
     def test_leases_that_were_cancelled_are_answered_all_the_same(self):
         cancelled = [(messages.CancelLeases(), []), (self.lease(2, [2], 5), [encode([2])]), (messages.Resume(), [])]
         sent = self.replies(Processor(abs), [-1], frames=[*cancelled, (self.lease(3, [-3], 5), [encode([-3])])])
@@ -142,6 +157,17 @@ def replacement(item, error):
 
 def spread(count):
     yield from range(count)
+
+
+def refuse():
+    raise ValueError("cannot be rebuilt")
+
+
+class Unreadable:
+    """Can be pickled, and not be unpickled."""
+
+    def __reduce__(self):
+        return refuse, ()
 
 
 class LeavesOut:

@@ -43,8 +43,8 @@ class LeaseItems:
         self._kept: list[list[Any]] = []
         self._kept_blob: Any = None
 
-    def take(self, lease: StartLease, blobs: list[Any]) -> list[Any]:
-        """Return the arguments of a lease; raises LeaseFailed where one cannot be unpickled.
+    def take(self, lease: StartLease, blobs: list[Any], start: Callable[[int, int], int]) -> list[Any]:
+        """Return the arguments of a lease; raises LeaseFailed where one cannot be unpickled that `start` lets it start.
 
         `blobs` is empty afterwards where they are not needed once more, so that nobody has what lives nowhere else.
         """
@@ -59,7 +59,7 @@ class LeaseItems:
             decoded = [*known, *[decode(blob) for blob in all_blobs[len(known) :]]]
             self._kept = decoded[-1:] if keep else []
         except BaseException as error:
-            decoded, self._kept = self._decoded_tolerantly(spec, all_blobs, error), []
+            decoded, self._kept = self._decoded_tolerantly(spec, all_blobs, error, start), []
         self._kept_blob = all_blobs[-1] if keep else None
         if not self._may_want_again:
             blobs.clear()
@@ -72,7 +72,9 @@ class LeaseItems:
         self.all = []
         self._source, self._afresh = ((), []), []
 
-    def _decoded_tolerantly(self, spec: Any, blobs: list[Any], error: BaseException) -> list[Any]:
+    def _decoded_tolerantly(
+        self, spec: Any, blobs: list[Any], error: BaseException, start: Callable[[int, int], int]
+    ) -> list[Any]:
         """Return the items of blobs of which some cannot be unpickled; raises LeaseFailed for one of this lease."""
         try:
             decoded = [load_tolerantly(blob) for blob in blobs]
@@ -81,7 +83,11 @@ class LeaseItems:
             raise LeaseFailed(None, failure_of(error, "unpickle")) from None
         for index, cause in enumerate(broken):
             if cause is not None:
-                raise LeaseFailed(index // (self._batch_size or 1), failure_of(cause, "unpickle"))
+                call = index // (self._batch_size or 1)
+                if start(0, call + 1) > call:
+                    raise LeaseFailed(call, failure_of(cause, "unpickle"))
+                # The broker has given this item to another worker.  The job is never called with the placeholder.
+                break
         return decoded
 
     def _cut(self, items: list[Any]) -> list[Any]:

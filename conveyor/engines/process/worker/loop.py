@@ -118,10 +118,10 @@ class Worker:
             elif lease.verdict is not None:
                 # The item is not even unpickled where nobody wants to see it: that may be what ended the others.
                 if retrier.policy.replaces and not lease.verdict.skip_unpickling:
-                    lease_items.take(lease, blobs)
+                    lease_items.take(lease, blobs, self._start)
                 retrier.carry_out(lease.verdict)
             else:
-                self._work(lease_items.take(lease, blobs), lease.skip)
+                self._work(lease_items.take(lease, blobs, self._start), lease.skip)
             outbox.flush(final=True, release=lease_items.leave)
         except LeaseStopped:
             outbox.forget()
