@@ -106,8 +106,8 @@ class ClockedShell(FakeShell):
         """Decide as the balancer does."""
         return autoscaling.decide(memory, step_loads, cores, others, now)
 
-    def hire(self, number: int, step: StepNode) -> None:
-        super().hire(number, step)
+    def add_worker(self, number: int, step: StepNode) -> None:
+        super().add_worker(number, step)
         worker = self.workers[number]
         if step.gives_up:
             worker.call = partial(self.called, worker.call, self.costs[step.index].fails_at)
@@ -141,7 +141,7 @@ class ClockedShell(FakeShell):
                 seconds = self.costs[worker.node.index].seconds * steps * (0.5 + random())
                 self.under_way[number] = steps, seconds
                 self.plan_for("work", number, seconds)
-            if worker.recall:
+            if worker.revoke:
                 self.plan_for("answer", number, 0.001 * random())
             if self.trouble == "idle" and not self.unacknowledged[number]:
                 self.plan_for("die", number, 0.2 * random())
@@ -195,7 +195,7 @@ class ClockedShell(FakeShell):
         if self.trouble == "setup" and self.choose(8):
             self.handle(events.WorkerLost(number, "killed", None, ready=False, killed=not self.choose(3)))
             return
-        self.hire(number, node)
+        self.add_worker(number, node)
         self.handle(events.WorkerReady(number, self.costs[node.index].start_seconds))
 
     # What workers do
@@ -231,7 +231,7 @@ class ClockedShell(FakeShell):
 
     def answer_now(self, worker: FakeWorker) -> None:
         """A worker says what it has begun."""
-        if worker.recall:
+        if worker.revoke:
             self.answer(worker)
 
     def look_now(self, worker: FakeWorker) -> None:

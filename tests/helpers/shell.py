@@ -73,7 +73,7 @@ class FakeWorker:
         # What it is at, in units begun of a lease; and beyond what it begins nothing.
         self.started = (-1, 0)
         self.limit: tuple[int, int] | None = None
-        self.recall: commands.Revoke | None = None
+        self.revoke: commands.Revoke | None = None
         # What it has given up of the lease at hand, and has not said.
         self.given_up: list[tuple[int, int, float, Any]] = []
         # How many items of each lease have been acknowledged.
@@ -127,9 +127,9 @@ class FakeWorker:
 
     def answer(self, doubtful: int) -> events.RevokeResult:
         """Say what has been begun, and begin nothing more."""
-        assert self.recall is not None
-        self.limit = max(self.started, (self.recall.lease, self.recall.calls))
-        self.recall = None
+        assert self.revoke is not None
+        self.limit = max(self.started, (self.revoke.lease, self.revoke.calls))
+        self.revoke = None
         # It may have been about to begin one more, and find then that it must not.
         lease, calls = self.limit
         return events.RevokeResult(self.number, lease, calls + doubtful)
@@ -207,7 +207,7 @@ class FakeShell:
         self.unacknowledged: dict[int, dict[int, int]] = {}
         for step in plan.steps:
             for _ in range(step.workers):
-                self.hire(len(self.workers), step)
+                self.add_worker(len(self.workers), step)
         # Those that were started and are not up yet, with their steps.
         self.starting: dict[int, StepNode] = {}
         # How often a worker was told to give something back, and how many may still die.
@@ -230,7 +230,7 @@ class FakeShell:
         self.consumes = True
         self.cancelled = False
 
-    def hire(self, number: int, step: StepNode) -> None:
+    def add_worker(self, number: int, step: StepNode) -> None:
         """Have one more worker."""
         self.workers[number] = FakeWorker(number, step, step.index in self.plan.grouped())
         self.unacknowledged[number] = {}
@@ -276,8 +276,8 @@ class FakeShell:
                     self.workers[number].cancelled = True
                     self.workers[number].waiting = False
                 case commands.Revoke(number):
-                    assert not self.workers[number].recall, "taken back twice"
-                    self.workers[number].recall = command
+                    assert not self.workers[number].revoke, "taken back twice"
+                    self.workers[number].revoke = command
                 case commands.StartWorker(index, number):
                     node = self.plan.nodes[index]
                     assert isinstance(node, StepNode) and number not in self.workers
@@ -349,7 +349,7 @@ class FakeShell:
         if self.tells and self.consumes:
             possible.append(self.consume)
         possible.extend(partial(self.work, worker) for worker in self.workers.values() if worker.busy)
-        possible.extend(partial(self.answer, worker) for worker in self.workers.values() if worker.recall)
+        possible.extend(partial(self.answer, worker) for worker in self.workers.values() if worker.revoke)
         possible.extend(partial(self.start, number) for number in self.starting)
         return possible
 
@@ -394,7 +394,7 @@ class FakeShell:
 
     def start(self, number: int) -> None:
         """A worker is up."""
-        self.hire(number, self.starting.pop(number))
+        self.add_worker(number, self.starting.pop(number))
         self.handle(events.WorkerReady(number, 0.01))
 
     def answer(self, worker: FakeWorker) -> None:

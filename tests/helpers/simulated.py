@@ -158,8 +158,8 @@ class SimulatedShell(FakeShell):
         if self.poison is not None and self.poison[0] == worker.node.index:
             worker.call = partial(poisoned, work_of(worker.job), *self.poison[1:])
 
-    def hire(self, number: int, step: StepNode) -> None:
-        super().hire(number, step)
+    def add_worker(self, number: int, step: StepNode) -> None:
+        super().add_worker(number, step)
         self.wires[number] = deque()
         if self.poison is not None:
             self.equip(self.workers[number])
@@ -214,7 +214,7 @@ class SimulatedShell(FakeShell):
                 continue
             if worker.leases if worker.lease is None else not worker.waiting:
                 possible.append((self.work, worker))
-            if worker.recall:
+            if worker.revoke:
                 possible.append((self.answer, worker))
         if self.starting:
             possible += [(self.start, number) for number in self.starting]
@@ -457,7 +457,7 @@ class SimulatedShell(FakeShell):
                     self.check_verdict(worker.node, give_up)
                 assert not self.finished, "a lease after the end"
                 assert finish or number not in self.finishing, "items for a worker that was told to finish"
-                if worker.recall:
+                if worker.revoke:
                     # A question of the run before, which it reads before what comes behind it.
                     self.wires[number].append((worker.answer(self.choose(2)), list(self.unacknowledged[number])))
                 self.pages[worker.node.index].hand_out(number, lease, pieces, items, finish)
