@@ -267,7 +267,7 @@ class BusyBrokerTest(TestCase):
     def messages(self, share):
         """How many messages bring the results of 1,000 items where so large a share of a core is taken for much."""
         # However much waits, it is not more at once for that reason.
-        settings = mock.patch.multiple(chunk_size, LOADED=share, PART=0.0)
+        settings = mock.patch.multiple(chunk_size, BUSY_SHARE=share, WAITING_SHARE=0.0)
         with settings, mock.patch.object(broker, "TELL_LOAD_SECONDS", 0.02):
             with Pipeline(start_method="fork").add(Processor(blink)) as pipeline:
                 pipeline.run([1])
