@@ -105,7 +105,7 @@ class StartMethodsTest(ScriptTestCase):
             if __name__ == "__main__":
                 print(Pipeline(start_method="spawn").add(Processor(job)).run([1]))
         """
-        self.good(body, "[[]]")
+        self.good("[[]]", body)
 
     def test_a_package_that_is_replaced_meanwhile_is_not_half_old_and_half_new(self):
         body = """
