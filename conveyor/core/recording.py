@@ -39,11 +39,20 @@ class RecordingError(ValueError):
 class Recorder:
     """An observer that writes each event with its commands, as a line.
 
-    `write` takes the bytes of one line.  A line is written when the core has decided, or has raised.
+    `write` takes the bytes of one line.  A line is written when the core has decided, or has raised.  `close` is called
+    when nothing more will happen.
     """
 
-    def __init__(self, plan: Plan, opened: float, version: str, write: Callable[[bytes], object]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        opened: float,
+        version: str,
+        write: Callable[[bytes], object],
+        close: Callable[[], object] | None = None,
+    ) -> None:
         self._write = write
+        self._close = close
         # By the address of a blob: a new one has the address of another only after that one has gone.
         self._blobs: dict[int, int] = {}
         self._numbers = count()
@@ -62,7 +71,9 @@ class Recorder:
         )
 
     def close(self) -> None:
-        """Nothing is kept back, so nothing is left to write."""
+        """Close what the lines went to."""
+        if self._close is not None:
+            self._close()
 
     def _line(self, value: Any) -> None:
         self._write(json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n")

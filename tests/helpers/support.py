@@ -382,8 +382,12 @@ def unlink_semaphores() -> None:
     But where warnings are errors, as in scripts that tests start, that gives up at the first one that is gone already,
     as one is whose process was killed while it took it away.
     """
+    # What this process made itself, and still refers to, it takes away at its end.
+    util: Any = sys.modules.get("multiprocessing.util")
+    finalizers = list(util._finalizer_registry.values()) if util is not None else []
+    own = {argument for each in finalizers for argument in each._args or () if isinstance(argument, str)}
     for name in _shared_memory() if os.getpid() == _OWNER else ():
-        if name.startswith("sem."):
+        if name.startswith("sem.") and f"/{name[4:]}" not in own:
             import multiprocessing.resource_tracker
 
             with contextlib.suppress(OSError):

@@ -30,7 +30,8 @@ def observers_of(config: BrokerConfig, opened: float, logs: LogRelay) -> list[Ob
         from conveyor.core.recording import Recorder
 
         version = str(vars(sys.modules["conveyor"])["__version__"])
-        observers.append(Recorder(config.plan, opened, version, _Appender(config.record_to, logs)))
+        appender = _Appender(config.record_to, logs)
+        observers.append(Recorder(config.plan, opened, version, appender.write, appender.close))
     return observers
 
 
@@ -41,13 +42,18 @@ class _Appender:
         self._path = path
         self._logs = logs
         self._works = True
-        # Not open for long: a forked worker would inherit it.
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115
 
-    def __call__(self, line: bytes) -> None:
+    def write(self, line: bytes) -> None:
+        """Write a line; the first that fails is the last, and the caller is told."""
         if self._works:
             try:
                 self._file.write(line)
             except OSError as error:
                 self._works = False
                 self._logs.pass_on(NoticeGiven("WARNING", f"The recording {self._path} ends here: {error}."), [])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._works = False
+        self._file.close()

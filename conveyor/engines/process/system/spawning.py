@@ -73,6 +73,30 @@ def _nameless_file() -> Iterator[Any]:
         yield file
 
 
+def _capacity(pipe: int) -> int:
+    """Return how many bytes an empty pipe takes for certain."""
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        # Part of it may be lost to how the pages are filled.
+        return fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) // 2
+    return 512
+
+
+def _kept_in(file: Any, data: list[bytes], place: int) -> list[bytes]:
+    """Write pickles to a file; return shorter ones, which read them there.
+
+    `place` is the descriptor of the file in the new process, which closes it when it has read all.
+    """
+    parts = []
+    for each in data:
+        parts.append(_Evaluated(pickle.loads, _Evaluated(os.pread, place, len(each), file.tell())))
+        file.write(each)
+    file.flush()
+    parts[-1] = _Evaluated(itemgetter(0), (parts[-1], _Evaluated(os.close, place)))
+    return [pickle.dumps(part) for part in parts]
+
+
 def _pipe(descriptors: list[int]) -> tuple[int, int]:
     ends = os.pipe()
     descriptors += ends
@@ -99,46 +123,39 @@ def _launched(process: Any) -> Any:
             tracker: Any = resource_tracker.getfd()
             self._fds.append(tracker)
             descriptors: list[int] = []
-            with _nameless_file() as file:
-                place = self.duplicate_for_child(file.fileno())
-                message = self._written(process_obj, file, place)
+            data = self._start_data(process_obj)
+            with contextlib.ExitStack() as stack:
                 try:
                     # The first pipe tells this process that the new one has ended, and the second the reverse.
                     sentinel, ended = _pipe(descriptors)
                     self.sentinel = sentinel
                     read, write = _pipe(descriptors)
                     self._fds += [read, ended]
+                    if sum(map(len, data)) > _capacity(write):
+                        file = stack.enter_context(_nameless_file())
+                        data = _kept_in(file, data, self.duplicate_for_child(file.fileno()))
                     command = spawn.get_command_line(tracker_fd=tracker, pipe_handle=read)
                     self.pid = _exec(spawn.get_executable(), command, self._fds)
-                    # The message fits into the pipe, so this does not block.  This process still has the reading end,
+                    # The data fits into the pipe, so this does not block.  This process still has the reading end,
                     # so no SIGPIPE comes where the new process is dead already.
-                    os.write(write, message)
+                    os.write(write, b"".join(data))
                     for each in (read, ended):
                         descriptors.remove(each)
                         os.close(each)
                 finally:
                     self.finalizer = util.Finalize(self, _close, descriptors)
 
-        def _written(self, process_obj: Any, file: Any, place: int) -> bytes:
-            """Write to the file what the process reads first; return the message that tells it to read that there."""
+        def _start_data(self, process_obj: Any) -> list[bytes]:
+            """Return the pickles that the new process reads first."""
             preparation = spawn.get_preparation_data(process_obj.name)
             if not process_obj.import_main:
                 for key in _MAIN_KEYS:
                     preparation.pop(key, None)
-            parts = []
             context.set_spawning_popen(self)
             try:
-                for each in (preparation, process_obj):
-                    start = file.tell()
-                    reduction.dump(each, file)
-                    read = _Evaluated(os.pread, place, file.tell() - start, start)
-                    parts.append(_Evaluated(pickle.loads, read))
+                return [bytes(reduction.ForkingPickler.dumps(each)) for each in (preparation, process_obj)]
             finally:
                 context.set_spawning_popen(None)
-            file.flush()
-            # The process closes the file when it has read both.
-            parts[1] = _Evaluated(itemgetter(0), (parts[1], _Evaluated(os.close, place)))
-            return b"".join(map(pickle.dumps, parts))
 
     return Popen(process)
 
