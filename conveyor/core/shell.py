@@ -39,7 +39,7 @@ class Shell(ABC):
         self.answers: deque[Event] = deque()
 
     @abstractmethod
-    def now(self) -> float:
+    def read_clock(self) -> float:
         """Return the time in seconds, by a clock that never goes back."""
 
     def handle(self, event: Event) -> None:
@@ -51,7 +51,7 @@ class Shell(ABC):
 
     def decide(self, event: Event) -> Sequence[commands.Command]:
         """Return what the machine wants done about an event, and show it to the observers."""
-        now = self.now()
+        now = self.read_clock()
         if not self.observers:
             return self.machine.handle(event, now)
         wanted: Sequence[commands.Command] | None = None

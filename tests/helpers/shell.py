@@ -17,6 +17,7 @@ from conveyor.core import commands, events
 from conveyor.core.data.group_sizes import GroupSizes, group_sizes_of
 from conveyor.core.data.pieces import Piece
 from conveyor.core.machine import Machine
+from conveyor.core.shell import Shell
 from conveyor.core.tuning.autoscaling import PolicyState, Resize, StepLoad
 from conveyor.core.tuning.chunk_size import first_pull
 from conveyor.core.tuning.roster import FAILED_STARTS
@@ -187,7 +188,7 @@ class FakeWorker:
         return event
 
 
-class FakeShell:
+class FakeShell(Shell):
     """One run of a plan."""
 
     # How far the clock goes on before each event.
@@ -201,7 +202,7 @@ class FakeShell:
         self.plan = plan
         self.choose = choose
         self.items = iter(items)
-        self.machine = Machine(plan, policy=self.policy)
+        super().__init__(Machine(plan, policy=self.policy))
         self.workers: dict[int, FakeWorker] = {}
         # The items of each lease of each worker that it has not acknowledged.
         self.unacknowledged: dict[int, dict[int, int]] = {}
@@ -252,60 +253,86 @@ class FakeShell:
         self.now += self.moment
         self.log.append(event)
         self._take_note(event)
-        for command in self.machine.handle(event, self.now):
-            self.see(command)
-            match command:
-                case commands.SendLease():
-                    if command.finish:
-                        assert not command.items and command.worker not in self.finishing, "finish twice"
-                        self.finishing.add(command.worker)
-                    assert not self.cancelled, "a lease after the run was cancelled"
-                    assert sum(stop - start for _, start, stop in command.pieces) == command.items
-                    self.unacknowledged[command.worker][command.lease] = command.items
-                    worker = self.workers[command.worker]
-                    if worker.limit is not None:
-                        assert not worker.leases and worker.lease is None, "a lease behind one that was taken back"
-                        worker.limit = None
-                    worker.leases.append(command)
-                case commands.Grant(number, lease, credit):
-                    worker = self.workers[number]
-                    assert worker.lease is not None and worker.lease.lease == lease and worker.waiting
-                    worker.credit += credit
-                    worker.waiting = False
-                case commands.CancelLeases(number):
-                    self.workers[number].cancelled = True
-                    self.workers[number].waiting = False
-                case commands.Revoke(number):
-                    assert not self.workers[number].revoke, "taken back twice"
-                    self.workers[number].revoke = command
-                case commands.StartWorker(index, number):
-                    node = self.plan.nodes[index]
-                    assert isinstance(node, StepNode) and number not in self.workers
-                    self.starting[number] = node
-                case commands.EndWorker(number):
-                    assert not self.unacknowledged.pop(number), "a worker that has something is sent away"
-                    del self.workers[number]
-                case commands.Pull(credit):
-                    self.credit += credit
-                case commands.Emit(pieces, items, report_within_seconds):
-                    assert not self.cancelled, "results after the run was cancelled"
-                    results = materialize(pieces)
-                    assert len(results) == items
-                    self.results += results
-                    self.unconsumed += items
-                    if report_within_seconds == 0.0:
-                        self.asked = self.unconsumed
-                case commands.Finish():
-                    assert not self.finished, "the run finished twice"
-                    self.finished = True
-                case commands.Fail():
-                    self.failure = command
-                case commands.ProbeWorker() | commands.KillWorker() | commands.SetFlushInterval() | commands.GaveUp():
-                    # Whether and how these are carried out is for `see` to say.
-                    pass
-                case _:
-                    raise TypeError(f"the shell carries out no {command!r}: add its case to FakeShell.handle")
+        super().handle(event)
         self.verify(event)
+
+    def read_clock(self) -> float:
+        """The time, which goes on with each event."""
+        return self.now
+
+    def carry_out(self, command: commands.Command) -> None:
+        """Look at a command, and carry it out."""
+        self.see(command)
+        super().carry_out(command)
+
+    def send_lease(self, command: commands.SendLease) -> None:
+        if command.finish:
+            assert not command.items and command.worker not in self.finishing, "finish twice"
+            self.finishing.add(command.worker)
+        assert not self.cancelled, "a lease after the run was cancelled"
+        assert sum(stop - start for _, start, stop in command.pieces) == command.items
+        self.unacknowledged[command.worker][command.lease] = command.items
+        worker = self.workers[command.worker]
+        if worker.limit is not None:
+            assert not worker.leases and worker.lease is None, "a lease behind one that was taken back"
+            worker.limit = None
+        worker.leases.append(command)
+
+    def grant(self, command: commands.Grant) -> None:
+        worker = self.workers[command.worker]
+        assert worker.lease is not None and worker.lease.lease == command.lease and worker.waiting
+        worker.credit += command.credit
+        worker.waiting = False
+
+    def cancel_leases(self, worker: int) -> None:
+        self.workers[worker].cancelled = True
+        self.workers[worker].waiting = False
+
+    def revoke(self, command: commands.Revoke) -> None:
+        assert not self.workers[command.worker].revoke, "taken back twice"
+        self.workers[command.worker].revoke = command
+
+    def start_worker(self, step: int, worker: int) -> None:
+        node = self.plan.nodes[step]
+        assert isinstance(node, StepNode) and worker not in self.workers
+        self.starting[worker] = node
+
+    def end_worker(self, worker: int) -> None:
+        assert not self.unacknowledged.pop(worker), "a worker that has something is sent away"
+        del self.workers[worker]
+
+    def pull(self, credit: int) -> None:
+        self.credit += credit
+
+    def emit(self, command: commands.Emit) -> None:
+        assert not self.cancelled, "results after the run was cancelled"
+        results = materialize(command.pieces)
+        assert len(results) == command.items
+        self.results += results
+        self.unconsumed += command.items
+        if command.report_within_seconds == 0.0:
+            self.asked = self.unconsumed
+
+    def finish(self) -> None:
+        assert not self.finished, "the run finished twice"
+        self.finished = True
+
+    def fail(self, command: commands.Fail) -> None:
+        self.failure = command
+
+    # Whether and how these are carried out is for `see` to say.
+
+    def probe_worker(self, worker: int) -> None:
+        pass
+
+    def kill_worker(self, worker: int) -> None:
+        pass
+
+    def set_flush_interval(self, worker: int, seconds: float) -> None:
+        pass
+
+    def gave_up(self, command: commands.GaveUp) -> None:
+        pass
 
     def see(self, command: commands.Command) -> None:
         """Take in what the machine wants, before it is carried out."""

@@ -46,7 +46,7 @@ class ProcessShell(Shell):
         self.failed = False
         self.trim_at: float | None = None
 
-    def now(self) -> float:
+    def read_clock(self) -> float:
         return time.monotonic()
 
     @property
@@ -60,7 +60,7 @@ class ProcessShell(Shell):
 
     def stats(self) -> Stats:
         """Return the statistics as of now."""
-        return self.machine.stats(self.now())
+        return self.machine.stats(self.read_clock())
 
     # To the workers
 
@@ -112,7 +112,7 @@ class ProcessShell(Shell):
 
     def finish(self) -> None:
         if self.pool.refcounts.ever:
-            self.trim_at = self.now() + TRIM_AFTER_SECONDS
+            self.trim_at = self.read_clock() + TRIM_AFTER_SECONDS
         self.stop_source()
         self.caller.results.send(messages.RunFinished(self.run, self.stats()))
 
