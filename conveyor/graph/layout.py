@@ -170,8 +170,10 @@ def extended(layout: Layout, elements: Sequence[object]) -> Layout:
     if not layout.additions:
         return _started(checked)
     _one_kind(checked)
-    builder = _Builder(layout)
-    for position, (element, group) in enumerate(zip(checked, _groups(layout, len(checked)), strict=True)):
+    by_width = _groups_by_width(layout, checked)
+    groups = by_width or _groups(layout, checked)
+    builder = _Builder(layout, uneven=by_width is not None)
+    for position, (element, group) in enumerate(zip(checked, groups, strict=True)):
         builder.place(position, element, group)
     return builder.built(checked)
 
@@ -238,9 +240,26 @@ def _one_kind(elements: tuple[Element, ...]) -> None:
         )
 
 
-def _groups(layout: Layout, count: int) -> list[Sequence[Lane]]:
-    """The lanes in `count` groups of neighbours, by rule 5."""
-    lanes = layout.lanes
+def _groups_by_width(layout: Layout, elements: tuple[Element, ...]) -> list[Sequence[Lane]] | None:
+    """The lanes in groups as wide as the Joins among `elements`; None where these are not as wide as all lanes.
+
+    A Pipe takes one lane.
+    """
+    widths = [element.n if isinstance(element, Join) else 1 for element in elements if isinstance(element, Join | Pipe)]
+    if len(widths) != len(elements) or all(isinstance(element, Pipe) for element in elements) or None in widths:
+        return None
+    groups: list[Sequence[Lane]] = []
+    start = 0
+    for width in widths:
+        assert width is not None
+        groups.append(layout.lanes[start : start + width])
+        start += width
+    return groups if start == len(layout.lanes) else None
+
+
+def _groups(layout: Layout, elements: tuple[Element, ...]) -> list[Sequence[Lane]]:
+    """The lanes in as many groups of neighbours as there are elements, by rule 5."""
+    lanes, count = layout.lanes, len(elements)
     if count == 1:
         return [lanes]
     runs = _runs(lanes)
@@ -265,6 +284,11 @@ def _groups(layout: Layout, count: int) -> list[Sequence[Lane]]:
             "; BalancingFork() opens one branch, whose copies are all alike, and how many is decided while "
             "the pipeline runs: for different branches give it a number, as in BalancingFork(2)"
         )
+    widths = [element.n for element in elements if isinstance(element, Join)]
+    numbers = [width for width in widths if width is not None]
+    if numbers and len(numbers) == len(widths):
+        width = sum(numbers) + count - len(numbers)
+        remedy += f"; or Joins, each of its n, and Pipes, each of one, that take all {len(lanes)} (these take {width})"
     raise RuleError(f"add() got {count} elements for {_open(len(lanes))}: {remedy}", rule=5)
 
 
@@ -283,8 +307,10 @@ def _runs(lanes: Iterable[Lane]) -> list[tuple[int | None, list[Lane]]]:
 class _Builder:
     """One `add` in the making: takes the lanes of a layout one group after the other, and puts out new ones."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, uneven: bool = False) -> None:
         self._layout = layout
+        # Whether Joins may cover uneven parts of a fork: together they take all branches.
+        self._uneven = uneven
         self._operations = list(layout.operations)
         self._lanes: list[Lane] = []
         self._pieces: list[LaneChange] = []
@@ -324,7 +350,8 @@ class _Builder:
                 self._pieces += [LaneChange(None, 1, 1)] * len(cluster)
                 continue
             missing = tuple(index for index, lane in enumerate(cluster) if lane.pipe is None)
-            self.join_lanes(join, _grouped(self._layout, join, [_with_pipe(lane) for lane in cluster]))
+            lanes = [_with_pipe(lane) for lane in cluster]
+            self.join_lanes(join, _grouped(self._layout, join, lanes, uneven=self._uneven))
             self._pieces.append(LaneChange(position, len(cluster), 1, missing))
 
     def join_lanes(self, join: Join[Any], lane_group: LaneGroup) -> None:
@@ -379,8 +406,13 @@ def _clusters(layout: Layout, join: Join[Any], group: Sequence[Lane]) -> list[tu
     return clusters
 
 
-def _grouped(layout: Layout, join: Join[Any], cluster: Sequence[Lane], *, everything: bool = False) -> LaneGroup:
-    """The lanes of `cluster` made one, fork by fork from the innermost; `everything` goes on until no fork is left."""
+def _grouped(
+    layout: Layout, join: Join[Any], cluster: Sequence[Lane], *, everything: bool = False, uneven: bool = False
+) -> LaneGroup:
+    """The lanes of `cluster` made one, fork by fork from the innermost.
+
+    `everything` goes on until no fork is left; `uneven`: the part of a fork need not be an even one.
+    """
     items: list[Lane | LaneGroup] = list(cluster)
     while True:
         depth = max(len(item.enclosing) for item in items)
@@ -399,7 +431,7 @@ def _grouped(layout: Layout, join: Join[Any], cluster: Sequence[Lane], *, everyt
             deepest[fork].append(item)
         alone = len(rest) == 1
         for fork, parts in deepest.items():
-            lane_group = _group(layout, join, fork, parts, alone=alone)
+            lane_group = _group(layout, join, fork, parts, alone=alone, uneven=uneven)
             if not everything:
                 _check_fork(layout, join, fork)
             rest[rest.index(parts[0])] = lane_group
@@ -411,8 +443,10 @@ def _grouped(layout: Layout, join: Join[Any], cluster: Sequence[Lane], *, everyt
     return result
 
 
-def _group(layout: Layout, join: Join[Any], fork: int, parts: list[Lane | LaneGroup], *, alone: bool) -> LaneGroup:
-    """`parts` of one fork made one: all of it, or if they stand `alone` under the Join, an even part."""
+def _group(
+    layout: Layout, join: Join[Any], fork: int, parts: list[Lane | LaneGroup], *, alone: bool, uneven: bool
+) -> LaneGroup:
+    """`parts` of one fork made one: all of it, or if they stand `alone` under the Join, an even part, or any."""
     branches = tuple(part.enclosing[-1].branches for part in parts)
     present = layout.branches(fork)
     whole = len(branches) == len(present)
@@ -424,7 +458,7 @@ def _group(layout: Layout, join: Join[Any], fork: int, parts: list[Lane | LaneGr
                 "use Join() for what each innermost fork opened, and join the results after it",
                 rule=6,
             )
-        if len(present) % len(branches) or present.index(branches[0]) % len(branches):
+        if not uneven and (len(present) % len(branches) or present.index(branches[0]) % len(branches)):
             # One Join with a number stands on all branches that are open.
             number = f"Join({len(present)}) or " if len(layout.lanes) % len(present) == 0 else ""
             raise RuleError(

@@ -497,6 +497,21 @@ class Behaviour(Basics):
         expected = [(1, 1), (2, None), (1, None), (3, 3), (2, None), (1, None)]
         self.check(elements, range(4), expected)
 
+    def test_joins_that_take_uneven_parts_of_a_fork(self):
+        jobs = (Processor(increment), Processor(countdown), Processor(double))
+        elements = [
+            Processor(same),
+            ReplicatingFork(3),
+            jobs,
+            (Pipe(), Join(2)),
+            (Processor(wrap), Processor(wrap)),
+            Join(),
+        ]
+        expected = [[each] for n in range(50) for each in (n + 1, *range(n, 0, -1), n * 2)]
+        self.check(elements, range(50), expected)
+        elements = [Processor(same), ReplicatingFork(3), jobs, (Join(2), Pipe()), Join(how="zip")]
+        self.check(elements, range(1, 3), [(2, 2), (1, None), (3, 4), (2, None), (1, None)])
+
     def test_balanced_branches_with_small_pipes(self):
         elements = [Processor(same), BalancingFork(3), Pipe(maxsize=1), Processor(countdown), Join(), Pipe(maxsize=1)]
         expected = [value for n in range(40) for value in range(n % 5, 0, -1)]

@@ -273,6 +273,25 @@ def test_rule_6_no_straddling():
     assert "covers 2 of the 3 open branches of ReplicatingFork(3)" in broken(6, described(*uneven), Pipe(), Join(2))
 
 
+def test_rules_5_and_6_joins_as_wide_as_all_branches():
+    # Together they take all, so the parts of a fork need not be even ones.
+    three = [P, Pipe(), ReplicatingFork(3), Pipe()]
+    assert lanes(*three, (Pipe(), Join(2))) == [((0,),), ((1, 2),)]
+    assert lanes(*three, (Join(2), Pipe()), Pipe(), Join()) == [()]
+    six = [P, Pipe(), BalancingFork(6), Pipe()]
+    assert lanes(*six, (Join(2), Join(4))) == [((0, 1),), ((2, 3, 4, 5),)]
+    assert lanes(*six, (Pipe(), Join(3), Pipe(), Join(1))) == [((0,),), ((1, 2, 3),), ((4,),), ((5,),)]
+    nested = [P, Pipe(), ReplicatingFork(2), Pipe(), (ReplicatingFork(2), ReplicatingFork(4)), Pipe()]
+    assert lanes(*nested, (Join(2), Join(4))) == lanes(*nested, (Join(), Join())) == [((0,),), ((1,),)]
+    # A Pipe is put in, where one is missing, on the branches of the Joins alone.
+    assert "on 2 branches" in put_in(described(P, Pipe(), ReplicatingFork(3), P), Pipe(), Join(2))
+    for elements in ((Join(2), Join(2)), (Join(2), Join(5)), (Join(2), Pipe(), Pipe(), Pipe(), Pipe(), Pipe())):
+        assert "Join(2)" in broken(6, described(*six), *elements)
+    assert "these take 4" in broken(5, described(P, Pipe(), ReplicatingFork(5), Pipe()), Join(2), Join(2))
+    # What is a part of one fork and a part of another is none of either.
+    assert "branches of another fork" in broken(6, described(*nested), Join(3), Join(3))
+
+
 def test_rule_6_join_without_a_number():
     # Branches of a fork that has another one open within are left alone, and need no Pipe.
     description = described(P, Pipe(), ReplicatingFork(3), Pipe(), (ReplicatingFork(2), Pipe(), Pipe()), P)
