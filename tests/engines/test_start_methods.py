@@ -227,6 +227,33 @@ class StartMethodsTest(ScriptTestCase):
                         assert "JobPicklingError" in done.stderr and "the __main__.py of a package" in done.stderr
                         assert done.stdout == "" and "define the job as" in done.stderr
 
+    def test_a_job_that_is_defined_under_the_guard(self):
+        # Other processes import the script, and do not run what is under its guard.
+        body = """
+            import sys
+            def above(item):
+                return item + 1
+            both = above
+            if __name__ == "__main__":
+                def under(item):
+                    return item + 1
+                class Under(Processor):
+                    def process(self, item):
+                        return item + 1
+                both = above
+                job = {job}
+                pipeline = Pipeline(start_method="spawn").add(job if isinstance(job, Processor) else Processor(job))
+                print(pipeline.run([1]))
+        """
+        self.good("[2]", *(body.replace("{job}", job) for job in ("above", "both")))
+        for job, name in (("under", "under"), ("Under()", "Under")):
+            words = (
+                f"The job of Processor '{name}'",
+                f"{name} is defined under the main guard",
+                "Remedy: define the job",
+            )
+            self.bad("JobPicklingError", [body.replace("{job}", job)], *words)
+
     def test_what_merely_names_main_is_not_of_it(self):
         def looked_up(module):
             kind = type("Kind", (), {"__module__": module})
@@ -234,9 +261,9 @@ class StartMethodsTest(ScriptTestCase):
             self.addCleanup(delattr, sys.modules[module], "Kind")
             return pickle.dumps(["__main__", kind, kind], 5)
 
-        assert start_method._looks_into_main(looked_up("__main__"))
-        assert not start_method._looks_into_main(looked_up(__name__))
-        assert not start_method._looks_into_main(pickle.dumps(partial(print, "__main__", sep="print"), 5))
+        assert start_method._names_in_main(looked_up("__main__"))
+        assert not start_method._names_in_main(looked_up(__name__))
+        assert not start_method._names_in_main(pickle.dumps(partial(print, "__main__", sep="print"), 5))
 
     def test_a_working_directory_that_is_gone(self):
         body = """

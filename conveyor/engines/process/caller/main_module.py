@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType
 
 from conveyor._lean.typing import Any
@@ -85,12 +86,57 @@ def _stands_under_guard(node: Any, line: int) -> bool:
 
     for each in ast.iter_child_nodes(node):
         if getattr(each, "lineno", line + 1) <= line <= (getattr(each, "end_lineno", None) or 0):
-            if isinstance(each, ast.If) and any(
-                isinstance(name, ast.Name) and name.id == "__name__" for name in ast.walk(each.test)
-            ):
+            if isinstance(each, ast.If) and _tests_name(each):
                 return True
             return _stands_under_guard(each, line)
     return False
+
+
+def is_under_guard(name: str) -> bool:
+    """Whether the script binds this name under its main guard alone: other processes, which import it, lack it."""
+    try:
+        with open(getattr(sys.modules["__main__"], "__file__", None) or os.devnull, "rb") as file:
+            source = file.read()
+    except OSError:
+        return False
+    # Most are plain definitions: to see that is quicker than to parse the script.
+    if any(line.startswith((f"def {name}(", f"class {name}")) for line in source.decode("latin-1").splitlines()):
+        return False
+    import ast
+
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return False
+    guarded = [each for each in tree.body if isinstance(each, ast.If) and _tests_name(each)]
+    elsewhere = {found for each in tree.body if each not in guarded for found in _names_bound(each)}
+    elsewhere |= {found for each in guarded for other in each.orelse for found in _names_bound(other)}
+    inside = {found for each in guarded for other in each.body for found in _names_bound(other)}
+    return name in inside - elsewhere
+
+
+def _names_bound(node: Any) -> Iterator[str]:
+    """Yield the names that a statement binds in its own scope."""
+    import ast
+
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield node.name
+        return
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    elif isinstance(node, ast.alias):
+        yield node.asname or node.name.partition(".")[0]
+    elif isinstance(node, ast.Lambda):
+        return
+    for each in ast.iter_child_nodes(node):
+        yield from _names_bound(each)
+
+
+def _tests_name(node: Any) -> bool:
+    """Whether an `if` tests `__name__`."""
+    import ast
+
+    return any(isinstance(name, ast.Name) and name.id == "__name__" for name in ast.walk(node.test))
 
 
 def importing() -> FrameType | None:

@@ -13,7 +13,13 @@ import sys
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.short_repr import Redact
 from conveyor._lean.typing import Any
-from conveyor.engines.process.caller.main_module import importing, is_findable, is_guarded, why_not_importable
+from conveyor.engines.process.caller.main_module import (
+    importing,
+    is_findable,
+    is_guarded,
+    is_under_guard,
+    why_not_importable,
+)
 from conveyor.engines.process.system.foreign_threads import ForeignThreads, foreign_threads
 from conveyor.engines.process.system.spawning import FORK, FORKSERVER, PREFIX, SPAWN, UNGUARDED_EXITCODE
 from conveyor.engines.process.wire import by_value as by_values
@@ -176,12 +182,22 @@ def _pickled(what: str, short: str, value: Any, method: str, main: _Main, proces
     guard_connections()
     try:
         pickled = pickle.dumps(value, 5)
-        if by_values.MAIN not in pickled or not _looks_into_main(pickled):
+        names = _names_in_main(pickled) if by_values.MAIN in pickled else set()
+        if not names:
             return pickled
         if not main.by_value:
-            if main.why_not:
-                raise JobPicklingError(_refusal(what, short, method, main.why_not), processor)
-            return pickled
+            why_not = main.why_not
+            if not why_not:
+                missing = sorted(name for name in names if is_under_guard(name))
+                if not missing:
+                    return pickled
+                why_not = (
+                    f"{missing[0]} is defined under the main guard of the script, which other processes do not run"
+                )
+            # A class of the script is one class in all processes, so it never travels by value beside the script.
+            is_class = any(isinstance(getattr(sys.modules["__main__"], name, None), type) for name in names)
+            if main.why_not or is_class or not by_values.is_installed():
+                raise JobPicklingError(_refusal(what, short, method, why_not), processor)
     except JobPicklingError:
         raise
     except Exception as error:
@@ -193,22 +209,23 @@ def _pickled(what: str, short: str, value: Any, method: str, main: _Main, proces
         raise JobPicklingError(_refusal(what, short, method, error), processor) from error
 
 
-def _looks_into_main(pickled: bytes) -> bool:
-    """Whether a pickle refers to something in `__main__`."""
+def _names_in_main(pickled: bytes) -> set[str]:
+    """Return the names in `__main__` that a pickle refers to."""
     import pickletools
 
+    names: set[str] = set()
     texts: list[Any] = []
     memo: list[Any] = []
     for operation, argument, _ in pickletools.genops(pickled):
         if operation.name == "STACK_GLOBAL" and texts[-2:-1] == ["__main__"]:
-            return True
+            names.add(str(texts[-1]).partition(".")[0])
         if operation.name == "MEMOIZE":
             memo.append(texts[-1] if texts else None)
         elif operation.name in ("BINGET", "LONG_BINGET"):
             texts.append(memo[int(argument or 0)])
         else:
             texts.append(argument if operation.name.endswith("UNICODE") else None)
-    return False
+    return names
 
 
 def _refusal(what: str, short: str, method: str, reason: object) -> str:
