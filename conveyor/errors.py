@@ -239,6 +239,10 @@ class ImplicitPipeWarning(UserWarning):
     """A Pipe was put in where the rules want one and the pipeline has none."""
 
 
+class SourceWarning(UserWarning):
+    """The input of a run gives other items than its name promises, as a table gives its columns."""
+
+
 class StartMethodWarning(UserWarning):
     """The pipeline starts its processes in another way than it would without the other threads of the program.
 

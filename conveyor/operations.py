@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import warnings
 from collections.abc import Generator, Iterable
 
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.signals import interrupts_held
 from conveyor.engines.base import PipelineSettings, Run, Session, new_session
-from conveyor.errors import FailedItem, StateError
+from conveyor.errors import FailedItem, SourceWarning, StateError
 
 if TYPE_CHECKING:
     from conveyor.graph.builder import Description
@@ -343,6 +344,9 @@ class Lifecycle:
             raise
 
     def _running(self, owner: object, operation: Operation, given: list[Any], stacklevel: int) -> Running:
+        kind = type(given[0])
+        if hasattr(kind, "columns") and (hasattr(kind, "__dataframe__") or hasattr(kind, "__arrow_c_stream__")):
+            _warn_of_table(kind.__name__, stacklevel + 1)
         self._turn.begin(operation)
         session = self.session
         if session is None or session.ended:
@@ -427,6 +431,16 @@ class Lifecycle:
         if stats is None:
             raise StateError("nothing is known yet: run the pipeline, or open it, before you ask for stats()")
         return stats
+
+
+def _warn_of_table(kind: str, stacklevel: int) -> None:
+    """Warn that a table, as pandas and polars have, gives its columns and not its rows."""
+    warnings.warn(
+        f"the input is a {kind}, and an iteration over one gives its columns, not its rows: pass "
+        "`frame.itertuples(index=False)` (pandas) or `frame.iter_rows()` (polars), or `list(frame)` for its columns",
+        SourceWarning,
+        stacklevel + 1,
+    )
 
 
 def _iterable(items: Any) -> Iterable[Any]:

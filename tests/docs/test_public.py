@@ -37,6 +37,7 @@ from conveyor import (
     RuleError,
     SharedResourceWarning,
     SourceError,
+    SourceWarning,
     StartMethodWarning,
     StateError,
     Stats,
@@ -181,6 +182,8 @@ conveyor.errors.SourceError(ConveyorError)
     .raised(number: int, cause: BaseException) -> SourceError
     .unpicklable(number: int, item: str, cause: BaseException) -> SourceError
 
+conveyor.errors.SourceWarning(UserWarning)
+
 conveyor.errors.StartMethodWarning(UserWarning)
 
 conveyor.errors.StateError(ConveyorError, RuntimeError)
@@ -243,6 +246,7 @@ conveyor.errors.WorkerDiedError(ProcessorError)
 # One of each error and warning, with all its fields.
 ERRORS: tuple[BaseException, ...] = (
     SharedResourceWarning("text"),
+    SourceWarning("text"),
     StartMethodWarning("text"),
     ConveyorError("text"),
     RuleError("text", 5),

@@ -68,6 +68,7 @@ class ScriptTestCase(TestCase):
             with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
                 file.write(textwrap.dedent(text))
         commands = {"file": [path], "-c": ["-c", textwrap.dedent(script.body)], "-m": ["-m", "script"], "stdin": ["-"]}
+        commands["pdb"] = ["-m", "pdb", "-c", "continue", "-c", "quit", path]
         with open(path if script.how == "stdin" else os.devnull, encoding="utf-8") as file:
             return subprocess.Popen(
                 [sys.executable, *self.options, *commands[script.how], *script.arguments],

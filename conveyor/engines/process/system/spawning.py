@@ -147,6 +147,10 @@ def _launched(process: Any) -> Any:
 
         def _start_data(self, process_obj: Any) -> list[bytes]:
             """Return the pickles that the new process reads first."""
+            main = sys.modules.get("__main__")
+            if main is not None and not hasattr(main, "__spec__"):
+                # A debugger (pdb) runs the script in a module without one, and `spawn` asks for it.
+                main.__spec__ = None
             preparation = spawn.get_preparation_data(process_obj.name)
             if not process_obj.import_main:
                 for key in _MAIN_KEYS:

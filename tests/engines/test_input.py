@@ -1,0 +1,105 @@
+"""What is no ordinary input: tables, which give their columns, and what a system cannot give."""
+
+from __future__ import annotations
+
+import errno
+import warnings
+from collections.abc import Iterator
+
+from conveyor import Pipeline, ProcessError, Processor, SourceWarning
+from tests.helpers.late import mock
+from tests.helpers.scripts import METHODS, Script, ScriptTestCase
+from tests.helpers.support import TestCase
+
+
+class Frame:
+    """A table, as those of pandas and polars are: with the interchange protocol, and iterated over by columns."""
+
+    columns = ("a", "b")
+
+    def __dataframe__(self) -> None:
+        """What libraries that take tables ask for."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+
+class Arrow:
+    """A table of a library that knows Arrow's protocol alone."""
+
+    columns = ("a", "b")
+
+    def __arrow_c_stream__(self) -> None:
+        """What libraries that take tables ask for."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+
+class TablesTest(TestCase):
+    def pipeline(self) -> Pipeline[str, str]:
+        return Pipeline(engine="inline").add(Processor(str.upper))
+
+    def test_a_table_warns_at_the_line_of_the_user(self) -> None:
+        for kind in (Frame, Arrow):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                assert self.pipeline().run(kind()) == ["A", "B"]
+                assert list(self.pipeline().stream(kind())) == ["A", "B"]
+            assert [(each.category, each.filename) for each in caught] == [(SourceWarning, __file__)] * 2
+            assert all(kind.__name__ in str(each.message) and "rows" in str(each.message) for each in caught)
+
+    def test_where_it_is_an_error_nothing_is_left(self) -> None:
+        pipeline = self.pipeline()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with self.assertRaises(SourceWarning):
+                pipeline.run(Frame())
+            assert not pipeline.opened
+            assert pipeline.run(list(Frame())) == ["A", "B"]
+
+    def test_what_is_no_table(self) -> None:
+        class Columns:
+            """A class of the user's own that happens to have columns."""
+
+            columns = ("a",)
+
+            def __iter__(self) -> Iterator[str]:
+                return iter("ab")
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert self.pipeline().run(Columns()) == ["A", "B"]
+
+
+class SemaphoresTest(TestCase):
+    def test_a_system_without(self) -> None:
+        queue_pair = "conveyor.engines.process.wire.channel.queue_pair"
+        for error in (
+            ImportError("no sem_open"),
+            OSError(errno.ENOSYS, "not here"),
+            PermissionError(errno.EACCES, "no"),
+        ):
+            with (
+                mock.patch(queue_pair, side_effect=error),
+                self.assertRaisesRegex(ProcessError, "Remedy: leave `channel`"),
+            ):
+                Pipeline(channel="queue").add(Processor(abs)).run([1])
+
+
+class DebuggerTest(ScriptTestCase):
+    """`python -m pdb script.py` runs a script in a module that lacks what each script has."""
+
+    def test_every_start_method(self) -> None:
+        body = """
+            import sys
+            from conveyor import Pipeline, Processor
+            def job(item):
+                return item + 1
+            if __name__ == "__main__":
+                print(Pipeline(start_method=sys.argv[1]).add(Processor(job)).run([1]))
+        """
+        for method, outcome in zip(
+            METHODS, self.scripts(Script(body, (method,), how="pdb") for method in METHODS), strict=True
+        ):
+            assert "[2]" in outcome.output and "Error" not in outcome.output + outcome.errors, (method, outcome.told())
