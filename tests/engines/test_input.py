@@ -103,3 +103,28 @@ class DebuggerTest(ScriptTestCase):
             METHODS, self.scripts(Script(body, (method,), how="pdb") for method in METHODS), strict=True
         ):
             assert "[2]" in outcome.output and "Error" not in outcome.output + outcome.errors, (method, outcome.told())
+
+
+class StuckTest(ScriptTestCase):
+    """A source that is stuck in a read when the interpreter ends does not end the program with an abort."""
+
+    def test_what_is_read_at_the_end(self) -> None:
+        body = """
+            import os, sys
+            from conveyor import Pipeline, Processor
+            def job(item):
+                return item
+            reading, writing = os.pipe()
+            os.write(writing, b"line\\n")
+            if sys.argv[1] == "own":
+                source = open(reading, "rb")
+            elif sys.argv[1] == "generator":
+                source = (line for line in open(reading))
+            else:
+                os.dup2(reading, 0)
+                source = sys.stdin.buffer if sys.argv[1] == "buffer" else sys.stdin
+            for result in Pipeline().add(Processor(job)).stream(source):
+                print(result.strip() in ("line", b"line"))
+                break
+        """
+        self.all_print("True", [Script(body, (kind,)) for kind in ("buffer", "text", "own", "generator")])

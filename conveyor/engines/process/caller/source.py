@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -275,9 +276,20 @@ class Source:
         # A start that is interrupted would leave a thread that is neither there nor gone.
         with interrupts_held():
             self._thread = threading.Thread(
-                target=context.run, args=(self._feed,), name=f"conveyor-source-{self._run}", daemon=True
+                target=context.run,
+                args=(self._feed_beside, (sys.stdin, sys.__stdin__)),
+                name=f"conveyor-source-{self._run}",
+                daemon=True,
             )
             self._thread.start()
+
+    def _feed_beside(self, kept: object) -> None:
+        """Pull and send in a thread of its own, which keeps these objects as long as it lives.
+
+        A thread that reads the standard input at the end of the interpreter holds its lock.  Python aborts where it
+        closes that stream then, and it closes what nobody refers to any more.
+        """
+        self._feed()
 
     def feed(self) -> None:
         """Pull and send in the caller's thread, as far as there is room."""
