@@ -128,3 +128,23 @@ class StuckTest(ScriptTestCase):
                 break
         """
         self.all_print("True", [Script(body, (kind,)) for kind in ("buffer", "text", "own", "generator")])
+
+
+class ReplacedSelectTest(ScriptTestCase):
+    """eventlet takes `select.poll` and its like away."""
+
+    def test_without_poll(self) -> None:
+        body = """
+            import select
+            del select.poll, select.epoll
+            from conveyor import Pipe, Pipeline, Processor
+            def job(item):
+                return item + 1
+            if __name__ == "__main__":
+                with Pipeline().add(Processor(job)).add(Pipe()).add(Processor(job)) as pipeline:
+                    assert pipeline.run(range(10_000)) == list(range(2, 10_002))
+                    for result in pipeline.stream(range(10_000)):
+                        break
+                    print(pipeline.run([1]), pipeline.stats().start_method)
+        """
+        self.all_print("[3] spawn", [Script(body)])

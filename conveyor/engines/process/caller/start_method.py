@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import select
 import sys
 
 from conveyor._lean.dataclasses import NamedTuple
@@ -108,6 +109,9 @@ def start_for(plan: Plan, redact: Redact | None, wanted: str | None) -> Start:
         return _fresh(plan, redact, wanted, reason)
     if FORK not in available:
         return _fresh(plan, redact, SPAWN, "this system knows no other way")
+    if not hasattr(select, "poll"):
+        # A forked copy of eventlet's loop would go on with the greenlets of this process.
+        return _fresh(plan, redact, SPAWN, "the module select was replaced, as eventlet does")
     if sys.platform == "darwin":
         return _fresh(plan, redact, FORKSERVER, "a fork is not safe beside the libraries of macOS")
     threads = foreign_threads()

@@ -15,6 +15,30 @@ from collections.abc import Callable
 from conveyor._lean.typing import Any
 
 
+class _Poll:
+    """What stands in for `select.poll` where a library has taken that away, as eventlet does for its own `select`."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[int, int] = {}
+
+    def register(self, descriptor: int, mask: int) -> None:
+        """Wait for this descriptor as well."""
+        self._wanted[descriptor] = mask
+
+    def poll(self, milliseconds: float | None) -> list[tuple[int, int]]:
+        """Return the descriptors that are ready, each with what it was registered for."""
+        reading = [descriptor for descriptor, mask in self._wanted.items() if mask & select.POLLIN]
+        writing = [descriptor for descriptor, mask in self._wanted.items() if mask & select.POLLOUT]
+        seconds = None if milliseconds is None else milliseconds / 1000
+        readable, writable, _ = select.select(reading, writing, [], seconds)
+        return [(descriptor, self._wanted[descriptor]) for descriptor in {*readable, *writable}]
+
+
+def new_poll() -> Any:
+    """Return an object that waits as `select.poll` does."""
+    return select.poll() if hasattr(select, "poll") else _Poll()
+
+
 def wait_for(thing: Any, seconds: float | None = None) -> bool:
     """Wait until one descriptor is readable, for at most `seconds` where that is not None; return whether it is."""
     return bool(wait_for_any([thing], seconds))
@@ -27,7 +51,7 @@ def wait_for_any(things: list[Any], seconds: float | None = None) -> list[Any]:
 
         return list(connection.wait(things, seconds))
     # `connection.wait` asks Python's clock, which a test may have replaced; `poll` asks the system's.
-    poll = select.poll()
+    poll = new_poll()
     by_descriptor = {thing if isinstance(thing, int) else thing.fileno(): thing for thing in things}
     for descriptor in by_descriptor:
         poll.register(descriptor, select.POLLIN)

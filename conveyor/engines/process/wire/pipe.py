@@ -18,6 +18,7 @@ from multiprocessing import reduction
 from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 from conveyor.engines.process.shm.shared_blob import BlobTracker
+from conveyor.engines.process.system.selector import new_poll
 from conveyor.engines.process.wire.endpoint import (
     PEER_CHECK_SECONDS,
     PREFIX,
@@ -154,7 +155,7 @@ class BlockingPipe(BlockingEndpoint):
             return False
         unsent = deque(memoryview(buffer) for buffer in pack(message, ()))
         deadline = time.monotonic() + seconds
-        poll = select.poll()
+        poll = new_poll()
         with connection_lost():
             poll.register(self._socket.fileno(), select.POLLOUT)
             self._amid_message = True
@@ -195,7 +196,7 @@ class BlockingPipe(BlockingEndpoint):
         if self._incoming.messages or descriptor < 0:
             return True
         # Not `select`, which knows no descriptor above 1023.
-        poll = select.poll()
+        poll = new_poll()
         poll.register(descriptor, select.POLLIN)
         return bool(poll.poll(seconds * 1000))
 
