@@ -141,7 +141,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds that count (default: 5)")
     parser.add_argument("--scale", type=float, metavar="X", help=f"so many times the items (1.0; short: {SHORT_SCALE})")
     parser.add_argument(
-        "--short", action="store_true", help="about two minutes: the standard library only, fewer items, nothing tried"
+        "--short", action="store_true", help="a few minutes: the standard library only, fewer items, nothing tried"
     )
     parser.add_argument("--check", action="store_true", help="exit status 1 where a ratio is over its threshold")
     parser.add_argument("--only", nargs="+", choices=list(WORKLOADS), metavar="WORKLOAD", help=", ".join(WORKLOADS))

@@ -24,11 +24,11 @@ class Threshold(NamedTuple):
 # is told, but not held against anyone: who is woken more often is held up more often.
 DISTURBED, STANDSTILL = 2.0, 1.5
 
-# How they were chosen: the largest ratio in three runs of the short form on two cores (Python 3.11), times 1.8.  What
-# hands one item on at a time costs as much as the machine takes to wake a process, and machines differ in that by 2.5:
-# the ratios of "latency" and of the long chain are those of the slowest that was tried.  The short form has a fifth of
-# the items, so starting and ending processes weighs more than in the whole one.  Nothing is said of memory, as at these
-# sizes nobody stores enough for a ratio to mean anything.
+# Each is 1.8 times the largest ratio in three runs of the short form on two cores (Python 3.11).  Where one item is
+# handed on at a time, most of the time goes into waking processes, and machines differ widely in that.  So those of
+# "latency" and of the long chain come from a machine that wakes them slowly.  The short form has a fifth of the items,
+# so starting and ending processes weighs more than in the whole one.  No threshold is for memory: at these sizes nobody
+# stores enough for a ratio to mean anything.
 THRESHOLDS = (
     Threshold("tiny", "", "queues", "best", 4.2),
     Threshold("tiny", "", "pool", "best", 4.1),

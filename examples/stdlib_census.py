@@ -103,7 +103,7 @@ class ImportsOfModule(NamedTuple):
     modules: tuple[str, ...]
 
 
-class Unloadable(NamedTuple):
+class Broken(NamedTuple):
     """A file that could not be read or parsed."""
 
     path: str
@@ -119,7 +119,7 @@ class Census(NamedTuple):
     most_complex: tuple[Function, ...]
     most_imported: tuple[tuple[str, int], ...]
     imported_modules: int
-    broken: tuple[Unloadable, ...]
+    broken: tuple[Broken, ...]
 
 
 Findings = tuple[FunctionsOfModule, ImportsOfModule]
@@ -261,7 +261,7 @@ def take_census(findings: Iterable[Findings], top: int, report: Callable[[int], 
     files = lines = functions = 0
     most_complex: list[Function] = []
     imported: Counter[str] = Counter()
-    broken: list[Unloadable] = []
+    broken: list[Broken] = []
     for by_functions, by_imports in findings:
         files += 1
         lines += by_functions.lines
@@ -269,7 +269,7 @@ def take_census(findings: Iterable[Findings], top: int, report: Callable[[int], 
         most_complex = heapq.nsmallest(top, (*most_complex, *by_functions.functions), key=_hardest_first)
         imported.update(by_imports.modules)
         if by_functions.problem is not None:
-            broken.append(Unloadable(by_functions.path, by_functions.problem))
+            broken.append(Broken(by_functions.path, by_functions.problem))
         report(files)
     most_imported = sorted(imported.items(), key=lambda entry: (-entry[1], entry[0]))[:top]
     return Census(

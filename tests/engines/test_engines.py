@@ -198,7 +198,7 @@ class Over(Processor):
         return "over"
 
 
-class ProgressSlot(Processor):
+class Note(Processor):
     """Writes a line for each thing that happens."""
 
     def __init__(self, path):
@@ -393,7 +393,7 @@ class Behaviour(Basics):
     def test_everything_is_called_once_and_in_order(self):
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "notes")
-            with self.make(ProgressSlot(path)) as pipeline:
+            with self.make(Note(path)) as pipeline:
                 with open(path) as file:
                     assert file.read() == "setup\n", "open() has the jobs set up"
                 pipeline.run([1, 2])

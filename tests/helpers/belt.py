@@ -231,9 +231,9 @@ class Belt:
             tuple(each.up + each.starting - each.retiring for each in self.places),
         )
 
-    def _timer(self, at: float, what: str, order_key: int, cpu: float = 0.0, wait: float = 0.0) -> None:
+    def _timer(self, at: float, what: str, place: int, cpu: float = 0.0, wait: float = 0.0) -> None:
         self.number += 1
-        heappush(self.timers, (at, self.number, what, order_key, cpu, wait))
+        heappush(self.timers, (at, self.number, what, place, cpu, wait))
 
     def _step(self) -> None:
         computing, timers = self.computing, self.timers
@@ -261,18 +261,18 @@ class Belt:
             self.ready += index
             self._settle(0)
         else:
-            order_key = self.places[index]
-            if order_key.starting:  # else it was told to leave before it was ready
-                order_key.starting -= 1
-                order_key.up += 1
+            place = self.places[index]
+            if place.starting:  # else it was told to leave before it was ready
+                place.starting -= 1
+                place.up += 1
                 self._settle(index)
 
     def _done(self, index: int, cpu: float, wait: float) -> None:
-        order_key = self.places[index]
-        outputs = order_key.end(self.now, cpu, wait)
+        place = self.places[index]
+        outputs = place.end(self.now, cpu, wait)
         if outputs and index + 1 < len(self.places):
-            order_key.blocked.append(outputs)
-            order_key.blocked_seconds -= self.now
+            place.blocked.append(outputs)
+            place.blocked_seconds -= self.now
         self._settle(index)
 
     def _settle(self, index: int) -> None:
@@ -281,20 +281,20 @@ class Belt:
         agenda = [index]
         while agenda:
             index = agenda.pop()
-            order_key = places[index]
-            if index + 1 < len(places) and order_key.blocked and self._hand_on(order_key, places[index + 1]):
+            place = places[index]
+            if index + 1 < len(places) and place.blocked and self._hand_on(place, places[index + 1]):
                 agenda.append(index + 1)
             if index == 0:
-                self._deliver(order_key)
-            if order_key.retiring and order_key.idle:
-                leaving = min(order_key.retiring, order_key.idle)
-                order_key.retiring -= leaving
-                order_key.up -= leaving
-            if order_key.waiting and order_key.idle:
-                for _ in range(min(order_key.waiting, order_key.idle)):
-                    self._begin(index, order_key)
+                self._deliver(place)
+            if place.retiring and place.idle:
+                leaving = min(place.retiring, place.idle)
+                place.retiring -= leaving
+                place.up -= leaving
+            if place.waiting and place.idle:
+                for _ in range(min(place.waiting, place.idle)):
+                    self._begin(index, place)
                 agenda.append(max(0, index - 1))
-            if index + 1 < len(places) and order_key.done and not places[index + 1].ended:
+            if index + 1 < len(places) and place.done and not places[index + 1].ended:
                 places[index + 1].ended = True
                 agenda.append(index + 1)
 
@@ -305,20 +305,20 @@ class Belt:
         if not first.ended and self.delivered == self.load.calls:
             first.ended, self.fed = True, self.now
 
-    def _hand_on(self, order_key: Place, behind: Place) -> bool:
+    def _hand_on(self, place: Place, behind: Place) -> bool:
         moved = False
-        while order_key.blocked and behind.waiting < behind.job.bound:
+        while place.blocked and behind.waiting < behind.job.bound:
             moved = True
-            count = min(order_key.blocked[0], behind.job.bound - behind.waiting)
+            count = min(place.blocked[0], behind.job.bound - behind.waiting)
             behind.waiting += count
-            order_key.blocked[0] -= count
-            if not order_key.blocked[0]:
-                order_key.blocked.popleft()
-                order_key.blocked_seconds += self.now
+            place.blocked[0] -= count
+            if not place.blocked[0]:
+                place.blocked.popleft()
+                place.blocked_seconds += self.now
         return moved
 
-    def _begin(self, index: int, order_key: Place) -> None:
-        cpu, wait = order_key.begin(self.now, order_key.taken >= self.shift)
+    def _begin(self, index: int, place: Place) -> None:
+        cpu, wait = place.begin(self.now, place.taken >= self.shift)
         if cpu:
             self.number += 1
             heappush(self.computing, (self.work + cpu, self.number, index, cpu, wait))
@@ -326,7 +326,7 @@ class Belt:
             self._timer(self.now + wait, "waited", index, cpu, wait)
 
     def _sights(self) -> list[StepLoad]:
-        true = [order_key.step_load(self.now) for order_key in self.places]
+        true = [place.step_load(self.now) for place in self.places]
         if not self.load.noise:
             return true
         seen = self.seen or true
@@ -349,9 +349,9 @@ class Belt:
         if self.watch is not None:
             self.watch(self.memory, step_loads, decisions)
         for decision in decisions:
-            order_key = self.places[decision.step]
-            for _ in range(order_key.resize(decision.after - decision.before)):
-                self._timer(self.now + order_key.job.start, "started", decision.step)
+            place = self.places[decision.step]
+            for _ in range(place.resize(decision.after - decision.before)):
+                self._timer(self.now + place.job.start, "started", decision.step)
             self.changes.append(Change(self.now, decision))
             self._settle(decision.step)
         self._timer(max(self.memory.next, self.now + 1e-3), "decide", 0)

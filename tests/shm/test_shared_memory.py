@@ -324,7 +324,7 @@ class Basics:
             assert results == count
 
 
-class SharedBlob(Basics):
+class Behaviour(Basics):
     """The rest of it."""
 
     def test_a_part_of_it(self):
@@ -394,7 +394,7 @@ class SharedBlob(Basics):
 
 
 @unittest.skipUnless(HAS_ARENA, "needs memory without a name")
-class ForkPipeTest(SharedBlob, TestCase):
+class ForkPipeTest(Behaviour, TestCase):
     """Forked workers, over socket pairs; and what is the same for all."""
 
     def test_memory_is_bounded_however_much_goes_through(self):
@@ -537,7 +537,7 @@ class ForkQueueTest(Basics, TestCase):
 
 @slow
 @unittest.skipUnless(HAS_ARENA, "needs memory without a name")
-class SpawnPipeTest(SharedBlob, TestCase):
+class SpawnPipeTest(Behaviour, TestCase):
     """Workers that are fresh interpreters, over socket pairs."""
 
     settings = {"start_method": "spawn", "channel": "pipe"}

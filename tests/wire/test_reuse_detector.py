@@ -15,7 +15,7 @@ class Thing:
     """Something that can be changed."""
 
 
-class SharedBlob(bytearray):
+class Heavy(bytearray):
     """Something large, of which nobody can hold a weak reference."""
 
     __slots__ = ()
@@ -54,7 +54,7 @@ class ReuseDetectorTest(TestCase):
     def test_what_is_heavy_is_watched_for_less_long(self) -> None:
         detector = ReuseDetector()
         for number in range(HEAVY_OBJECTS_WATCHED + 1):
-            detector.observe(SharedBlob(BLOB_BYTES))
+            detector.observe(Heavy(BLOB_BYTES))
             assert detector.undecided is (number < HEAVY_OBJECTS_WATCHED)
         assert not detector.repeats
 
