@@ -53,20 +53,19 @@ class Recorder:
     ) -> None:
         self._write = write
         self._close = close
-        # By the address of a blob: a new one has the address of another only after that one has gone.
-        self._blobs: dict[int, int] = {}
+        self._encoder = _Encoder()
         self._numbers = count()
-        self._line({"format": FORMAT, "conveyor": version, "opened": opened, "plan": self._encoded(plan)})
+        self._line({"format": FORMAT, "conveyor": version, "opened": opened, "plan": self._encoder.encoded(plan)})
 
     def handled(self, now: float, event: events.Event, wanted: Sequence[commands.Command] | None) -> None:
         """Write an event, and what the core wanted."""
         for blob in _blobs_in(event):
-            self._blobs[id(blob)] = next(self._numbers)
+            self._encoder.blobs[id(blob)] = next(self._numbers)
         self._line(
             {
                 "at": now,
-                "event": self._encoded(event),
-                "wanted": None if wanted is None else [self._encoded(command) for command in wanted],
+                "event": self._encoder.encoded(event),
+                "wanted": None if wanted is None else [self._encoder.encoded(command) for command in wanted],
             }
         )
 
@@ -78,7 +77,16 @@ class Recorder:
     def _line(self, value: Any) -> None:
         self._write(json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n")
 
-    def _encoded(self, value: Any, field: str = "") -> Any:
+
+class _Encoder:
+    """Makes what JSON knows of events, commands and plans."""
+
+    def __init__(self) -> None:
+        # The number of each blob by its address: a new one has the address of another only after that one has gone.
+        self.blobs: dict[int, int] = {}
+
+    def encoded(self, value: Any, field: str = "") -> Any:
+        """Return a value of a field as it is written."""
         if value is None or isinstance(value, bool | int | float):
             return value
         if field in PRIVATE_FIELDS:
@@ -89,25 +97,25 @@ class Recorder:
             return [(*each[:3], OPAQUE) for each in value]
         if _CLASSES.get(type(value).__name__) is type(value):
             fields = _CLASSES[type(value).__name__]._value_fields
-            return {KIND: type(value).__name__, **{name: self._encoded(getattr(value, name), name) for name in fields}}
+            return {KIND: type(value).__name__, **{name: self.encoded(getattr(value, name), name) for name in fields}}
         if isinstance(value, str):
             return value
         if isinstance(value, list):
-            return {LIST: [self._encoded(each) for each in value]}
+            return {LIST: [self.encoded(each) for each in value]}
         if isinstance(value, tuple):
-            return [self._encoded(each) for each in value]
+            return [self.encoded(each) for each in value]
         return OPAQUE
 
     def _sources(self, field: str, value: Any) -> Any:
         """Return what holds blobs; only here may an address stand for one."""
         if field == "blob":
-            return {BLOB: self._blobs[id(value)]}
+            return {BLOB: self.blobs[id(value)]}
         if field == "blobs":
             return [[self._sources("blob", blob), items] for blob, items in value]
         if field == "lanes":
             return [self._sources("pieces", lane) for lane in value]
         return [
-            [self._encoded(source) if type(source) is Weave else self._sources("blob", source), start, stop]
+            [self.encoded(source) if type(source) is Weave else self._sources("blob", source), start, stop]
             for source, start, stop in value
         ]
 
@@ -180,9 +188,7 @@ class Replay:
             raise
         except Exception as error:
             raise RecordingError(f"its first line holds no plan ({type(error).__name__}: {error})") from error
-        # Encodes what the core wants now as it was encoded then.
-        self._encoder = Recorder.__new__(Recorder)
-        self._encoder._blobs = {}
+        self._encoder = _Encoder()
 
     def run(self) -> Difference | None:
         """Replay all events; return the first difference, None where there is none."""
@@ -208,9 +214,9 @@ class Replay:
 
     def _replayed(self, event: events.Event, now: float) -> list[Any] | None:
         for blob in _blobs_in(event):
-            self._encoder._blobs[id(blob)] = blob.number
+            self._encoder.blobs[id(blob)] = blob.number
         try:
-            return [self._encoder._encoded(command) for command in self._machine.handle(event, now)]
+            return [self._encoder.encoded(command) for command in self._machine.handle(event, now)]
         except Exception:
             return None
 

@@ -50,7 +50,7 @@ class Story:
                 self._items += event.items
                 return f"run {self._run}: the first items are here" if self._items == event.items else ""
             case events.SourceEnded():
-                return f"run {self._run}: the source ended after {self._items:,} items"
+                return f"run {self._run}: the source ended after {_count(self._items, 'item')}"
             case events.RunStarted():
                 self._run += 1
                 self._items = self._leases = self._results = 0
@@ -75,10 +75,10 @@ class Story:
         match command:
             case commands.SendLease():
                 self._leases += 1
-                verdict = command.give_up
-                if verdict is None:
+                give_up = command.give_up
+                if give_up is None:
                     return ""
-                return f"{self._worker(command.worker)} is to give up items {verdict.first} to {verdict.last}"
+                return f"{self._worker(command.worker)} is to give up items {give_up.first} to {give_up.last}"
             case commands.Emit():
                 self._results += command.items
                 return ""
@@ -94,14 +94,16 @@ class Story:
                 return f"the broker takes back from {self._worker(command.worker)} what it has not begun"
             case commands.GaveUp():
                 name, attempts = self._names[command.step], command.attempts
-                return f"{name!r} gave up items {command.first} to {command.last} after {attempts} attempts"
+                return f"{name!r} gave up items {command.first} to {command.last} after {_count(attempts, 'attempt')}"
             case commands.Finish():
-                return (
-                    f"run {self._run} is over: {self._items:,} items in, {self._results:,} results out, "
-                    f"{self._leases:,} leases"
-                )
+                items, results = _count(self._items, "item"), _count(self._results, "result")
+                return f"run {self._run} is over: {items} in, {results} out, {_count(self._leases, 'lease')}"
             case commands.Fail():
                 reason = "an error of its job" if command.loss is None else f"reason {command.loss!r}"
                 return f"run {self._run} fails at {self._names[command.step]!r}: {reason}"
             case _:
                 return ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -32,6 +32,16 @@ def dies_at_five(item):
         os.kill(os.getpid(), signal.SIGKILL)
     return item
 
+def open_files(item):
+    # Where the system shows them.
+    return [link(number) for number in (os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd") else ())]
+
+def link(number):
+    try:
+        return os.readlink(f"/proc/self/fd/{number}")
+    except OSError:
+        return ""
+
 def skips(item):
     return 1 // (item % 7)
 
@@ -47,6 +57,8 @@ if __name__ == "__main__":
         for result in pipeline.stream(range(10_000)):
             break
         assert len(pipeline.run(range(70))) == 60
+    (files,) = Pipeline(start_method=method).add(Processor(open_files)).run([1])
+    assert not [path for path in files if "recorded" in path], files
     print("good")
 """
 
@@ -60,7 +72,7 @@ class RecordTest(ScriptTestCase):
                 outcome = self.script(RUNS, method)
                 assert (outcome.code, outcome.output, outcome.errors) == (0, "good", ""), outcome.told()
                 recordings = sorted(glob.glob(os.path.join(self.folder, "recorded*")))
-                assert [os.path.basename(path) for path in recordings] == ["recorded", "recorded.2"]
+                assert [os.path.basename(path) for path in recordings] == ["recorded", "recorded.2", "recorded.3"]
                 for path in recordings:
                     with redirect_stdout(io.StringIO()) as out:
                         assert main(["replay", path]) == 0, out.getvalue()

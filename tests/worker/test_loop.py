@@ -84,7 +84,7 @@ class WorkerTest(TestCase):
             starts_in_kept=False,
             keep_last=False,
             skip=0,
-            verdict=None,
+            give_up=None,
         )
 
     def test_leases_are_acknowledged_one_after_another(self):

@@ -24,13 +24,10 @@ from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system.child import descriptor_of
 from conveyor.engines.process.system.child_setup import ORPHANED_EXITCODE, block_ignored_signals, reset_inherited_state
 from conveyor.engines.process.system.finalisation import leave
-from conveyor.engines.process.system.grace_period import (
-    GRACE_SECONDS,
-    SLICE_SECONDS,
-)
+from conveyor.engines.process.system.grace_period import GRACE_SECONDS, SLICE_SECONDS
 from conveyor.engines.process.system.selector import Waiter, wait_for_any
 from conveyor.engines.process.wire import messages
-from conveyor.engines.process.wire.configs import BrokerConfig, whole
+from conveyor.engines.process.wire.configs import BrokerConfig, with_blobs
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost, Frame, NonblockingEndpoint
 from conveyor.engines.process.wire.log_records import packed_warning
 from conveyor.errors import ProcessError, StartMethodWarning
@@ -121,7 +118,7 @@ class Broker:
         self._caller = CallerPort(endpoints, pool.waiter, pool.refcounts, receivers, self._caller_gone)
         self._watch = CallerWatch(config.caller, pool.waiter, self._caller_gone)
         opened = time.monotonic()
-        observers = observers_of(config, opened, self._caller.logs)
+        observers = observers_of(config, opened, self._caller.logs, pool.inherited_fds)
         machine = Machine(config.plan, opened)
         self._shell = dispatch.shell = ProcessShell(machine, observers, config, pool, self._caller)
         # How many items were under way at the last wait, and how long to spin: on one core, whoever is waited for
@@ -130,7 +127,7 @@ class Broker:
         self._spin_seconds = SPIN_SECONDS if config.plan.cores >= 2 else 0.0
         self._load = LoadMeter()
         # Where a call may take only so long, pauses of the machine are looked for.
-        self._timed = any(worker.timed for worker in config.assignments.values())
+        self._timed = any(worker.timed for worker in config.workers.values())
         # When to warn that a fork beside native threads may be why nothing ends; None: never.
         self._doubt_at = opened + DOUBT_SECONDS if config.pools else None
 
@@ -254,7 +251,7 @@ class Broker:
             text = (
                 f"No item has ended for {DOUBT_SECONDS:g} s, and the workers were forked beside "
                 f"{', '.join(self._config.pools)}. In a forked process such a pool has no threads, so the job of "
-                f"Processor {stuck[0].assignment.name!r} may wait for it for ever. Remedy: "
+                f"Processor {stuck[0].config.name!r} may wait for it for ever. Remedy: "
                 'Pipeline(start_method="spawn"), with jobs that can be pickled; or start the pipeline before the first '
                 "call of that library."
             )
@@ -298,7 +295,7 @@ def main(
         message, blobs = frames.pop(0)
         match message:
             case messages.ConfigureBroker():
-                config = whole(message.config, blobs)
+                config = with_blobs(message.config, blobs)
             case messages.Close() | messages.Abort():
                 # The caller has changed its mind before it gave any.
                 return

@@ -144,7 +144,7 @@ class Dispatch:
                 if (failure.phase, failure.kind) == ("wait", "MemoryError"):
                     # What it was being sent did not fit: that is what it has.
                     shell.handle(events.Raised(worker.number, None, None, failure))
-                shell.fail_with(messages.FailedByJob(worker.assignment.name, failure, first=None, last=None))
+                shell.fail_with(messages.FailedByJob(worker.config.name, failure, first=None, last=None))
             case messages.Closed():
                 worker.closed = True
                 if shell.pool.closing and shell.pool.all_closed:
@@ -190,7 +190,7 @@ class Dispatch:
         """Take in that the process of a worker has ended."""
         shell, pool = self.shell, self.shell.pool
         started, unpickling = pool.bury(worker)
-        self.orphans.left_by(worker.child.pid, worker.assignment.name)
+        self.orphans.left_by(worker.child.pid, worker.config.name)
         if pool.arena is not None and pool.refcounts.ever and not pool.closing:
             pool.arena.reclaim(worker.number, pool.refcounts.used())
         if worker.leaving:
@@ -201,7 +201,7 @@ class Dispatch:
         exitcode = worker.child.exitcode
         if exitcode == UNGUARDED_EXITCODE:
             # The next one would import the same script.
-            name, loss = worker.assignment.name, commands.Loss.SETUP
+            name, loss = worker.config.name, commands.Loss.SETUP
             shell.fail_with(messages.FailedByDeath(name, "setup", exitcode, first=None, last=None, loss=loss))
             return
         killed = exitcode in FROM_OUTSIDE

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from conveyor._lean.typing import TYPE_CHECKING
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.engines.process.wire.messages import NoticeGiven
 
 if TYPE_CHECKING:
@@ -19,8 +19,11 @@ RECORD_VARIABLE = "CONVEYOR_RECORD"
 """The environment variable that names the file for `python -m conveyor replay`."""
 
 
-def observers_of(config: BrokerConfig, opened: float, logs: LogRelay) -> list[Observer]:
-    """Return the observers that the configuration asks for."""
+def observers_of(config: BrokerConfig, opened: float, logs: LogRelay, inherited_fds: list[Any]) -> list[Observer]:
+    """Return the observers that the configuration asks for.
+
+    What a forked worker is to close, because it belongs to an observer, is appended to `inherited_fds`.
+    """
     observers: list[Observer] = []
     if config.tells_story:
         from conveyor.core.story import Story
@@ -31,6 +34,7 @@ def observers_of(config: BrokerConfig, opened: float, logs: LogRelay) -> list[Ob
 
         version = str(vars(sys.modules["conveyor"])["__version__"])
         appender = _Appender(config.record_to, logs)
+        inherited_fds.append(appender)
         observers.append(Recorder(config.plan, opened, version, appender.write, appender.close))
     return observers
 

@@ -92,11 +92,9 @@ class Connection:
 class WorkerPort:
     """A worker."""
 
-    def __init__(
-        self, number: int, assignment: WorkerConfig, child: Child, progress: ProgressSlot, started: float
-    ) -> None:
+    def __init__(self, number: int, config: WorkerConfig, child: Child, progress: ProgressSlot, started: float) -> None:
         self.number = number
-        self.assignment = assignment
+        self.config = config
         self.child = child
         self.progress = progress
         self.started = started
@@ -146,7 +144,7 @@ class WorkerPort:
                 starts_in_kept=again,
                 keep_last=kept is not None,
                 skip=command.skip,
-                verdict=command.give_up,
+                give_up=command.give_up,
             ),
             data,
         )

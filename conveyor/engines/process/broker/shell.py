@@ -39,7 +39,7 @@ class ProcessShell(Shell):
         super().__init__(machine, observers)
         self.pool = pool
         self.caller = caller
-        self._names = {index: worker.name for index, worker in config.assignments.items()}
+        self._names = {index: worker.name for index, worker in config.workers.items()}
         # When nobody could run: no call is the older for it.
         self.pauses = PauseDetector()
         self.run = 0

@@ -57,7 +57,7 @@ class WorkerPool:
     ) -> None:
         self._config = config
         # The ends of the caller's channels, and those of the workers', for a process that is forked to close.
-        self._ends = ends
+        self.inherited_fds = ends
         # Where something that the script has imported has started threads, this process cannot fork safely, either.
         self.threads = foreign_threads() if config.start_method == FORKSERVER else ForeignThreads()
         self._fork = config.start_method == FORK or (config.start_method == FORKSERVER and not self.threads)
@@ -74,31 +74,31 @@ class WorkerPool:
 
     def start(self, step: int, number: int) -> None:
         """Start one more; raises ProcessError where there is nothing left to start it with."""
-        assignment = self._seeded(step, number)
+        config = self._seeded(step, number)
         try:
             if self._fork:
                 # Done once; here, where it is an error of the start if it fails.
                 preload()
-            self._launch(assignment, number)
+            self._launch(config, number)
         except OSError as error:
             # No descriptor, process or room for a semaphore is left.  To wait for better times may be to wait for ever.
-            raise ProcessError(f"A worker of Processor {assignment.name!r} could not be started: {error}.") from error
+            raise ProcessError(f"A worker of Processor {config.name!r} could not be started: {error}.") from error
 
     def _seeded(self, step: int, number: int) -> WorkerConfig:
         """Return what a worker is told, with a seed that no other has."""
-        assignment = self._config.assignments[step]
-        if assignment.seed is None:
-            return assignment
+        config = self._config.workers[step]
+        if config.seed is None:
+            return config
         index, before = self._seats.take(step, number, [each.number for each in self.workers.values() if not each.dead])
-        return assignment._replace(seed=f"{assignment.seed} {step} {index} {before}")
+        return config._replace(seed=f"{config.seed} {step} {index} {before}")
 
-    def _launch(self, assignment: WorkerConfig, number: int) -> None:
+    def _launch(self, config: WorkerConfig, number: int) -> None:
         started = time.monotonic()
         method = FORK if self._fork else SPAWN
         context: Any = multiprocessing.get_context(method)
         near, far = channel(self._config.channel, context)
         progress = self._board.new()
-        inherited_fds = list(self._ends) if self._fork else []
+        inherited_fds = list(self.inherited_fds) if self._fork else []
         if self._fork and self._config.channel == PIPE:
             # Else the worker would keep its own channel open, and never see its end.  Those of a queue are not apart.
             inherited_fds.append(near)
@@ -106,10 +106,10 @@ class WorkerPool:
             method,
             self._config.import_main,
             target=main.main,
-            args=(number, assignment if self._fork else None, far, progress, self.arena, inherited_fds, os.getpid()),
-            name=f"{PREFIX}{assignment.name}",
+            args=(number, config if self._fork else None, far, progress, self.arena, inherited_fds, os.getpid()),
+            name=f"{PREFIX}{config.name}",
         )
-        self._ends.append(near)
+        self.inherited_fds.append(near)
         # This process has one thread, and where channels are queues those that write to them, which the child does
         # not touch; threads of compiled libraries see to themselves.
         with signals_held(method), fork_warning_ignored():
@@ -121,7 +121,7 @@ class WorkerPool:
             finally:
                 far.close()
         child = Child(process)
-        each = WorkerPort(number, assignment, child, progress, started)
+        each = WorkerPort(number, config, child, progress, started)
         self.workers[number] = each
         # A worker whose channel has ended is dead or about to be, and its death is what counts.
         near.keep(self.refcounts)
@@ -132,8 +132,8 @@ class WorkerPool:
         if not self._fork:
             # Not with its start: it may die before it reads them.
             each.peer.send(
-                messages.ConfigureWorker(assignment._replace(job=b"", redact=None)),
-                [assignment.job, assignment.redact or b""],
+                messages.ConfigureWorker(config._replace(job=b"", redact=None)),
+                [config.job, config.redact or b""],
             )
 
     def bury(self, each: WorkerPort) -> tuple[tuple[int, int], bool]:
@@ -148,7 +148,7 @@ class WorkerPool:
         self.waiter.remove(each.child.waitable)
         each.child.reap()
         each.dead = True
-        self._ends.remove(each.end)
+        self.inherited_fds.remove(each.end)
         self.refcounts.lost(each.number)
         last_words = each.progress.started, each.progress.unpickling
         self._board.give_back(each.progress)

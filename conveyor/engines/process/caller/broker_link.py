@@ -29,7 +29,7 @@ from conveyor.engines.process.system.spawning import FORK, PREFIX, SPAWN, fork_w
 from conveyor.engines.process.system.streams import standard_descriptors_taken
 from conveyor.engines.process.wire import by_value, messages
 from conveyor.engines.process.wire.channel import PIPE, QUEUE, channel
-from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig, levels, parted
+from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig, levels, without_blobs
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost, Frame, NonblockingEndpoint
 from conveyor.engines.process.wire.log_records import handle_log_message
 from conveyor.engines.process.worker.seeding import seed_of_pipeline
@@ -197,7 +197,7 @@ class BrokerClient:
 
     def configure(self) -> None:
         """Send a broker that was not forked its configuration: not with its start, as it may die before it reads it."""
-        config, blobs = parted(self._broker.config)
+        config, blobs = without_blobs(self._broker.config)
         with contextlib.suppress(ConnectionLost), self._sending:
             # `receive` raises that the broker has died.
             self._broker.results.send(messages.ConfigureBroker(config), blobs)

@@ -1,9 +1,9 @@
-"""The end of a forked worker: what came into being there is finalised, what came with the fork is not.
+"""The end of a worker or a broker: what came into being there is finalised, what came with a fork is not.
 
-Law: a new interpreter finalises all that it has at its end, a forked process ends without.  So here files that the job
-opened are flushed, and its finalizers run, as at the end of a new interpreter.  Objects of the parent are the
-parent's: none of them is finalised here, and nothing that it had in a buffer is written.  A new interpreter that has
-nothing to finalise ends without, too: to take itself apart takes it as long as to start a worker by fork.
+Law: a new interpreter finalises all that it has at its end, a forked process ends without.  So a forked worker flushes
+the files that its job opened, and runs the job's finalizers.  Objects of the parent are the parent's: no child
+finalises them, or writes what they had in a buffer.  A new interpreter that has nothing to finalise leaves at once, as
+the caller waits for its end.
 """
 
 from __future__ import annotations

@@ -76,14 +76,14 @@ class WorkerConfig(NamedTuple):
 class BrokerConfig(NamedTuple):
     """What the broker is told at its start: everything but the jobs themselves is plain data.
 
-    `assignments` has one for each step, by the index of its node; `caller` is the process that gives the orders.
+    `workers` has one for each step, by the index of its node; `caller` is the process that sends this.
     `import_main`: workers that are fresh interpreters import the script.  `pools`: the pools of native threads that the
     caller had when this process was forked from it, in words.  `tells_story`: the debug log tells what happens.
     `record_to`: the file that events and commands are appended to.
     """
 
     plan: Plan
-    assignments: dict[int, WorkerConfig]
+    workers: dict[int, WorkerConfig]
     channel: str
     start_method: str
     caller: int
@@ -93,17 +93,17 @@ class BrokerConfig(NamedTuple):
     record_to: str | None = None
 
 
-def parted(orders: BrokerConfig) -> tuple[BrokerConfig, list[Any]]:
-    """Return orders without what may be large, and that: it is sent as it is, and never copied on the way."""
-    bare = {index: each._replace(job=b"", redact=None) for index, each in orders.assignments.items()}
-    blobs = [blob for each in orders.assignments.values() for blob in (each.job, each.redact or b"")]
-    return orders._replace(assignments=bare), blobs
+def without_blobs(config: BrokerConfig) -> tuple[BrokerConfig, list[Any]]:
+    """Return the configuration without jobs and `redact`, and those: the sender never copies them on their way."""
+    bare = {index: each._replace(job=b"", redact=None) for index, each in config.workers.items()}
+    blobs = [blob for each in config.workers.values() for blob in (each.job, each.redact or b"")]
+    return config._replace(workers=bare), blobs
 
 
-def whole(orders: BrokerConfig, blobs: list[Any]) -> BrokerConfig:
-    """Return orders as they were before they were parted."""
-    assignments = {
+def with_blobs(config: BrokerConfig, blobs: list[Any]) -> BrokerConfig:
+    """Return the configuration as it was before `without_blobs`."""
+    workers = {
         index: each._replace(job=blobs[2 * place], redact=blobs[2 * place + 1] or None)
-        for place, (index, each) in enumerate(orders.assignments.items())
+        for place, (index, each) in enumerate(config.workers.items())
     }
-    return orders._replace(assignments=assignments)
+    return config._replace(workers=workers)

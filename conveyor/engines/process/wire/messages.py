@@ -250,7 +250,7 @@ class StartLease(NamedTuple):
 
     The worker may give `credit` outputs for them.  `finish`: no items, the job's `finish` is to run.  `starts_in_kept`:
     the first items are in the blob that the worker has kept.  `keep_last`: the worker is to keep the last blob.
-    `skip`: so many outputs of the first call are there already.  `verdict`: the only call of the lease is given up.
+    `skip`: so many outputs of the first call are there already.  `give_up`: the only call of the lease is given up.
     """
 
     lease: int
@@ -260,7 +260,7 @@ class StartLease(NamedTuple):
     starts_in_kept: bool
     keep_last: bool
     skip: int
-    verdict: GiveUp | None
+    give_up: GiveUp | None
 
 
 class Grant(NamedTuple):

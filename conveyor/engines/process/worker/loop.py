@@ -115,11 +115,11 @@ class Worker:
                 self._finish()
             elif not self._start(0, 1):
                 pass
-            elif lease.verdict is not None:
+            elif lease.give_up is not None:
                 # The item is not even unpickled where nobody wants to see it: that may be what ended the others.
-                if retrier.policy.replaces and not lease.verdict.skip_unpickling:
+                if retrier.policy.replaces and not lease.give_up.skip_unpickling:
                     lease_items.take(lease, blobs, self._start)
-                retrier.carry_out(lease.verdict)
+                retrier.carry_out(lease.give_up)
             else:
                 self._work(lease_items.take(lease, blobs, self._start), lease.skip)
             outbox.flush(final=True, release=lease_items.leave)

@@ -129,17 +129,20 @@ class Retrier:
         self._note_given_up(index, 1, raised.failure)
         return self._replacement(index, cause)
 
-    def carry_out(self, verdict: GiveUp) -> None:
+    def carry_out(self, give_up: GiveUp) -> None:
         """Give up the only call of the lease: workers died at it, or were too long at it."""
-        cause, first, last = verdict.cause, verdict.first, verdict.last
-        is_overdue, replaces = verdict.kind == "overdue", self.policy.replaces and not verdict.skip_unpickling
+        # Loaded with the lease that brought this: most workers never need it.
+        from conveyor.core.commands import Loss, Reason
+
+        cause, first, last = give_up.cause, give_up.first, give_up.last
+        is_overdue, replaces = give_up.kind == Reason.OVERDUE, self.policy.replaces and not give_up.skip_unpickling
         item = self._text_of(0) if replaces else None
         why = OverdueAt(cause, item) if is_overdue else DiedAt(cause, item)
-        self._note_given_up(0, verdict.attempts, why)
+        self._note_given_up(0, give_up.attempts, why)
         error: ProcessorError = (
             overdue(self._name, cause, first, last, item)
             if is_overdue
-            else death(self._name, "process", cause, first, last, "item")
+            else death(self._name, "process", cause, first, last, Loss.ITEM)
         )
         self._put_in_place(self._replacement(0, error) if replaces else None, 0)
 
