@@ -237,7 +237,8 @@ class Pipeline(Generic[In, Out]):
         it in a thread of its own.  Raises what `open` raises, StateError while another run is going on, ProcessorError
         when a job fails, SourceError when the input does, TooManyFailuresError where more is given up than
         `max_failures` allows, ResultError when a result cannot be unpickled here, ProcessError when a process of the
-        pipeline ends that should not; nothing is left running then.
+        pipeline ends that should not; nothing is left running then.  Warns with SourceWarning where `items` is a table
+        of pandas or polars, which gives its columns.
 
         >>> Pipeline(engine="inline").add(Processor(len)).run("word")
         [4]
