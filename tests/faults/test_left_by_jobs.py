@@ -21,7 +21,7 @@ from pathlib import Path
 
 from conveyor import ItemTimeoutError, Pipe, Pipeline, ProcessError, Processor, ProcessorError
 from conveyor.engines.process.system.descendants import _PR_SET_CHILD_SUBREAPER, prctl
-from conveyor.engines.process.worker import worker_exit
+from conveyor.engines.process.worker import main
 from tests.engines.test_failures import wait_until
 from tests.faults.test_survival import kill
 from tests.helpers.late import mock, subprocess
@@ -405,7 +405,7 @@ class LeftByJobsTest(TestCase):
     # Threads
 
     def test_thread_that_never_ends(self):
-        with mock.patch.object(worker_exit, "EXIT_SECONDS", 1.0):
+        with mock.patch.object(main, "EXIT_SECONDS", 1.0):
             self.ends(LeavesThread(), "WARNING", "did not end within 1 s", "endless", start_method="fork")
 
     @slow

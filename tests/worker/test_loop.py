@@ -20,7 +20,7 @@ from conveyor.engines.process.wire.codec import decode, encode
 from conveyor.engines.process.wire.configs import WorkerConfig
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost
 from conveyor.engines.process.wire.progress import ProgressBoard, ProgressSlot
-from conveyor.engines.process.worker import cpu_meter, loop
+from conveyor.engines.process.worker import loop, mailbox
 from conveyor.engines.process.worker.loop import Worker
 from tests.helpers.support import TestCase
 
@@ -68,7 +68,7 @@ class WorkerTest(TestCase):
         worker = Worker(config, processor, end, board.new(), None)
         # No time passes, so that nothing is sent because it is late.
         still = mock.Mock(perf_counter=lambda: 0.0, process_time=lambda: 0.0)
-        patched = (mock.patch.object(module, "time", still) for module in (loop, cpu_meter))
+        patched = (mock.patch.object(module, "time", still) for module in (loop, mailbox))
         with contextlib.ExitStack() as stack, self.assertRaises(ConnectionLost):
             for each in patched:
                 stack.enter_context(each)

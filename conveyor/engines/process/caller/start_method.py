@@ -33,7 +33,7 @@ from conveyor.stages.processor import Processor
 _UNPICKLING_MODULES = (
     "conveyor.engines.process.wire.codec",
     "conveyor.engines.process.worker.main",
-    "conveyor.engines.process.worker.tolerant_unpickler",
+    "conveyor.engines.process.worker.lease_items",
     "conveyor._lean.short_repr",
 )
 

@@ -1,20 +1,29 @@
 """The main function of a worker process: its start, its job, its end.  What it does in between is in `loop.py`.
 
 Law: whatever the caller's program was set up to do with signals, streams and log records is undone before a job runs;
-and a worker does not outlive its broker, whatever it is at.
+and a worker does not outlive its broker, whatever it is at.  At its end, libraries do first what they do by themselves
+at the end of a program, in Python's order.  Children of the job that do not end within `GRACE_SECONDS` are ended, and
+the worker itself after `EXIT_SECONDS`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import pickle
+import sys
+import threading
+from multiprocessing import util
 
 from conveyor._lean.typing import Any
+from conveyor._system.clock import time
 from conveyor.engines.failures import failure_of
 from conveyor.engines.process.shm.arena import Arena
-from conveyor.engines.process.system import descendants
 from conveyor.engines.process.system.child_setup import ORPHANED_EXITCODE, die_with_parent, reset_inherited_state
-from conveyor.engines.process.system.finalisation import Inherited, finalise, leave
+from conveyor.engines.process.system.descendants import enumerated, mark_descendants
+from conveyor.engines.process.system.finalisation import Inherited, finalise, leave, write_buffers
+from conveyor.engines.process.system.grace_period import EXIT_SECONDS, GRACE_SECONDS, GracePeriod
 from conveyor.engines.process.wire import by_value, messages
 from conveyor.engines.process.wire.configs import WorkerConfig
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost
@@ -22,7 +31,6 @@ from conveyor.engines.process.wire.progress import ProgressSlot
 from conveyor.engines.process.worker.log_capture import LogCapture, SharedEndpoint
 from conveyor.engines.process.worker.loop import Worker
 from conveyor.engines.process.worker.seeding import seed_generators
-from conveyor.engines.process.worker.worker_exit import end_what_runs
 from conveyor.stages.processor import Processor
 
 
@@ -38,7 +46,7 @@ def main(
     """The whole life of a worker process; one that was not forked is sent its configuration."""
     reset_inherited_state(inherited_fds)
     die_with_parent(parent)
-    descendants.mark_descendants()
+    mark_descendants()
     end.watch_parent()
     end.prepare(must_send=True)
     if hasattr(os, "register_at_fork"):
@@ -108,3 +116,87 @@ def _run_job(
     # Before the job goes: what its finalizers do has an end then.
     end.send(messages.Closed())
     return inherited
+
+
+def end_what_runs(name: str, end: SharedEndpoint) -> None:
+    """Wait for the children and threads of the job of a Processor, and see to it that this has an end.
+
+    Pools, and children that are nobody's, end only when `multiprocessing` ends this process: they get their time from
+    here on.
+    """
+    children = multiprocessing.active_children()
+    if not children and not _lasting_threads():
+        return
+    # Without it, where no thread can be started, the broker ends this process later.
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=_watch, args=(name, end), name="conveyor-exit", daemon=True).start()
+    _end_executors()
+    left = multiprocessing.active_children()
+    if ended := [_text(child) for child in children if child not in left]:
+        _say(end, "INFO", f"Processor {name!r} left executors open, whose processes have ended: {enumerated(ended)}.")
+    if left:
+        text = enumerated([_text(child) for child in left])
+        remedy = "End what the job starts in its `teardown`."
+        _say(end, "WARNING", f"Processor {name!r} left processes running, which the worker ends: {text}. {remedy}")
+    # One of these threads may never end; then nothing more can be written here.
+    write_buffers()
+    while threads := _lasting_threads():
+        threads[0].join()
+
+
+def _end_executors() -> None:
+    """Have executors end, as Python does before it waits for threads; `multiprocessing` would wait for children first.
+
+    What has been called is not to be called again.
+    """
+    callbacks: list[Any] = getattr(threading, "_threading_atexits", [])
+    while callbacks:
+        try:
+            callbacks.pop()()
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+
+
+def _watch(name: str, end: SharedEndpoint) -> None:
+    """End what does not end by itself, while the first thread waits for it."""
+    _pass(GRACE_SECONDS)
+    for child in multiprocessing.active_children():
+        child.terminate()
+    _pass(GRACE_SECONDS)
+    for child in multiprocessing.active_children():
+        child.kill()
+    _pass(EXIT_SECONDS - 2 * GRACE_SECONDS)
+    if threads := _lasting_threads():
+        text = enumerated([thread.name for thread in threads])
+        _say(
+            end,
+            "WARNING",
+            f"Processor {name!r} left threads running that are no daemons and did not end within {EXIT_SECONDS:g} s, "
+            f"so the worker has ended without them: {text}. End them in `teardown`, or make them daemons.",
+        )
+        with contextlib.suppress(Exception):
+            end.flush()
+    util._flush_std_streams()  # type: ignore[attr-defined]
+    os._exit(0)
+
+
+def _lasting_threads() -> list[threading.Thread]:
+    """Return the threads that Python waits for at its end, without this one and the first."""
+    excepted = threading.main_thread(), threading.current_thread()
+    return [thread for thread in threading.enumerate() if not thread.daemon and thread not in excepted]
+
+
+def _pass(seconds: float) -> None:
+    grace = GracePeriod(seconds)
+    while grace.left():
+        time.sleep(grace.slice())
+
+
+def _text(child: Any) -> str:
+    return f"{child.name} ({child.pid})"
+
+
+def _say(end: SharedEndpoint, level: str, text: str) -> None:
+    # Where the channel is closed, nobody hears it any more.
+    with contextlib.suppress(Exception):
+        end.send_log(messages.NoticeGiven(level, text), ())

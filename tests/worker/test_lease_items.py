@@ -13,7 +13,7 @@ from typing import Any
 
 from conveyor import Pipe, Pipeline, Processor, ProcessorError
 from conveyor.engines.process.wire.codec import encode
-from conveyor.engines.process.worker.tolerant_unpickler import Unloadable, cause_of_unloadable, load_tolerantly
+from conveyor.engines.process.worker.lease_items import Unloadable, cause_of_unloadable, load_tolerantly
 from tests.helpers.support import TestCase
 
 
