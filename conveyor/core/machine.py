@@ -29,10 +29,9 @@ from conveyor.core.events import (
     WorkerReady,
 )
 from conveyor.core.leasing.blame import FailureBudget
-from conveyor.core.leasing.timeouts import was_overdue
+from conveyor.core.leasing.recovery import was_overdue
 from conveyor.core.nodes.base import Node, Output
-from conveyor.core.nodes.fork_exit import ForkExit
-from conveyor.core.nodes.forks import Balance, Fork, Replicate
+from conveyor.core.nodes.forks import Balance, Fork, ForkExit, Replicate
 from conveyor.core.nodes.joins import BalanceMerge, FreeMerge, Join, ReplicateMerge, Zip
 from conveyor.core.nodes.sink import Sink
 from conveyor.core.nodes.step import Step

@@ -23,7 +23,7 @@ from conveyor.core.commands import (
     StartWorker,
 )
 from conveyor.core.events import WorkerLost
-from conveyor.core.leasing.timeouts import OVERDUE_ANSWERS
+from conveyor.core.leasing.recovery import OVERDUE_ANSWERS
 from tests.helpers.driving import Driven
 from tests.helpers.support import TestCase
 

@@ -11,7 +11,7 @@ from typing import Any
 from conveyor import Pipe, Pipeline, Processor
 from conveyor.core.commands import Emit, EndWorker, Finish, Revoke, SendLease, StartWorker
 from conveyor.core.events import RunStarted
-from conveyor.core.leasing.work_stealing import SILENT_WORKER_SECONDS, STEAL_WORTH_SECONDS
+from conveyor.core.leasing.leases import SILENT_WORKER_SECONDS, STEAL_WORTH_SECONDS
 from conveyor.core.tuning.roster import Durations
 from tests.helpers.driving import Driven
 from tests.helpers.support import TestCase

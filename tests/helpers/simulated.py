@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 from conveyor.core import commands, events
 from conveyor.core.leasing import blame
 from conveyor.core.nodes.base import Node, Output
-from conveyor.core.nodes.fork_exit import ForkExit
-from conveyor.core.nodes.forks import Fork, Replicate
+from conveyor.core.nodes.forks import Fork, ForkExit, Replicate
 from conveyor.core.nodes.joins import Join, Zip
 from conveyor.core.nodes.sink import Sink
 from conveyor.core.nodes.step import Step

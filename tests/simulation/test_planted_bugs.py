@@ -17,8 +17,7 @@ from unittest import mock
 from conveyor.core.data.group_sizes import Groups
 from conveyor.core.data.pieces import Pieces
 from conveyor.core.leasing.blame import CrashBlame
-from conveyor.core.leasing.credit import CreditLedger
-from conveyor.core.leasing.ordering import OutputOrder
+from conveyor.core.leasing.credit import CreditLedger, OutputOrder
 from conveyor.core.leasing.recovery import Recovery
 from conveyor.core.machine import Machine, SourceCredit
 from conveyor.core.nodes.forks import Replicate

@@ -1,4 +1,4 @@
-"""Forks: one stream becomes several branches.
+"""Forks: one stream becomes several branches; and the end of a fork, where the groups around it come back.
 
 Law: a fork never looks at an item, and never holds one back that its branches have capacity for.  With `tracked`, each
 item that enters is a group of its own in the branches.  The exits of the fork are told how these items were grouped
@@ -9,13 +9,64 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from conveyor.core.data.group_sizes import GroupSizes
+from conveyor.core.data.group_sizes import GroupSizes, Regroup
 from conveyor.core.data.pieces import Piece, Pieces
 from conveyor.core.nodes.base import Node, NodeContext, Output
-from conveyor.core.nodes.fork_exit import ForkExit
 from conveyor.core.nodes.joins import BalanceMerge
 from conveyor.core.nodes.step import Step
-from conveyor.graph.plan import BalanceNode, ReplicateNode
+from conveyor.graph.plan import BalanceNode, LeaveNode, ReplicateNode
+
+
+class ForkExit(Node):
+    """The running form of a `LeaveNode`."""
+
+    def __init__(self, node: LeaveNode, context: NodeContext) -> None:
+        super().__init__(node.index, context)
+        self.tracked = node.tracked
+        self.output: Output
+        self._regroup = Regroup()
+
+    def connect(self, output: Output) -> None:
+        """Take in where everything goes."""
+        self.output = output
+        self.min_batch = output.node.min_batch
+
+    def push_outer_groups(self, group_sizes: GroupSizes, items: int) -> None:
+        """Take in how `items` more items that entered the fork are grouped around it."""
+        self._regroup.push(group_sizes, items)
+        self.wake()
+
+    def free_capacity(self, port: int, weighed: bool = True) -> int:
+        return self.output.free_capacity(weighed)
+
+    def weigh(self, port: int, items: int, size: int) -> None:
+        self.output.weigh(items, size)
+
+    def request_flush(self) -> None:
+        self.output.node.request_flush()
+
+    def shares_pipe(self) -> bool:
+        return self.output.node.shares_pipe()
+
+    def shared_pipe_items(self) -> int:
+        return self.output.node.shared_pipe_items()
+
+    def preferred_chunk(self) -> int:
+        return self.output.node.preferred_chunk()
+
+    def push(self, port: int, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
+        self.output.push(pieces, items, self._regroup.feed(group_sizes or [], items) if self.tracked else None)
+
+    def end(self, port: int) -> None:
+        self.output.end()
+
+    def pump(self) -> None:
+        if self.tracked:
+            self.output.push((), 0, self._regroup.feed([], 0))
+        self.wake_upstream()
+
+    def clear(self) -> None:
+        self._regroup.clear()
 
 
 class Fork(Node):

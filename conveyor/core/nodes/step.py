@@ -1,8 +1,8 @@
 """A Processor in the core: the pipe in front of it, its workers, and the leases that they have.
 
 Law: an item is in one place: in the queue, in a lease, among the requeued items, or acknowledged.  A lease holds whole
-calls (one item or one batch each), in the order of the queue.  In `core/leasing/`, `credit.py` says what
-a lease may give, `ordering.py` when outputs leave, and `recovery.py` what becomes of the items of a lost worker.
+calls (one item or one batch each), in the order of the queue.  In `core/leasing/`, `credit.py` says what a lease may
+give, and when its outputs leave; `recovery.py` what becomes of the items of a lost worker.
 """
 
 from __future__ import annotations
@@ -12,18 +12,13 @@ from conveyor.core.commands import CancelLeases, EndWorker, Fail, GaveUp, Revoke
 from conveyor.core.data.group_sizes import GroupSizes
 from conveyor.core.data.pieces import Piece
 from conveyor.core.events import ProbeResult, Replied, RevokeResult, WorkerLost
-from conveyor.core.leasing.credit import CreditLedger
-from conveyor.core.leasing.leases import Lease, LeaseBook, RequeuedItems, Worker
-from conveyor.core.leasing.ordering import OutputOrder
-from conveyor.core.leasing.recovery import Recovery
-from conveyor.core.leasing.timeouts import TimeoutMonitor
-from conveyor.core.leasing.work_stealing import worker_to_revoke
+from conveyor.core.leasing.credit import CreditLedger, OutputOrder
+from conveyor.core.leasing.leases import Lease, LeaseBook, RequeuedItems, Worker, worker_to_revoke
+from conveyor.core.leasing.recovery import Recovery, TimeoutMonitor
 from conveyor.core.nodes.base import Intake, Node, NodeContext, Output
-from conveyor.core.nodes.step_invariants import check_step
 from conveyor.core.tuning.autoscaling import StepLoad
 from conveyor.core.tuning.chunk_size import ChunkSizer
-from conveyor.core.tuning.roster import StepRoster
-from conveyor.core.tuning.utilization import Utilization
+from conveyor.core.tuning.roster import StepRoster, Utilization
 from conveyor.stats import StepStats
 
 # Items at one of which so many workers in a row have died are handed out one by one.  A single worker may have died of
@@ -494,4 +489,7 @@ class Step(Node):
                 self.context.command(CancelLeases(worker.number))
 
     def check(self) -> None:
+        # Only tests call this.
+        from conveyor.core.nodes.step_invariants import check_step
+
         check_step(self, self._cancelled)

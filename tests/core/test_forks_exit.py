@@ -11,7 +11,7 @@ from conveyor import Join, Pipe, Processor, ReplicatingFork
 from conveyor.core.commands import Emit, Finish, SendLease
 from conveyor.core.data.pieces import Piece
 from conveyor.core.nodes.base import Node, Output
-from conveyor.core.nodes.fork_exit import ForkExit
+from conveyor.core.nodes.forks import ForkExit
 from conveyor.graph.plan import LeaveNode, Target
 from tests.helpers.driving import Driven
 from tests.helpers.support import TestCase

@@ -5,8 +5,7 @@ Law: what is expected is the whole answer: the worker, and when to look again.
 
 from __future__ import annotations
 
-from conveyor.core.leasing.leases import Lease, Worker
-from conveyor.core.leasing.work_stealing import SILENT_WORKER_SECONDS, STEAL_WORTH_SECONDS, worker_to_revoke
+from conveyor.core.leasing.leases import SILENT_WORKER_SECONDS, STEAL_WORTH_SECONDS, Lease, Worker, worker_to_revoke
 from tests.helpers.support import TestCase
 
 
