@@ -384,8 +384,7 @@ class Lifecycle:
     def _start(self, operation: Operation, stacklevel: int) -> Session:
         """Give an operation a session of its own."""
         # What a process that only describes a pipeline has no use for is not imported with the rest.
-        from conveyor._system.cpu import usable_cores
-        from conveyor._system.memory import usable_memory
+        from conveyor._system.limits import usable_cores, usable_memory
 
         settings = self._settings
         plan = self._description.plan(

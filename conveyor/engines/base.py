@@ -14,9 +14,8 @@ from importlib import import_module
 from conveyor._lean.dataclasses import dataclass
 from conveyor._lean.short_repr import short
 from conveyor._lean.typing import TYPE_CHECKING, Any, Protocol
-from conveyor.stages.checks import check_redact
+from conveyor.stages.checks import check_redact, setting_code
 from conveyor.stages.settings import check_flag, count, declared, optional, setting, settings_of
-from conveyor.stages.source_code import setting_code
 
 if TYPE_CHECKING:
     from conveyor.errors import FailedItem

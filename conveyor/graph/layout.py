@@ -17,10 +17,9 @@ from conveyor._lean.short_repr import short
 from conveyor._lean.typing import Any
 from conveyor.errors import RuleError
 from conveyor.stages.base import Element
-from conveyor.stages.checks import check_processor
+from conveyor.stages.checks import check_processor, code_of
 from conveyor.stages.processor import Processor
 from conveyor.stages.routing import BalancingFork, Join, Pipe, ReplicatingFork
-from conveyor.stages.source_code import code_of
 
 KINDS: tuple[type[Element], ...] = (Processor, Pipe, ReplicatingFork, BalancingFork, Join)
 ForkElement = ReplicatingFork | BalancingFork

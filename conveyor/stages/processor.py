@@ -217,7 +217,7 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
         """Called once in each worker, after everything else."""
 
     def __repr__(self) -> str:
-        from conveyor.stages.source_code import code_of, setting_code
+        from conveyor.stages.checks import code_of, setting_code
 
         if (initialize := type(self).__init__) is not Processor.__init__:
             # What that was called with is not known.

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from conveyor import Pipe, Pipeline, Processor, StateError
 from conveyor._system.signals import interrupts_held
-from conveyor.engines.process.system.grace_period import GRACE_SECONDS
+from conveyor.engines.process.system.waiting import GRACE_SECONDS
 from tests.helpers.late import mock, subprocess, tempfile
 from tests.helpers.support import ALL, ROOT, TestCase, _everyone, nothing_left
 

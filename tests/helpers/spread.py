@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from conveyor._system.cpu import usable_cores
+from conveyor._system.limits import usable_cores
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")

@@ -19,7 +19,7 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conveyor.engines.process.broker.slot_refcounts import SlotRefcounts
+from conveyor.engines.process.broker.ports import SlotRefcounts
 from conveyor.engines.process.shm import arena as arenas
 from conveyor.engines.process.shm import mapping as mappings
 from conveyor.engines.process.shm.arena import Arena

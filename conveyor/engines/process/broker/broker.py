@@ -21,11 +21,9 @@ from conveyor.engines.process.broker.ports import CallerPort
 from conveyor.engines.process.broker.shell import ProcessShell
 from conveyor.engines.process.broker.worker_pool import WorkerPool
 from conveyor.engines.process.shm.arena import Arena
-from conveyor.engines.process.system.child import descriptor_of
 from conveyor.engines.process.system.child_setup import ORPHANED_EXITCODE, block_ignored_signals, reset_inherited_state
 from conveyor.engines.process.system.finalisation import leave
-from conveyor.engines.process.system.grace_period import GRACE_SECONDS, SLICE_SECONDS
-from conveyor.engines.process.system.selector import Waiter, wait_for_any
+from conveyor.engines.process.system.waiting import GRACE_SECONDS, SLICE_SECONDS, Waiter, descriptor_of, wait_for_any
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.configs import BrokerConfig, with_blobs
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost, Frame, NonblockingEndpoint

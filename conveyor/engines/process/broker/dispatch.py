@@ -13,8 +13,8 @@ from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor.core import commands, events
 from conveyor.engines.process.system.descendants import Orphans
-from conveyor.engines.process.system.grace_period import EXIT_SECONDS, GRACE_SECONDS
 from conveyor.engines.process.system.spawning import UNGUARDED_EXITCODE
+from conveyor.engines.process.system.waiting import EXIT_SECONDS, GRACE_SECONDS
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import Blob
 from conveyor.engines.process.wire.endpoint import ConnectionLost

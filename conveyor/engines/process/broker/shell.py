@@ -14,7 +14,7 @@ from conveyor.core.machine import Machine
 from conveyor.core.shell import Observer, Shell
 from conveyor.engines.process.broker.ports import CallerPort
 from conveyor.engines.process.broker.worker_pool import WorkerPool
-from conveyor.engines.process.system.grace_period import GRACE_SECONDS, PauseDetector
+from conveyor.engines.process.system.waiting import GRACE_SECONDS, PauseDetector
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import spec_of
 from conveyor.engines.process.wire.configs import BrokerConfig

@@ -12,14 +12,10 @@ from functools import partial
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
-from conveyor.engines.process.broker.ports import Connection, WorkerPort
-from conveyor.engines.process.broker.slot_refcounts import SlotRefcounts
+from conveyor.engines.process.broker.ports import Connection, SlotRefcounts, WorkerPort
 from conveyor.engines.process.shm.arena import Arena
-from conveyor.engines.process.system.child import Child
 from conveyor.engines.process.system.descendants import preload
 from conveyor.engines.process.system.foreign_threads import ForeignThreads, foreign_threads
-from conveyor.engines.process.system.grace_period import GracePeriod
-from conveyor.engines.process.system.selector import Waiter
 from conveyor.engines.process.system.spawning import (
     FORK,
     FORKSERVER,
@@ -29,6 +25,7 @@ from conveyor.engines.process.system.spawning import (
     process_of,
     signals_held,
 )
+from conveyor.engines.process.system.waiting import Child, GracePeriod, Waiter
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.channel import PIPE, channel
 from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig

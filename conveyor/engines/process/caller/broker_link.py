@@ -22,11 +22,10 @@ from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.observing import new_recording, story_wanted
 from conveyor.engines.process.caller.start_method import Start
 from conveyor.engines.process.shm.arena import Arena
-from conveyor.engines.process.system.child import Child
+from conveyor.engines.process.system.child_setup import standard_descriptors_taken
 from conveyor.engines.process.system.descendants import end_what_a_broker_left, preload
-from conveyor.engines.process.system.grace_period import GRACE_SECONDS, GracePeriod
 from conveyor.engines.process.system.spawning import FORK, PREFIX, SPAWN, fork_warning_ignored, process_of, signals_held
-from conveyor.engines.process.system.streams import standard_descriptors_taken
+from conveyor.engines.process.system.waiting import GRACE_SECONDS, Child, GracePeriod
 from conveyor.engines.process.wire import by_value, messages
 from conveyor.engines.process.wire.channel import PIPE, QUEUE, channel
 from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig, levels, without_blobs

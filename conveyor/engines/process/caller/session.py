@@ -28,8 +28,8 @@ from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Run
 from conveyor.engines.process.caller.source import Source
 from conveyor.engines.process.caller.start_method import check_importing, is_news, start_for
 from conveyor.engines.process.shm.arena import KEPT_BYTES
-from conveyor.engines.process.system.grace_period import GracePeriod
 from conveyor.engines.process.system.spawning import FORK, FORKSERVER, UNGUARDED_EXITCODE
+from conveyor.engines.process.system.waiting import GracePeriod
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.channel import PIPE, QUEUE
 from conveyor.engines.process.wire.endpoint import ConnectionLost, Frame

@@ -23,7 +23,7 @@ from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held
 from conveyor.engines.failures import clear_our_frames, without_our_frames
 from conveyor.engines.process.caller.fork_gate import gate
-from conveyor.engines.process.caller.main_module import importing
+from conveyor.engines.process.caller.start_method import importing
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.shm.shared_blob import SharedBlob
 from conveyor.engines.process.wire import messages

@@ -1,7 +1,7 @@
 """A blob whose large parts are in shared memory, and the protocol of what tracks such blobs in a process.
 
 Law: plain values, and a tracker that hears when this process no longer sees the blob.  `arena.py` writes and maps
-blobs, and `broker/slot_refcounts.py` counts who sees them.
+blobs, and `broker/ports.py` counts who sees them.
 """
 
 from __future__ import annotations

@@ -1,17 +1,21 @@
 """What a new process of ours inherits: what it resets first, and what its parent holds back while it starts.
 
-Law: nothing that the program has set up for itself lives on in broker and workers.  They do nothing about a signal
-that the program handles or blocks: it means the program, also where it is sent to the whole group.  SIGTERM ends them,
+Law: nothing that the program has set up for itself lives on in broker and workers.  They do nothing about a signal that
+the program handles or blocks: it means the program, also where it is sent to the whole group.  SIGTERM ends them,
 whatever the program does about it.  They ignore what the program ignores.  They block no signal, so that a job gets
 what it sets a handler for.
+
+A line that a job has printed is out, whatever becomes of its worker, and never in a descriptor of the pipeline.  A
+forked process drops what its parent had not written yet: the parent writes that.
 """
 
 from __future__ import annotations
 
-# The functions of `signal` make a member of an enumeration of each value, which takes longer than the system call.
 import _signal  # type: ignore[import-not-found]
 import contextlib
 import gc
+import io
+import multiprocessing
 import os
 import signal
 import sys
@@ -21,12 +25,12 @@ from types import FrameType
 from conveyor._lean.typing import Any
 from conveyor._system.signals import signals_blocked
 from conveyor.engines.process.system.descendants import prctl
-from conveyor.engines.process.system.streams import reset_streams
 
 # The exit code of a worker or broker whose parent has died: no process sees it.
 ORPHANED_EXITCODE = 3
 # See prctl(2).
 _PR_SET_PDEATHSIG = 1
+_STANDARD_DESCRIPTORS = (0, 1, 2)
 
 
 def _numbers(names: str) -> frozenset[int]:
@@ -58,6 +62,36 @@ def reset_inherited_state(inherited_fds: list[Any]) -> None:
         end.close()
     reset_streams()
     _forget_executors()
+
+
+def reset_streams() -> None:
+    """Give a new process streams that write each line at once, and nothing of its parent."""
+    forked = multiprocessing.get_start_method(allow_none=True) == "fork"
+    streams = {id(stream): stream for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)}
+    for stream in streams.values():
+        # Any other object is the program's own, and is left alone.
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                if forked:
+                    _drop(stream)
+                stream.reconfigure(line_buffering=True)
+
+
+def _drop(stream: io.TextIOWrapper) -> None:
+    """Empty the buffers of a stream, without writing what is in them."""
+    descriptor = stream.fileno()
+    inheritable = os.get_inheritable(descriptor)
+    kept = os.dup(descriptor)
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, descriptor, inheritable)
+        finally:
+            os.close(nowhere)
+        stream.flush()
+    finally:
+        os.dup2(kept, descriptor, inheritable)
+        os.close(kept)
 
 
 def _forget_executors() -> None:
@@ -157,3 +191,25 @@ def start_resource_tracker() -> None:
             module.ensure_running()
         finally:
             module._HAVE_SIGMASK = hasattr(signal, "pthread_sigmask")
+
+
+@contextlib.contextmanager
+def standard_descriptors_taken() -> Iterator[None]:
+    """Let nothing that is opened in the block become standard input, output or error, where these are closed.
+
+    A process that is started in the block finds the null device there.  One thread at a time may be in such a block.
+    """
+    held: list[int] = []
+    try:
+        for descriptor in _STANDARD_DESCRIPTORS if os.name == "posix" else ():
+            try:
+                os.fstat(descriptor)
+            except OSError:
+                # The system gives the lowest that is free.
+                held.append(os.open(os.devnull, os.O_RDWR))
+                os.set_inheritable(held[-1], True)
+        yield
+    finally:
+        for descriptor in held:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)

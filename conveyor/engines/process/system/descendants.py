@@ -15,9 +15,7 @@ import sys
 from collections.abc import Callable, Collection
 
 from conveyor._lean.typing import Any
-from conveyor.engines.process.system.child import descriptor_of
-from conveyor.engines.process.system.grace_period import GRACE_SECONDS, GracePeriod
-from conveyor.engines.process.system.selector import wait_for
+from conveyor.engines.process.system.waiting import GRACE_SECONDS, GracePeriod, descriptor_of, wait_for
 
 MAX_SWEEP_SECONDS = 1.0
 # How many processes the message about what was ended names.

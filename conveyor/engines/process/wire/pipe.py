@@ -18,7 +18,7 @@ from multiprocessing import reduction
 from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 from conveyor.engines.process.shm.shared_blob import BlobTracker
-from conveyor.engines.process.system.selector import new_poll
+from conveyor.engines.process.system.waiting import new_poll
 from conveyor.engines.process.wire.endpoint import (
     PEER_CHECK_SECONDS,
     PREFIX,

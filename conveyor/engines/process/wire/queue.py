@@ -17,7 +17,7 @@ from conveyor._lean.typing import Any
 from conveyor._system.signals import signals_blocked
 from conveyor.engines.process.shm.shared_blob import BlobTracker
 from conveyor.engines.process.system.child_setup import start_resource_tracker
-from conveyor.engines.process.system.selector import wait_for, wait_for_any
+from conveyor.engines.process.system.waiting import wait_for, wait_for_any
 from conveyor.engines.process.wire.endpoint import (
     PEER_CHECK_SECONDS,
     PREFIX,

@@ -23,7 +23,7 @@ from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system.child_setup import ORPHANED_EXITCODE, die_with_parent, reset_inherited_state
 from conveyor.engines.process.system.descendants import enumerated, mark_descendants
 from conveyor.engines.process.system.finalisation import Inherited, finalise, leave, write_buffers
-from conveyor.engines.process.system.grace_period import EXIT_SECONDS, GRACE_SECONDS, GracePeriod
+from conveyor.engines.process.system.waiting import EXIT_SECONDS, GRACE_SECONDS, GracePeriod
 from conveyor.engines.process.wire import by_value, messages
 from conveyor.engines.process.wire.configs import WorkerConfig
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost

@@ -6,14 +6,14 @@ import math
 import unittest
 from unittest import mock
 
-from conveyor.engines.process.system.grace_period import SLICE_SECONDS, GracePeriod, PauseDetector
+from conveyor.engines.process.system.waiting import SLICE_SECONDS, GracePeriod, PauseDetector
 from tests.helpers.support import TestCase
 
 
 class GraceTest(TestCase):
     def setUp(self):
         super().setUp()
-        clock = mock.patch("conveyor.engines.process.system.grace_period.time.monotonic", lambda: self.now)
+        clock = mock.patch("conveyor.engines.process.system.waiting.time.monotonic", lambda: self.now)
         clock.start()
         self.addCleanup(clock.stop)
         self.now = 1000.0
@@ -46,7 +46,7 @@ class StandstillsTest(TestCase):
         super().setUp()
         for name in ("monotonic", "process_time"):
             clock = mock.patch(
-                f"conveyor.engines.process.system.grace_period.time.{name}", lambda name=name: getattr(self, name)
+                f"conveyor.engines.process.system.waiting.time.{name}", lambda name=name: getattr(self, name)
             )
             clock.start()
             self.addCleanup(clock.stop)
