@@ -74,7 +74,7 @@ class TablesTest(TestCase):
 
 class SemaphoresTest(TestCase):
     def test_a_system_without(self) -> None:
-        queue_pair = "conveyor.engines.process.wire.channel.queue_pair"
+        queue_pair = "conveyor.engines.process.wire.queue.queue_pair"
         for error in (
             ImportError("no sem_open"),
             OSError(errno.ENOSYS, "not here"),

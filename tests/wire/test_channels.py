@@ -18,10 +18,9 @@ import unittest
 
 from conveyor import Pipe, Pipeline, Processor
 from conveyor._system.signals import signals_blocked
-from conveyor.engines.process.wire.channel import PIPE, QUEUE, channel
 from conveyor.engines.process.wire.endpoint import ConnectionLost, pack
 from conveyor.engines.process.wire.messages import NoticeGiven, Results
-from conveyor.engines.process.wire.pipe import BlockingPipe, NonblockingPipe
+from conveyor.engines.process.wire.pipe import PIPE, QUEUE, BlockingPipe, NonblockingPipe, channel
 from tests.helpers.late import mock
 from tests.helpers.support import TestCase, nothing_left, unlink_semaphores
 

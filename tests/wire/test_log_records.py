@@ -29,9 +29,9 @@ from conveyor import Pipe, Pipeline, Processor, ProcessorError, WorkerDiedError
 from conveyor.engines.process.broker import log_relay
 from conveyor.engines.process.broker.log_relay import LogRelay
 from conveyor.engines.process.wire import log_records
-from conveyor.engines.process.wire.channel import PIPE, channel
 from conveyor.engines.process.wire.endpoint import ConnectionLost
 from conveyor.engines.process.wire.messages import LogsDropped, RecordLogged, WarningShown
+from conveyor.engines.process.wire.pipe import PIPE, channel
 from conveyor.engines.process.worker.log_capture import ImportHook, SharedEndpoint, log_handler
 from tests.helpers.late import mock, subprocess, tempfile
 from tests.helpers.support import ALL, ROOT, TestCase, slow

@@ -27,9 +27,9 @@ from conveyor.engines.process.system.spawning import (
 )
 from conveyor.engines.process.system.waiting import Child, GracePeriod, Waiter
 from conveyor.engines.process.wire import messages
-from conveyor.engines.process.wire.channel import PIPE, channel
 from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig
 from conveyor.engines.process.wire.endpoint import ConnectionLost, NonblockingEndpoint
+from conveyor.engines.process.wire.pipe import PIPE, channel
 from conveyor.engines.process.wire.progress import ProgressBoard
 from conveyor.engines.process.worker import main
 from conveyor.engines.process.worker.seeding import Seats

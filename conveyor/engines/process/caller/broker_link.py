@@ -27,10 +27,10 @@ from conveyor.engines.process.system.descendants import end_what_a_broker_left, 
 from conveyor.engines.process.system.spawning import FORK, PREFIX, SPAWN, fork_warning_ignored, process_of, signals_held
 from conveyor.engines.process.system.waiting import GRACE_SECONDS, Child, GracePeriod
 from conveyor.engines.process.wire import by_value, messages
-from conveyor.engines.process.wire.channel import PIPE, QUEUE, channel
 from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig, levels, without_blobs
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost, Frame, NonblockingEndpoint
 from conveyor.engines.process.wire.log_records import handle_log_message
+from conveyor.engines.process.wire.pipe import PIPE, QUEUE, channel
 from conveyor.engines.process.worker.seeding import seed_of_pipeline
 from conveyor.errors import ProcessError, StateError
 from conveyor.graph.plan import Plan, StepNode

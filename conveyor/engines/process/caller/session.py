@@ -31,9 +31,9 @@ from conveyor.engines.process.shm.arena import KEPT_BYTES
 from conveyor.engines.process.system.spawning import FORK, FORKSERVER, UNGUARDED_EXITCODE
 from conveyor.engines.process.system.waiting import GracePeriod
 from conveyor.engines.process.wire import messages
-from conveyor.engines.process.wire.channel import PIPE, QUEUE
 from conveyor.engines.process.wire.endpoint import ConnectionLost, Frame
 from conveyor.engines.process.wire.log_records import handle_log_message
+from conveyor.engines.process.wire.pipe import PIPE, QUEUE
 from conveyor.errors import (
     ConveyorError,
     FailedItem,

@@ -1,13 +1,15 @@
-"""A channel over a socket pair, for systems that have sockets as files.
+"""A new channel, of the kind that the user or the system asks for; and the one over a socket pair, for systems that
+have sockets as files.
 
-Law: the broker's end takes what has arrived, half a frame included, and keeps what cannot be sent yet.
+Law: the broker's end takes what has arrived, half a frame included, and keeps what cannot be sent yet.  A queue is
+imported only by those who use one.
 """
 
 from __future__ import annotations
 
-# Not `socket`: programs replace its classes (gevent, PySocks, pytest-socket), and ours would be of theirs.
 import _socket
 import contextlib
+import errno
 import select
 import sys
 from collections import deque
@@ -31,7 +33,11 @@ from conveyor.engines.process.wire.endpoint import (
     unpack,
 )
 from conveyor.engines.process.wire.messages import Message
+from conveyor.errors import ProcessError
 
+PIPE, QUEUE = "pipe", "queue"
+# How a system says that it has no named semaphores, or none for this user.
+_NO_SEMAPHORES = {errno.ENOSYS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.EROFS}
 _READ_BYTES = 64 * 1024
 # One eager sender does not keep the others waiting: the broker reads from it so often at a time.
 _READS = 8
@@ -41,6 +47,27 @@ _BUFFERS = 256
 _NO_SIGNAL = getattr(_socket, "MSG_NOSIGNAL", 0)
 # What macOS has instead; Python has no name for it.
 _SO_NOSIGPIPE = 0x1022
+
+
+def channel(kind: str, context: Any) -> tuple[NonblockingEndpoint, BlockingEndpoint]:
+    """Return the two ends of a new channel; both may be handed to a process of `context` when it is started.
+
+    Raises OSError where there are too many already, ProcessError where the system has no semaphores for a queue.
+    """
+    if kind == PIPE:
+        return pipe()
+    # Few use one.
+    from conveyor.engines.process.wire.queue import queue_pair
+
+    try:
+        return queue_pair(context)
+    except (ImportError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_SEMAPHORES:
+            raise
+        raise ProcessError(
+            f'channel="queue" needs semaphores, and none can be made here ({error}). Remedy: leave `channel` out, '
+            "or let this process write to /dev/shm."
+        ) from error
 
 
 def pipe() -> tuple[NonblockingPipe, BlockingPipe]:
