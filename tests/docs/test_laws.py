@@ -10,6 +10,7 @@ import importlib
 import inspect
 import pickle
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -144,6 +145,17 @@ class TheHouse(TestCase):
                     if here is not None and there is not None and here[1] != there[1] and here[0] <= there[0]:
                         wrong.append(f"{module}:{node.lineno} imports {imported}")
         assert not wrong, "\n".join(wrong)
+
+    def test_a_module_that_a_string_names_is_there(self) -> None:
+        """What compares the names of modules would otherwise go on in silence when one is moved."""
+        named = [
+            (f"{module}:{node.lineno}", node.value)
+            for module, path in MODULES.items()
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant) and re.fullmatch(r"conveyor(\.\w+)+", str(node.value))
+        ]
+        assert named
+        assert not [f"{place} names {name}" for place, name in named if name not in MODULES]
 
 
 class TheCore(TestCase):

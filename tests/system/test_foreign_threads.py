@@ -142,6 +142,24 @@ def main():
 
 {main}
 """
+        beside = """
+import os
+met, over = os.pipe(), os.pipe()
+def meet(item):
+    os.write(met[1], b"x")
+    os.read(over[0], 1)
+def meanwhile():
+    os.read(met[0], 1)
+    main()
+    os.write(over[1], b"x")
+thread = threading.Thread(target=meanwhile)
+other = Pipeline(channel={!r}, start_method="fork").add(Processor(meet))
+other.open()
+thread.start()
+other.run([1])
+other.close()
+thread.join()
+"""
         cases = [
             ("Monitor(daemon=True).start()", "main()"),
             ("executor = ThreadPoolExecutor(2); executor.submit(len, 'ab').result()", "main()"),
@@ -151,6 +169,9 @@ def main():
             ("other = Pipeline().add(Processor(abs)).stream(map(abs, itertools.count())); next(other)", "main()"),
             # The main thread waits for the one that runs the pipeline.
             ("pass", "thread = threading.Thread(target=main); thread.start(); thread.join()"),
+            # Or for the results of another pipeline.
+            ("pass", beside.format("pipe")),
+            ("pass", beside.format("queue")),
             ("pass", "ThreadPoolExecutor(1).submit(main).result()"),
             ("pass", "import asyncio; asyncio.run(asyncio.to_thread(main))"),
         ]

@@ -37,7 +37,11 @@ WAITING_FUNCTIONS = frozenset(
     }
 )
 # So it is in these modules, where it waits for results of another pipeline.
-WAITING_MODULES = ("conveyor.engines.process.wire.channels", "conveyor.engines.process.system.waiting")
+WAITING_MODULES = (
+    "conveyor.engines.process.system.waiting",
+    "conveyor.engines.process.wire.pipe",
+    "conveyor.engines.process.wire.queue",
+)
 # The threads of these modules are harmless while they wait for work in these functions.
 POOL_LOOPS = {"anyio._backends._asyncio": "run", "concurrent.futures.thread": "_worker"}
 # Native threads of these names hold no lock over a fork.  ZeroMQ's serve sockets of this process alone, and jemalloc
