@@ -1,8 +1,7 @@
-"""What can go wrong, as types.
+"""The errors and warnings of the package.
 
-Law: every error of a pipeline is a `ConveyorError` (an argument that cannot be used is a TypeError or ValueError),
-says which value broke which rule and what to do about it, carries what it says as fields too, and survives
-pickling with those fields.
+Law: every error of a pipeline is a `ConveyorError`; a wrong argument is a TypeError or ValueError.  The message names
+the value, the rule it broke and the remedy.  The same facts are fields, and pickling keeps them.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ class StateError(ConveyorError, RuntimeError):
 
 
 class JobPicklingError(ConveyorError, TypeError):
-    """A job, or the `redact` of the pipeline, has to be sent to a worker and cannot be pickled.
+    """A job, or the `redact` of the pipeline, cannot be pickled, and workers need its pickle.
 
-    Fields: `processor`, the name of the Processor; None for the `redact`.
+    Fields: `processor`, the name of the Processor (a str); None for the `redact`.
     """
 
     def __init__(self, message: str, processor: str | None) -> None:
@@ -59,8 +58,8 @@ class MissingMainGuardError(ConveyorError, RuntimeError):
     def __init__(self, message: str | None = None) -> None:
         super().__init__(
             message
-            or 'The script has no `if __name__ == "__main__":` guard: the processes of a pipeline that are started by '
-            '"spawn" or "forkserver" import the script again, and must not start the pipeline again when they do. '
+            or 'The script has no `if __name__ == "__main__":` guard. With "spawn" or "forkserver", the processes of '
+            "the pipeline import the script, and must not start the pipeline again. "
             'Put everything that runs the pipeline under `if __name__ == "__main__":`, or use '
             'Pipeline(start_method="fork") where the system has it.'
         )
@@ -69,7 +68,7 @@ class MissingMainGuardError(ConveyorError, RuntimeError):
 class ProcessError(ConveyorError, RuntimeError):
     """A process of the pipeline could not be started, or ended although nobody asked it to.
 
-    Fields: `exitcode`, as in `multiprocessing.Process.exitcode`, None where it is not known.
+    Fields: `exitcode` (an int), as in `multiprocessing.Process.exitcode`; None where it is not known.
     """
 
     def __init__(self, message: str, exitcode: int | None = None) -> None:
@@ -80,8 +79,12 @@ class ProcessError(ConveyorError, RuntimeError):
 class SourceError(ConveyorError):
     """The input of a run raised an exception, or gave an item that cannot be pickled.
 
-    The exception is the `__cause__`.  Fields: `number`, of the input item, counted from 0; `item`, its
-    shortened repr, or what `redact` says instead, None where the source raised instead of giving one.
+    The exception is the `__cause__`.
+
+    Fields:
+        number: the number of the input item, counted from 0.
+        item: the text that shows the item: what `redact` returns, or the shortened repr; None where the source
+            raised.
     """
 
     def __init__(self, message: str, number: int, item: str | None = None) -> None:
@@ -94,7 +97,7 @@ class SourceError(ConveyorError):
         """Return the error for an item that cannot be sent to the first Processor."""
         return cls(
             f"Input item {number} cannot be pickled for the first Processor ({type(cause).__name__}: {cause}): {item}. "
-            "Give plain data instead (a path, a key), and open or build the rest in the job.",
+            "Give plain data instead, such as a path or a key, and let the job open or build the rest.",
             number,
             item,
         )
@@ -112,20 +115,23 @@ class ResultError(ConveyorError):
 class ProcessorError(ConveyorError):
     """A job failed.
 
-    The job's own exception is the `__cause__`, and the traceback that it had in the worker stands behind that;
-    where the exception cannot be rebuilt in this process, the `__cause__` is a `RemoteTraceback` alone.
+    The job's own exception is the `__cause__`, and its traceback in the worker is the `__cause__` of that.  If this
+    process cannot rebuild the exception, the `__cause__` is a `RemoteTraceback`.
 
     Fields:
         processor: the name of the Processor.
-        phase: what the job was at: "process", "setup", "finish", "teardown", "on_error"; or what failed around it:
-            "load" (the job could not be unpickled in its worker), "unpickle" (an item could not), "pickle" (an output
-            cannot be), "receive" (an item ended the worker before that had begun it), "wait" (something that the job
-            left behind raised between two items, or there was not enough memory for the next one).
-        number: of the item, in the order in which items came to that Processor, counted from 0; None where the
-            failure is not one item's.
-        last: the same, or more where it is not known which of the items from `number` to `last` is to blame; of a
-            batch, its last item.
-        item: the shortened repr of the item (or batch), or what `redact` says instead; None where there is none.
+        phase: what failed.  The job itself: "process", "setup", "finish", "teardown" or "on_error".  Around the job:
+            "load": the worker could not unpickle the job.
+            "unpickle": the worker could not unpickle an item.
+            "pickle": the worker could not pickle an output.
+            "receive": the worker died while it received an item.
+            "wait": a signal handler or thread of the job raised between two items, or memory ran out there.
+        number: the number of the item, counted from 0 in the order in which items came to the Processor; None where
+            the failure does not belong to an item.
+        last: the number of the last item that may be to blame; it differs from `number` for a batch, or where nobody
+            knows which item it was.
+        item: the text that shows the item (or batch): what `redact` returns, or the shortened repr; None where there
+            is no item.
         kind: the name of the exception's type.
         traceback: the traceback in the worker, as text.
         attempts: how many times the job was called with the item.
@@ -156,14 +162,16 @@ class ProcessorError(ConveyorError):
 
 
 class WorkerDiedError(ProcessorError):
-    """A worker process died, and that could not be made up for.
+    """A worker process died, and no other worker could take over its items.
 
-    What a worker was at when it died runs again in another, and nothing is lost.  But an item at which two of them died
-    is given up; what a job had on `self` is lost unless its class is `restartable`; and where workers die before they
-    are ready, again and again, others would too.
+    When a worker dies, another worker usually repeats its items, and nothing is lost.  This error is raised where:
+
+    - workers died at one item again and again;
+    - the job kept state on `self`, and its class does not declare `restartable = True`;
+    - workers died again and again before they were ready.
 
     Fields, besides those of `ProcessorError`: `exitcode`, as in `multiprocessing.Process.exitcode`.  `number` and
-    `last` are the first and the last of the items that the worker had not yet acknowledged.
+    `last` are the first and the last of the items that the worker had not acknowledged.
     """
 
     def __init__(
@@ -174,9 +182,9 @@ class WorkerDiedError(ProcessorError):
 
 
 class ItemTimeoutError(ProcessorError, TimeoutError):
-    """An item took longer than the `timeout` of its Processor; the worker that was at it has been killed.
+    """A call took longer than the `timeout` of its Processor, and its worker was killed.
 
-    Fields, besides those of `ProcessorError`: `seconds`, the timeout.
+    Fields, besides those of `ProcessorError`: `seconds` (a float), the timeout.
     """
 
     def __init__(
@@ -194,9 +202,10 @@ class ItemTimeoutError(ProcessorError, TimeoutError):
 
 
 class TooManyFailuresError(ConveyorError):
-    """More items were given up than `max_failures` of the Pipeline allows; the last one's error is the `__cause__`.
+    """More items were given up than `max_failures` of the Pipeline allows.
 
-    Fields: `failures`, how many were given up in this run.
+    The error of the last such item is the `__cause__`.  Fields: `failures` (an int), how many items were given up in
+    this run.
     """
 
     def __init__(self, message: str, failures: int) -> None:
@@ -206,13 +215,17 @@ class TooManyFailuresError(ConveyorError):
 
 @dataclass(frozen=True)
 class FailedItem:
-    """An item, or with `batch` a list of items, that was given up, as the `on_error` of its Processor says.
+    """An item (with `batch`, a list of items) that was given up, because its Processor has an `on_error`.
 
-    `processor` is the name of the Processor, and `number` that of the item, counted from 0 in the order in which items
-    came to it; `last` is the same, or the number of the last item of a batch.  `item` is its shortened repr, or what
-    `redact` says instead, None where nobody looked at it.  `error` is what would have been raised, with the job's own
-    exception as its cause and the traceback in the worker as `error.traceback`.  `attempts` is how many times the job
-    was called with it, and `when` the time of the last failure, in seconds since the epoch.
+    Fields:
+        processor: the name of the Processor.
+        number: the number of the item, counted from 0 in the order in which items came to the Processor.
+        last: the number of the last item of a batch; else `number`.
+        item: the text that shows the item: what `redact` returns, or the shortened repr; None where no process
+            had unpickled it.
+        error: the error that the run would have raised without `on_error`.  Its cause is the job's own exception.
+        attempts: how many times the job was called with the item.
+        when: the time of the last failure, in seconds since the epoch.
     """
 
     processor: str
@@ -225,7 +238,10 @@ class FailedItem:
 
 
 class RemoteTraceback(Exception):
-    """Stands in a chain of exceptions for the traceback that an exception had in another process."""
+    """The traceback that an exception had in another process, as the cause of that exception.
+
+    Fields: `text`, the traceback.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -236,17 +252,17 @@ class RemoteTraceback(Exception):
 
 
 class ImplicitPipeWarning(UserWarning):
-    """A Pipe was put in where the rules want one and the pipeline has none."""
+    """The rules want a Pipe here, and `add` has put one in."""
 
 
 class SourceWarning(UserWarning):
-    """The input of a run gives other items than its name promises, as a table gives its columns."""
+    """The input of a run gives other items than one would think: a table gives its columns."""
 
 
 class StartMethodWarning(UserWarning):
-    """The pipeline starts its processes in another way than it would without the other threads of the program.
+    """The pipeline does not start its processes by fork, because other threads of the program may hold a lock.
 
-    It comes once in a process for each reason, and only where the user named no start method.
+    A process warns once for each reason, and only where the user named no start method.
     """
 
 
@@ -255,11 +271,11 @@ class ImplicitJoinWarning(ImplicitPipeWarning):
 
 
 class SharedResourceWarning(UserWarning):
-    """A job of several workers holds an open file, connection or client, which all of them would share."""
+    """A job holds an open file, connection or client, and several workers would share it."""
 
 
 def cause_of_death(exitcode: int | None) -> str:
-    """Say in words how a process ended.
+    """Return in words how a process with this exit code ended.
 
     >>> cause_of_death(3)
     'exited with code 3'

@@ -1,7 +1,7 @@
-"""Failures of jobs: what crosses from the worker to the caller, and the error that the caller raises.
+"""Failures of jobs, as the worker describes them, and the error that the caller raises.
 
-Law: nothing that a user's exception does (a repr that raises, fields that cannot be pickled) can do more harm
-than to make the report shorter.
+Law: whatever a user's exception does, the worst result is a shorter report.  Its `repr` may raise, and its fields may
+refuse to be pickled.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Failure(NamedTuple):
-    """An exception on its way to the caller: `pickled` is None where it cannot be rebuilt."""
+    """An exception on its way to the caller; `pickled` is None where the caller could not rebuild it."""
 
     phase: str
     kind: str
@@ -41,19 +41,19 @@ class Failure(NamedTuple):
     processor: str | None = None
 
     def about(self, output: str) -> Failure:
-        """Return the same, saying which output it was."""
+        """Return the failure with the output named in its message."""
         return self._replace(message=f"{self.message} (the output was {output})")
 
 
 class DiedAt(NamedTuple):
-    """Why an item was given up: workers died at it, the last one with `exitcode`.  `item` shows it."""
+    """An item was given up because workers died at it, the last one with `exitcode`."""
 
     exitcode: int | None
     item: str | None
 
 
 class OverdueAt(NamedTuple):
-    """Why an item was given up: it took longer than `seconds`.  `item` shows it."""
+    """An item was given up because it took longer than the timeout of `seconds`."""
 
     seconds: float
     item: str | None
@@ -63,7 +63,7 @@ GivenUpFor = Failure | DiedAt | OverdueAt
 
 
 class LeaseFailed(Exception):
-    """The job, or pickling for it, failed at the call of that index in the lease; None: nobody knows at which."""
+    """A lease failed at its call of this index, or at an unknown one (None)."""
 
     def __init__(self, index: int | None, failure: Failure) -> None:
         super().__init__(index)
@@ -86,7 +86,7 @@ def failure_of(error: BaseException, phase: str, item: str | None = None, attemp
 
 def _text(error: BaseException) -> str:
     try:
-        # A str of the user's own kind could not be unpickled everywhere.
+        # `join` turns an instance of a user's subclass into a plain str, which every process can unpickle.
         return "".join(str(error))
     except BaseException as second:
         return f"<its message could not be made: {type(second).__name__}>"
@@ -96,34 +96,33 @@ def traceback_of(error: BaseException) -> str:
     """Return the text of a traceback."""
     frames = None
     try:
-        # Where there are no others, they are all there is.
         frames = without_our_frames(error.__traceback__) or error.__traceback__
-        # Here, as most programs have no use for it, and would wait for its import.
+        # The import is slow, and most programs never need it.
         import traceback
 
         return "".join(traceback.format_exception(type(error), error, frames))
     except BaseException as second:
-        # Without a descriptor or memory that is left it cannot be imported, nor source text be read.
+        # Without free descriptors or memory, Python cannot import the module or read the source text.
         name = type(second).__name__
         return f"{_places(frames)}{type(error).__name__} (more of its traceback could not be made: {name})\n"
 
 
 def without_our_frames(frames: TracebackType | None) -> TracebackType | None:
-    """Return a traceback from the first frame on that is none of this package: those say nothing to a user."""
+    """Return a traceback without its first frames, as far as these are of this package: they tell a user nothing."""
     while frames is not None and _is_ours(frames.tb_frame):
         frames = frames.tb_next
     return frames
 
 
 def clear_our_frames(frames: TracebackType | None) -> None:
-    """Have the frames of this package that are over refer to nothing.
+    """Clear the finished frames of this package, so that they keep nothing alive.
 
-    From Python 3.13 on, a user's frame in a traceback refers to the one that called it, and so on.
+    From Python 3.13 on, a user's frame in a traceback refers to its callers.
     """
     while frames is not None:
         frame: FrameType | None = frames.tb_frame
         while frame is not None and _is_ours(frame):
-            # One that still runs says so.
+            # `clear` raises for a frame that still runs.
             with contextlib.suppress(RuntimeError):
                 frame.clear()
             frame = frame.f_back
@@ -150,12 +149,12 @@ _WHAT_HAPPENED = {
     "unpickle": "Processor {name!r} got an item that cannot be unpickled in its process: {kind}",
     "setup": "setup() of Processor {name!r} raised {kind}",
     "finish": "finish() of Processor {name!r} raised {kind}",
-    "wait": "What the job of Processor {name!r} left behind, a signal handler say, raised {kind} between two items",
+    "wait": "A signal handler or finalizer of the job of Processor {name!r} raised {kind} between two items",
     "on_error": "on_error of Processor {name!r} raised {kind}",
     "teardown": "teardown() of Processor {name!r} raised {kind}",
     "load": "The job of Processor {name!r} could not be loaded in its worker: {kind}",
 }
-_NO_MEMORY = "The worker process of Processor {name!r} had not enough memory to receive what it was sent: {kind}"
+_NO_MEMORY = "The worker process of Processor {name!r} had not enough memory to receive its next items: {kind}"
 
 
 def processor_error(
@@ -167,11 +166,11 @@ def processor_error(
 ) -> ProcessorError:
     """Return the error to raise for a failure, with the job's exception as its cause.
 
-    `number` and `last` are the first and the last item that may be to blame; `original` is that
-    exception where it was raised in this process.
+    `number` and `last` are the first and the last item that may be to blame.  `original` is the job's exception, if
+    this process raised it.
     """
     if failure.processor is not None:
-        # Of several that are fused, the one that it was.
+        # The job was fused with others; the failure names the one that raised.
         name = failure.processor
     happened = _NO_MEMORY if (failure.phase, failure.kind) == ("wait", "MemoryError") else _WHAT_HAPPENED[failure.phase]
     message = happened.format(name=name, kind=failure.kind)
@@ -210,12 +209,12 @@ def processor_error(
 
 
 def overdue(name: str, seconds: float, first: int, last: int, item: str | None = None) -> ItemTimeoutError:
-    """Return the error for an item, or a batch, that took longer than a Processor's timeout."""
+    """Return the error for an item or a batch that exceeded a Processor's timeout."""
     items = f"item {first}" if last == first else f"items {first} to {last}"
     shown = "" if item is None else f": {item}"
     return ItemTimeoutError(
         f"Processor {name!r} took longer than its timeout of {seconds:g} s [{items}{shown}]: the worker was killed. "
-        "Raise the timeout, or see what the job waits for.",
+        "Raise the timeout, or find out what the job waits for.",
         processor=name,
         seconds=seconds,
         number=first,
@@ -225,7 +224,7 @@ def overdue(name: str, seconds: float, first: int, last: int, item: str | None =
 
 
 def failed_item(name: str, first: int, last: int, attempts: int, when: float, why: GivenUpFor) -> FailedItem:
-    """Return what is told of an item that was given up."""
+    """Return the record of an item that was given up."""
     error: ProcessorError
     match why:
         case DiedAt():
@@ -236,13 +235,13 @@ def failed_item(name: str, first: int, last: int, attempts: int, when: float, wh
         case Failure():
             error = processor_error(name, why, first, last)
         case _:
-            raise TypeError(f"An item cannot be given up for {why!r}: that is no Failure, DiedAt or OverdueAt.")
+            raise TypeError(f"An item cannot be given up for {why!r}: give a Failure, DiedAt or OverdueAt.")
     error.attempts = attempts
     return FailedItem(name, first, last, why.item, error, attempts, when)
 
 
 def too_many_failures(count: int, most: int | float | None, failures: Sequence[FailedItem]) -> TooManyFailuresError:
-    """Return the error for a run that gives up more items than it may."""
+    """Return the error for a run that gave up more items than `max_failures` allows."""
     items = "1 item was" if count == 1 else f"{count} items were"
     share = f"{most:g}" if isinstance(most, int) else f"a share of {most:g} of what comes to a Processor"
     kept = "They" if len(failures) == count else f"The last {len(failures)}"
@@ -257,32 +256,35 @@ def too_many_failures(count: int, most: int | float | None, failures: Sequence[F
 
 
 _WHY_IT_ENDS_THE_RUN: dict[LossReason, str] = {
-    "item": ", as did those before that had it: it is given up",
+    "item": ", as did the workers that had it before. The item is given up",
     "state": (
-        ". What its job had on `self` is lost with it; if a new worker may begin anew, declare `restartable = True` in "
-        "the class of the job"
+        ". The state that its job kept on `self` is lost. If a new worker may start without it, declare "
+        "`restartable = True` in the class of the job"
     ),
     "unpickle": (
-        " and unpickled them, as did those before that had them: one of them ends whatever process unpickles it, and "
-        "as items are pickled together nobody can tell which"
+        " and unpickled its input, as did the workers before it. One item ends every process that unpickles it. Items "
+        "are pickled together, so nobody can tell which it is"
     ),
     "receive": (
-        " to take in and had begun nothing, like those before it: what it was sent may be too heavy for its memory"
+        " and had started none, as did the workers before it. The items may be too large for its memory: send smaller "
+        "ones, such as paths"
     ),
-    "setup": ", as did those before it",
+    "setup": ", as did the workers before it",
     "wait": (
-        " while it had nothing to do, as did those before it: what ends them is no item, but may be a thread that the "
-        "job has started"
+        " while it had nothing to do, as did the workers before it. No item is to blame; a thread that the job "
+        "started may be"
     ),
-    "finish": ", while it was at `finish`, which cannot be called again for what others have seen",
+    "finish": " in `finish`, which cannot be called again: no other worker has seen the same items",
 }
 
 
 def death(
     name: str, phase: str, exitcode: int | None, first: int | None, last: int | None, loss: LossReason
 ) -> WorkerDiedError:
-    """Return the error to raise for a worker whose death cannot be made up for, with the items that it had not
-    acknowledged."""
+    """Return the error to raise for a dead worker that no other can replace.
+
+    `first` and `last` are the items that it had not acknowledged.
+    """
     message = f"The worker process of Processor {name!r} {cause_of_death(exitcode)}"
     if first is not None:
         message += f" while it had item {first}" if last == first else f" while it had items {first} to {last}"

@@ -1,6 +1,6 @@
-"""What is wrong with a Processor by itself, and how jobs and settings would stand in the code of a program.
+"""Checks one Processor by itself, and shows how jobs and settings would stand in the code of a program.
 
-Law: it looks at signatures, calls nothing of the user's but a `repr`, and never raises when it shows something.
+Law: it reads signatures and calls no code of the user but a `repr`.  What shows something never raises.
 """
 
 from __future__ import annotations
@@ -67,15 +67,14 @@ def setting_code(value: object) -> str:
     return code_of(value) if callable(value) else _value_code(value)
 
 
-# The flags of a function whose call gives something to be awaited: CO_COROUTINE and CO_ASYNC_GENERATOR of `inspect`.
+# CO_COROUTINE and CO_ASYNC_GENERATOR of `inspect`, which is slow to import.
 _ASYNC = 0x80 | 0x200
 
 
 def check_processor(processor: Processor[Any, Any]) -> None:
     """Raise TypeError or ValueError if `processor` cannot run.
 
-    It is called when a Processor is made, and when it is added: a subclass may set itself up without
-    `Processor.__init__`.
+    Both `Processor.__init__` and `Pipeline.add` call it, because a subclass may skip that `__init__`.
     """
     kind = type(processor).__name__
     if processor.job is not None:
@@ -94,20 +93,20 @@ def check_processor(processor: Processor[Any, Any]) -> None:
 
 
 def _check_replacement(kind: str, processor: Processor[Any, Any]) -> None:
-    """Raise ValueError where `max_items` would replace a worker that has something to lose."""
+    """Raise ValueError where `max_items` would replace workers that have state."""
     finishes = has_finish(processor)
     if processor.max_items is None or (is_restartable(processor) and not finishes):
         return
-    lost = "its `finish` would say" if finishes else "is on `self`"
-    remedy = "" if finishes else ", or declare `restartable = True` in the class where that is no loss"
+    lost = "the outputs of its `finish`" if finishes else "its state on `self`"
+    remedy = "" if finishes else ", or declare `restartable = True` in the class if the state may be lost"
     raise ValueError(
-        f"{kind}: max_items={processor.max_items} replaces workers, and what {lost} would be lost with each: "
-        f"leave it out{remedy}"
+        f"{kind}: max_items={processor.max_items} replaces workers, and each would lose {lost}: "
+        f"leave out max_items{remedy}"
     )
 
 
 def check_redact(what: str, redact: object) -> None:
-    """Raise unless it is None, or can be called with an item."""
+    """Raise TypeError unless `redact` is None or can be called with an item."""
     if redact is None:
         return
     if not callable(redact):
@@ -118,18 +117,20 @@ def check_redact(what: str, redact: object) -> None:
 def _check_job(kind: str, job: object) -> None:
     if isinstance(job, type) and issubclass(job, Processor):
         raise TypeError(
-            f"{kind}({job.__name__}): {job.__name__} is a Processor already; pass the instance, "
-            f"{job.__name__}(), where you would pass a Processor"
+            f"{kind}({job.__name__}): {job.__name__} is a Processor class, not a job; add an instance of it, "
+            f"{job.__name__}(), to the pipeline"
         )
     if isinstance(job, Element):
-        raise TypeError(f"{kind}({short(job)}): the job is an element of a pipeline itself; add {short(job)} as it is")
+        raise TypeError(
+            f"{kind}({short(job)}): {short(job)} is an element of a pipeline, not a job; add it to the pipeline"
+        )
     if not callable(job):
         raise TypeError(f"{kind}: the job must be a callable of one argument, not {short(job)}")
     check_call(f"{kind}({code_of(job)})", job, "a function such as `def job(item)`")
 
 
 def _takes(function: FunctionType, arguments: int) -> bool:
-    """Whether a function takes so many positional arguments and is no coroutine; False where that is not plain."""
+    """Whether a plain function takes so many positional arguments and is not async; False where in doubt."""
     code = function.__code__
     if hasattr(function, "__wrapped__") or hasattr(function, "__signature__") or code.co_flags & _ASYNC:
         return False
@@ -138,11 +139,11 @@ def _takes(function: FunctionType, arguments: int) -> bool:
 
 
 def check_call(what: str, call: Callable[..., Any], remedy: str, arguments: int = 1) -> None:
-    """Raise unless `call` takes so many positional arguments and is no coroutine."""
+    """Raise TypeError unless `call` takes so many positional arguments and is not async."""
     inner: Any = call
     if type(inner) is FunctionType and _takes(inner, arguments):
         return
-    # It takes long to import, and is needed for few.
+    # The import is slow, and few jobs need it.
     import inspect
 
     while isinstance(inner, functools.partial):
@@ -150,11 +151,11 @@ def check_call(what: str, call: Callable[..., Any], remedy: str, arguments: int 
     if not (inspect.isroutine(inner) or isinstance(inner, type)):
         inner = type(inner).__call__
     if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):
-        raise TypeError(f"{what} is async, and nobody would await it: pass {remedy}, which may call asyncio.run itself")
+        raise TypeError(f"{what} is async, and no worker would await it: pass {remedy} that calls asyncio.run itself")
     try:
         signature = inspect.signature(call)
     except (TypeError, ValueError):
-        return  # Some callables written in C do not say what they take.
+        return  # Some callables written in C have no signature.
     try:
         signature.bind(*[None] * arguments)
     except TypeError:

@@ -1,7 +1,7 @@
-"""What a job holds, and what it may remember, seen without calling it.
+"""Inspects a job without calling it: which objects it holds, and what it may remember between two calls.
 
-Law: it looks, and runs nothing of the user's.  What cannot be seen from the job is not guessed: that a function calls a
-method of some object at module level, and that the object remembers the call, nobody can know.
+Law: it runs no code of the user and guesses nothing.  So it misses an object at module level that remembers calls of
+its methods.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from conveyor._lean.typing import Any
 
 _MISSING = object()
 
-# Values of these types never change, nor does what can be reached from them.
+# Values of these types never change, nor does any object that they refer to.
 _ATOMS = frozenset({int, float, complex, bool, str, bytes, range, type(None), type(...), type(NotImplemented)})
 _FIXED = frozenset(
     {
@@ -43,7 +43,7 @@ _FIXED = frozenset(
         "uuid.UUID",
     }
 )
-# Objects of these types can be called, and do not change.
+# Callable objects of these types never change.
 _STATELESS = frozenset(
     {
         "numpy.ufunc",
@@ -53,7 +53,7 @@ _STATELESS = frozenset(
         "operator.methodcaller",
     }
 )
-# Methods by which the containers of the standard library change.
+# Methods that change a container of the standard library.
 _CHANGING = frozenset(
     {
         *("append", "extend", "insert", "remove", "reverse", "sort"),
@@ -65,7 +65,7 @@ _CHANGING = frozenset(
 
 _lru_cache_wrapper: Any = type(functools.lru_cache(len))
 
-# What can be called, and holds something that is to be called in turn, or changed.
+# Callables that hold other objects.
 CALLABLES: tuple[Any, ...] = (
     *(FunctionType, MethodType, BuiltinFunctionType, MethodWrapperType),
     *(functools.partial, _lru_cache_wrapper),
@@ -73,7 +73,7 @@ CALLABLES: tuple[Any, ...] = (
 
 
 def parts_of(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what a job, or an object in one, holds: each with where it is in words.
+    """Yield the objects that a job, or an object within it, holds, each with its place in words.
 
     >>> import functools
     >>> list(parts_of(functools.partial(pow, 2)))
@@ -82,7 +82,7 @@ def parts_of(value: Any) -> Iterator[tuple[str, Any]]:
     kind = type(value)
     if kind is FunctionType:
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-            # One that is still empty has no contents.
+            # An empty cell raises ValueError.
             with contextlib.suppress(ValueError):
                 yield f"the closure variable {name!r}", cell.cell_contents
         for default in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()):
@@ -91,7 +91,7 @@ def parts_of(value: Any) -> Iterator[tuple[str, Any]]:
             yield f"the attribute {name!r}", each
         for name in dict.fromkeys(name for code in _codes(value.__code__) for name in code.co_names):
             each = value.__globals__.get(name)
-            # What a function of another module does is not the user's affair.
+            # A function of another module is not the user's to mend.
             if type(each) is not FunctionType or each.__globals__ is value.__globals__:
                 yield f"the global variable {name!r}", each
     elif issubclass(kind, MethodType | BuiltinFunctionType | MethodWrapperType):
@@ -118,7 +118,7 @@ def parts_of(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the attributes of an instance, without a call of what its class says of them."""
+    """Yield the attributes of an instance without running any code of its class."""
     with contextlib.suppress(AttributeError):
         yield from object.__getattribute__(value, "__dict__").items()
     for base in type(value).__mro__:
@@ -129,7 +129,7 @@ def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def memory_of(job: Any) -> str | None:
-    """Return in words what a job may remember from one call to the next, None where nothing is known that it could.
+    """Return in words what a job may remember from one call to the next; None where it shows nothing of that kind.
 
     >>> memory_of(str.strip), memory_of([].append)
     (None, 'a method of a list')
@@ -138,7 +138,7 @@ def memory_of(job: Any) -> str | None:
 
 
 def _memory_of(job: Any, known: set[int]) -> str | None:
-    """Return the same; `known` are the jobs at which somebody looks already."""
+    """Return the same; `known` holds the ids of the jobs that are being inspected already."""
     if id(job) in known:
         return None
     known.add(id(job))
@@ -148,7 +148,7 @@ def _memory_of(job: Any, known: set[int]) -> str | None:
     if kind is MethodType and issubclass(type(job.__self__), type):
         return _memory_of_class(job.__self__, [job.__func__], known)
     if issubclass(kind, MethodType | BuiltinFunctionType | MethodWrapperType):
-        # What a builtin function is bound to is its module.
+        # A builtin function is bound to its module, which counts as fixed.
         if not _is_fixed(job.__self__, known):
             return f"a method of {_described(job.__self__)}"
         return _memory_of(job.__func__, known) if kind is MethodType else None
@@ -165,7 +165,7 @@ def _memory_of(job: Any, known: set[int]) -> str | None:
                 return f"a partial with {_described(each)}"
         return _memory_of(job.func, known)
     if kind is _lru_cache_wrapper:
-        # What it caches, it would compute again.
+        # Losing the cache loses no result: the function computes it again.
         return _memory_of(job.__wrapped__, known)
     if kind is staticmethod:
         return _memory_of(job.__func__, known)
@@ -174,7 +174,7 @@ def _memory_of(job: Any, known: set[int]) -> str | None:
 
 def _memory_of_function(function: FunctionType, known: set[int]) -> str | None:
     for name in function.__code__.co_freevars:
-        # That one is for `super()`.
+        # The compiler adds `__class__` for `super()`.
         if name != "__class__":
             return f"the closure variable {name!r}"
     for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
@@ -191,14 +191,14 @@ def _memory_of_function(function: FunctionType, known: set[int]) -> str | None:
 
 
 def _memory_in_globals(code: CodeType, variables: dict[str, Any], known: set[int]) -> str | None:
-    """Return what code plainly changes, or reads on in, among the variables of its module."""
-    # Only a few pipelines ask, and all would wait for the import.
+    """Return which global variable the code changes, or which iterator at module level it advances."""
+    # The import is slow, and few pipelines need it.
     import dis
 
     steps = [(each.opname, each.argval) for each in dis.get_instructions(code)]
     operations = {operation for operation, _ in steps}
     stores = not operations.isdisjoint({"STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE"})
-    # `counter.value += 1` copies the object on the stack, and reads the attribute first.
+    # The bytecode of `counter.value += 1` copies the object on the stack and reads the attribute first.
     nothing = ("", None)
     for step, second, third in zip(steps, [*steps[1:], nothing], [*steps[2:], nothing, nothing], strict=True):
         operation, name = step
@@ -221,7 +221,7 @@ def _memory_in_globals(code: CodeType, variables: dict[str, Any], known: set[int
 
 
 def _memory_of_class(owner: type, functions: list[Any], known: set[int]) -> str | None:
-    """Return what functions of a class remember, in containers of the class as well."""
+    """Return what functions of a class may remember, also in containers that are class attributes."""
     for function in functions:
         if type(function) is not FunctionType:
             continue
@@ -238,13 +238,13 @@ def _memory_of_class(owner: type, functions: list[Any], known: set[int]) -> str 
 
 
 def _methods(owner: type, name: str) -> list[Any]:
-    """Return the functions of that name in a class and in those that it inherits from."""
+    """Return the functions of that name in a class and its bases."""
     found = [vars(base)[name] for base in owner.__mro__ if name in vars(base)]
     return [each.__func__ if isinstance(each, staticmethod) else each for each in found]
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
-    """Yield the code of a function, and that of the functions within."""
+    """Yield the code of a function and of the functions within it."""
     yield code
     for each in code.co_consts:
         if isinstance(each, CodeType):
@@ -252,7 +252,7 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def _is_fixed(value: Any, known: set[int]) -> bool:
-    """Whether a value cannot change, nor remember that it was called."""
+    """Whether a value cannot change and cannot remember a call."""
     kind = type(value)
     if kind in _ATOMS or issubclass(kind, type | ModuleType) or _is_a(kind, _FIXED):
         return True
@@ -262,16 +262,16 @@ def _is_fixed(value: Any, known: set[int]) -> bool:
 
 
 def _is_container(value: Any) -> bool:
-    """Whether things can be put into a value."""
+    """Whether a value is a mutable container."""
     return issubclass(type(value), set) or hasattr(type(value), "__setitem__")
 
 
 def _is_a(kind: type, names: frozenset[str]) -> bool:
-    """Whether a type, or one that it inherits from, has one of these names; nothing is imported to find out."""
+    """Whether a type or one of its bases has one of these names.  Names need no import of their modules."""
     return any(f"{base.__module__}.{base.__qualname__}" in names for base in kind.__mro__)
 
 
 def _described(value: Any) -> str:
-    """Name the type of a value, with an article."""
+    """Return the name of the type of a value, with an article."""
     name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

@@ -1,8 +1,7 @@
-"""What a job's return value means, and the calls of several jobs as one.
+"""The meaning of a job's return value, and several fused jobs as one callable.
 
-Law: no processes and no pickling.  The inline engine and the workers share these rules, so that they cannot
-differ: None goes nowhere unless `keep_none`, a generator gives each value that it yields, anything else is one
-output.
+Law: no processes and no pickling.  The inline engine and the workers share these rules, so they cannot differ.  A None
+is dropped unless `keep_none`, a generator gives each value that it yields, and any other value is one output.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from conveyor._lean.typing import Any
 
 
 def outputs_of(returned: Any, keep_none: bool) -> Iterator[Any]:
-    """Yield the outputs that a job's return value stands for.
+    """Yield the outputs that a job's return value means.
 
     >>> list(outputs_of(3, keep_none=False)), list(outputs_of(None, keep_none=False))
     ([3], [])
@@ -29,24 +28,25 @@ def outputs_of(returned: Any, keep_none: bool) -> Iterator[Any]:
 
 
 def is_generator_function(call: Any) -> bool:
-    """Whether a call gives a generator, as the code of a function or method says.
+    """Whether this is a function or method whose call gives a generator.
 
     >>> is_generator_function(outputs_of), is_generator_function(len)
     (True, False)
     """
-    # CO_GENERATOR of `inspect`, which takes long to import.
     code = getattr(getattr(call, "__func__", call), "__code__", None)
-    return code is not None and bool(code.co_flags & 0x20)
+    return code is not None and bool(code.co_flags & _CO_GENERATOR)
 
 
-# What a job gives that is not one output.
+# As `inspect` has it, which is slow to import.
+_CO_GENERATOR = 0x20
+# Types of return values that may not be one output.
 _SPECIAL = frozenset({GeneratorType, type(None)})
 
 
 class StageError(Exception):
-    """One of several fused jobs raised; what it raised is the `__cause__`.
+    """One of several fused jobs raised; its exception is the `__cause__`.
 
-    `items` has the item at which it did, where that is not one for which a generator was made some time before.
+    `items` holds the item that the job was called with.  It is empty where a generator raised.
     """
 
     def __init__(self, processor: str, *items: Any) -> None:
@@ -56,9 +56,9 @@ class StageError(Exception):
 
 
 class Fused:
-    """Several jobs as one, which hands on what each of them gives at once.
+    """Several jobs as one callable: the outputs of each are the items of the next.
 
-    `stages` are their names, the jobs, and whether a None that they return goes on.
+    Each of `stages` is the name of a job, the job, and its `keep_none`.
 
     >>> Fused([("strip", str.strip, False), ("int", int, False)])(" 7 ")
     7
@@ -83,10 +83,9 @@ class Fused:
         return self._run(self._jobs, item)
 
     def over(self, items: list[Any]) -> Iterable[Any]:
-        """Return what the jobs make of each item, where each job may be called on all of them before the next is.
+        """Return the outputs of all items, up to the first item at which a job raises.
 
-        That costs less than one item after the other, as nothing is looked at for each.  Up to the first at which a job
-        raises, as ever.
+        Each job is called with all items before the next job is: that is faster than one item after the other.
 
         >>> list(Fused([("strip", str.strip, False), ("int", int, False)]).over([" 7 ", "8"]))
         [7, 8]
@@ -96,11 +95,11 @@ class Fused:
         for index, job in enumerate(self._jobs):
             given: list[Any] = []
             try:
-                # No `map`: whatever takes values from one reads a StopIteration of the job as the end of it.
+                # `map` would not do: a StopIteration that the job raises would end it in silence.
                 for value in values:
                     given.append(job(value))
             except BaseException as cause:
-                # An error of an earlier job is one at a later item, and so never comes to be.
+                # This replaces the error of an earlier job, which was raised at a later item.
                 error = StageError(self._names[index], values[len(given)])
                 error.__cause__ = cause
             values = given
@@ -109,7 +108,7 @@ class Fused:
         return values if error is None else _up_to(error, values)
 
     def _after(self, index: int, value: Any) -> Any:
-        """Return what the jobs behind that one make of what it gave, in the way of a job."""
+        """Return what the jobs after number `index` make of its return value, as a job would return it."""
         jobs = self._jobs[index + 1 :]
         if value is None and not self._keep_none[index]:
             return _nothing() if self._keep_none[-1] else None
@@ -118,8 +117,8 @@ class Fused:
         return self._run(jobs, value)
 
     def _run(self, jobs: tuple[Callable[[Any], Any], ...], value: Any) -> Any:
-        """Return what the last jobs make of a value, in the way of a job: as a generator where it may be many."""
-        # Where a call raises, what is left of this iterator says which one it was: to count would cost more.
+        """Return what the last jobs make of a value, as a job would return it."""
+        # If a call raises, the length of the rest tells which call it was.  Counting would be slower.
         calls = iter(jobs)
         try:
             for call in calls:
@@ -136,7 +135,7 @@ class Fused:
         return self._each(value, length_hint(calls))
 
     def _each(self, generator: Iterator[Any], left: int) -> Iterator[Any]:
-        """Yield what the `left` last jobs make of each value of a generator."""
+        """Yield the outputs of the `left` last jobs for each value of a generator."""
         name, jobs = self._names[-1 - left], self._jobs[len(self._jobs) - left :]
         while True:
             try:

@@ -608,7 +608,7 @@ class Deaths(Base):
         # Nobody can tell it from those that are unpickled with it, and nobody is accused.
         with mock.patch.dict(os.environ, {"CONVEYOR_TEST_CALLER": str(os.getpid())}):
             pipeline = self.make(Processor(number_of, on_error="skip"))
-            with self.assertRaisesRegex(WorkerDiedError, "one of them ends whatever process unpickles it") as caught:
+            with self.assertRaisesRegex(WorkerDiedError, "One item ends every process that unpickles it") as caught:
                 pipeline.run([LeavesWhenUnpickled(number) for number in range(20)])
             assert caught.exception.number <= 7 <= caught.exception.last < 20
             assert (caught.exception.phase, caught.exception.exitcode) == ("unpickle", 5)

@@ -538,7 +538,7 @@ class Faults(Base):
     def test_death_with_nothing_to_do_again_and_again(self):
         item = threading.Event()
         self.addCleanup(item.set)
-        message = "exited with code 5 while it had nothing to do, as did those before it"
+        message = "exited with code 5 while it had nothing to do, as did the workers before it"
         with self.fails(WorkerDiedError, message, within=30.0, phase="wait", exitcode=5):
             # The source gives nothing until the end.
             self.make(DiesIdle(self.folder)).run(iter(item.wait, True))
@@ -566,7 +566,7 @@ class Faults(Base):
     def test_too_little_memory_for_what_comes(self):
         self.use_no_shared_memory()
         fields = {"processor": "BoundedSize", "phase": "wait", "kind": "MemoryError", "number": 1, "last": 1}
-        with self.fails(ProcessorError, "not enough memory to receive what it was sent", **fields):
+        with self.fails(ProcessorError, "not enough memory to receive its next items", **fields):
             self.make(BoundedSize()).run(iter([b"", bytes(48 * MIB)]))
 
     def test_too_little_memory_to_unpickle_what_comes(self):
@@ -576,7 +576,7 @@ class Faults(Base):
 
     def test_an_item_that_kills_when_it_is_received(self):
         fields = {"processor": "DiesOfMessages", "phase": "receive", "exitcode": 5, "number": 0, "last": 0}
-        with self.fails(WorkerDiedError, "while it had item 0 to take in", **fields):
+        with self.fails(WorkerDiedError, "while it had item 0 and had started none", **fields):
             self.make(DiesOfMessages(self.folder)).run([1])
         assert len(self.lines("starts")) == 5, self.lines("starts")
 
@@ -862,7 +862,7 @@ class SpawnQueueTest(Faults, TestCase):
 
     def test_an_input_that_kills_when_it_is_unpickled(self):
         fields = {"processor": "same", "phase": "unpickle", "exitcode": 5, "number": 0, "last": 0}
-        with self.fails(WorkerDiedError, "ends whatever process unpickles it", **fields):
+        with self.fails(WorkerDiedError, "ends every process that unpickles it", **fields):
             self.make(Processor(same)).run([Exits("__setstate__", die=True)])
 
 
