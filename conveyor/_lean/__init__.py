@@ -1,1 +1,1 @@
-"""What stands in for parts of the standard library that take long to import: the time of a start is theirs."""
+"""Replacements for parts of the standard library that are slow to import."""

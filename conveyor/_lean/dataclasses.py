@@ -1,11 +1,11 @@
-"""Frozen data classes and named tuples, without what the standard library's cost at every import.
+"""Data classes and named tuples that are quicker to define than those of the standard library.
 
-Law: to a type checker, and to whoever uses an instance, these are `dataclasses` and `typing.NamedTuple`; what differs
-is how they come to be, what is said of wrong arguments, and that the latter has no `_make`.  The former write the
-source of each method and compile it, some 1 ms for each class, and need `inspect` for that, another 9 ms: that was
-more than half of what `import conveyor` took, in each process of a pipeline that is spawned as well.  The latter
-compiles each annotation, and has methods of its own for each class, which took two thirds of the time for one, and
-takes time once more when all are taken apart.
+Law: to a type checker, and to users of an instance, these are `dataclasses` and `typing.NamedTuple`.  Only the messages
+about wrong arguments differ, and a named tuple has no `_make`.
+
+The standard `dataclass` imports `inspect`, and compiles source for each method of each class.  The standard NamedTuple
+compiles each annotation.  Together they took more than half of `import conveyor`, in every spawned process too.  Here
+all classes share their methods.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ else:
     _MISSING = object()
 
     class _Field:
-        """What `field` returns: what is special about one."""
+        """The options of one field."""
 
         def __init__(self, default: Any, default_factory: Any, kw_only: bool) -> None:
             self.default = default
@@ -32,7 +32,7 @@ else:
             self.kw_only = kw_only
 
     def field(*, default=_MISSING, default_factory=_MISSING, kw_only=False):
-        """Say of a field what its annotation and value do not."""
+        """Return the options of a field, to be assigned in a class body."""
         return _Field(default, default_factory, kw_only)
 
     def replace(value, /, **changes):
@@ -40,7 +40,7 @@ else:
         return type(value)(**{**{name: getattr(value, name) for name in value._value_fields}, **changes})
 
     def dataclass(cls=None, /, *, frozen=False, eq=True, repr=True, init=True):
-        """Make a class one of values."""
+        """Make a data class of a class (a class decorator)."""
         if cls is None:
             return lambda cls: dataclass(cls, frozen=frozen, eq=eq, repr=repr, init=init)
         fields = dict(getattr(cls, "_value_fields", {}))
@@ -72,7 +72,7 @@ else:
             self.__post_init__()
 
     def _filled(cls, positional, named):
-        """Return the values of all fields by their names, where these are given."""
+        """Return the values of all fields by name, from arguments and defaults."""
         filled, names = {}, cls.__match_args__
         if len(positional) > len(names):
             raise TypeError(f"{cls.__name__}() takes {len(names)} positional arguments, not {len(positional)}")
@@ -118,7 +118,7 @@ else:
         raise FrozenInstanceError(f"cannot delete field {name!r}")
 
     class _StandardFields:
-        """What the functions of `dataclasses` look for; made when the first of them does."""
+        """The attribute that the functions of `dataclasses` look for; made at the first access."""
 
         def __get__(self, instance, owner):
             from dataclasses import make_dataclass
@@ -127,7 +127,7 @@ else:
             owner.__dataclass_fields__ = fields
             return fields
 
-    # What gives the value at an index: the fastest that there is here.
+    # The descriptor that reads the value at an index; the one of `namedtuple` is the fastest.
     _At = type(vars(namedtuple("_Pattern", ("first",)))["first"])
     if _At is property:
 
@@ -135,11 +135,11 @@ else:
             return property(itemgetter(index))
 
     class _NamedTupleMaker(type):
-        """Makes of a class body what `typing.NamedTuple` would make of it."""
+        """Makes a named tuple of a class body, as `typing.NamedTuple` does."""
 
         def __new__(mcs, name, bases, body):
             if "__annotations__" not in body and any(hasattr(base, "_fields") for base in bases):
-                # The same record, with more methods.
+                # A subclass of a named tuple adds methods, not fields.
                 return super().__new__(mcs, name, bases, {"__slots__": (), **body})
             fields = tuple(body.setdefault("__annotations__", {}))
             defaults = {each: body.pop(each) for each in fields if each in body}
@@ -168,5 +168,5 @@ else:
         def _replace(self, /, **changes):
             return type(self)(**{**self._asdict(), **changes})
 
-        # What `copy.replace` asks for.
+        # For `copy.replace`.
         __replace__ = _replace

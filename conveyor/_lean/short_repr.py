@@ -1,7 +1,7 @@
-"""How a value is shown in a message.
+"""The text that shows a value in a message.
 
-Law: short, and never an error of its own, whatever the value's `repr` does.  Where a pipeline has a `redact`, nothing
-but what that returns stands for an item, whatever goes wrong.
+Law: the text is short, and making it never raises, whatever the value's `repr` does.  Where a pipeline has a `redact`,
+only its result shows an item, even if `redact` fails.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class _Shortener(reprlib.Repr):
 
 
 def short(value: Any) -> str:
-    """Return a repr of at most `SHOWN` characters, or so many, whatever the value's own does.
+    """Return a repr of a value, cut to `SHOWN` characters; never raises.
 
     >>> short(list(range(1000)))
     '[0, 1, 2, 3, 4, 5, ...]'
@@ -39,7 +39,7 @@ Redact = Callable[[Any], str]
 
 
 def shown_by(redact: Redact | bytes | None) -> Callable[[Any], str]:
-    """Return what makes the text that stands for an item; of a `redact`, or its pickle, or its own repr.
+    """Return the function that shows items: by a `redact`, by the pickle of one, or (None) by `short`.
 
     >>> shown_by(None)([1, 2])
     '[1, 2]'
@@ -52,7 +52,7 @@ def shown_by(redact: Redact | bytes | None) -> Callable[[Any], str]:
 
 
 class _Shown:
-    """Has a `redact` show items."""
+    """Shows items by a `redact`, or by the pickle of one."""
 
     def __init__(self, redact: Redact | bytes) -> None:
         self._redact = redact
@@ -62,7 +62,7 @@ class _Shown:
             if not callable(self._redact):
                 import pickle
 
-                # Not before it is needed: a worker whose items do well need not import what it needs.
+                # Unpickled at the first failure, because that may import the user's modules.
                 self._redact = pickle.loads(self._redact)
             text = self._redact(item)  # type: ignore[operator]
             if not isinstance(text, str):

@@ -1,8 +1,7 @@
-"""What annotations are written with, without `typing`: to import that takes 3 ms, at the start of each program and in
-each process that is spawned.
+"""The names of `typing` for annotations, without its import, which slows every start and every spawned process.
 
-Law: to a type checker each name is the one of `typing`.  When the program runs, no annotation is evaluated but by tools
-that ask for it, and the names do no more than to stand there.
+Law: to a type checker each name is that of `typing`.  At run time nothing evaluates annotations, and these stand-ins
+do nothing.
 """
 
 from __future__ import annotations
@@ -22,26 +21,24 @@ else:
     from types import GenericAlias
 
     class _Subscripted:
-        """What may be written with something in brackets, also as a base class."""
+        """A name that takes anything in brackets, also as a base class."""
 
         __class_getitem__ = classmethod(GenericAlias)
 
     Any = ClassVar = Generic = Protocol = _Subscripted
 
     class Literal:
-        """What may be written with values in brackets, which are no types."""
+        """A name that takes values in brackets."""
 
         def __class_getitem__(cls, values):
             return cls
 
     def TypeVar(name, **settings):
-        """Return something to write in brackets, and beside other types."""
+        """Return a new class, which can stand wherever a type can."""
         return type(name, (), {})
 
     def overload(function):
-        """Return the function, which the next of its name replaces."""
         return function
 
     def cast(kind, value):
-        """Return the value."""
         return value

@@ -1,7 +1,6 @@
-"""What all elements of a pipeline have in common: that `Pipeline.add` takes them.
+"""The base class of all elements of a pipeline.
 
-Law: no state and no behaviour.  What is wrong with an element by itself is said when it is made; what is wrong with
-its place is said by `graph/layout.py`.
+Law: no state and no behaviour.  An element checks its own arguments; `graph/layout.py` checks its place.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from conveyor._lean.typing import TYPE_CHECKING
 
 
 class Element:
-    """What `Pipeline.add` takes: the base of Processor, Pipe, ReplicatingFork, BalancingFork and Join."""
+    """The base of Processor, Pipe, ReplicatingFork, BalancingFork and Join, which `Pipeline.add` takes."""
 
     if TYPE_CHECKING:
-        # There is no such attribute.  By its type, a checker tells a Processor from an Element that may be anything.
+        # There is no such attribute.  Its type lets a checker tell a Processor from any other Element.
         _is_processor: bool

@@ -1,4 +1,4 @@
-"""Checks one Processor by itself, and shows how jobs and settings would stand in the code of a program.
+"""Checks one Processor by itself, and writes jobs and settings as the source of a program would.
 
 Law: it reads signatures and calls no code of the user but a `repr`.  What shows something never raises.
 """
@@ -18,7 +18,7 @@ from conveyor.stages.settings import PROCESSOR_SETTINGS
 
 
 def code_of(job: object) -> str:
-    """Return a callable as it would stand in code, as far as that can be known.
+    """Return the source text for a callable, as far as it can be known.
 
     >>> code_of(len)
     'len'
@@ -40,12 +40,12 @@ def code_of(job: object) -> str:
 
 
 def _owner_code(owner: object) -> str:
-    """Return whose method it is: a plain value as it is, of the rest the class, as its own `repr` may say much."""
+    """Return the owner of a method: a plain value as it is, any other object by its class alone."""
     return short(owner) if type(owner) in (str, bytes, int, float) else f"{type(owner).__name__}(...)"
 
 
 def _value_code(value: object) -> str:
-    """Return a value as it would stand in code, as far as its own `repr` says so."""
+    """Return the source text for a value: its `repr`, where its class has one."""
     if type(value).__repr__ is object.__repr__:
         return f"{type(value).__name__}()"
     try:
@@ -55,7 +55,7 @@ def _value_code(value: object) -> str:
 
 
 def setting_code(value: object) -> str:
-    """Return the value of a setting as it would stand in code: classes and functions by their names.
+    """Return the source text for the value of a setting; classes and functions by their names.
 
     >>> setting_code((ValueError, OSError))
     '(ValueError, OSError)'
@@ -117,13 +117,11 @@ def check_redact(what: str, redact: object) -> None:
 def _check_job(kind: str, job: object) -> None:
     if isinstance(job, type) and issubclass(job, Processor):
         raise TypeError(
-            f"{kind}({job.__name__}): {job.__name__} is a Processor class, not a job; add an instance of it, "
-            f"{job.__name__}(), to the pipeline"
+            f"{kind}({job.__name__}): {job.__name__} is a Processor class, not a job; pass the instance, "
+            f"{job.__name__}(), to `add`"
         )
     if isinstance(job, Element):
-        raise TypeError(
-            f"{kind}({short(job)}): {short(job)} is an element of a pipeline, not a job; add it to the pipeline"
-        )
+        raise TypeError(f"{kind}({short(job)}): {short(job)} is an element of a pipeline, not a job; add it as it is")
     if not callable(job):
         raise TypeError(f"{kind}: the job must be a callable of one argument, not {short(job)}")
     check_call(f"{kind}({code_of(job)})", job, "a function such as `def job(item)`")

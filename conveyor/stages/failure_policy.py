@@ -1,7 +1,7 @@
-"""What becomes of an item at which a job fails: how often it is tried, after how long, and what comes in its place.
+"""What happens to an item at which a job fails: the retries, the waits before them, and the replacement.
 
-Law: decisions only, made of a Processor's settings; nothing here calls a job or waits.  The inline engine and the
-workers share these decisions, so that they cannot differ.
+Law: decisions only; nothing here calls a job or waits.  The inline engine and the workers share these decisions, so
+they cannot differ.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ RAISE = "raise"
 
 
 def _uniform(least: float, most: float) -> float:
-    # Few pipelines ever come here, and all would wait for the import.
+    # The import is slow, and few pipelines need it.
     import random
 
-    # Not the user's own generator, of which the next numbers may matter; nor the same in processes that are forked.
+    # The user's generator must not advance, and forked processes must not all wait equally long.
     return random.SystemRandom().uniform(least, most)
 
 
 class Policy(NamedTuple):
-    """The settings of one Processor that say so."""
+    """The failure settings of one Processor."""
 
     retries: int
     retry_on: tuple[type[BaseException], ...]
@@ -48,23 +48,23 @@ class Policy(NamedTuple):
 
     @property
     def replaces(self) -> bool:
-        """Whether the job is asked what comes in the place of an item that failed."""
+        """Whether a callable gives the output in place of a failed item."""
         return callable(self.on_error)
 
     @property
     def timeouts(self) -> int:
-        """How many times an item may take too long, the last of which is final."""
+        """How many timeouts of one item there may be; the last one is final."""
         return 1 + self.retries * issubclass(ItemTimeoutError, self.retry_on)
 
     def tries_again(self, error: BaseException, attempts: int) -> bool:
-        """Whether a job that raised `error` is called again, after so many calls."""
+        """Whether a job that raised `error` is called again after `attempts` calls."""
         return attempts <= self.retries and isinstance(error, self.retry_on)
 
     def delay(self, attempts: int, uniform: Callable[[float, float], float] = _uniform) -> float:
-        """Return how many seconds to wait before the next call, after so many.
+        """Return the seconds to wait before the next call, after `attempts` calls.
 
-        Twice as long each time, and a random part of the second half: "equal jitter" in Marc Brooker, "Exponential
-        Backoff And Jitter", AWS Architecture Blog, 2015.
+        The wait doubles each time, less a random part of at most half.  This is the "equal jitter" of Marc Brooker,
+        "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 
         >>> policy = Policy(retries=5, retry_on=(Exception,), backoff=0.1, on_error="raise")
         >>> [policy.delay(attempts, uniform=lambda least, most: most) for attempts in (1, 2, 3, 20)]

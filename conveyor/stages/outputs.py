@@ -1,7 +1,7 @@
 """The meaning of a job's return value, and several fused jobs as one callable.
 
 Law: no processes and no pickling.  The inline engine and the workers share these rules, so they cannot differ.  A None
-is dropped unless `keep_none`, a generator gives each value that it yields, and any other value is one output.
+is dropped unless `keep_none`.  A generator gives each value that it yields.  Any other value is one output.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Fused:
     def over(self, items: list[Any]) -> Iterable[Any]:
         """Return the outputs of all items, up to the first item at which a job raises.
 
-        Each job is called with all items before the next job is: that is faster than one item after the other.
+        Each job is called with all items before the next job is.  That is faster than one item after the other.
 
         >>> list(Fused([("strip", str.strip, False), ("int", int, False)]).over([" 7 ", "8"]))
         [7, 8]

@@ -1,6 +1,6 @@
-"""Processor, the element that runs the user's code, and what its class says about that.
+"""Processor, the element that runs the user's code.
 
-Law: a description only.  A Processor is a plain object, because a subclass keeps its state on `self`.
+Law: it describes and runs nothing.  It is an ordinary mutable object, because a subclass keeps its state on `self`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from conveyor.stages.settings import PROCESSOR_ARGUMENTS, ProcessorSignature, _P
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence, Set
 
-    # Type checkers bring this module with them.  Only its TypeVar has a default before Python 3.13; without one, what a
-    # job does not say is Never.
+    # Type checkers bring this module with them.  Before Python 3.13 only its TypeVar has a default.  Without a default,
+    # a type that the job leaves open is Never.
     from typing_extensions import Never, TypeVar, Unpack
 
     from conveyor.stages.settings import PolicySettings
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     Out_co = TypeVar("Out_co", covariant=True, default=Any)
 
     class UnsolvedJob(Protocol):
-        """A job that is generic, as `abs`, `list` and `sum` are: where nothing says of what, it gives any of these.
+        """A generic job, such as `abs`, `list` and `sum`.  Without an item type, a checker infers one of these results.
 
-        Of the other jobs, only one that gives Any, or a collection of Any, is taken for such a one.
+        Other jobs match only if they return Any or a collection of Any.
         """
 
         def __call__(
@@ -44,29 +44,35 @@ else:
 class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
     """One user-defined step, which runs in Python processes of its own.
 
-    `job` is a callable of one argument.  What it returns goes on; for None nothing goes on, unless `keep_none`;
-    of a generator each yielded value goes on.  `workers` is the number of processes (1), or "auto" to let the pipeline
-    decide; with `batch` the job gets lists of so many items (the last may be shorter).  `name` is what it is called in
-    errors, pictures and statistics, instead of the name of the job or the class.
+    Arguments, all but `job` by keyword:
 
-    Instead of a job, subclass: `process(item)`, and where wanted `setup()` before the first item, `finish()` at the
-    end of a stream (it may return or yield trailing outputs) and `teardown()`; keep any state on `self`.  Open files,
-    connections and clients in `setup()`: what was open before, several forked workers would share.  The
-    settings may be class attributes, over which those given to an instance win; `super().__init__()` need not be
-    called.
+    - `job`: a callable of one argument.  Its return value is the output.  None gives no output, and a generator gives
+      each value that it yields.
+    - `name` (a str; None: the name of the job or class): the name in errors, pictures and statistics.
+    - `workers` (an int or "auto"; None: 1): how many processes run the job; "auto": the pipeline decides.
+    - `batch` (an int; None): the job gets lists of this many items; the last list may be shorter.  None: the job gets
+      one item at a time.
+    - `keep_none` (False): whether a None that the job returns is an output.
+    - `retries` (0): how many times the job is called again with an item at which it raised one of `retry_on`.
+    - `retry_on` (Exception): an exception class, or a tuple of classes.
+    - `backoff` (0.1): the seconds before the first retry.  The wait doubles each time, up to 30 seconds.  A random
+      part of it, at most half, is left out.
+    - `timeout` (None): the seconds that a call may take.  A worker that takes longer is killed and replaced, and the
+      item fails with ItemTimeoutError.
+    - `on_error` ("raise"): what happens to an item that failed for good.  "raise" ends the run, and "skip" leaves out
+      the item.  A callable gets the item and the error, and returns the output in place of the item; None is no
+      output.  The error is the job's own, an ItemTimeoutError or a WorkerDiedError.  `Pipeline.failures` lists the
+      items that were given up.
+    - `max_items` (None): a worker is replaced after this many items, or batches.
 
-    At an item at which the job raises one of `retry_on` (any Exception), it is called again, up to `retries` times (0),
-    after a wait of
-    `backoff` seconds (0.1) that doubles each time, up to 30, and of which a random part, at most half, is left out.
-    With `timeout` (none), a worker that takes so many seconds for one call is killed and replaced, which counts as an
-    `ItemTimeoutError` of the item.  What fails for good ends the run ("raise"), or `on_error` says otherwise: "skip"
-    leaves the item out; a callable gets the item and the error (what the job raised, an ItemTimeoutError or a
-    WorkerDiedError), and returns the one output that goes on in its place, or None for nothing.  What was given up is
-    in `Pipeline.failures`.  With `max_items` (no limit), a worker is replaced after so many items, or batches.
+    Instead of passing a job, write a subclass with `process(item)`, and keep its state on `self`.  It may have
+    `setup()`, `finish()` and `teardown()` too.  Open files, connections and clients in `setup()`: forked workers share
+    whatever was open before.  Class attributes may give the settings, and arguments win over them.  A subclass need
+    not call `super().__init__()`.
 
-    When a worker dies, what it was at runs again in a new one.  A subclass is taken to have state that is lost with its
-    worker, which ends the run with WorkerDiedError, unless it has the class attribute `restartable = True`.  So does a
-    death in `finish`.
+    When a worker dies, a new worker repeats its unacknowledged items.  If the job is a subclass, the state on `self` is
+    lost, and the run ends with WorkerDiedError.  A subclass with the class attribute `restartable = True` goes on.  A
+    death in `finish` always ends the run.
 
     Raises TypeError or ValueError for an argument it cannot use.
 
@@ -82,14 +88,14 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
     Count()
     """
 
-    # On the class, like the settings, so that a subclass with an `__init__` of its own need not call this one.
+    # A class attribute, like the settings: a subclass with its own `__init__` need not call this one.
     job: Callable[[Any], Any] | None = None
 
     if TYPE_CHECKING:
         _is_processor: Literal[True]
 
-    # The first overload is for generic jobs.  What they take and give shows when items come, which no checker sees from
-    # here: it would take Never for both, and reject every later use.
+    # The first overload is for generic jobs.  A checker cannot know their types here: it would infer Never, and reject
+    # every later use.
     @overload
     def __init__(
         self: Processor[Any, Any],
@@ -190,12 +196,12 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
             if name not in PROCESSOR_ARGUMENTS:
                 known = ", ".join(PROCESSOR_ARGUMENTS)
                 raise TypeError(f"{type(self).__name__}: there is no setting {name!r}; there are {known}")
-        # Only what was given is set, so that class attributes of a subclass stand.
+        # A setting that was not given must not hide a class attribute of a subclass.
         if job is not None:
             self.job = job
         for name, value in settings.items():
             setattr(self, name, value)
-        # What a worker that imports the script has no use for is not imported with it.
+        # Imported here: workers that import the script do not need it.
         from conveyor.stages.checks import check_processor
 
         check_processor(self)
@@ -207,20 +213,20 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
         return self.job(item)
 
     def setup(self) -> None:
-        """Called once in each worker, before its first item."""
+        """Prepare a worker; called once in each, before its first item."""
 
     def finish(self) -> Any:
-        """Called at the end of each stream; what it returns or yields goes on after the last item."""
+        """Return or yield trailing outputs, which follow those of the last item; called at the end of each stream."""
         return None
 
     def teardown(self) -> None:
-        """Called once in each worker, after everything else."""
+        """Clean up a worker; called once in each, after everything else."""
 
     def __repr__(self) -> str:
         from conveyor.stages.checks import code_of, setting_code
 
         if (initialize := type(self).__init__) is not Processor.__init__:
-            # What that was called with is not known.
+            # Nobody kept the arguments of the subclass's own `__init__`.
             code = getattr(initialize, "__code__", None)
             nothing = (
                 code is not None and code.co_argcount == 1 and not code.co_kwonlyargcount and not code.co_flags & 0xC
@@ -234,28 +240,27 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
 
 
 if not TYPE_CHECKING:
-    # Both say with what a Processor is made: the class, and the function.
+    # Tools ask the class or the function for its signature.
     Processor.__signature__ = Processor.__init__.__wrapped__ = ProcessorSignature(Processor.__init__)
 
 
 def overrides(processor: Processor[Any, Any], method: str) -> bool:
-    """Whether the class of `processor` has a method of its own in the place of that of Processor."""
+    """Whether the class of `processor` overrides this method of Processor."""
     return getattr(type(processor), method) is not getattr(Processor, method)
 
 
 def is_restartable(processor: Processor[Any, Any]) -> bool:
-    """Whether a new worker can take the place of one that died: the job is a plain callable, or its class says so."""
+    """Whether a new worker can replace a dead one: the job is a plain callable, or its class says so."""
     return processor.restartable or not overrides(processor, "process")
 
 
 def has_finish(processor: Processor[Any, Any]) -> bool:
-    """Whether the class of `processor` has a `finish` of its own."""
+    """Whether the class of `processor` overrides `finish`."""
     return overrides(processor, "finish")
 
 
 def work_of(processor: Processor[Any, Any]) -> Callable[[Any], Any]:
-    """The callable that a worker calls with each item (with `batch`, each list): `process` where the class has one,
-    else the job itself.
+    """Return the callable that a worker calls with each item (with `batch`, each list): `process`, or the job itself.
 
     >>> work_of(Processor(len)) is len
     True
@@ -266,7 +271,7 @@ def work_of(processor: Processor[Any, Any]) -> Callable[[Any], Any]:
 
 
 def label(processor: Processor[Any, Any]) -> str:
-    """What `processor` is called in plans, pictures and errors: its name, else that of its job or its class.
+    """Return the name of `processor` in plans, pictures and errors: its own, or that of its job or class.
 
     >>> label(Processor(len)), label(Processor(lambda item: item)), label(Processor(len, name="measure"))
     ('len', 'lambda', 'measure')
@@ -288,7 +293,7 @@ def _job_label(job: object) -> str:
 
 
 def lacks_job(kind: type) -> str:
-    """Say of a class of Processors that nothing is there to be called."""
+    """Return the message for a class of Processors that has nothing to call."""
     if kind is Processor:
         return "Processor() has no job: pass a callable of one argument, as in Processor(load)"
     name = kind.__name__

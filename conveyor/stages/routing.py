@@ -19,12 +19,12 @@ DEFAULT_MAXSIZE = 65536
 
 @dataclass(frozen=True, repr=False, init=False)
 class Pipe(Element):
-    """A producer-consumer buffer between two steps, in order; when it is full its producer waits.
+    """A bounded first-in, first-out buffer between two steps; while it is full, its producer waits.
 
-    It is full when it holds `maxsize` items, or items of about `maxbytes` bytes as they are pickled, whichever comes
-    first; but what the step behind it needs to go on, one item or one batch, always finds room.  Without `maxsize` it
-    holds `DEFAULT_MAXSIZE` items; without `maxbytes` a share of the machine's memory, 16 MiB at most.  Raises TypeError
-    or ValueError unless each is an int of 1 or more, or None.
+    It is full when it holds `maxsize` items, or about `maxbytes` bytes of pickled items, whichever comes first.  The
+    next item or batch of the following step always fits.  The default of `maxsize` is `DEFAULT_MAXSIZE`.  The default
+    of `maxbytes` is a share of the machine's memory, at most 16 MiB.  Raises TypeError or ValueError unless each is an
+    int of 1 or more, or None.
 
     >>> Pipe(), Pipe(10), Pipe(maxbytes=1_000_000), Pipe(maxsize=10, maxbytes=1_000_000)
     (Pipe(), Pipe(maxsize=10), Pipe(maxbytes=1000000), Pipe(maxsize=10, maxbytes=1000000))
@@ -41,7 +41,7 @@ class Pipe(Element):
 
     @property
     def bound(self) -> int:
-        """How many items it holds."""
+        """How many items the Pipe holds."""
         return DEFAULT_MAXSIZE if self.maxsize is None else self.maxsize
 
     def __repr__(self) -> str:
@@ -51,7 +51,7 @@ class Pipe(Element):
 
 @dataclass(frozen=True, repr=False, init=False)
 class ReplicatingFork(Element):
-    """Each item goes to all of `n` branches; what one branch does to its copy, no other branch sees.
+    """Each item goes to all of `n` branches.  Each branch gets its own copy, and may change it.
 
     Raises TypeError or ValueError unless `n` is an int of 1 or more.
 
@@ -71,11 +71,11 @@ class ReplicatingFork(Element):
 
 @dataclass(frozen=True, repr=False, init=False)
 class BalancingFork(Element):
-    """Each item goes to one of `n` branches, in turn, passing over a branch whose pipe is stalled.
+    """Each item goes to one of `n` branches, in turn; a branch whose pipe is full is passed over.
 
-    Without `n` it opens one branch, of which the pipeline runs as many copies as it sees fit while it runs: at least
-    `min`, at most `max`.  Raises TypeError or ValueError for what is not an int of 1 or more, for `min` above
-    `max`, and for `n` along with either.
+    Without `n` it opens one branch, and the running pipeline decides how many copies of it work.  There are at least
+    `min` copies (None: 1), and at most `max` (None: as many as the balancer wants).  Raises TypeError or ValueError
+    unless each is an int of 1 or more, for `min` above `max`, and for `n` with either.
 
     >>> BalancingFork(3), BalancingFork(), BalancingFork(min=1, max=4)
     (BalancingFork(3), BalancingFork(), BalancingFork(min=1, max=4))
@@ -100,8 +100,8 @@ class BalancingFork(Element):
             check_count(f"BalancingFork: {name}", value, or_else=" or None")
             if self.n is not None:
                 raise ValueError(
-                    f"BalancingFork({self.n}, {name}={value}): a fixed number of branches leaves nothing "
-                    f"to decide; leave out {self.n} or {name}"
+                    f"BalancingFork({self.n}, {name}={value}): the number of branches is fixed, so {name} has no use; "
+                    f"leave out {self.n} or {name}"
                 )
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"{self!r}: min must not be more than max, but {self.min} > {self.max}")
@@ -119,10 +119,10 @@ class BalancingFork(Element):
 
 @dataclass(frozen=True, repr=False, init=False)
 class Join(Element, Generic[How_co]):
-    """`n` branches become one stream; without `n`, the branches of the innermost open fork.
+    """`n` branches become one stream; without `n`, the branches of the innermost open fork do.
 
-    `how="merge"` passes on every output; `how="zip"` makes one tuple per input item, from the branches of a
-    ReplicatingFork.  Raises TypeError or ValueError for any other `n` or `how`.
+    `how="merge"` passes on every output.  `how="zip"` makes one tuple per item that entered a ReplicatingFork, from
+    the outputs of its branches.  Raises TypeError or ValueError for any other `n` or `how`.
 
     >>> Join(), Join(2), Join(2, how="zip")
     (Join(), Join(2), Join(2, how='zip'))

@@ -1,7 +1,7 @@
-"""What a user can set of a Processor: each setting with its type, its default, its rule and what it means.
+"""The settings of a Processor: each with its type, default, check and documentation.
 
 Law: a setting is declared here and nowhere else; the signature, the checks and the `repr` of a Processor follow.  To
-add one, declare it in `_ProcessorSettings`, name it for type checkers in `PolicySettings`, and use it.
+add a setting, declare it in `_ProcessorSettings`, and name it for type checkers in `PolicySettings`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypedDict
 
     class PolicySettings(TypedDict, total=False):
-        """What a type checker knows of the settings that decide nothing about types."""
+        """The settings that do not change the type of a Processor."""
 
         retries: int
         retry_on: type[BaseException] | tuple[type[BaseException], ...]
@@ -35,7 +35,7 @@ Check = Callable[[str, Any], None]
 
 
 class Setting(NamedTuple):
-    """A setting: its default, its rule, what it means, and whether a call may give it or a class body alone."""
+    """One setting.  `is_argument`: `Processor(...)` takes it too, not only a class body."""
 
     default: Any
     check: Check
@@ -44,13 +44,13 @@ class Setting(NamedTuple):
 
 
 def setting(default: Value, check: Check, doc: str, *, argument: bool = True) -> Value:
-    """Declare a setting, to whose name `declared` gives the default."""
+    """Declare a setting in a class body; `declared` replaces it by its default."""
     made: Any = Setting(default, check, doc, argument)
     return made  # type: ignore[no-any-return]
 
 
 def declared(owner: type[Owner]) -> type[Owner]:
-    """Keep the settings that a class body declares; the attributes of the class are the defaults from now on."""
+    """Collect the settings of a class body, and set the attributes to the defaults (a class decorator)."""
     settings = {name: each for name, each in vars(owner).items() if isinstance(each, Setting)}
     for name, each in settings.items():
         setattr(owner, name, each.default)
@@ -60,16 +60,16 @@ def declared(owner: type[Owner]) -> type[Owner]:
 
 
 def settings_of(owner: Any) -> dict[str, Setting]:
-    """Return what a class declares, by the names and in the order of its body."""
+    """Return the settings that a class declares, by name, in the order of its body."""
     return owner._declared  # type: ignore[no-any-return]
 
 
-# The rules: each raises TypeError or ValueError with what is set, the rule and the value.
+# The checks: each raises TypeError or ValueError with the name of the setting, the rule and the value.
 
 
 def check_count(what: str, value: object, *, least: int = 1, or_else: str = "") -> None:
     """Raise unless `value` is an int of `least` or more."""
-    # bool is an int to Python, and never meant as a count.
+    # Python takes a bool for an int, but nobody means one as a count.
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{what} must be an int of {least} or more{or_else}, not {short(value)}")
     if value < least:
@@ -77,12 +77,12 @@ def check_count(what: str, value: object, *, least: int = 1, or_else: str = "") 
 
 
 def count(least: int, or_else: str = "") -> Check:
-    """Return the rule of an int of `least` or more."""
+    """Return the check for an int of `least` or more."""
     return lambda what, value: check_count(what, value, least=least, or_else=or_else)
 
 
 def optional(check: Check) -> Check:
-    """Return a rule by which None can be used as well."""
+    """Return a check that accepts None too."""
     return lambda what, value: None if value is None else check(what, value)
 
 
@@ -118,13 +118,13 @@ def _check_retry_on(what: str, value: object) -> None:
 def _check_seconds(what: str, value: object, least: str = "0 or more") -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{what} must be a number of seconds, not {short(value)}")
-    # Written so that what is no number fails.
+    # Written so that NaN fails.
     if not (0 <= value < float("inf")) or (value == 0 and least != "0 or more"):
         raise ValueError(f"{what} must be a finite number of seconds, {least}, not {short(value)}")
 
 
 def _check_on_error(what: str, value: object) -> None:
-    # A callable is looked at where its signature can be: in `stages/checks.py`.
+    # `stages/checks.py` checks the signature of a callable.
     if value not in ("raise", "skip") and (isinstance(value, str) or not callable(value)):
         raise (ValueError if isinstance(value, str) else TypeError)(
             f"{what} must be 'raise', 'skip' or a callable of an item and its error, not {short(value)}"
@@ -133,44 +133,44 @@ def _check_on_error(what: str, value: object) -> None:
 
 @declared
 class _ProcessorSettings:
-    """The settings of a Processor.  Each is a class attribute too, so that a class body may declare it as well."""
+    """The settings of a Processor, as class attributes, so that the class body of a subclass can give them."""
 
     name: str | None = setting(
         None,
         optional(_check_name),
-        "What it is called in errors, pictures and statistics; None: as its job or its class.",
+        "Its name in errors, pictures and statistics; None: the name of its job or class.",
     )
     workers: int | Literal["auto"] | None = setting(
-        None, _check_workers, 'The number of processes; None: 1; "auto": as many as the pipeline sees fit.'
+        None, _check_workers, 'The number of processes; None: 1; "auto": the pipeline decides.'
     )
     batch: int | None = setting(
-        None, optional(count(1, " or None")), "How many items the job gets at once, in a list; None: one, alone."
+        None, optional(count(1, " or None")), "How many items the job gets at once, in a list; None: one item, no list."
     )
-    keep_none: bool = setting(False, check_flag, "Whether a None that the job returns goes on.")
+    keep_none: bool = setting(False, check_flag, "Whether a None that the job returns is an output.")
     retries: int = setting(0, count(0), "How many times the job is called again with an item at which it raised.")
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = setting(
-        Exception, _check_retry_on, "The exceptions after which it is."
+        Exception, _check_retry_on, "The exceptions after which the job is called again."
     )
     backoff: float = setting(
-        0.1, _check_seconds, "The seconds to wait before that: twice as many each time, up to 30, less a random part."
+        0.1, _check_seconds, "The seconds before the first retry; they double each time, up to 30, less a random part."
     )
     timeout: float | None = setting(
         None,
         optional(partial(_check_seconds, least="more than 0")),
-        "The seconds that a call may take before its worker is killed and replaced; None: any.",
+        "The seconds that a call may take before its worker is killed and replaced; None: no limit.",
     )
     on_error: Any = setting(
-        "raise", _check_on_error, 'What becomes of an item that failed for good: "raise", "skip" or a callable.'
+        "raise", _check_on_error, 'What happens to an item that failed for good: "raise", "skip" or a callable.'
     )
     max_items: int | None = setting(
         None,
         optional(count(1, ", or None for no limit")),
-        "After how many items, or batches, a worker is replaced; None: never.",
+        "How many items, or batches, a worker has before it is replaced; None: no limit.",
     )
     restartable: bool = setting(
         False,
         check_flag,
-        "Whether a worker of a subclass may be replaced when it dies, with all that it had on `self`.",
+        "Whether a dead worker of a subclass is replaced, although its state on `self` is lost.",
         argument=False,
     )
 
@@ -180,9 +180,9 @@ PROCESSOR_ARGUMENTS = tuple(name for name, each in PROCESSOR_SETTINGS.items() if
 
 
 class ProcessorSignature:
-    """What a Processor is made with, for whoever asks: `help()`, `inspect.signature`, editors that run the program.
+    """The signature of a Processor for `help()`, `inspect.signature` and editors.
 
-    As `__signature__` of a class it has the defaults of that class, as far as that is made like a Processor.
+    As the `__signature__` of a class it has the defaults of that class.  A class with its own `__init__` has none.
     """
 
     def __init__(self, initialize: Callable[..., None]) -> None:
@@ -199,7 +199,7 @@ class ProcessorSignature:
         return self._of(_ProcessorSettings)
 
     def _of(self, owner: type) -> inspect.Signature:
-        # It takes long to import, and few ask.
+        # The import is slow, and few programs need it.
         from inspect import Parameter, Signature
 
         types = _ProcessorSettings.__annotations__
