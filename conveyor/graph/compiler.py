@@ -11,7 +11,7 @@ the Joins of both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from conveyor._lean.dataclasses import dataclass, field, replace
 from conveyor.graph.layout import (
@@ -23,6 +23,7 @@ from conveyor.graph.layout import (
     Layout,
     Operation,
     StepOperation,
+    closed,
     one_pipe,
 )
 from conveyor.graph.plan import (
@@ -181,6 +182,14 @@ class _Compiler:
         wire = self._incoming(last)
         self._connect(wire, SinkNode(len(self._nodes), *self._bounds(wire.room)))
         return Plan(tuple(self._nodes), self._ordered, self._cores)
+
+    def names(self) -> Iterator[str]:
+        """Yield for each Processor added, in the order of the layout, the name of its node; once there is a plan."""
+        for index, operation in enumerate(self._layout.operations):
+            if isinstance(operation, StepOperation):
+                node = self._nodes[self._wires[index, 0].node]
+                assert isinstance(node, StepNode)
+                yield node.name
 
     def _bounds(self, pipe: Pipe) -> tuple[int, int]:
         """How many items a Pipe holds, and how many bytes of them."""
@@ -359,3 +368,15 @@ def compiled(layout: Layout, *, cores: int, ordered: bool, memory: int | None = 
         return plan
     pipe_bytes = max(_LEAST_BYTES, min(PIPE_BYTES, int(memory * _SHARE / plan.pipes)))
     return _Compiler(layout, cores=cores, ordered=ordered, pipe_bytes=pipe_bytes).plan()
+
+
+def names_of(layout: Layout) -> list[str]:
+    """What statistics and errors call each Processor of a layout, in the order in which they were added.
+
+    Copies on several branches have a number each, unless one node runs them all.
+    """
+    if not layout.additions:
+        return []
+    compiler = _Compiler(closed(layout), cores=1, ordered=True, pipe_bytes=PIPE_BYTES)
+    compiler.plan()
+    return list(compiler.names())

@@ -1,7 +1,7 @@
 """A pipeline as a picture in text, top to bottom, one column for each open branch.
 
 Law: it reads a description and returns a string; it knows nothing of the rules, only how many branches each element
-took and gave.
+took and gave.  Each Processor has the name that statistics and errors give it.
 
 The columns are found first: a fork keeps its column and opens new ones to the right of it, a join keeps the leftmost,
 and branches next to each other at any time keep their order.
@@ -9,16 +9,19 @@ and branches next to each other at any time keep their order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from itertools import islice, pairwise
 
 from conveyor._lean.dataclasses import dataclass, field
 from conveyor.graph.builder import Description
+from conveyor.graph.compiler import names_of
 from conveyor.graph.layout import Addition, LaneChange
 from conveyor.stages.base import Element
-from conveyor.stages.processor import Processor, label
+from conveyor.stages.processor import Processor
 from conveyor.stages.routing import Pipe
 
+# How many names of copies of a Processor a line has at most, beside the last.
+_NAMED = 4
 _STEP, _PIPE, _PASS, _SINGLE, _END = "●", "║", "│", "◇", "▼"
 
 
@@ -34,7 +37,9 @@ class _Line:
 class _Canvas:
     """The lines drawn so far and the columns of the open branches."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
+        # Of the Processors that are still to be drawn, branch by branch.
+        self._names = iter(names)
         self.lines: list[_Line] = []
         self.open = [0]
         self._count = 1
@@ -67,7 +72,10 @@ class _Canvas:
 
     def _element(self, element: Element, changes: list[LaneChange], alike: set[int]) -> list[LaneChange]:
         """Draw `element` on the lanes that it changes, and return the changes as they are after it."""
-        line, now, rest, position = _Line(_text(element)), [], [], 0
+        line, now, rest, position = _Line(""), [], [], 0
+        places = sum(change.element in alike for change in changes)
+        names = list(islice(self._names, places)) if isinstance(element, Processor) else []
+        line.text = _text(element, list(dict.fromkeys(names)))
         for change in changes:
             taken = self.open[position : position + change.taken]
             position += change.taken
@@ -129,15 +137,17 @@ def _mark(element: Element) -> str:
     return _PIPE if isinstance(element, Pipe) else _SINGLE
 
 
-def _text(element: Element) -> str:
-    """What a line says: a Pipe always with its bound in items, a Processor by its label."""
+def _text(element: Element, names: Sequence[str] = ()) -> str:
+    """What a line says: a Pipe always with its bound in items, a Processor by the names at all its places."""
     if isinstance(element, Pipe):
         return repr(Pipe(element.bound, element.maxbytes))
     if not isinstance(element, Processor):
         return repr(element)
     said = (("workers", element.workers), ("batch", element.batch))
     settings = [f"{name}={value}" for name, value in said if value is not None]
-    return f"{label(element)} ({', '.join(settings)})" if settings else label(element)
+    shown = [*names[:_NAMED], "…", names[-1]] if len(names) > _NAMED + 1 else names
+    name = ", ".join(shown)
+    return f"{name} ({', '.join(settings)})" if settings else name
 
 
 def draw(description: Description) -> str:
@@ -155,7 +165,7 @@ def draw(description: Description) -> str:
     """
     if not description.layout.additions:
         return "an empty pipeline"
-    canvas = _Canvas()
+    canvas = _Canvas(names_of(description.layout))
     for addition in description.layout.additions:
         canvas.draw(addition)
     canvas.end()

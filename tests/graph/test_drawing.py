@@ -6,6 +6,7 @@ import warnings
 from textwrap import dedent
 from typing import Any
 
+from conveyor import Pipeline
 from conveyor.graph.builder import Description
 from conveyor.graph.drawing import draw
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork
@@ -81,7 +82,7 @@ def test_fork_of_two():
         │ ●  train
         ║ ║  Pipe(maxsize=65536)
         ├─┘  Join(2, how='zip')
-        ●    train
+        ●    train-2
         ▼    results
         """)
 
@@ -105,8 +106,8 @@ def test_nested_forks():
         ║   ║      Pipe(maxsize=65536)
         ├─┐ │      ReplicatingFork(2)
         │ │ ├─┬─┐  ReplicatingFork(3)
-        ● ● │ │ │  parse
-        │ │ ● ● ●  train
+        ● ● │ │ │  parse, parse-2
+        │ │ ● ● ●  train, train-2, train-3
         ║ ║ ║ ║ ║  Pipe(maxsize=2)
         ├─┘ ├─┴─┘  Join()
         ║   ║      Pipe(maxsize=65536)
@@ -130,9 +131,9 @@ def test_one_side_only_and_open_ends():
         ║     │  Pipe(maxsize=65536), put in
         ├─┬─┐ │  ReplicatingFork(3)
         │ │ │ ║  Pipe(maxsize=2)
-        ● ● ● ●  parse
+        ● ● ● ●  parse, parse-2, parse-3, parse-4
         ║ ║ ║ │  Pipe(maxsize=65536), put in
-        ● ● ● │  train
+        ● ● ● │  train, train-2, train-3
         │ │ │ ║  Pipe(maxsize=4)
         ▼ ▼ ▼ ▼  results
         """)
@@ -162,7 +163,7 @@ def test_part_joins_and_forks_of_one():
         ├─┬─┬─┐  BalancingFork(4)
         ║ ║ ║ ║  Pipe(maxsize=65536)
         ├─┘ ├─┘  Join(2)
-        ●   ●    train
+        ●   ●    train, train-2
         ▼   ▼    results
         """)
 
@@ -187,8 +188,61 @@ def test_a_fork_after_a_join():
         ├─┴─┘  Join()
         ║      Pipe(maxsize=65536)
         ├─┐    ReplicatingFork(2)
-        ● ●    parse
+        ● ●    parse, parse-2
         ║ ║    Pipe(maxsize=65536)
         ├─┘    Join()
         ▼      results
         """)
+
+
+class Learner(Processor):
+    def process(self, item):
+        return item
+
+
+def test_each_processor_has_the_name_that_statistics_and_errors_give_it():
+    rows = (
+        Processor(load),
+        Pipe(5),
+        ReplicatingFork(3),
+        (Learner(), Learner(), Learner(name="Learner-2")),
+        Pipe(5),
+        Join(),
+        Pipe(5),
+        BalancingFork(2),
+        Processor(parse),
+        Pipe(5),
+        Join(),
+    )
+    assert drawn(*rows) == dedent("""\
+        ●      load
+        ║      Pipe(maxsize=5)
+        ├─┬─┐  ReplicatingFork(3)
+        ● │ │  Learner
+        │ ● │  Learner-2
+        │ │ ●  Learner-2-2
+        ║ ║ ║  Pipe(maxsize=5)
+        ├─┴─┘  Join()
+        ║      Pipe(maxsize=5)
+        ├─┐    BalancingFork(2)
+        ● ●    parse
+        ║ ║    Pipe(maxsize=5)
+        ├─┘    Join()
+        ▼      results
+        """)
+    pipeline = Pipeline(engine="inline")
+    for row in rows:
+        pipeline.add(*(row if isinstance(row, tuple) else (row,)))
+    pipeline.run([1])
+    assert [step.processor for step in pipeline.stats().steps] == [
+        "load",
+        "Learner",
+        "Learner-2",
+        "Learner-2-2",
+        "parse",
+    ]
+
+
+def test_many_copies_are_named_in_one_line():
+    picture = drawn(Processor(load), Pipe(5), ReplicatingFork(9), Processor(parse, batch=2), Pipe(5), Join())
+    assert "  parse, parse-2, parse-3, parse-4, …, parse-9 (batch=2)\n" in picture
