@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         TooManyFailuresError,
         WorkerDiedError,
     )
+    from conveyor.graph.diagram import Graph, GraphEdge, GraphNode
     from conveyor.pipeline import Pipeline
     from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
     from conveyor.stats import Decision, Stats, StepStats, Unfused
@@ -42,6 +43,9 @@ __all__ = [
     "Decision",
     "Element",
     "FailedItem",
+    "Graph",
+    "GraphEdge",
+    "GraphNode",
     "ImplicitJoinWarning",
     "ImplicitPipeWarning",
     "ItemTimeoutError",
@@ -74,6 +78,7 @@ __all__ = [
 # script again, and waits for all that this imports.
 _MODULES = {
     "Pipeline": "pipeline",
+    **dict.fromkeys(("Graph", "GraphEdge", "GraphNode"), "graph.diagram"),
     **dict.fromkeys(("BalancingFork", "Element", "Join", "Pipe", "Processor", "ReplicatingFork"), "stages"),
     **dict.fromkeys(("Decision", "Stats", "StepStats", "Unfused"), "stats"),
     "Stream": "stream",

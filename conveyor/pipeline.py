@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     # Type checkers bring this module with them.  Only its TypeVar has defaults before Python 3.13.
     from typing_extensions import TypeVar
 
+    from conveyor.graph.diagram import Graph
+
     A = TypeVar("A", default=Any)
     B = TypeVar("B", default=Any)
     C = TypeVar("C", default=Any)
@@ -311,6 +313,27 @@ class Pipeline(Generic[In, Out]):
         2
         """
         return self._lifecycle.stats()
+
+    def graph(self) -> Graph:
+        """Return what was added as nodes and edges: the input, each Processor, fork and Join, and the results.
+
+        Nodes have the names that statistics and errors use.  With `fuse`, Processors that run in one process are one
+        node.  `to_mermaid()`, `to_dot()` and `to_svg()` of the graph return pictures, each as a str.  May be called at
+        any time and from any thread.
+
+        >>> graph = Pipeline().add(Processor(len)).graph()
+        >>> [node.name for node in graph.nodes]
+        ['input', 'len', 'results']
+        """
+        from conveyor._system.cpu import usable_cores
+
+        settings = self._settings
+        return self._description.graph(
+            cores=settings.cores or usable_cores(),
+            ordered=settings.ordered,
+            # No other engine fuses.
+            fuse=settings.fuse and settings.engine in (None, "process"),
+        )
 
 
 if TYPE_CHECKING:

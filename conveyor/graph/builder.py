@@ -13,6 +13,7 @@ from conveyor.errors import ImplicitJoinWarning, ImplicitPipeWarning, RuleError
 from conveyor.graph.layout import Addition, Layout, closed, extended
 
 if TYPE_CHECKING:
+    from conveyor.graph.diagram import Graph
     from conveyor.graph.plan import Plan
 
 
@@ -81,6 +82,23 @@ class Description:
                 stacklevel + 1,
             )
         return compiled(layout, cores=cores, ordered=ordered, memory=memory)
+
+    def graph(self, *, cores: int, ordered: bool, fuse: bool) -> Graph:
+        """The graph as a value: what would run now, with branches that are open merged; without nodes if it is empty.
+
+        `fuse`: adjacent Processors that can be are one node.
+        """
+        from conveyor.graph.compiler import compiled
+        from conveyor.graph.diagram import Graph, graph_of
+
+        if self.empty:
+            return Graph((), ())
+        plan = compiled(closed(self._layout), cores=cores, ordered=ordered)
+        if fuse:
+            from conveyor.graph.fusion import fused
+
+            plan = fused(plan)
+        return graph_of(plan)
 
     def code(self, prefix: str) -> str:
         """The code that adds the same elements to `prefix`; what was put in is not in it."""

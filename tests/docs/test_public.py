@@ -21,6 +21,8 @@ from conveyor import (
     ConveyorError,
     Decision,
     FailedItem,
+    GraphEdge,
+    GraphNode,
     ImplicitJoinWarning,
     ImplicitPipeWarning,
     ItemTimeoutError,
@@ -80,6 +82,31 @@ conveyor.errors.FailedItem()
     .attempts: int
     .when: float
 
+conveyor.graph.diagram.Graph()
+    (its fields, in this order)
+    .nodes: tuple[GraphNode, ...]
+    .edges: tuple[GraphEdge, ...]
+    .to_dot() -> str
+    .to_mermaid() -> str
+    .to_svg() -> str
+
+conveyor.graph.diagram.GraphEdge()
+    (its fields, in this order)
+    .source: int
+    .target: int
+    .bound: int | None
+    .detail -> str
+
+conveyor.graph.diagram.GraphNode()
+    (its fields, in this order)
+    .index: int
+    .kind: Kind
+    .name: str
+    .workers: int | None
+    .most_workers: int | None
+    .batch: int | None
+    .detail -> str
+
 conveyor.errors.ImplicitJoinWarning(ImplicitPipeWarning)
 
 conveyor.errors.ImplicitPipeWarning(UserWarning)
@@ -117,6 +144,7 @@ conveyor.pipeline.Pipeline()
     .close()
     .closed -> bool
     .failures -> tuple[FailedItem, ...]
+    .graph() -> Graph
     .open() -> Pipeline[In, Out]
     .opened -> bool
     .run(items: Iterable[In] | In) -> list[Out]
@@ -282,7 +310,10 @@ VALUES: tuple[Any, ...] = (
     BalancingFork(max=4),
     Join(2, how="zip"),
     # Whatever fields these have.
-    *(cls(**{field.name: 1 for field in dataclasses.fields(cls)}) for cls in (Decision, StepStats, FailedItem)),
+    *(
+        cls(**{field.name: 1 for field in dataclasses.fields(cls)})
+        for cls in (Decision, StepStats, FailedItem, GraphEdge, GraphNode)
+    ),
     Stats(**{field.name: () for field in dataclasses.fields(Stats)}),
 )
 
