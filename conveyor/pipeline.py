@@ -325,7 +325,7 @@ class Pipeline(Generic[In, Out]):
         >>> [node.name for node in graph.nodes]
         ['input', 'len', 'results']
         """
-        from conveyor._system.cpu import usable_cores
+        from conveyor._system.limits import usable_cores
 
         settings = self._settings
         return self._description.graph(
