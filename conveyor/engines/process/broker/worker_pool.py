@@ -14,7 +14,6 @@ from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor.engines.process.broker.ports import Connection, SlotRefcounts, WorkerPort
 from conveyor.engines.process.shm.arena import Arena
-from conveyor.engines.process.system.descendants import preload
 from conveyor.engines.process.system.foreign_threads import ForeignThreads, foreign_threads
 from conveyor.engines.process.system.spawning import (
     FORK,
@@ -31,7 +30,7 @@ from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig
 from conveyor.engines.process.wire.endpoint import ConnectionLost, NonblockingEndpoint
 from conveyor.engines.process.wire.pipe import PIPE, channel
 from conveyor.engines.process.wire.progress import ProgressBoard
-from conveyor.engines.process.worker import main
+from conveyor.engines.process.worker import preload, run_worker
 from conveyor.engines.process.worker.seeding import Seats
 from conveyor.errors import ProcessError
 
@@ -102,7 +101,7 @@ class WorkerPool:
         process = process_of(
             method,
             self._config.import_main,
-            target=main.main,
+            target=run_worker,
             args=(number, config if self._fork else None, far, progress, self.arena, inherited_fds, os.getpid()),
             name=f"{PREFIX}{config.name}",
         )

@@ -17,13 +17,13 @@ from collections import deque
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.typing import Any, cast
 from conveyor._system.signals import interrupts_held
-from conveyor.engines.process.broker import broker
+from conveyor.engines.process.broker import run_broker
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.observing import new_recording, story_wanted
 from conveyor.engines.process.caller.start_method import Start
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system.child_setup import standard_descriptors_taken
-from conveyor.engines.process.system.descendants import end_what_a_broker_left, preload
+from conveyor.engines.process.system.descendants import end_what_a_broker_left
 from conveyor.engines.process.system.spawning import FORK, PREFIX, SPAWN, fork_warning_ignored, process_of, signals_held
 from conveyor.engines.process.system.waiting import GRACE_SECONDS, Child, GracePeriod
 from conveyor.engines.process.wire import by_value, messages
@@ -31,6 +31,7 @@ from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig, le
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost, Frame, NonblockingEndpoint
 from conveyor.engines.process.wire.log_records import handle_log_message
 from conveyor.engines.process.wire.pipe import PIPE, QUEUE, channel
+from conveyor.engines.process.worker import preload
 from conveyor.engines.process.worker.seeding import seed_of_pipeline
 from conveyor.errors import ProcessError, StateError
 from conveyor.graph.plan import Plan, StepNode
@@ -99,6 +100,8 @@ class BrokerProcess:
         context: Any = multiprocessing.get_context(method)
         if forked:
             # Here, where it is done once for all sessions.
+            from conveyor.engines.process.broker import broker  # noqa: F401
+
             preload()
         brokers_ends: list[NonblockingEndpoint] = []
         self.arena = Arena.create(self._expected_bytes)
@@ -117,7 +120,7 @@ class BrokerProcess:
             process = process_of(
                 method,
                 start.import_main,
-                target=broker.main,
+                target=run_broker,
                 args=(self.config if forked else None, *brokers_ends, self.arena, inherited_fds),
                 name=f"{PREFIX}broker",
             )

@@ -39,14 +39,6 @@ def prctl() -> Callable[..., int] | None:
     return None
 
 
-def preload() -> None:
-    """Import what each worker needs and no other process: once, before workers are forked."""
-    prctl()
-    if _LINUX:
-        with contextlib.suppress(ImportError):
-            import resource  # noqa: F401
-
-
 def mark_descendants() -> None:
     """Mark all that this process starts from now on, and what that starts, with the number of this process."""
     # Where the broker cannot adopt orphans, nobody reads the mark.

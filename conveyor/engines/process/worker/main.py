@@ -30,7 +30,6 @@ from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionL
 from conveyor.engines.process.wire.progress import ProgressSlot
 from conveyor.engines.process.worker.log_capture import LogCapture, SharedEndpoint
 from conveyor.engines.process.worker.loop import Worker
-from conveyor.engines.process.worker.seeding import seed_generators
 from conveyor.stages.processor import Processor
 
 
@@ -65,6 +64,8 @@ def main(
         log_capture = LogCapture(shared, config.levels)
         log_capture.install()
         if config.seed is not None:
+            from conveyor.engines.process.worker.seeding import seed_generators
+
             seed_generators(config.seed)
         inherited = _run_job(config, shared, progress, arena, log_capture)
         end_what_runs(config.name, shared)

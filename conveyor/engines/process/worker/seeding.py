@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from conveyor._lean.typing import Any
-from conveyor.engines.process.worker.log_capture import ImportHook
 
 # How many pipelines this process has opened: two that are opened one after the other have other numbers.
 _opened = itertools.count()
@@ -60,6 +59,9 @@ class Seats:
 
 def seed_generators(seed: str) -> None:
     """Seed the generators of modules that are loaded, and have the others seeded once they are."""
+    # The caller has no use for it.
+    from conveyor.engines.process.worker.log_capture import ImportHook
+
     for module, seed_module in _MODULES.items():
         then = partial(_seed, module, seed_module, f"{seed} {module}")
         if module in sys.modules:
