@@ -382,7 +382,6 @@ class Lifecycle:
                 self._turn.release(operation)
 
     def _start(self, operation: Operation, stacklevel: int) -> Session:
-        """Give an operation a session of its own."""
         # What a process that only describes a pipeline has no use for is not imported with the rest.
         from conveyor._system.limits import usable_cores, usable_memory
 

@@ -70,7 +70,6 @@ class Recorder:
         )
 
     def close(self) -> None:
-        """Close what the lines went to."""
         if self._close is not None:
             self._close()
 

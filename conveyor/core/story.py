@@ -38,7 +38,6 @@ class Story:
                 self._say(f"{now - self._opened:9.6f} s: {sentence}")
 
     def close(self) -> None:
-        """Tell that the pipeline is closed."""
         self._say("the broker ends")
 
     def _worker(self, number: int) -> str:

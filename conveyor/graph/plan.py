@@ -238,7 +238,6 @@ class Plan:
 
     @property
     def steps(self) -> tuple[StepNode, ...]:
-        """The nodes that have workers."""
         return tuple(node for node in self.nodes if isinstance(node, StepNode))
 
     @property

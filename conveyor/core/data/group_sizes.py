@@ -59,7 +59,6 @@ def with_one_less(group_sizes: GroupSizes, group: int) -> GroupSizes:
 
 
 def total(group_sizes: Iterable[tuple[int, int]]) -> int:
-    """Return the number of items in all groups."""
     return sum(size * repeat for size, repeat in group_sizes)
 
 
@@ -115,7 +114,6 @@ class Groups:
             self.open -= items
 
     def clear(self) -> None:
-        """Forget everything."""
         self._closed.clear()
         self.open = 0
 
@@ -191,7 +189,6 @@ class Regroup:
         return closed
 
     def clear(self) -> None:
-        """Forget everything."""
         self._groups.clear()
 
 

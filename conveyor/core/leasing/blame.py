@@ -47,7 +47,6 @@ class CrashCounter:
         return count + 1, now - since
 
     def count(self, reason: LossReason, item: int = 0) -> int:
-        """How many crashes were counted."""
         return self.counts.get((reason, item), (0, 0.0, 0.0))[0]
 
     def since(self, reason: LossReason, now: float) -> float:
@@ -117,7 +116,6 @@ class FailureBudget:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that gave anything up."""
         return list(self._items_at)
 
     def is_spent(self, step: int, done: int, ended: bool) -> bool:

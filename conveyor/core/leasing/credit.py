@@ -124,7 +124,6 @@ class OutputOrder:
             self.entries.insert(self.entries.index(lease) + 1, requeued)
 
     def remove(self, requeued: RequeuedItems) -> None:
-        """Remove requeued items that were all handed out."""
         if self.ordered:
             self.entries.remove(requeued)
 

@@ -184,7 +184,6 @@ class LeaseBook:
         self.acknowledged = 0
 
     def add_worker(self, number: int) -> None:
-        """Add a worker that is up."""
         self.workers.append(Worker(number, self.max_calls))
         self.peak_workers = max(self.peak_workers, len(self.workers))
 

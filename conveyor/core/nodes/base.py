@@ -56,12 +56,10 @@ class Output:
         self.node.weigh(self.port, items, size)
 
     def push(self, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
-        """Hand on a chunk."""
         if items or group_sizes:
             self.node.push(self.port, pieces, items, group_sizes)
 
     def end(self) -> None:
-        """Say that no more comes."""
         self.node.end(self.port)
 
 
@@ -172,16 +170,13 @@ class Lane:
 
     @property
     def items(self) -> int:
-        """How many items wait here."""
         return self.pieces.items
 
     def push(self, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
-        """Append a chunk."""
         self.pieces.extend(pieces, items)
         if group_sizes is not None:
             self.groups.push(group_sizes, items)
 
     def clear(self) -> None:
-        """Forget everything."""
         self.pieces.clear()
         self.groups.clear()

@@ -61,7 +61,6 @@ class Step(Node):
 
     @property
     def outstanding(self) -> int:
-        """How many leases are with workers."""
         return len(self.book.leases)
 
     def free_capacity(self, port: int, weighed: bool = True) -> int:
@@ -91,7 +90,6 @@ class Step(Node):
         self.credit.connect(output)
 
     def feed(self, blob: Any, items: int, size: int) -> None:
-        """Take in a blob from the source."""
         self.weigh(0, items, size)
         self.push(0, ((blob, 0, items),), items, None)
 
@@ -248,7 +246,6 @@ class Step(Node):
     # What comes back
 
     def handle_reply(self, event: Replied) -> None:
-        """Take in outputs and an acknowledgement."""
         self._count_time()
         lease = self.book.leases[event.lease]
         worker = lease.worker
@@ -300,7 +297,6 @@ class Step(Node):
             self.context.give_up(GaveUp(self.index, *lease.call_range(index, batch_size), *why), items)
 
     def _close_lease(self, lease: Lease) -> None:
-        """Take in that nothing more comes for a lease."""
         del self.book.leases[lease.number]
         lease.worker.leases.remove(lease)
         self.credit.release(lease)
@@ -310,7 +306,6 @@ class Step(Node):
     # Who works here
 
     def add_worker(self, number: int) -> None:
-        """Take in that one more worker is up."""
         self._count_time()
         self.book.add_worker(number)
         behind = self.credit.output.node

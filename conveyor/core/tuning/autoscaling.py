@@ -143,7 +143,6 @@ class StepHistory(NamedTuple):
 
     @property
     def least_workers(self) -> int:
-        """The workers that it must have."""
         return max(1, self.load.least)
 
     @property
@@ -205,7 +204,6 @@ class StepHistory(NamedTuple):
         return max(self.least_workers, ceil(max(self.cpu_share * cores, waiting) if waits else cores))
 
     def advance(self, load: StepLoad, seconds: float) -> StepHistory:
-        """Return the history with a later load."""
         before = self.load
         busy, done = load.busy - before.busy, load.calls - before.calls
         active, blocked = busy / seconds, (load.blocked - before.blocked) / seconds
@@ -432,7 +430,6 @@ class ScalingRound:
                 self.resize(index, history.needed_peak, f"idle for {format_number(idle)} s: {enough}")
 
     def resize(self, index: int, workers: int, reason: str) -> None:
-        """Decide that a step is to have so many workers."""
         history = self.histories[index]
         self.decisions.append(Resize(index, history.workers, workers, reason))
         self.extra_cores += (workers - history.workers) * history.cpu_share

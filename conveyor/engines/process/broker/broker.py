@@ -49,7 +49,6 @@ class LoadMeter:
 
     @property
     def due(self) -> bool:
-        """Whether the core is to be told."""
         return time.monotonic() >= self._since + TELL_LOAD_SECONDS
 
     def share(self) -> float:

@@ -46,7 +46,6 @@ class Dispatch:
     # The caller
 
     def from_questions(self, message: messages.Message, blobs: list[Any]) -> None:
-        """Take in what the caller asks."""
         match message:
             case messages.StatsRequest():
                 self.shell.caller.questions.send(messages.StatsReply(message.number, self.shell.stats()))
@@ -126,7 +125,6 @@ class Dispatch:
     # The workers
 
     def from_worker(self, worker: WorkerPort, message: messages.Message, blobs: list[Any]) -> None:
-        """Take in what a worker says."""
         shell = self.shell
         match message:
             case messages.Reply():
@@ -187,7 +185,6 @@ class Dispatch:
             shell.caller.results.send(messages.Opened(str(shell.pool.threads)))
 
     def worker_died(self, worker: WorkerPort) -> None:
-        """Take in that the process of a worker has ended."""
         shell, pool = self.shell, self.shell.pool
         started, unpickling = pool.bury(worker)
         self.orphans.left_by(worker.child.pid, worker.config.name)

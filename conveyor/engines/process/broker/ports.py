@@ -83,7 +83,6 @@ class Connection:
             self._waiter.want_room(self._descriptor, self._wants_room)
 
     def close(self) -> None:
-        """Have no more to do with it."""
         if self.open:
             self.open = False
             self._waiter.remove(self._descriptor)
@@ -196,7 +195,6 @@ class CallerPort:
             meanwhile()
 
     def close(self) -> None:
-        """Close all channels."""
         self.feed.close()
         self.results.close()
         self.questions.close()

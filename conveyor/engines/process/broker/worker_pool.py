@@ -157,7 +157,6 @@ class WorkerPool:
 
     @property
     def all_dead(self) -> bool:
-        """Whether no worker is left."""
         return all(each.dead for each in self.workers.values())
 
     @property

@@ -226,7 +226,6 @@ class BrokerClient:
                 self._is_listening = False
 
     def send(self, message: messages.Message) -> None:
-        """Send a message about results."""
         with contextlib.suppress(ConnectionLost), self._sending:
             # A broker that died left word why, or the next `receive` misses it.
             self._broker.results.send(message)
@@ -339,7 +338,6 @@ def config_for(plan: Plan, start: Start, channel: str, seed: int | None) -> Brok
 
 
 def _without_jobs(plan: Plan) -> Plan:
-    """Return all of the plan that the core needs."""
     nobody = cast(Any, None)
     nodes = tuple(replace(node, processor=nobody) if isinstance(node, StepNode) else node for node in plan.nodes)
     return replace(plan, nodes=nodes)

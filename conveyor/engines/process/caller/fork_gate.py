@@ -45,7 +45,6 @@ class ForkGate:
             self._inside[threading.get_ident()] = hurry
 
     def leave(self) -> None:
-        """Be inside no more."""
         with self._lock:
             self._inside.pop(threading.get_ident(), None)
             if self._forks:

@@ -161,7 +161,6 @@ class Session:
 
     @property
     def active(self) -> bool:
-        """Whether a run is going on."""
         return self._active is not None
 
     @property
@@ -299,7 +298,6 @@ class Session:
         return self._broker.results.ready(seconds)
 
     def send(self, message: messages.Message) -> None:
-        """Send a message about results."""
         self._client.send(message)
 
     def _expect(self, kind: type[Expected]) -> Expected:

@@ -71,7 +71,6 @@ class Pace:
         self.uses_arena = False
 
     def grant(self, credit: int) -> None:
-        """Take in that the broker asks for more."""
         self.credit += credit
         self._budget.renew(self.credit)
 
@@ -80,7 +79,6 @@ class Pace:
         return min(self.credit, self.growing, self._budget.items_per_blob)
 
     def note_blob(self, items: int, blob: Any) -> None:
-        """Take in how large the items were."""
         size = len(blob)
         self._budget.take(items, size)
         self.uses_arena = type(blob) is SharedBlob
@@ -258,7 +256,6 @@ class Source:
         self.stays = False
 
     def start(self) -> None:
-        """Begin to pull."""
         with contextlib.suppress(ConnectionLost), self._lock:
             self._end.send(messages.StartRun(self._run))
         if importing() is not None:

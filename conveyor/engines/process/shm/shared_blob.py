@@ -60,7 +60,6 @@ class SharedBlob:
 
     @property
     def description(self) -> Description:
-        """What is said of it in a message."""
         return len(self.data), self.ranges, self.slots
 
     def opened(self) -> tuple[Any, list[Any]]:

@@ -42,7 +42,6 @@ class _Poll:
         self._wanted: dict[int, int] = {}
 
     def register(self, descriptor: int, mask: int) -> None:
-        """Wait for this descriptor as well."""
         self._wanted[descriptor] = mask
 
     def poll(self, milliseconds: float | None) -> list[tuple[int, int]]:
@@ -113,7 +112,6 @@ class Waiter:
         return [self._callbacks[thing] for thing in ready if thing in self._callbacks]
 
     def close(self) -> None:
-        """Close the selector."""
         if self._selector is not None:
             self._selector.close()
 
@@ -189,7 +187,6 @@ class Child:
                 self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """Kill it."""
         if hasattr(signal, "SIGKILL"):
             self._signal(signal.SIGKILL)
         elif not self.reaped:

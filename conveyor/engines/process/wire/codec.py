@@ -232,7 +232,6 @@ class ByteBudget:
         self.spent = False
 
     def renew(self, items: int) -> None:
-        """Take in that there is credit for so many items."""
         expected = int(4 * items * self._mean) if self._mean else self._first
         self._left = max(self._least, min(expected, self._most))
         self.spent = False
@@ -372,7 +371,6 @@ class _Described:
         self._weaves: dict[int, list[list[Any]]] = {}
 
     def all(self, pieces: tuple[Piece, ...]) -> Spec:
-        """Describe pieces."""
         described = []
         for source, start, stop in pieces:
             number = self._woven(source, start, stop) if type(source) is Weave else self._blob(source, start, stop)

@@ -24,7 +24,6 @@ class Levels(NamedTuple):
     loggers: tuple[tuple[str, int, bool], ...]
 
     def apply(self) -> None:
-        """Set them in this process."""
         import logging
 
         root = logging.getLogger()

@@ -76,7 +76,6 @@ def _packed_message(record: logging.LogRecord, pickles: bool) -> _Pickled:
 def packed_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None
 ) -> bytes:
-    """Return a warning as bytes."""
     try:
         text = str.__str__(str(message))
     except Exception:
@@ -134,7 +133,6 @@ def handle_log_message(message: messages.Message, blobs: list[Any]) -> None:
 
 
 def _own_record(level: str, text: str, *values: Any) -> logging.LogRecord:
-    """Return a record of Conveyor's own."""
     import logging
 
     fields = {"name": "conveyor", "levelno": getattr(logging, level), "levelname": level}
@@ -142,7 +140,6 @@ def _own_record(level: str, text: str, *values: Any) -> logging.LogRecord:
 
 
 def record_of(blob: Any) -> logging.LogRecord:
-    """Return the record."""
     import logging
 
     fields, packed, pickled = pickle.loads(blob)

@@ -29,7 +29,6 @@ _numbers = count()
 
 
 def word_of(lease: int, calls: int) -> int:
-    """Return the word for a position."""
     return lease << 32 | calls
 
 
@@ -132,7 +131,6 @@ class ProgressSlot:
         self.memory.words[self._stop_at] = NEVER
 
     def clear(self) -> None:
-        """Make it the slot of a new worker."""
         for word in (self._started, self._since, self._unpickling):
             self.memory.words[word] = 0
         self.allow_all()
@@ -172,7 +170,6 @@ class BoardMemory:
             self._descriptor = -1
 
     def close(self) -> None:
-        """Give it back."""
         self.words.release()
         self._mapped.close()
         self._close_descriptor()
@@ -213,10 +210,8 @@ class ProgressBoard:
         return slot
 
     def give_back(self, slot: ProgressSlot) -> None:
-        """Take back the slot of a worker that is gone."""
         self._free.append(slot)
 
     def close(self) -> None:
-        """Give all of it back."""
         while self._memories:
             self._memories.pop().close()

@@ -69,7 +69,6 @@ class Outbox:
         return self.acknowledged + self.calls
 
     def begin(self, lease: int, credit: int) -> None:
-        """Begin a lease."""
         self.lease, self.credit, self.acknowledged = lease, credit, 0
         self.meter.begin()
         self.budget.renew(credit)
@@ -77,7 +76,6 @@ class Outbox:
         self.forget()
 
     def forget(self) -> None:
-        """Have nothing to send any more."""
         self.outputs, self.calls, self._group_sizes = [], 0, []
         self.kinds = set()
         self.left_out = None
@@ -89,7 +87,6 @@ class Outbox:
             self.budget.renew(self.credit)
 
     def add(self, output: Any) -> None:
-        """Take in an output of the call at hand."""
         self.outputs.append(output)
         self.kinds.add(type(output))
         self.credit -= 1
@@ -317,7 +314,6 @@ class CpuMeter:
         self._usage = _usage_reader()
 
     def begin(self) -> None:
-        """Count from here on."""
         self.began = time.perf_counter()
         if self._usage is None:
             self._cpu_seconds = time.process_time()
