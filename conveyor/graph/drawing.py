@@ -16,9 +16,8 @@ from conveyor._lean.dataclasses import dataclass, field
 from conveyor.graph.builder import Description
 from conveyor.graph.compiler import names_of
 from conveyor.graph.layout import Addition, LaneChange
-from conveyor.stages.base import Element
 from conveyor.stages.processor import Processor
-from conveyor.stages.routing import Pipe
+from conveyor.stages.routing import Element, Pipe
 
 # How many names of copies of a Processor a line has at most, beside the last.
 _NAMED = 4

@@ -16,10 +16,9 @@ from conveyor._lean.dataclasses import dataclass, replace
 from conveyor._lean.short_repr import short
 from conveyor._lean.typing import Any
 from conveyor.errors import RuleError
-from conveyor.stages.base import Element
 from conveyor.stages.checks import check_processor, code_of
 from conveyor.stages.processor import Processor
-from conveyor.stages.routing import BalancingFork, Join, Pipe, ReplicatingFork
+from conveyor.stages.routing import BalancingFork, Element, Join, Pipe, ReplicatingFork
 
 KINDS: tuple[type[Element], ...] = (Processor, Pipe, ReplicatingFork, BalancingFork, Join)
 ForkElement = ReplicatingFork | BalancingFork

@@ -5,9 +5,8 @@ from collections.abc import Callable as Callable
 
 from conveyor._lean.typing import Any as Any
 from conveyor._lean.typing import Literal as Literal
-from conveyor.stages.base import Element
 from conveyor.stages.processor import Processor
-from conveyor.stages.routing import DEFAULT_MAXSIZE, BalancingFork, Join, Pipe, ReplicatingFork
+from conveyor.stages.routing import DEFAULT_MAXSIZE, BalancingFork, Element, Join, Pipe, ReplicatingFork
 from conveyor.stages.routing import How_co as How_co
 
 __all__ = [

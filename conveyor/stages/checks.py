@@ -12,8 +12,8 @@ from types import FunctionType, ModuleType
 
 from conveyor._lean.short_repr import short
 from conveyor._lean.typing import Any
-from conveyor.stages.base import Element
 from conveyor.stages.processor import Processor, has_finish, is_restartable, lacks_job, overrides
+from conveyor.stages.routing import Element
 from conveyor.stages.settings import PROCESSOR_SETTINGS
 
 

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Iterator
 
 from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
-from conveyor.stages.base import Element
+from conveyor.stages.routing import Element
 from conveyor.stages.settings import PROCESSOR_ARGUMENTS, ProcessorSignature, _ProcessorSettings
 
 if TYPE_CHECKING:

@@ -1,20 +1,28 @@
-"""The elements between Processors: Pipe, the two forks, Join.
+"""What all elements of a pipeline have in common, and those between Processors: Pipe, the two forks, Join.
 
-Law: immutable values.  Nothing here starts, buffers or counts anything.
+Law: immutable values.  Nothing here starts, buffers or counts anything.  What is wrong with an element by itself is
+said when it is made; what is wrong with its place is said by `graph/layout.py`.
 """
 
 from __future__ import annotations
 
 from conveyor._lean.dataclasses import dataclass
 from conveyor._lean.short_repr import short
-from conveyor._lean.typing import Any, Generic, Literal, TypeVar, overload
-from conveyor.stages.base import Element
+from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 from conveyor.stages.settings import check_count
 
 How_co = TypeVar("How_co", bound=str, covariant=True)
 
 DEFAULT_MAXSIZE = 65536
 """How many items a Pipe without `maxsize` holds."""
+
+
+class Element:
+    """What `Pipeline.add` takes: the base of Processor, Pipe, ReplicatingFork, BalancingFork and Join."""
+
+    if TYPE_CHECKING:
+        # There is no such attribute.  By its type, a checker tells a Processor from an Element that may be anything.
+        _is_processor: bool
 
 
 @dataclass(frozen=True, repr=False, init=False)
