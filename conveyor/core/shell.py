@@ -29,8 +29,9 @@ class Observer(Protocol):
 class Shell(ABC):
     """Drives a machine.
 
-    A method that learns something at once (what a worker has begun, say) appends an event to `answers`.  The shell
-    handles those events after the last command of the event at hand.
+    Each abstract method but `read_clock` carries out the command of its name in `core/commands.py`.  One that learns
+    something at once (what a worker has begun, say) appends an event to `answers`.  The shell handles those events
+    after the last command of the event at hand.
     """
 
     def __init__(self, machine: Machine, observers: Sequence[Observer] = ()) -> None:
@@ -99,59 +100,45 @@ class Shell(ABC):
     # To the workers
 
     @abstractmethod
-    def send_lease(self, command: commands.SendLease) -> None:
-        """Hand items to a worker."""
+    def send_lease(self, command: commands.SendLease) -> None: ...
 
     @abstractmethod
-    def grant(self, command: commands.Grant) -> None:
-        """Allow a worker more outputs."""
+    def grant(self, command: commands.Grant) -> None: ...
 
     @abstractmethod
-    def cancel_leases(self, worker: int) -> None:
-        """Have a worker drop what it was leased."""
+    def cancel_leases(self, worker: int) -> None: ...
 
     @abstractmethod
-    def revoke(self, command: commands.Revoke) -> None:
-        """Take back what a worker has not begun; the answer is a `RevokeResult`."""
+    def revoke(self, command: commands.Revoke) -> None: ...
 
     @abstractmethod
-    def probe_worker(self, worker: int) -> None:
-        """Look what a worker is at; the answer is a `ProbeResult`."""
+    def probe_worker(self, worker: int) -> None: ...
 
     @abstractmethod
-    def set_flush_interval(self, worker: int, seconds: float) -> None:
-        """Have a worker keep what it has done for so many seconds at most."""
+    def set_flush_interval(self, worker: int, seconds: float) -> None: ...
 
     @abstractmethod
-    def start_worker(self, step: int, worker: int) -> None:
-        """Start a worker for the step whose node has the index `step`."""
+    def start_worker(self, step: int, worker: int) -> None: ...
 
     @abstractmethod
-    def end_worker(self, worker: int) -> None:
-        """Have a worker leave."""
+    def end_worker(self, worker: int) -> None: ...
 
     @abstractmethod
-    def kill_worker(self, worker: int) -> None:
-        """End a worker at once."""
+    def kill_worker(self, worker: int) -> None: ...
 
     # To the source and the consumer
 
     @abstractmethod
-    def pull(self, credit: int) -> None:
-        """Allow the source more items."""
+    def pull(self, credit: int) -> None: ...
 
     @abstractmethod
-    def emit(self, command: commands.Emit) -> None:
-        """Hand results to the consumer."""
+    def emit(self, command: commands.Emit) -> None: ...
 
     @abstractmethod
-    def gave_up(self, command: commands.GaveUp) -> None:
-        """Tell the consumer that items were given up."""
+    def gave_up(self, command: commands.GaveUp) -> None: ...
 
     @abstractmethod
-    def finish(self) -> None:
-        """Tell source and consumer that the run is over."""
+    def finish(self) -> None: ...
 
     @abstractmethod
-    def fail(self, command: commands.Fail) -> None:
-        """Tell source and consumer that the run has failed."""
+    def fail(self, command: commands.Fail) -> None: ...

@@ -195,10 +195,10 @@ class _Compiler:
         """How many items a Pipe holds, and how many bytes of them."""
         return pipe.bound, pipe.maxbytes or self._pipe_bytes
 
-    def _largest(self, pipes: Sequence[Pipe]) -> Pipe:
-        """A Pipe that holds as much as the one of several that holds most."""
-        items, sizes = zip(*map(self._bounds, pipes), strict=True)
-        return Pipe(max(items), max(sizes))
+    def _all_bounds(self, wires: Sequence[_Wire]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The bounds of the pipes in front of a Join, in items and in bytes."""
+        items, sizes = zip(*(self._bounds(wire.room) for wire in wires), strict=True)
+        return items, sizes
 
     def _incoming(self, lane: Lane) -> _Wire:
         """What comes down `lane`, through its Pipe."""
@@ -311,21 +311,10 @@ class _Compiler:
             for wire in wires[1:]:
                 pipe = one_pipe(pipe, wire.pipe)
             return replace(wires[0], pipe=pipe)
-        rooms = [wire.room for wire in wires]
-        bounds, bounds_bytes = zip(*map(self._bounds, rooms), strict=True)
-        node = MergeNode(
-            index=len(self._nodes),
-            fork=self._node_of_fork[part.fork],
-            branches=part.branches,
-            bounds=bounds,
-            bounds_bytes=bounds_bytes,
-            tracked=part.fork in self._survey.tracked,
-            to=_UNKNOWN,
+        index, fork, tracked = len(self._nodes), self._node_of_fork[part.fork], part.fork in self._survey.tracked
+        return self._joined(
+            MergeNode(index, fork, part.branches, *self._all_bounds(wires), tracked, _UNKNOWN), part, wires
         )
-        for port, wire in enumerate(wires):
-            self._connect(wire, node, port)
-        merged = _Wire(node.index, behind=self._largest(rooms))
-        return self._left(merged, part.fork, part.above) if part.whole else merged
 
     def _zip(self, lane_group: LaneGroup) -> _Wire:
         """Return what comes out of a zip of a group of lanes.
@@ -340,15 +329,16 @@ class _Compiler:
             for inner in range(len(lane.enclosing) - 1, depth - 1, -1):
                 wire = self._left(wire, lane.enclosing[inner].fork, lane.enclosing[:inner])
             wires.append(wire)
-        rooms = [wire.room for wire in wires]
-        bounds, bounds_bytes = zip(*map(self._bounds, rooms), strict=True)
         last_branch = max(branch for branches in lane_group.branches for branch in branches)
-        fork = self._node_of_fork[lane_group.fork]
-        node = ZipNode(len(self._nodes), fork, last_branch, bounds, bounds_bytes, _UNKNOWN)
+        index, fork = len(self._nodes), self._node_of_fork[lane_group.fork]
+        return self._joined(ZipNode(index, fork, last_branch, *self._all_bounds(wires), _UNKNOWN), lane_group, wires)
+
+    def _joined(self, node: MergeNode | ZipNode, lane_group: LaneGroup, wires: list[_Wire]) -> _Wire:
+        """Add `node`, to which `wires` lead; return what comes out of it, out of the fork where that is over."""
         for port, wire in enumerate(wires):
             self._connect(wire, node, port)
-        zipped = _Wire(node.index, behind=self._largest(rooms))
-        return self._left(zipped, lane_group.fork, lane_group.above) if lane_group.whole else zipped
+        joined = _Wire(node.index, behind=Pipe(max(node.bounds), max(node.bounds_bytes)))
+        return self._left(joined, lane_group.fork, lane_group.above) if lane_group.whole else joined
 
     def _left(self, wire: _Wire, fork: int, above: tuple[EnclosingFork, ...]) -> _Wire:
         """`wire`, out of `fork` and into the forks `above`."""

@@ -7,17 +7,18 @@ iteration early gives the run up.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Generator
 
-from conveyor._lean.typing import Any, Protocol
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor.engines.process.caller.source import Source
 from conveyor.engines.process.wire.codec import decode, items_of
-from conveyor.engines.process.wire.endpoint import Frame
-from conveyor.engines.process.wire.messages import Consumed, Message, Results, RunFinished
+from conveyor.engines.process.wire.messages import Consumed, Results, RunFinished
 from conveyor.errors import ResultError, StateError
 from conveyor.graph.plan import SinkNode
+
+if TYPE_CHECKING:
+    from conveyor.engines.process.caller.session import Session
 
 # How often a source without a thread of its own looks whether there is room.
 FEED_INTERVAL_SECONDS = 0.002
@@ -27,28 +28,8 @@ THREAD_EXIT_SECONDS = 1.0
 CLOSED = "the pipeline was closed while a run was going on"
 
 
-class RunOwner(Protocol):
-    """What a run needs of its session."""
-
-    # Held by the thread that takes results, until they are unpickled.
-    taking: threading.RLock
-
-    @property
-    def ended(self) -> bool: ...
-    @property
-    def is_forked_copy(self) -> bool: ...
-    def receive(self) -> Frame: ...
-    def has_message(self, seconds: float) -> bool: ...
-    def send(self, message: Message) -> None: ...
-    def finished(self, run: Run) -> None: ...
-    def leave(self, run: Run) -> None: ...
-    def abort(self) -> None: ...
-
-
 class Run:
-    """One stream of items through a session."""
-
-    def __init__(self, owner: RunOwner, number: int, source: Source, sink: SinkNode) -> None:
+    def __init__(self, owner: Session, number: int, source: Source, sink: SinkNode) -> None:
         self._owner = owner
         self.number = number
         self.source = source
