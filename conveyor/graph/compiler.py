@@ -312,9 +312,8 @@ class _Compiler:
                 pipe = one_pipe(pipe, wire.pipe)
             return replace(wires[0], pipe=pipe)
         index, fork, tracked = len(self._nodes), self._node_of_fork[part.fork], part.fork in self._survey.tracked
-        return self._joined(
-            MergeNode(index, fork, part.branches, *self._all_bounds(wires), tracked, _UNKNOWN), part, wires
-        )
+        node = MergeNode(index, fork, part.branches, *self._all_bounds(wires), tracked, _UNKNOWN)
+        return self._joined(node, part, wires)
 
     def _zip(self, lane_group: LaneGroup) -> _Wire:
         """Return what comes out of a zip of a group of lanes.

@@ -311,7 +311,9 @@ class CpuMeter:
         self.began = 0.0
         self._cpu_seconds = 0.0
         self._switches = 0
-        self._usage = _usage_reader()
+        self._usage: Callable[[], Any] | None = None
+        if resource is not None:
+            self._usage = partial(resource.getrusage, resource.RUSAGE_SELF)
 
     def begin(self) -> None:
         self.began = time.perf_counter()
@@ -330,7 +332,3 @@ class CpuMeter:
         self.begin()
         seconds, used = self.began - began, self._cpu_seconds - cpu_seconds
         return seconds, used, max(0.0, seconds - used) if self._switches != switches else 0.0
-
-
-def _usage_reader() -> Callable[[], Any] | None:
-    return None if resource is None else partial(resource.getrusage, resource.RUSAGE_SELF)
