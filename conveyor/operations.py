@@ -1,8 +1,8 @@
-"""What threads do to a pipeline: they add, open, run and close, one at a time.
+"""Operations of threads on one pipeline: add, open, run and close, one at a time.
 
-Law: no lock is ever held.  Whose turn it is changes by one operation on a dict, which no other thread, signal handler
-or finalizer can interrupt; so a fork copies nothing that is locked.  A run is ended once, by whoever comes first: its
-own loop, another thread, a finalizer.
+Law: no lock is ever held.  The turn changes by one call on a dict, which no other thread, signal handler or finalizer
+can interrupt.  So a fork copies no held lock.  A run is ended once, by whoever claims it first: its own loop, another
+thread or a finalizer.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from conveyor.graph.builder import Description
     from conveyor.stats import Stats
 
-# How long a thread waits for another one that must stop to open or run a pipeline.
+# How long a thread waits until another thread has stopped opening or running the pipeline.
 ENDING_SECONDS = 5.0
-# How long a thread waits for another one that adds an element.
+# How long a thread waits until another thread has added its element.
 ADDING_SECONDS = 1.0
 
 ADD, OPEN, RUN, CLOSE = "add", "open", "run", "close"
@@ -33,18 +33,18 @@ ADD, OPEN, RUN, CLOSE = "add", "open", "run", "close"
 _OPEN_ALREADY = "the pipeline is open or running already: close it, or its stream, first"
 _NOT_YET_ADDED = "an element is being added to the pipeline: wait until `add` has returned"
 _NOT_YET_OPEN = "the pipeline is being opened: wait until `open` has returned"
-_RUNNING = "a run is going on: take all of its results, or close its stream, before the next"
+_RUNNING = "a run is going on: take all of its results, or close its stream, before the next run"
 _NOT_YET_CLOSED = "the pipeline is being closed: wait until `close` has returned"
 ADDED_TOO_LATE = "nothing can be added while the pipeline is open or running: close it first, or add before you open it"
 
 
 def closed() -> StateError:
-    """Return the error for an operation that another thread, or a signal handler, has ended."""
-    return StateError("the pipeline was closed meanwhile, by another thread or a signal handler")
+    """Return the error for an operation that another thread or a signal handler has ended."""
+    return StateError("another thread or a signal handler has closed the pipeline meanwhile: open or run it again")
 
 
 def refusal(wanted: str, held: str) -> StateError:
-    """Return the error for an operation of the kind `wanted`, when it is the turn of one of the kind `held`."""
+    """Return the error for an operation of the kind `wanted` while one of the kind `held` has the turn."""
     if held == ADD:
         return StateError(_NOT_YET_ADDED)
     if wanted == ADD:
@@ -66,10 +66,10 @@ class Claim:
 
 
 class Operation:
-    """What one thread does to a pipeline: add, open, run or close.
+    """One thread's operation on a pipeline: add, open, run or close.
 
-    An operation is ended once, by whoever claims that first.  Its own thread has claimed it from the beginning, except
-    while the results of a run are taken: then another thread may.
+    An operation is ended once, by the thread that claims it first.  Its own thread holds the claim from the beginning.
+    It gives up the claim (`offer`) while the results of a run are taken.
     """
 
     __slots__ = ("_claims", "cancelled", "done", "ephemeral", "guard", "kind", "own", "process", "run", "session")
@@ -77,41 +77,40 @@ class Operation:
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self.process = os.getpid()
-        # The claim of the thread that does it.
+        # The claim of the operation's own thread.
         self.own = Claim()
         self._claims: dict[int, Claim] = {0: self.own}
-        # Whether another thread wants its end.
+        # Whether another thread wants to end it.
         self.cancelled = False
         self.done = threading.Event()
         self.session: Session | None = None
-        # Ends the session where nobody else does.
         self.guard: Guard | None = None
-        # Whether the session belongs to this run alone, and ends with it.
+        # Whether the session belongs to this run alone and ends with it.
         self.ephemeral = False
         self.run: Run | None = None
 
     @property
     def here(self) -> bool:
-        """Whether it belongs to this process, which was not forked since."""
+        """Whether this process began it; a forked child inherits operations of its parent."""
         return self.process == os.getpid()
 
     @property
     def nested(self) -> bool:
-        """Whether this thread is to end it, further up: in what a signal handler or a finalizer has interrupted."""
+        """Whether this thread is in the middle of it, and a signal handler or finalizer has interrupted it."""
         first = self._claims.get(0)
         return first is not None and first.thread == threading.get_ident()
 
     @property
     def starting(self) -> bool:
-        """Whether it has still to start what it opens or runs."""
+        """Whether it is still starting its session or run."""
         return self.kind == OPEN or (self.kind == RUN and self.run is None)
 
     def offer(self) -> None:
-        """Have whoever comes first end it."""
+        """Let any thread claim it."""
         self._claims.pop(0, None)
 
     def claim(self, claim: Claim) -> bool:
-        """Whether the holder of this claim, and nobody else, is to end it."""
+        """Claim the operation, and return whether the claim came first: only its holder ends the operation."""
         return self._claims.setdefault(0, claim) is claim
 
     def claimed(self, claim: Claim) -> bool:
@@ -119,13 +118,13 @@ class Operation:
         return self._claims.get(0) is claim
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait until another thread has ended it, for at most so many seconds; return whether that is so."""
-        # Nobody is here to end what belongs to the process that this one was forked from.
+        """Wait up to `seconds` until another thread has ended it; return whether one has."""
+        # No thread of this process ends an operation of the parent process.
         return self.here and not self.nested and self.done.wait(seconds)
 
 
 class Turn:
-    """Whose turn it is: at most one operation's."""
+    """The turn: at most one operation has it."""
 
     __slots__ = ("_holder",)
 
@@ -133,11 +132,11 @@ class Turn:
         self._holder: dict[int, Operation] = {}
 
     def take(self, operation: Operation) -> Operation:
-        """Return the operation whose turn it is: this one, if it was nobody's."""
+        """Return the operation that has the turn; this one takes it if no other has it."""
         return self._holder.setdefault(0, operation)
 
     def begin(self, operation: Operation) -> None:
-        """Take the turn for an operation; raises StateError where it is another's."""
+        """Take the turn for an operation; raises StateError where another operation has it."""
         while (holder := self.take(operation)) is not operation:
             if holder.kind == ADD and not holder.here:
                 self.release(holder)
@@ -145,23 +144,23 @@ class Turn:
                 raise refusal(operation.kind, holder.kind)
 
     def release(self, operation: Operation) -> None:
-        """Take in that an operation is over."""
+        """Give back the turn of an operation that is over."""
         if self._holder.get(0) is operation:
             self._holder.pop(0, None)
         if operation.here:
-            # In a process that was forked since, somebody may seem to wait for it for ever.
+            # In a forked child, a thread of the parent may have held the lock of the event.
             operation.done.set()
 
 
 class Guard:
-    """Ends the session of a pipeline that is dropped, where the pipeline's own finalizer was left half way.
+    """Ends the session of a dropped pipeline whose own finalizer did not complete.
 
-    A Ctrl-C may come at any moment, also before a finalizer can keep it back; Python prints it then, and goes on.
+    A Ctrl-C may interrupt a finalizer before it holds signals back; Python prints the KeyboardInterrupt and goes on.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        # The collector may drop it before the pipeline, which then has to say that it was left open.
+        # The collector may drop the guard before the pipeline, whose finalizer still has to warn.
         self.was_needed = False
 
     def __del__(self) -> None:
@@ -175,7 +174,7 @@ class Running:
     """A run, and the end of it."""
 
     def __init__(self, owner: object, turn: Turn, operation: Operation, session: Session, run: Run) -> None:
-        # Nobody else may have that pipeline any more, and it ends what it has opened when it is dropped.
+        # Keeps the pipeline alive: when it is dropped, it ends its session.
         self._owner = owner
         self._turn = turn
         self._operation = operation
@@ -184,7 +183,7 @@ class Running:
         self.chunks = run.chunks()
 
     def results(self) -> Generator[Any, None, None]:
-        """Yield None at once, then each result; ends the run when it is closed or dropped."""
+        """Yield None at once, then each result; the run ends when the generator is closed or dropped."""
         try:
             yield None
             for chunk in self.chunks:
@@ -193,23 +192,23 @@ class Running:
             self.end()
 
     def end(self) -> None:
-        """Give up what has not been taken; does nothing where another thread has ended the run."""
+        """End the run and give up the results that nobody has taken, unless another thread ends the run."""
         operation, claim = self._operation, Claim()
         try:
             if not operation.claim(claim):
-                # That thread may still be at it.
+                # Another thread ends it.
                 operation.wait(ENDING_SECONDS)
             elif self._run.over:
                 if operation.ephemeral:
                     self._session.close()
             else:
-                # A stream that is dropped comes here while it is finalized.
+                # This may run in a finalizer, when a stream is dropped.
                 with interrupts_held(finalizing=True):
                     if operation.ephemeral:
-                        # Nobody needs the workers any more, so nobody waits for the item that they are at.
+                        # Nobody needs the workers any more, so nobody waits for their present calls.
                         self._session.abort()
                     self._run.cancel()
-                    # Where another thread is in it, that thread leaves it by itself.
+                    # ValueError: another thread is in the generator, and will leave it by itself.
                     with contextlib.suppress(ValueError):
                         self.chunks.close()
         finally:
@@ -223,17 +222,17 @@ class Lifecycle:
     def __init__(self, settings: PipelineSettings, description: Description) -> None:
         self._settings = settings
         self._description = description
-        # Only the operation whose turn it is changes what follows.
+        # Only the operation that has the turn changes the attributes that follow.
         self._turn = Turn()
-        # Whether the pipeline was opened or entered, and its session: one that was empty then has none before a run.
+        # A pipeline that was entered empty is opened, but has no session before its first run.
         self.opened = False
         self.session: Session | None = None
         self._guard: Guard | None = None
-        # The last session, for what it can tell when it is over, and what the one before it knew.
+        # The last session, and the last statistics of the one before it.
         self._last: Session | None = None
         self._known: Stats | None = None
 
-    # Each `stacklevel` is that of `warnings.warn` called instead of the method.
+    # Each `stacklevel` counts as in a call of `warnings.warn` in place of the method.
 
     def add(self, elements: tuple[object, ...], stacklevel: int) -> None:
         """Add elements to the description; raises StateError while there is a session."""
@@ -247,7 +246,7 @@ class Lifecycle:
             self._turn.release(operation)
 
     def open(self, stacklevel: int, entering: bool = False) -> None:
-        """Open a session, which stays until it is left; `entering`: an empty pipeline has one only when it runs."""
+        """Open a session, which stays until `leave`; `entering`: an empty pipeline starts one with its first run."""
         operation = Operation(OPEN)
         try:
             self._turn.begin(operation)
@@ -264,12 +263,12 @@ class Lifecycle:
             self._turn.release(operation)
 
     def leave(self, *, abort: bool) -> None:
-        """End what there is, in peace or at once, and whatever other threads do."""
+        """End the session and the operations of other threads; `abort`: do not wait for jobs."""
         closing = Operation(CLOSE)
         try:
             while (holder := self._turn.take(closing)) is not closing:
                 if not holder.here:
-                    # The process that this one was forked from goes on with it.
+                    # The operation goes on in the parent process.
                     self._turn.release(holder)
                     continue
                 holder.cancelled = True
@@ -277,7 +276,7 @@ class Lifecycle:
                     continue
                 if holder.starting and holder.session is not None:
                     holder.session.abort()
-                # What this thread is at, further up, ends there.  So does what others still do after so long.
+                # The holder ends by itself if this thread is in the middle of it, or if it takes too long.
                 if not holder.wait(ENDING_SECONDS if holder.starting or holder.kind == ADD else None):
                     return
             session, self.session = self.session, None
@@ -291,12 +290,12 @@ class Lifecycle:
             self._turn.release(closing)
 
     def _end_run(self, operation: Operation) -> bool:
-        """End a run whose results another call takes; return False where somebody else ends it."""
+        """End a run whose results another call takes; return False where another thread ends it."""
         claim = Claim()
         try:
             if not operation.claim(claim):
                 return False
-            # It was offered, so both are there.
+            # An operation is offered only after both were set.
             assert operation.run is not None and operation.session is not None
             if not operation.run.over:
                 operation.session.abort()
@@ -308,16 +307,19 @@ class Lifecycle:
                 self._turn.release(operation)
 
     def was_dropped(self) -> bool:
-        """End the session of a pipeline that is dropped; return whether there was one to end."""
+        """End the session of a dropped pipeline; return whether there was one to end."""
         session = self.session
         if session is None or (session.ended and not (self._guard is not None and self._guard.was_needed)):
             return False
-        # Before the warning, which may be made an error.
+        # This comes before the warning, because a filter may turn the warning into an error.
         session.abort()
         return True
 
     def run(self, owner: object, given: list[Any], stacklevel: int) -> list[Any]:
-        """Return what comes of the one element of `given`, which is taken out: so no frame refers to it longer."""
+        """Return the results of a run over the input in `given`.
+
+        The input is taken out of that list, so that no frame keeps it alive.
+        """
         results: list[Any] = []
         operation = Operation(RUN)
         try:
@@ -334,7 +336,7 @@ class Lifecycle:
         return results
 
     def stream(self, owner: object, given: list[Any], stacklevel: int) -> Running:
-        """Return the run of the one element of `given`, which is taken out; it keeps the `owner` of this alive."""
+        """Return a run over the input in `given`, as in `run`; the run keeps `owner` alive."""
         operation = Operation(RUN)
         try:
             return self._running(owner, operation, given, stacklevel + 1)
@@ -350,7 +352,7 @@ class Lifecycle:
         self._turn.begin(operation)
         session = self.session
         if session is None or session.ended:
-            # It died with its last run, or was never started: what follows starts anew.
+            # The last session died, or there was none: start a new one.
             operation.ephemeral = not self.opened
             session = self._start(operation, stacklevel + 1)
             if not operation.ephemeral:
@@ -358,14 +360,14 @@ class Lifecycle:
         else:
             operation.session = session
         run = operation.run = session.run(_iterable(given.pop()))
-        # Now another thread may end it.  One that wanted to before has said so.
+        # From now on another thread may end the run.  A thread that tried earlier has set `cancelled`.
         operation.offer()
         if operation.cancelled:
             raise closed()
         return Running(owner, self._turn, operation, session, run)
 
     def _abandon(self, operation: Operation) -> None:
-        """After an exception, which may have come at any moment, have nothing go on."""
+        """End an operation after an exception, which may have come at any moment."""
         claim = Claim()
         try:
             if operation.claim(claim) or operation.claimed(operation.own):
@@ -375,14 +377,15 @@ class Lifecycle:
                     if operation.kind == OPEN:
                         self.session, self.opened = None, False
             else:
-                # That thread may still be at it.
+                # Another thread ends it.
                 operation.wait(ENDING_SECONDS)
         finally:
             if operation.claimed(claim) or operation.claimed(operation.own):
                 self._turn.release(operation)
 
     def _start(self, operation: Operation, stacklevel: int) -> Session:
-        # What a process that only describes a pipeline has no use for is not imported with the rest.
+        """Start a session for an operation."""
+        # Imported here: a process that only describes a pipeline does not need them.
         from conveyor._system.limits import usable_cores, usable_memory
 
         settings = self._settings
@@ -401,7 +404,7 @@ class Lifecycle:
             self._known = self._last.stats() or self._known
         self._last = session
         try:
-            # Whoever cancels it from now on ends the session.
+            # A thread that cancels the operation from now on ends the session too.
             if operation.cancelled:
                 raise closed()
             session.open()
@@ -414,27 +417,27 @@ class Lifecycle:
 
     @property
     def failures(self) -> tuple[FailedItem, ...]:
-        """What was given up in the run that goes on, or was the last: by Processor, and by number within each."""
+        """The items that the current or last run gave up, by Processor, and by number within each."""
         last = self._last
         if last is None:
             return ()
         places = {name: place for place, name in enumerate(last.names)}
-        # More may be given up meanwhile.
+        # A copy: the run may append meanwhile.
         return tuple(sorted(last.failures.copy(), key=lambda failed: (places[failed.processor], failed.number)))
 
     def stats(self) -> Stats:
-        """Return what is known of the last session; raises StateError before the first."""
+        """Return the statistics of the last session; raises StateError before the first."""
         last, known = self._last, self._known
         stats = (None if last is None else last.stats()) or known
         if stats is None:
-            raise StateError("nothing is known yet: run the pipeline, or open it, before you ask for stats()")
+            raise StateError("there are no statistics yet: run the pipeline, or open it, before you call stats()")
         return stats
 
 
 def _warn_of_table(kind: str, stacklevel: int) -> None:
-    """Warn that a table, as pandas and polars have, gives its columns and not its rows."""
+    """Warn that iterating over a table of pandas or polars gives its columns, not its rows."""
     warnings.warn(
-        f"the input is a {kind}, and an iteration over one gives its columns, not its rows: pass "
+        f"the input is a {kind}, and iterating over it gives its columns, not its rows. Pass "
         "`frame.itertuples(index=False)` (pandas) or `frame.iter_rows()` (polars), or `list(frame)` for its columns",
         SourceWarning,
         stacklevel + 1,
@@ -442,16 +445,16 @@ def _warn_of_table(kind: str, stacklevel: int) -> None:
 
 
 def _iterable(items: Any) -> Iterable[Any]:
-    """Return what is to be iterated over: a str, bytes or what is not iterable is one item."""
+    """Return an iterable of the items: a str, bytes, or a value that is not iterable is one item."""
     if isinstance(items, str | bytes | bytearray):
         return [items]
-    # Asking the type does not start what can be iterated over only once.
+    # Ask the type: calling `iter` would start an iterator that can be used only once.
     kind = type(items)
     if hasattr(kind, "shape"):
-        # An array without dimensions says that it can be iterated over, and then cannot.
+        # An array without dimensions has `__iter__`, which raises.
         shape = getattr(items, "shape", None)
         if isinstance(shape, tuple) and not shape:
             return [items]
-    # None says there that it cannot be.
+    # A class sets `__iter__` to None where its instances cannot be iterated over.
     iterable = kind.__iter__ is not None if hasattr(kind, "__iter__") else hasattr(kind, "__getitem__")
     return items if iterable else [items]

@@ -1,7 +1,7 @@
-"""The pipeline: what a user describes, opens and runs.
+"""The class `Pipeline`, which a user describes, opens and runs.
 
-Law: the face of it, and no more, because a worker that imports the script imports this.  What threads do to a pipeline
-is in `operations.py`, what elements mean in `stages/`, where they may stand in `graph/`, how they run in `engines/`.
+Law: only the public class, because every worker that imports the script imports this module.  `operations.py` has the
+operations of threads, `stages/` the elements, `graph/` the rules of their order, and `engines/` the running.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     C = TypeVar("C", default=Any)
     D = TypeVar("D", default=Any)
 
-    # What can stand on one of several branches.  What a Pipe gives there is Any, as nothing says what comes to it.
+    # An element on one of several branches.  A Pipe there gives Any, because no type tells which items reach it.
     Step = Processor[Any, A] | Pipe
 else:
     from conveyor._lean.typing import TypeVar
@@ -40,32 +40,32 @@ Out = TypeVar("Out")
 class Pipeline(Generic[In, Out]):
     """A chain of elements that runs on all cores.
 
-    All arguments are keywords.  None, the default of most, means: what is best here.
+    All arguments are keywords.  None, the default of most, lets the pipeline choose.
 
-    - `engine`: "process", where each Processor runs in processes of its own, or "inline", where everything runs in
-      the calling process, one item at a time (for a debugger).
-    - `start_method`: how processes start: "fork" (jobs may be lambdas and closures), "forkserver" (a fresh process
-      forks the workers) or "spawn" (each worker is a fresh interpreter).
-    - `channel`: "pipe", or "queue" for systems without it.
-    - `ordered` (True): whether results come in the order of the input (then of the branch, then as yielded), or as
-      they come.
-    - `cores`: how many cores to use, instead of those that this process may use.
-    - `max_failures`: a run ends that gives up more items, or batches, than this, or (a float) than this share of what
-      comes to one Processor; None: no number of them ends it.
-    - `keep_failures` (10,000): how many of the items, or batches, that a run has given up `failures` keeps: the last
-      ones; None: all.  `stats` counts them all.
-    - `fuse` (False): whether adjacent Processors that are plain functions run in one process, as many side by side as
-      there are cores: for jobs so small that handing items on costs more than they do.  Nothing is copied between them
-      then.  A job that may remember earlier items stays alone; `stats().unfused` says which did, and why.
-    - `seed`: an int, from which each worker derives its random numbers (those of `random`, and of numpy and torch where
-      they are loaded).  None: each derives them from the state of `random` here, and they differ at each opening.  The
-      inline engine does not use it: jobs draw from the generators of the calling process there.
-    - `redact`: what shows an item (or a batch) in errors: a callable that takes one, and returns the str that stands
-      there instead of its repr; None: its repr, shortened.
+    - `engine`: "process" or "inline".  With "process" each Processor runs in processes of its own.  With "inline"
+      the calling process runs everything, one item at a time (for a debugger).
+    - `start_method`: how processes start.  "fork": jobs may be lambdas and closures.  "forkserver": a fresh process
+      forks the workers.  "spawn": each worker is a fresh interpreter.
+    - `channel`: "pipe", or "queue" for systems without non-blocking pipes.
+    - `ordered` (True): results come in the order of the input, then of the branch, then as yielded.  False: they come
+      as soon as they are ready.
+    - `cores`: how many cores to use; None: those that this process may use.
+    - `max_failures`: a run ends when it has given up more items, or batches, than this int.  A float is the share of
+      the items of one Processor.  None: no limit.
+    - `keep_failures` (10,000): how many of the items that a run gave up stay in `failures`: the last ones.  None: all.
+      `stats` counts them all.
+    - `fuse` (False): adjacent Processors with plain functions share a process, and each core runs such a process.  It
+      helps where passing an item on costs more than the job.  Items are not copied between fused jobs.  A job that may
+      remember earlier items stays alone; `stats().unfused` tells which ones did, and why.
+    - `seed`: an int from which each worker derives the random numbers of `random`, and of numpy and torch where they
+      are loaded.  None: workers derive them from the caller's `random`, and they differ at each opening.  The
+      inline engine ignores it: jobs use the generators of the calling process.
+    - `redact`: a callable that takes an item (or a batch) and returns the str that shows it in errors.  None: the
+      shortened repr.
 
-    Every method and property may be called from any thread at any time.  One thread at a time adds, opens, runs or
-    closes; what another one calls meanwhile raises StateError.  `close` ends what other threads do, and `stats` and
-    `failures` disturb nobody.
+    Any thread may call any method or property at any time.  One thread at a time adds, opens, runs or closes.  Such a
+    call of another thread raises StateError meanwhile; only `close` ends the operations of other threads.  `stats` and
+    `failures` work at any time.
 
     Raises TypeError or ValueError for an argument it cannot use.
 
@@ -74,7 +74,7 @@ class Pipeline(Generic[In, Out]):
     """
 
     # To a type checker, a new pipeline is an EmptyPipeline (below).  mypy learns that from the `self` of `__init__`,
-    # other checkers from `__new__`, which passes the arguments on to be checked there.
+    # other checkers from `__new__`.  `__init__` checks the arguments for both.
     if TYPE_CHECKING:
 
         def __new__(cls, *args: Any, **kwargs: Any) -> EmptyPipeline: ...
@@ -93,7 +93,7 @@ class Pipeline(Generic[In, Out]):
         redact: Callable[[Any], str] | None = None,
         seed: int | None = None,
     ) -> None:
-        # A worker that imports the script most often makes no pipeline.
+        # Imported here: a worker that imports the script rarely makes a pipeline.
         from conveyor.engines.base import PipelineSettings
         from conveyor.graph.builder import Description
         from conveyor.operations import Lifecycle
@@ -115,10 +115,9 @@ class Pipeline(Generic[In, Out]):
 
     # Describing
 
-    # For type checkers: a Processor alone has to take what comes.  Of several, each has to take what comes on its own
-    # branch, and nothing says which part of all that comes this is; so what several take is not checked.  No overload
-    # is for just any Element: it would let the wrong Processor pass, and where two fit a type that holds Any (such as
-    # `Processor[str, list[Any]]`), mypy takes Any for the whole.
+    # For type checkers: the input type of a single Processor is checked.  Those of several are not, because no type
+    # tells which items reach which branch.  No overload takes any Element: it would let a wrong Processor pass.  And
+    # where two overloads fit a type that holds Any, such as `Processor[str, list[Any]]`, mypy infers Any.
 
     @overload
     def add(self: Pipeline[In, A], element: Processor[A, B], /) -> Pipeline[In, B]: ...
@@ -149,14 +148,21 @@ class Pipeline(Generic[In, Out]):
     ) -> Pipeline[In, Any]: ...
 
     def add(self, *elements: Any) -> Any:
-        """Put one element behind what is there, or several on parallel branches, and return the pipeline.
+        """Append one element, or several on parallel branches, and return the pipeline.
 
-        k elements on m open branches: one each where k is m; a copy on each branch where k is 1; contiguous groups
-        where k divides the number of forks that opened the branches, or m.  Raises RuleError for an element that
-        cannot stand there, TypeError or ValueError for a Processor that has set itself up so that it cannot run,
-        StateError while the pipeline is open or running; the pipeline is then as before.  Where another thread adds
-        just now, this one waits for a moment, and raises StateError after that.
-        Warns with ImplicitPipeWarning where a Pipe was missing and has been put in.
+        k elements meet m open branches as follows:
+
+        - k is m: one element on each branch.
+        - k is 1: a copy on each branch.
+        - k divides the number of forks that opened the branches, or m: each element gets a group of neighbours.
+
+        Raises, and leaves the pipeline unchanged:
+
+        - RuleError for an element that cannot stand there;
+        - TypeError or ValueError for a Processor that cannot run;
+        - StateError while the pipeline is open or running, or while another thread takes long to add an element.
+
+        Warns with ImplicitPipeWarning where a Pipe was missing, and `add` has put one in.
 
         >>> Pipeline().add(Processor(str.strip)).add(Pipe()).add(Processor(len))
         Pipeline().add(Processor(str.strip)).add(Pipe()).add(Processor(len))
@@ -169,12 +175,12 @@ class Pipeline(Generic[In, Out]):
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            "a Pipeline cannot be copied or pickled, as it has workers of its own: build another where one is "
-            "wanted, for example with a function that returns it"
+            "a Pipeline cannot be copied or pickled, because it has workers of its own: build another one, "
+            "for example in a function that returns it"
         )
 
     def __str__(self) -> str:
-        # What most programs never ask for is not imported at the start of all.
+        # Imported here: most programs never need it.
         from conveyor.graph import drawing
 
         return drawing.draw(self._description)
@@ -182,17 +188,23 @@ class Pipeline(Generic[In, Out]):
     # Running
 
     def open(self) -> Pipeline[In, Out]:
-        """Start the workers, and have them set up their jobs; they stay until `close`.
+        """Start the workers, which set up their jobs and stay until `close`; return the pipeline.
 
-        Raises StateError when the pipeline is open, RuleError when nothing was added, JobPicklingError for a job (or
-        `redact`) that has to be sent to a worker and cannot be pickled, MissingMainGuardError in a script that lacks
-        the guard, ProcessorError where a `setup` raised, WorkerDiedError where workers die in it, ProcessError where a
-        process cannot be started.  Nothing is left running then.  Warns with ImplicitJoinWarning where branches are
-        open at the end, with SharedResourceWarning where several workers of a Processor would share what its job has
-        open.
+        Raises, with nothing left running:
 
-        `with` opens the pipeline as well.  One that is empty may be entered so: its workers start with the first run,
-        and elements can be added until then.
+        - StateError when the pipeline is open already;
+        - RuleError when nothing was added;
+        - JobPicklingError for a job, or a `redact`, that workers need and that cannot be pickled;
+        - MissingMainGuardError in a script without a main guard, where it needs one;
+        - ProcessorError where a `setup` raised;
+        - WorkerDiedError where workers died in `setup`;
+        - ProcessError where a process cannot be started.
+
+        Warns with ImplicitJoinWarning where branches are open at the end.  Warns with SharedResourceWarning where a
+        job has a file, connection or client open that several workers would share.
+
+        `with` opens the pipeline too.  An empty pipeline may be entered: its workers start with the first run, and
+        elements can be added until then.
 
         >>> pipeline = Pipeline(engine="inline").add(Processor(len)).open()
         >>> pipeline.run(["a"]), pipeline.run(["bc"])
@@ -203,11 +215,11 @@ class Pipeline(Generic[In, Out]):
         return self
 
     def close(self) -> None:
-        """Have the workers tear down their jobs, and end them; a run still going on is given up.
+        """Let the workers tear down their jobs, and end them; a run that is going on is given up.
 
-        Does nothing when the pipeline is not open.  Raises ProcessorError where a `teardown` raised.  Whoever waits for
-        the results of a run that is given up so gets StateError, and so does another thread that opens the pipeline.
-        Where another thread closes it, this one waits for that.
+        Does nothing when the pipeline is not open.  Raises ProcessorError where a `teardown` raised.  A thread that
+        waits for results of that run, or is opening the pipeline, gets StateError.  If another
+        thread is closing it, this call waits for that.
         """
         self._lifecycle.leave(abort=False)
 
@@ -233,28 +245,33 @@ class Pipeline(Generic[In, Out]):
         self._lifecycle.leave(abort=kind is not None)
 
     def run(self, items: Iterable[In] | In) -> list[Out]:
-        """Send all items through and return the results.
+        """Send all items through the pipeline and return the list of results.
 
-        `items` is any iterable; a str, bytes, bytearray or what is not iterable is one item.  The process engine pulls
-        it in a thread of its own.  Raises what `open` raises, StateError while another run is going on, ProcessorError
-        when a job fails, SourceError when the input does, TooManyFailuresError where more is given up than
-        `max_failures` allows, ResultError when a result cannot be unpickled here, ProcessError when a process of the
-        pipeline ends that should not; nothing is left running then.  Warns with SourceWarning where `items` is a table
-        of pandas or polars, which gives its columns.
+        `items` is any iterable; a str, bytes, bytearray or a value that is not iterable is one item.  The process
+        engine iterates over it in a thread of its own.  Raises the errors of `open`, and with nothing left running:
+
+        - StateError while another run is going on;
+        - ProcessorError when a job fails;
+        - SourceError when the input raises, or gives an item that cannot be pickled;
+        - TooManyFailuresError when more items are given up than `max_failures` allows;
+        - ResultError when a result cannot be unpickled in this process;
+        - ProcessError when a process of the pipeline ends unexpectedly.
+
+        Warns with SourceWarning where `items` is a table of pandas or polars, which gives its columns.
 
         >>> Pipeline(engine="inline").add(Processor(len)).run("word")
         [4]
         """
-        # Handed over, so that no frame refers to it when it is let go of.
+        # Handed over in a list: no frame keeps the input alive once the run has released it.
         given: list[Any] = [items]
         del items
         return self._lifecycle.run(self, given, stacklevel=2)
 
     def stream(self, items: Iterable[In] | In) -> Stream[Out]:
-        """Send items through and return an iterator over the results, which come as soon as they are there.
+        """Send items through the pipeline and return an iterator over the results, as they come.
 
-        No more is pulled ahead than the pipes hold.  Closing the iterator, or dropping it, gives up the rest.
-        Raises what `run` raises, at once or from the iterator.
+        The pipeline pulls no more items ahead than its pipes hold.  Closing the iterator, or dropping it, gives up the
+        rest.  Raises the errors of `run`, at once or from the iterator.
 
         >>> next(Pipeline(engine="inline").add(Processor(len)).stream(["a", "bc"]))
         1
@@ -280,15 +297,15 @@ class Pipeline(Generic[In, Out]):
 
     @property
     def closed(self) -> bool:
-        """Whether it is not `opened`: it was closed, or not opened yet."""
+        """Whether the pipeline is not `opened`: it was closed, or not opened yet."""
         return not self._lifecycle.opened
 
     @property
     def failures(self) -> tuple[FailedItem, ...]:
-        """What was given up in the run that goes on, or was the last: by Processor, and by number within each.
+        """The items that the current or last run gave up, ordered by Processor, and by number within each.
 
-        Of more than `keep_failures`, these are the last ones.
-        Empty before the first run, and for pipelines none of whose Processors has an `on_error`.
+        It holds the last `keep_failures` of them.  It is empty before the first run, and where no Processor has an
+        `on_error`.
 
         >>> pipeline = Pipeline(engine="inline").add(Processor(int, on_error="skip"))
         >>> pipeline.run(["1", "two", "3"])
@@ -299,12 +316,11 @@ class Pipeline(Generic[In, Out]):
         return self._lifecycle.failures
 
     def stats(self) -> Stats:
-        """Return what is known of each Processor now: how many workers it has, what waits in front of it, how long a
-        call takes, which Processor held up the others, and why the balancer did what it did.
+        """Return statistics of each Processor: its workers, waiting items, times of calls, and the bottleneck.
 
-        May be called at any time and from any thread; when nothing is up, what was known at the end is returned.
-        Totals begin anew each time that the pipeline is opened, or run without being open.  Raises StateError
-        before the first time.
+        Any thread may call this at any time.  When the pipeline is closed, the last statistics are returned.  Totals
+        begin anew each time that the pipeline is opened, or run without being open.  Raises StateError before the
+        first time.
 
         >>> pipeline = Pipeline(engine="inline").add(Processor(len))
         >>> pipeline.run(["a", "bc"])
@@ -339,15 +355,15 @@ class Pipeline(Generic[In, Out]):
 if TYPE_CHECKING:
 
     class Unchecked(Protocol):
-        """An Element of which nobody knows what it is; no Processor, as the attribute there has another type."""
+        """An Element of unknown kind, but no Processor: there the attribute has another type."""
 
         _is_processor: bool
 
     class EmptyPipeline(Pipeline[Any, Any]):
-        """What `Pipeline()` makes: the first Processor says what goes in.
+        """The type of `Pipeline()`: its first Processor decides the input type.
 
-        It is a class of its own, as a `Pipeline[Any, Any]` would pass for a Pipeline of whatever marked it as empty.
-        To a type checker it stays what it is, so a pipeline whose `add` is called for its effect alone is not checked.
+        It is a class of its own, because a `Pipeline[Any, Any]` would fit every overload.  A checker cannot follow an
+        `add` whose result is not used, so such a pipeline is not checked.
         """
 
         @overload

@@ -1,6 +1,6 @@
-"""What a pipeline tells of itself: values that do not change.
+"""Statistics of a pipeline, as frozen values.
 
-Law: frozen data and how it reads; nothing here measures anything.
+Law: data and its text; nothing here measures anything.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from conveyor._lean.dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Decision:
-    """One change of the number of workers of a step.
+    """One change of the number of workers of a Processor.
 
-    `at` is in seconds since the pipeline was opened; `before` and `after` count the workers that are up or being
-    started.
+    Fields:
+        at: the seconds since the pipeline was opened.
+        processor: the name of the Processor.
+        before, after: how many workers it had, and has, with those that are being started.
+        reason: the reason for the change, in words.
 
     >>> print(Decision(0.31, "parse", 1, 3, "1.4 s of work waiting, 2 cores idle"))
     parse: 1 → 3 workers: 1.4 s of work waiting, 2 cores idle
@@ -32,7 +35,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Unfused:
-    """A Processor that `Pipeline(fuse=True)` left in processes of its own, and the reason in words.
+    """A Processor that `Pipeline(fuse=True)` did not fuse with another, and the reason in words.
 
     >>> print(Unfused("parse", "it has timeout of its own"))
     parse: not fused: it has timeout of its own
@@ -47,26 +50,26 @@ class Unfused:
 
 @dataclass(frozen=True)
 class StepStats:
-    """What is known of one Processor; totals count from the moment at which the pipeline was opened.
+    """The statistics of one Processor; totals count from the moment at which the pipeline was opened.
 
     Fields:
-        processor: its name.
-        workers: how many are up now.
+        processor: the name of the Processor.
+        workers: how many workers are up now.
         starting: how many more are being started.
-        most_workers: the most that were up at the same time.
-        items_in: the items that its workers have taken up and acknowledged.
+        most_workers: the most workers that were up at the same time.
+        items_in: the items that its workers have acknowledged.
         items_out: the outputs that have gone on.
-        waiting: the items in the pipe in front and with workers that have not begun them.
-        bound: how many items the pipe in front holds.
-        units: how many times the job was called: once an item or, with `batch`, once a list.
-        mean, p50, p99: seconds that a call took, None before the first. Calls that take less than 8 ms are timed in
-            chunks, and the percentiles are those of the chunks' means.
-        busy: the share of the workers' time, 0 to 1, in which they had work.
-        cpu: the share of the time that calls took in which they used a core; 0 with the inline engine, which does not
-            ask.
-        blocked: the share of the workers' time in which they could not go on because the pipe behind was full.
-        stalled: the seconds in which items waited in front of it while all its workers were busy.
-        failed: the items that were given up, however many of them `failures` keeps.
+        waiting: the items in its pipe, and those that workers have received but not started.
+        bound: how many items the pipe in front of it holds.
+        units: the calls of the job: one for each item or, with `batch`, for each list.
+        mean, p50, p99: the seconds that a call took; None before the first. Calls of less than 8 ms are timed in
+            chunks. The percentiles are then those of the means of the chunks.
+        busy: the share of the workers' time, 0 to 1, in which they had items.
+        cpu: the share of the time of calls, 0 to 1, in which they used a core.  The inline engine does not measure
+            it and gives 0.
+        blocked: the share of the workers' time, 0 to 1, in which they waited because the next pipe was full.
+        stalled: the seconds in which items waited in its pipe while all its workers were busy.
+        failed: the items that were given up, also those that `failures` no longer keeps.
     """
 
     processor: str
@@ -90,17 +93,17 @@ class StepStats:
 
 @dataclass(frozen=True)
 class Stats:
-    """What `Pipeline.stats()` returns.
+    """The statistics that `Pipeline.stats()` returns.
 
     Fields:
-        seconds: since the pipeline was opened.
+        seconds: the seconds since the pipeline was opened.
         cores: how many cores its workers may use.
         steps: one `StepStats` for each Processor, in the order of the pipeline.
         decisions: the changes of the numbers of workers, oldest first; at most the newest thousand.
         start_method: how the processes were started: "fork", "forkserver" or "spawn"; None with the inline engine.
-        start_reason: why they were started so.
-        unfused: with `Pipeline(fuse=True)`, one `Unfused` for each Processor that was not fused with a neighbour, in
-            the order of the pipeline.
+        start_reason: why this start method was chosen.
+        unfused: with `Pipeline(fuse=True)`, one `Unfused` for each Processor that stayed alone, in the order of the
+            pipeline.
     """
 
     seconds: float
@@ -113,7 +116,7 @@ class Stats:
 
     @property
     def bottleneck(self) -> str | None:
-        """The name of the Processor that held up the others for the longest, None where none did."""
+        """The name of the Processor with the most `stalled` seconds; None where no items had to wait."""
         worst = max(self.steps, key=lambda step: step.stalled, default=None)
         return worst.processor if worst is not None and worst.stalled > 0 else None
 

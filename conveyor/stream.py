@@ -1,6 +1,6 @@
-"""A stream: the results of one run as they come.
+"""A stream: the results of one run, as they come.
 
-Law: only the stream keeps its run going, so that a loop that is left ends the run at once.
+Law: only the stream keeps its run alive, so leaving the loop over it ends the run at once.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ Out = TypeVar("Out")
 
 
 class Stream(Iterator[Out]):
-    """The results of one run, as they come.
+    """The results of one run, as they come: an iterator, and a context manager that closes it.
 
-    An iterator, and a context manager that closes it.  Dropping it closes it too.
+    Dropping a stream closes it too.
     """
 
-    # Where users find it.
+    # Users import it from there.
     __module__ = "conveyor.pipeline"
 
     def __init__(self, running: Running) -> None:
-        # Only the generator keeps the run going, so that a loop that is left by `break` ends it at once.
         self._running = running
         self._results: Generator[Out, None, None] = running.results()
         next(self._results)
@@ -40,13 +39,16 @@ class Stream(Iterator[Out]):
             return next(self._results)
         except ValueError as error:
             if _is_busy(error):
-                raise StateError("another thread waits for the next result of this stream") from None
+                raise StateError(
+                    "another thread waits for the next result of this stream: take results in one thread"
+                ) from None
             raise
 
     def close(self) -> None:
-        """Give up what has not been taken; where the pipeline was opened for this run alone, end its workers.
+        """End the run and give up the results that nobody has taken.
 
-        May be called from any thread: whoever waits for the next result gets StateError.
+        If the pipeline was not open before, its workers end too.  Any thread may call this.  A thread that waits for
+        the next result gets StateError.
         """
         with interrupts_held():
             try:
@@ -64,5 +66,5 @@ class Stream(Iterator[Out]):
 
 
 def _is_busy(error: ValueError) -> bool:
-    """Whether a generator says that it cannot go on, as it is being executed elsewhere."""
+    """Whether this is the error of a generator that another thread is executing."""
     return error.args == ("generator already executing",)

@@ -1,10 +1,10 @@
-"""A pipeline as a picture in text, top to bottom, one column for each open branch.
+"""A pipeline drawn as text, from top to bottom, with one column for each open branch.
 
-Law: it reads a description and returns a string; it knows nothing of the rules, only how many branches each element
-took and gave.  Each Processor has the name that statistics and errors give it.
+Law: it reads a description and returns a str.  It knows no rules, only how many branches each element took and gave.
+Each Processor has the name that statistics and errors give it.
 
-The columns are found first: a fork keeps its column and opens new ones to the right of it, a join keeps the leftmost,
-and branches next to each other at any time keep their order.
+A fork keeps its column and opens new ones to its right.  A join keeps the leftmost column.  Neighbouring branches keep
+their order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STEP, _PIPE, _PASS, _SINGLE, _END = "●", "║", "│", "◇", "▼"
 
 @dataclass
 class _Line:
-    """One line of the picture: a mark in each column, bars from column to column, and what it says."""
+    """One line of the picture: marks in columns, bars between columns, and the text."""
 
     text: str
     marks: list[tuple[int, str]] = field(default_factory=list)
@@ -45,7 +45,7 @@ class _Canvas:
         self._order: set[tuple[int, int]] = set()
 
     def draw(self, addition: Addition) -> None:
-        """Draw one `add`: a line for each element that is not like the one before."""
+        """Draw one `add`: a line for each element that differs from the one before it."""
         self._put_in(addition.changes)
         changes = list(addition.changes)
         for index, element in enumerate(addition.elements):
@@ -60,7 +60,7 @@ class _Canvas:
         self.lines.append(_Line("results", [(column, _END) for column in self.open]))
 
     def _put_in(self, changes: Sequence[LaneChange]) -> None:
-        """Draw the Pipes that nobody added."""
+        """Draw the Pipes that `add` put in."""
         marks, position = [], 0
         for change in changes:
             for offset in range(change.taken):
@@ -70,7 +70,7 @@ class _Canvas:
             self.lines.append(_Line(f"{_text(Pipe())}, put in", marks))
 
     def _element(self, element: Element, changes: list[LaneChange], alike: set[int]) -> list[LaneChange]:
-        """Draw `element` on the lanes that it changes, and return the changes as they are after it."""
+        """Draw `element` on the lanes that it changes; return the changes for the elements after it."""
         line, now, rest, position = _Line(""), [], [], 0
         places = sum(change.element in alike for change in changes)
         names = list(islice(self._names, places)) if isinstance(element, Processor) else []
@@ -104,7 +104,7 @@ class _Canvas:
         return self._count - 1
 
     def picture(self) -> str:
-        """All lines, each column as far to the left as those beside it allow."""
+        """Return all lines, with each column as far to the left as its neighbours allow."""
         place = [0] * self._count
         moved = True
         while moved:
@@ -137,7 +137,7 @@ def _mark(element: Element) -> str:
 
 
 def _text(element: Element, names: Sequence[str] = ()) -> str:
-    """What a line says: a Pipe always with its bound in items, a Processor by the names at all its places."""
+    """Return the text of a line: a Pipe with its bound in items, a Processor with its names at all its places."""
     if isinstance(element, Pipe):
         return repr(Pipe(element.bound, element.maxbytes))
     if not isinstance(element, Processor):
@@ -150,7 +150,9 @@ def _text(element: Element, names: Sequence[str] = ()) -> str:
 
 
 def draw(description: Description) -> str:
-    """A picture of `description`: ● a step, ║ a Pipe, ├ a fork or join of several branches, ◇ of one, ▼ the results.
+    """Return a picture of `description`.
+
+    ● is a step, ║ a Pipe, ├ a fork or join of several branches, ◇ one of a single branch, ▼ the results.
 
     >>> from conveyor.stages import Pipe, Processor
     >>> description = Description()

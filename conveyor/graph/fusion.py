@@ -1,9 +1,8 @@
-"""Fusing: adjacent Processors of a chain in one process, several abreast.
+"""Fusing: adjacent Processors of a chain share a process.  Dataflow engines call this operator chaining.
 
-Law: a plan goes in, a plan comes out, and what they give is the same, as long as no job changes an object that another
-still has: between fused jobs nothing is copied.  A Processor with state, or with settings of its own, stays alone; so
-does one whose job may remember what it was called with, unless the user has said that several workers may do it.
-Dataflow engines call this operator chaining.
+Law: a plan goes in, and a plan with the same results comes out.  Items are not copied between fused jobs, so a job
+must not change an object that another job keeps.  A Processor with state or settings of its own stays alone.  So does
+one whose job may remember earlier items, unless it has `workers="auto"`.
 """
 
 from __future__ import annotations
@@ -18,8 +17,10 @@ from conveyor.stats import Unfused
 
 
 def fused(plan: Plan) -> Plan:
-    """Return the plan with its chains of Processors made one each, with as many workers as there are cores, or up to
-    that where there are several chains.  It says of each Processor that is in no chain why it is not."""
+    """Return the plan with each chain of fusable Processors made one step, and reasons for all other Processors.
+
+    A single chain gets a worker for each core.  Each of several chains gets up to that many, as the balancer decides.
+    """
     reasons = {step.index: _why_alone(step) for step in plan.steps}
     chains = _chains(plan, {index for index, reason in reasons.items() if reason is None})
     chained = {node.index for chain in chains for node in chain}
@@ -59,11 +60,11 @@ def _chains(plan: Plan, fusable: set[int]) -> list[list[StepNode]]:
 
 
 def _why_alone(step: StepNode) -> str | None:
-    """Return in words why a Processor cannot be one of several that are fused, None where it can."""
+    """Return in words why a Processor cannot be fused; None where it can."""
     processor = step.processor
     if type(processor) is not Processor:
         return f"its class, {type(processor).__name__}, may keep state on `self`"
-    # One worker is what a Processor has of which nothing is said; with "auto" it is the least, and there is no most.
+    # (1, 1) is the default of a Processor, and (1, None) is "auto".
     if isinstance(processor.workers, int) or (step.workers, step.most) not in ((1, 1), (1, None)):
         return "it has a number of workers of its own"
     settings = ("batch", "timeout", "max_items")
@@ -73,17 +74,17 @@ def _why_alone(step: StepNode) -> str | None:
     if given:
         return f"it has {' and '.join(given)} of its own"
     if step.most is None:
-        # With "auto", the user has said that several workers may do it.
+        # "auto" allows several workers, whatever the job remembers.
         return None
-    # The process engine has it; a worker, which has this module, needs none.
+    # Imported here: workers import this module and need no inspection.
     from conveyor.stages.job_inspection import memory_of
 
     memory = memory_of(processor.job)
     if memory is None:
         return None
     return (
-        f"its job may remember something from one item to the next ({memory}), and has one worker: where several, each "
-        'with its own, may do it, say workers="auto"'
+        f"its job may remember something from one item to the next ({memory}), and it has one worker: say "
+        'workers="auto" if several workers, each with a memory of its own, are right too'
     )
 
 

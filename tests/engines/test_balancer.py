@@ -217,7 +217,7 @@ class Balancer:
 
     def test_statistics_while_it_runs_and_after(self):
         pipeline = Pipeline(**self.settings).add(Processor(same)).add(Pipe(maxsize=7)).add(Processor(reciprocal))
-        with self.assertRaisesRegex(StateError, "nothing is known yet"):
+        with self.assertRaisesRegex(StateError, "there are no statistics yet"):
             pipeline.stats()
         with pipeline:
             assert pipeline.stats()["same"].items_in == 0
