@@ -1,7 +1,7 @@
-"""What the user added so far, and the Plan made of it.
+"""The description: the elements that the user has added, and the plan made of them.
 
-Law: the only state is one frozen layout, replaced as a whole after everything that could raise, warnings that are
-errors included; so an add that raises leaves the description as it was.
+Law: the only state is one frozen layout.  It is replaced as a whole, after everything that may raise, and that includes
+warnings.  So an `add` that raises changes nothing.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class Description:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was added."""
+        """Whether no element was added."""
         return not self._layout.additions
 
     def add(self, elements: tuple[object, ...], stacklevel: int = 1) -> None:
-        """Add `elements` on the open branches, by rules 1 to 6.
+        """Add `elements` to the open branches, by rules 1 to 6.
 
-        Raises RuleError for what stands where it may not, and TypeError or ValueError for a Processor that cannot
-        run; the description is then as before.  Warns with ImplicitPipeWarning where a Pipe was put in.
-        `stacklevel` is that of `warnings.warn` called instead of this: 1 for the line of the call, 2 for its caller.
+        Raises RuleError for an element that may not stand there.  Raises TypeError or ValueError for a Processor that
+        cannot run.  The description stays unchanged then.  Warns with ImplicitPipeWarning where a Pipe was put in.
+        `stacklevel` counts as in a call of `warnings.warn` in place of this method.
         """
         layout = extended(self._layout, elements)
         addition = layout.additions[-1]
@@ -58,13 +58,13 @@ class Description:
         self._layout = layout
 
     def plan(self, *, cores: int, ordered: bool, memory: int | None = None, stacklevel: int = 1) -> Plan:
-        """The graph to run; branches open at the end are merged, with ImplicitJoinWarning.
+        """Return the plan; branches open at the end are merged, with ImplicitJoinWarning.
 
-        `cores` is the number of workers of a step that leaves it to the pipeline; `memory` how many bytes there are, if
-        anybody knows, for pipes that do not say how many they hold.  Raises RuleError when nothing was added,
-        ValueError for less than one core.  `stacklevel` is as for `add`.
+        `cores` bounds the workers of all steps whose number the pipeline decides.  `memory` is the machine's, in bytes,
+        if known; pipes without `maxbytes` get a share of it.  Raises RuleError when nothing was added, ValueError for
+        less than one core.  `stacklevel` is as for `add`.
         """
-        # What a process that only describes a pipeline has no use for is not imported with the rest.
+        # Imported here: a process that only describes a pipeline does not need it.
         from conveyor.graph.compiler import compiled
 
         if self.empty:
@@ -77,7 +77,7 @@ class Description:
             what = f"{lanes} branches are" if lanes > 1 else "a branch is"
             warnings.warn(
                 f"{what} open at the end of the pipeline and merged into the results: "
-                "add(Pipe()) and add(Join()) to say so",
+                "add Pipe() and Join() to avoid this warning",
                 ImplicitJoinWarning,
                 stacklevel + 1,
             )
@@ -101,7 +101,7 @@ class Description:
         return graph_of(plan)
 
     def code(self, prefix: str) -> str:
-        """The code that adds the same elements to `prefix`; what was put in is not in it."""
+        """Return the code that adds the same elements to `prefix`, without the Pipes that were put in."""
         return prefix + "".join(
             f".add({', '.join(map(repr, addition.elements))})" for addition in self._layout.additions
         )
@@ -114,4 +114,4 @@ def _missing_pipe(addition: Addition) -> str:
     index = next(change.element for change in addition.changes if change.piped)
     element = addition.elements[index or 0]
     where = f" on {addition.piped} branches" if addition.piped > 1 else ""
-    return f"no Pipe in front of {element!r}: one was put in{where}; add(Pipe()) before it to say so"
+    return f"no Pipe in front of {element!r}: one was put in{where}; add Pipe() before it to avoid this warning"

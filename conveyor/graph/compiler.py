@@ -1,12 +1,14 @@
-"""From a layout of elements to the Plan that engines run.
+"""Compiles a layout of elements to the plan that engines run.
 
-Law: a pure function; the same layout and arguments give the same Plan.  It decides nothing about where elements may
-stand (`graph/layout.py` did) and nothing about how items move (the engines do).  Operations are taken in order, so that
-nodes stand in topological order; a node's target is filled in when the node behind it is made.
+Law: a pure function: the same layout and arguments give the same plan.  `graph/layout.py` has checked where elements
+stand, and engines decide how items move.
 
-Three things leave no node: a fork whose number of branches is decided at run time (its Processors get workers
-instead), a `BalancingFork(n)` of n equal branches of one Processor each (it becomes one step with n workers), and
-the Joins of both.
+Operations are compiled in order, so the nodes stand in topological order.  The target of a node is filled in when the
+next node is made.  Three kinds of operation become no node:
+
+- `BalancingFork()`, whose Processors get several workers instead;
+- a `BalancingFork(n)` of n equal branches of one Processor each, which becomes one step with n workers;
+- the Joins of both.
 """
 
 from __future__ import annotations
@@ -45,18 +47,19 @@ from conveyor.stages.routing import BalancingFork, Pipe, ReplicatingFork
 
 _UNKNOWN = Target(-1)
 
-# What share of the memory all pipes of a pipeline may fill together.  An item is there more than once on its way: as a
-# pickle with the broker, on a channel, and as an object, which is larger than its pickle, with a worker; and the jobs
-# need memory for themselves.
-_SHARE = 1 / 8
-# With less than this in a pipe, chunks would be so small that their hops cost more than their work.
+# The share of the machine's memory that all pipes of a pipeline may fill together.  An item exists several times:
+# pickled in the broker and on a channel, and as a larger object in a worker.  The jobs need memory too.
+_MEMORY_SHARE = 1 / 8
+# In a smaller pipe, chunks would be so small that their hops cost more than their work.
 _LEAST_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class _Wire:
-    """What comes out of `port` of a node: `pipe` is the Pipe on it, if any; without one, what holds items is the node
-    in front, which has room for as much as the Pipe `behind`."""
+    """The output `port` of a node, and the Pipe on it.
+
+    Without a Pipe, the node itself holds the items, as many as the Pipe `behind` it.
+    """
 
     node: int
     port: int = 0
@@ -65,12 +68,12 @@ class _Wire:
 
     @property
     def room(self) -> Pipe:
-        """The Pipe that says how much it holds."""
+        """The Pipe that gives the bound."""
         return self.behind if self.pipe is None else self.pipe
 
 
 class _Survey:
-    """What has to be known of a whole layout before its first node is made."""
+    """Facts about a whole layout that its first node may depend on."""
 
     def __init__(self, layout: Layout, *, ordered: bool) -> None:
         self._layout = layout
@@ -92,8 +95,7 @@ class _Survey:
         forks = [index for index, operation in enumerate(layout.operations) if isinstance(operation, ForkOperation)]
         self.collapsed = {fork for fork in forks if self._collapses(fork)}
         self.without_node = self.collapsed | {fork for fork in forks if layout.is_auto(fork)}
-        # A fork in the branches of a tracked one is tracked too: else the groups of the outer one would be mixed up
-        # where the inner one is merged.
+        # A fork within a tracked fork is tracked too.  Else merging the inner one would mix up the groups of the outer.
         self.tracked: set[int] = set()
         for fork in forks:
             operation = layout.operations[fork]
@@ -108,7 +110,7 @@ class _Survey:
         return any(outer.fork in self.tracked for outer in enclosing)
 
     def _collapses(self, fork: int) -> bool:
-        """Whether each branch is one copy of one Processor and nothing else, and one Join takes them all."""
+        """Whether each branch is a copy of one Processor and nothing else, and one Join takes all branches."""
         element, lane_group = self._layout.fork(fork), self._lane_groups.get(fork)
         if not isinstance(element, BalancingFork) or element.n is None or lane_group is None:
             return False
@@ -117,7 +119,7 @@ class _Survey:
         for step in steps:
             if not isinstance(step, StepOperation) or not isinstance(first, StepOperation) or step.lane is None:
                 return False
-            # A Pipe in a branch says that it is to hold items of its own.
+            # A branch with a Pipe is to hold items of its own.
             if step.processor is not first.processor or step.lane.pipe is not None:
                 return False
         if isinstance(first, StepOperation) and first.processor.workers not in (None, 1):
@@ -126,10 +128,10 @@ class _Survey:
         return ends == [self._source_of[id(step)] for step in steps]
 
     def unit(self, fork: int) -> tuple[int, bool]:
-        """How many items at a time the BalancingFork deals out, and whether strictly in turn.
+        """Return how many items at a time a BalancingFork sends to a branch, and whether strictly in turn.
 
-        Where every branch begins with the same batch, whole batches are dealt out.  Any other batch in the branches
-        would have boundaries that depend on timing, were a stalled branch passed over.
+        Where every branch begins with the same `batch`, whole batches are sent.  Any other batch in the branches needs
+        strict turns: else its boundaries would depend on timing.
         """
         element = self._layout.fork(fork)
         steps: list[tuple[int, StepOperation]] = [
@@ -147,7 +149,7 @@ class _Survey:
         return unit or 1, strict
 
     def _fed_by(self, lane: Lane) -> int:
-        """The operation in front of `lane`, but for forks that leave no node."""
+        """Return the operation in front of `lane`, past forks that have no node."""
         operation = self._layout.operations[lane.source]
         if isinstance(operation, ForkOperation) and lane.source in self.without_node:
             return self._fed_by(operation.lane)
@@ -158,13 +160,13 @@ class _Compiler:
     def __init__(self, layout: Layout, *, cores: int, ordered: bool, pipe_bytes: int) -> None:
         self._layout = layout
         self._cores = cores
-        # How many bytes a Pipe holds that does not say.
+        # How many bytes a Pipe without `maxbytes` holds.
         self._pipe_bytes = pipe_bytes
         self._ordered = ordered
         self._survey = _Survey(layout, ordered=ordered)
         self._nodes: list[Node] = []
         self._names: set[str] = set()
-        # What comes out of each operation, by operation and port.
+        # The outputs of the operations, by operation and port.
         self._wires: dict[tuple[int, int], _Wire] = {}
         self._node_of_fork: dict[int, int] = {}
 
@@ -192,27 +194,27 @@ class _Compiler:
                 yield node.name
 
     def _bounds(self, pipe: Pipe) -> tuple[int, int]:
-        """How many items a Pipe holds, and how many bytes of them."""
+        """Return how many items and bytes a Pipe holds."""
         return pipe.bound, pipe.maxbytes or self._pipe_bytes
 
     def _all_bounds(self, wires: Sequence[_Wire]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The bounds of the pipes in front of a Join, in items and in bytes."""
+        """Return the bounds, in items and in bytes, of the pipes in front of a Join."""
         items, sizes = zip(*(self._bounds(wire.room) for wire in wires), strict=True)
         return items, sizes
 
     def _incoming(self, lane: Lane) -> _Wire:
-        """What comes down `lane`, through its Pipe."""
+        """Return the wire at the end of `lane`, with its Pipe."""
         wire = self._wires[lane.source, lane.port]
         return replace(wire, pipe=one_pipe(wire.pipe, lane.pipe))
 
     def _connect(self, wire: _Wire, node: Node, port: int = 0) -> None:
-        """Add `node`, unless it is the last one already, and lead `wire` to its `port`."""
+        """Add `node`, unless it was added already, and connect `wire` to its `port`."""
         if node.index == len(self._nodes):
             self._nodes.append(node)
         target = Target(node.index, port)
         source = self._nodes[wire.node]
         if isinstance(source, StepNode) and source.index == 0:
-            # No Pipe can stand in front of the first step: its own is as large as the one behind it.
+            # No Pipe can stand in front of the first step: its input holds as much as the Pipe behind it.
             items, size = self._bounds(wire.pipe or Pipe())
             source = replace(source, bound=items, bound_bytes=size)
         outputs = source.outputs
@@ -255,11 +257,11 @@ class _Compiler:
             self._nodes.append(node)
         else:
             self._connect(wire, node)
-        # Only the results can follow without a Pipe: of them, as many may wait as in front of the last step.
+        # Only the results can follow without a Pipe.  Their bound is that of the last step.
         self._wires[index, 0] = _Wire(node.index, behind=room)
 
     def _first_of(self, fork: int) -> int:
-        """The operation on the first branch of a collapsed fork."""
+        """Return the operation on the first branch of a collapsed fork."""
         return next(
             index
             for index, operation in enumerate(self._layout.operations)
@@ -267,7 +269,7 @@ class _Compiler:
         )
 
     def _workers(self, step: StepOperation, enclosing: tuple[EnclosingFork, ...]) -> tuple[int, int | None]:
-        """The number of workers at first, and the most that there may be."""
+        """Return the first number of workers, and the greatest."""
         for outer in reversed(enclosing):
             element = self._layout.fork(outer.fork)
             if isinstance(element, BalancingFork) and element.auto:
@@ -302,7 +304,7 @@ class _Compiler:
             self._wires[index, port] = _Wire(node, port, behind=wire.room)
 
     def _merged(self, part: Lane | LaneGroup) -> _Wire:
-        """What comes out of `part` when its lanes are merged, inner forks first."""
+        """Return the wire at the end of `part`, with its lanes merged, inner forks first."""
         if isinstance(part, Lane):
             return self._incoming(part)
         wires = [self._merged(inner) for inner in part.parts]
@@ -316,10 +318,7 @@ class _Compiler:
         return self._joined(node, part, wires)
 
     def _zip(self, lane_group: LaneGroup) -> _Wire:
-        """Return what comes out of a zip of a group of lanes.
-
-        Each lane leaves the forks inside the outermost one first.
-        """
+        """Return the wire at the end of a zip of lanes, each of which leaves its inner forks first."""
         depth = len(lane_group.above) + 1
         lanes = lane_group.lanes()
         wires = []
@@ -340,22 +339,18 @@ class _Compiler:
         return self._left(joined, lane_group.fork, lane_group.above) if lane_group.whole else joined
 
     def _left(self, wire: _Wire, fork: int, above: tuple[EnclosingFork, ...]) -> _Wire:
-        """`wire`, out of `fork` and into the forks `above`."""
+        """Return `wire` after the end of `fork`, within the forks `above`."""
         node = LeaveNode(len(self._nodes), self._node_of_fork[fork], self._survey.is_tracked(above), _UNKNOWN)
         self._connect(wire, node)
         return _Wire(node.index, behind=wire.room)
 
 
 def compiled(layout: Layout, *, cores: int, ordered: bool, memory: int | None = None) -> Plan:
-    """The Plan of a layout in which no branch is open.
-
-    `cores` is how many cores the steps may use together that leave their number of workers to the pipeline; `memory`
-    how many bytes the machine has, of which pipes without `maxbytes` get a share (None: nobody knows).
-    """
+    """Return the plan of a layout without open branches; `cores` and `memory` are as for `Description.plan`."""
     plan = _Compiler(layout, cores=cores, ordered=ordered, pipe_bytes=PIPE_BYTES).plan()
     if memory is None:
         return plan
-    pipe_bytes = max(_LEAST_BYTES, min(PIPE_BYTES, int(memory * _SHARE / plan.pipes)))
+    pipe_bytes = max(_LEAST_BYTES, min(PIPE_BYTES, int(memory * _MEMORY_SHARE / plan.pipes)))
     return _Compiler(layout, cores=cores, ordered=ordered, pipe_bytes=pipe_bytes).plan()
 
 

@@ -1,11 +1,11 @@
-"""Which element may stand where: the rules of building a pipeline, over its open branches.
+"""The rules of building a pipeline: which element may stand where on its open branches.
 
-Law: pure functions from a layout and the elements added to a new layout, or a RuleError that says value, rule and
-remedy.  Nothing here warns, and no layout ever changes.
+Law: pure functions from a layout and added elements to a new layout, or to a RuleError.  Nothing here warns, and no
+layout ever changes.
 
-A layout is a list of operations in topological order and the lanes (open branches) that are left, in order.  Each
-lane knows the forks it stands in, outermost first, so the lanes are the leaves of a tree, and lanes next to each
-other are neighbours in that tree.  A `BalancingFork()` opens one lane: how many copies it has is decided later.
+A layout is a list of operations in topological order, and the remaining lanes (open branches) in order.  Each lane
+knows the forks around it, outermost first, so the lanes are the leaves of a tree.  Adjacent lanes are neighbours in
+that tree.  A `BalancingFork()` opens one lane; the running pipeline decides how many copies of it work.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Lane:
 
 @dataclass(frozen=True, eq=False)
 class StepOperation:
-    """A Processor on a lane; the first has none in front of it."""
+    """A Processor on a lane; the first Processor has none."""
 
     processor: Processor[Any, Any]
     lane: Lane | None
@@ -60,10 +60,10 @@ class ForkOperation:
 
 @dataclass(frozen=True)
 class LaneGroup:
-    """Neighbouring lanes of one fork, each a lane or a group of all lanes of a fork further in, made one.
+    """Neighbouring parts of one fork that become one lane.  A part is a lane, or the group of a whole inner fork.
 
-    `branches` says for each part which of the fork's branches it carries; `whole`, that nothing of the fork is left
-    beside them, so that the result stands in the forks `above` alone.
+    `branches` lists the fork's branches of each part.  `whole`: the parts are all of the fork, so the result stands in
+    the forks `above` alone.
     """
 
     fork: int
@@ -74,13 +74,13 @@ class LaneGroup:
 
     @property
     def enclosing(self) -> tuple[EnclosingFork, ...]:
-        """The forks the result stands in."""
+        """The forks around the resulting lane."""
         if self.whole:
             return self.above
         return (*self.above, EnclosingFork(self.fork, tuple(branch for part in self.branches for branch in part)))
 
     def lane_groups(self) -> list[LaneGroup]:
-        """Return this group and all within, inner ones first."""
+        """Return this group and all groups within it, inner ones first."""
         inner = [lane_group for part in self.parts if isinstance(part, LaneGroup) for lane_group in part.lane_groups()]
         return [*inner, self]
 
@@ -102,10 +102,10 @@ Operation = StepOperation | ForkOperation | JoinOperation
 
 @dataclass(frozen=True)
 class LaneChange:
-    """What one `add` did to neighbouring lanes: `taken` of them became `given`.
+    """The effect of one `add` on neighbouring lanes: `taken` of them became `given`.
 
-    `element` is the position within the add of the element that did it, None where a Join passed a lane by; `piped`
-    says on which of the lanes taken a Pipe was put in.
+    `element` is the position of the element within the `add`; None where a Join passed a lane by.  `piped` lists the
+    taken lanes on which a Pipe was put in.
     """
 
     element: int | None
@@ -116,7 +116,7 @@ class LaneChange:
 
 @dataclass(frozen=True)
 class Addition:
-    """One `add`: its elements as the user gave them, and what they did to the lanes, from first to last."""
+    """One `add`: its elements as the user gave them, and the changes of the lanes, from first to last."""
 
     elements: tuple[Element, ...]
     changes: tuple[LaneChange, ...]
@@ -129,7 +129,7 @@ class Addition:
 
 @dataclass(frozen=True)
 class Layout:
-    """What was added so far."""
+    """The elements added so far, as operations and open lanes."""
 
     operations: tuple[Operation, ...] = ()
     lanes: tuple[Lane, ...] = ()
@@ -142,21 +142,20 @@ class Layout:
         return operation.element
 
     def is_auto(self, index: int) -> bool:
-        """Whether that fork's number of branches is decided while the pipeline runs."""
+        """Whether the running pipeline decides the number of branches of the fork."""
         element = self.fork(index)
         return isinstance(element, BalancingFork) and element.auto
 
     def branches(self, fork: int) -> list[tuple[int, ...]]:
-        """What is still open of the fork that is operation `fork`: which of its branches each part carries."""
+        """Return the open parts of the fork that is operation `fork`, each as the branches that it carries."""
         found = (outer.branches for lane in self.lanes for outer in lane.enclosing if outer.fork == fork)
         return list(dict.fromkeys(found))
 
 
 def extended(layout: Layout, elements: Sequence[object]) -> Layout:
-    """`layout` with `elements` added on its lanes by rules 1 to 6.
+    """Return `layout` with `elements` added on its lanes by rules 1 to 6.
 
-    The last addition of the result says on how many lanes a Pipe was put in.  Raises RuleError, and TypeError or
-    ValueError for a Processor that cannot run.
+    Raises RuleError, and TypeError or ValueError for a Processor that cannot run.
     """
     checked = tuple(_element(value) for value in elements)
     for element in checked:
@@ -177,7 +176,7 @@ def extended(layout: Layout, elements: Sequence[object]) -> Layout:
 
 
 def closed(layout: Layout) -> Layout:
-    """`layout` with the branches that are still open merged into one (rule 7); itself where none is."""
+    """Return `layout` with its open branches merged into one (rule 7)."""
     if not any(lane.enclosing for lane in layout.lanes):
         return layout
     builder = _Builder(layout)
@@ -191,7 +190,7 @@ def _open(lanes: int) -> str:
 
 
 def _element(value: object) -> Element:
-    """`value` as an element, or rule 1."""
+    """Return `value` as an element, or raise by rule 1."""
     if isinstance(value, KINDS):
         assert isinstance(value, Element)
         return value
@@ -201,14 +200,14 @@ def _element(value: object) -> Element:
         code = code_of(value)
         remedy = f"wrap it: Processor({'...' if code.startswith('<') else code})"
     elif isinstance(value, list | tuple):
-        remedy = "pass what is in it one by one, as in add(*elements), for parallel branches"
+        remedy = "pass its elements one by one, as in add(*elements), for parallel branches"
     else:
         remedy = f"add one of {', '.join(kind.__name__ for kind in KINDS)}"
     raise RuleError(f"{short(value)} is not an element of a pipeline: {remedy}", rule=1)
 
 
 def _started(elements: tuple[Element, ...]) -> Layout:
-    """The layout that begins with `elements`, by rules 2 and 5."""
+    """Return the layout that begins with `elements`, by rules 2 and 5."""
     for element in elements:
         if not isinstance(element, Processor):
             raise RuleError(f"a pipeline starts with a Processor, not with {element!r}: add a Processor first", rule=2)
@@ -228,20 +227,20 @@ def _kind(element: Element) -> type[Element]:
 
 
 def _one_kind(elements: tuple[Element, ...]) -> None:
-    """Rule 5: only Pipe mixes with another kind."""
+    """Raise by rule 5 unless the elements are of one kind; only Pipe mixes with another."""
     kinds = list(dict.fromkeys(_kind(element).__name__ for element in elements if not isinstance(element, Pipe)))
     if len(kinds) > 1:
         raise RuleError(
             f"one add() got {' and '.join(kinds)}: only Pipe mixes with another kind of element; "
-            "add one kind now, with Pipe() on the branches that wait, and the other kind next",
+            "add one kind now, with Pipe() on the other branches, and the other kind next",
             rule=5,
         )
 
 
 def _groups_by_width(layout: Layout, elements: tuple[Element, ...]) -> list[Sequence[Lane]] | None:
-    """The lanes in groups as wide as the Joins among `elements`; None where these are not as wide as all lanes.
+    """Return the lanes in groups as wide as the Joins among `elements`, with one lane for each Pipe.
 
-    A Pipe takes one lane.
+    Return None where the widths do not add up to all lanes.
     """
     widths = [element.n if isinstance(element, Join) else 1 for element in elements if isinstance(element, Join | Pipe)]
     if len(widths) != len(elements) or all(isinstance(element, Pipe) for element in elements) or None in widths:
@@ -256,12 +255,12 @@ def _groups_by_width(layout: Layout, elements: tuple[Element, ...]) -> list[Sequ
 
 
 def _groups(layout: Layout, elements: tuple[Element, ...]) -> list[Sequence[Lane]]:
-    """The lanes in as many groups of neighbours as there are elements, by rule 5."""
+    """Return the lanes in as many groups of neighbours as there are elements, by rule 5."""
     lanes, count = layout.lanes, len(elements)
     if count == 1:
         return [lanes]
     runs = _runs(lanes)
-    # Forks count only where the lanes of each stand together; else a group could not be made of neighbours.
+    # Groups of forks need the lanes of each fork to be neighbours.
     forks = len(runs) if len({fork for fork, _ in runs}) == len(runs) else 0
     if forks and forks % count == 0:
         size = forks // count
@@ -279,19 +278,19 @@ def _groups(layout: Layout, elements: tuple[Element, ...]) -> list[Sequence[Lane
         )
     if any(layout.is_auto(outer.fork) for lane in lanes for outer in lane.enclosing):
         remedy += (
-            "; BalancingFork() opens one branch, whose copies are all alike, and how many is decided while "
-            "the pipeline runs: for different branches give it a number, as in BalancingFork(2)"
+            "; BalancingFork() opens one branch, and all its copies are alike: for different branches give it a "
+            "number, as in BalancingFork(2)"
         )
     widths = [element.n for element in elements if isinstance(element, Join)]
     numbers = [width for width in widths if width is not None]
     if numbers and len(numbers) == len(widths):
         width = sum(numbers) + count - len(numbers)
-        remedy += f"; or Joins, each of its n, and Pipes, each of one, that take all {len(lanes)} (these take {width})"
+        remedy += f"; or Joins and Pipes that take all {len(lanes)} branches together (these take {width})"
     raise RuleError(f"add() got {count} elements for {_open(len(lanes))}: {remedy}", rule=5)
 
 
 def _runs(lanes: Iterable[Lane]) -> list[tuple[int | None, list[Lane]]]:
-    """Neighbouring lanes with the same innermost fork."""
+    """Return the lanes in runs of neighbours with the same innermost fork."""
     runs: list[tuple[int | None, list[Lane]]] = []
     for lane in lanes:
         fork = lane.enclosing[-1].fork if lane.enclosing else None
@@ -303,23 +302,23 @@ def _runs(lanes: Iterable[Lane]) -> list[tuple[int | None, list[Lane]]]:
 
 
 class _Builder:
-    """One `add` in the making: takes the lanes of a layout one group after the other, and puts out new ones."""
+    """Carries out one `add`: takes the lanes of a layout group by group, and makes new ones."""
 
     def __init__(self, layout: Layout, uneven: bool = False) -> None:
         self._layout = layout
-        # Whether Joins may cover uneven parts of a fork: together they take all branches.
+        # Joins that together take all branches may cover uneven parts of a fork.
         self._uneven = uneven
         self._operations = list(layout.operations)
         self._lanes: list[Lane] = []
         self._pieces: list[LaneChange] = []
 
     def built(self, elements: tuple[Element, ...]) -> Layout:
-        """The layout with what was placed."""
+        """Return the layout with the placed elements."""
         addition = Addition(elements, tuple(self._pieces))
         return Layout(tuple(self._operations), tuple(self._lanes), (*self._layout.additions, addition))
 
     def place(self, position: int, element: Element, group: Sequence[Lane]) -> None:
-        """Put the element at `position` of this add on the lanes of its group."""
+        """Put the element at `position` of this `add` on the lanes of its group."""
         if isinstance(element, Join):
             self._place_joins(position, element, group)
             return
@@ -328,7 +327,7 @@ class _Builder:
                 self._lanes.append(replace(lane, pipe=one_pipe(lane.pipe, element)))
                 self._pieces.append(LaneChange(position, 1, 1))
             elif isinstance(element, Processor):
-                # Rule 3: a fork or a join in front will do instead of a Pipe.
+                # Rule 3: a fork or a join in front replaces the Pipe.
                 missing = lane.pipe is None and isinstance(self._operations[lane.source], StepOperation)
                 source = self._operation(StepOperation(element, _with_pipe(lane) if missing else lane))
                 self._lanes.append(Lane(source, 0, lane.enclosing))
@@ -353,7 +352,7 @@ class _Builder:
             self._pieces.append(LaneChange(position, len(cluster), 1, missing))
 
     def join_lanes(self, join: Join[Any], lane_group: LaneGroup) -> None:
-        """Put out the lane that a group becomes."""
+        """Append the lane that a group becomes."""
         self._lanes.append(Lane(self._operation(JoinOperation(join, lane_group)), 0, lane_group.enclosing))
 
     def _operation(self, operation: Operation) -> int:
@@ -362,13 +361,15 @@ class _Builder:
 
 
 def _with_pipe(lane: Lane) -> Lane:
-    """`lane` with a Pipe at its end, which is put in where there is none."""
+    """Return `lane` with a Pipe at its end."""
     return replace(lane, pipe=lane.pipe or Pipe())
 
 
 def one_pipe(first: Pipe | None, second: Pipe | None) -> Pipe | None:
-    """The one Pipe that Pipe after Pipe is: for items and for bytes, what is said wins over the default, the larger
-    over the smaller."""
+    """Return the one Pipe that replaces a Pipe after a Pipe.
+
+    For items and for bytes, a given bound wins over the default, and the larger over the smaller.
+    """
     if first is None or second is None:
         return first or second
     items = [pipe.maxsize for pipe in (first, second) if pipe.maxsize is not None]
@@ -377,7 +378,7 @@ def one_pipe(first: Pipe | None, second: Pipe | None) -> Pipe | None:
 
 
 def _clusters(layout: Layout, join: Join[Any], group: Sequence[Lane]) -> list[tuple[list[Lane], bool]]:
-    """The lanes of `group` as `join` takes them together, by rule 6; False with those that `Join()` leaves alone."""
+    """Return the clusters of lanes that `join` takes together, by rule 6; False with those that it leaves alone."""
     if not any(lane.enclosing for lane in group):
         raise RuleError(f"{join!r}: no fork is open: add a ReplicatingFork or BalancingFork before it", rule=6)
     if join.n is not None:
@@ -387,8 +388,8 @@ def _clusters(layout: Layout, join: Join[Any], group: Sequence[Lane]) -> list[tu
                     _check_fork(layout, join, lane.enclosing[-1].fork)
             divisor = f", or a number that divides {len(group)}" if len(group) > 1 else ""
             raise RuleError(
-                f"{join!r} on {_open(len(group))}: {join.n} does not divide {len(group)}, and a Join "
-                f"covers whole forks or an even part of one; use Join() for what the innermost fork opened{divisor}",
+                f"{join!r} on {_open(len(group))}: {join.n} does not divide {len(group)}. A Join covers whole forks "
+                f"or an even part of one; use Join() for the branches of the innermost fork{divisor}",
                 rule=6,
             )
         return [(list(group[start : start + join.n]), True) for start in range(0, len(group), join.n)]
@@ -397,8 +398,8 @@ def _clusters(layout: Layout, join: Join[Any], group: Sequence[Lane]) -> list[tu
     clusters = [(run, fork is not None and fork not in outer) for fork, run in _runs(group)]
     if not any(joined for _, joined in clusters):
         raise RuleError(
-            f"{join!r} on {_open(len(group))}: other branches of the same fork have forks open within; "
-            "join those first, with Pipe() on the branches that wait",
+            f"{join!r} on {_open(len(group))}: other branches of the same fork have open forks within; "
+            "join those first, with Pipe() on the other branches",
             rule=6,
         )
     return clusters
@@ -407,9 +408,9 @@ def _clusters(layout: Layout, join: Join[Any], group: Sequence[Lane]) -> list[tu
 def _grouped(
     layout: Layout, join: Join[Any], cluster: Sequence[Lane], *, everything: bool = False, uneven: bool = False
 ) -> LaneGroup:
-    """The lanes of `cluster` made one, fork by fork from the innermost.
+    """Return the lanes of `cluster` as one group, made fork by fork from the innermost.
 
-    `everything` goes on until no fork is left; `uneven`: the part of a fork need not be an even one.
+    `everything`: go on until no fork is left.  `uneven`: the part of a fork need not be an even one.
     """
     items: list[Lane | LaneGroup] = list(cluster)
     while True:
@@ -425,7 +426,7 @@ def _grouped(
             fork = item.enclosing[-1].fork
             if fork not in deepest:
                 deepest[fork] = []
-                rest.append(item)  # Holds the place of the group.
+                rest.append(item)  # A placeholder for the group.
             deepest[fork].append(item)
         alone = len(rest) == 1
         for fork, parts in deepest.items():
@@ -444,7 +445,10 @@ def _grouped(
 def _group(
     layout: Layout, join: Join[Any], fork: int, parts: list[Lane | LaneGroup], *, alone: bool, uneven: bool
 ) -> LaneGroup:
-    """`parts` of one fork made one: all of it, or if they stand `alone` under the Join, an even part, or any."""
+    """Return `parts` of one fork as a group.
+
+    They are the whole fork, or an even part of it if they stand `alone` under the Join; with `uneven` any part.
+    """
     branches = tuple(part.enclosing[-1].branches for part in parts)
     present = layout.branches(fork)
     whole = len(branches) == len(present)
@@ -453,11 +457,11 @@ def _group(
         if not alone:
             raise RuleError(
                 f"{what} and branches of another fork: a Join covers whole forks or an even part of one; "
-                "use Join() for what each innermost fork opened, and join the results after it",
+                "use Join() for the branches of each innermost fork, and then join the results",
                 rule=6,
             )
         if not uneven and (len(present) % len(branches) or present.index(branches[0]) % len(branches)):
-            # One Join with a number stands on all branches that are open.
+            # A single Join(n) is copied onto all open branches, so n must divide their number.
             number = f"Join({len(present)}) or " if len(layout.lanes) % len(present) == 0 else ""
             raise RuleError(
                 f"{what}, which is not an even part: use {number}Join() for all of them, "
@@ -468,17 +472,17 @@ def _group(
 
 
 def _check_fork(layout: Layout, join: Join[Any], fork: int) -> None:
-    """Rule 6 for the kind of fork under `join`."""
+    """Raise by rule 6 if `join` does not fit the kind of fork."""
     element = layout.fork(fork)
     if join.how == "zip" and not isinstance(element, ReplicatingFork):
         raise RuleError(
-            f"{join!r} covers {element!r}, which sends each item to one branch only, so that there is "
-            "nothing to zip: use how='merge', or a ReplicatingFork",
+            f"{join!r} covers {element!r}, which sends each item to one branch only, so there is nothing to zip: "
+            "use how='merge', or a ReplicatingFork",
             rule=6,
         )
     if join.n is not None and layout.is_auto(fork):
         raise RuleError(
-            f"{join!r} covers {element!r}, of which the number of branches is decided while the pipeline "
-            "runs: close it with Join()",
+            f"{join!r} covers {element!r}, and only the running pipeline decides its number of branches: "
+            "close it with Join()",
             rule=6,
         )

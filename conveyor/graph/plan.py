@@ -1,8 +1,7 @@
-"""The validated graph: what an engine runs, and nothing about how.
+"""The plan: the validated graph that an engine runs.
 
-Law: frozen data only.  `graph/builder.py` makes a `Plan` out of the elements a user added; the inline engine
-walks it, the core of every other engine routes chunks along it.  Nodes stand in topological order, so a
-`Target` always points at a later node, and node 0 is the first Processor.
+Law: frozen data only, and nothing about how an engine runs it.  Nodes stand in topological order, so a `Target` always
+points at a later node.  Node 0 is the first Processor.
 """
 
 from __future__ import annotations
@@ -17,51 +16,51 @@ if TYPE_CHECKING:
 Self = TypeVar("Self")
 
 PIPE_BYTES = 16 * 1024 * 1024
-"""How many bytes of items a pipe holds at most where nothing else is said: more would hide no delay."""
+"""How many bytes of items a pipe without `maxbytes` holds at most.  A larger pipe would hide no further delay."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a node's output goes: `port` counts the inputs of the node at `node`."""
+    """The input that an output goes to: input `port` of node `node`."""
 
     node: int
     port: int = 0
 
 
 class Room(NamedTuple):
-    """What the pipe at an input holds: so many items, or about so many bytes of them, whichever comes first."""
+    """The bound of the pipe at an input, in items and in bytes, whichever comes first."""
 
     items: int
     bytes: int
 
 
 class _Node:
-    """What all nodes have: the same ports, whatever they do between them."""
+    """The ports that all nodes have in common."""
 
     @property
     def inputs(self: Any) -> tuple[Room, ...]:
-        """The room of each pipe in front, by its port; a node that holds nothing has none."""
+        """The room of the pipe at each input, by port; a node that holds no items has none."""
         return (Room(self.bound, self.bound_bytes),)
 
     @property
     def outputs(self: Any) -> tuple[Target, ...]:
-        """Where its outputs go, by the port that they leave at."""
+        """The target of each output, by port."""
         return self.to if isinstance(self.to, tuple) else (self.to,)
 
     @property
     def carries_groups(self: Any) -> bool | None:
-        """Whether what it gives is in groups; None: if what it gets is."""
+        """Whether its outputs are in groups; None: they are if its input is."""
         tracked: bool | None = getattr(self, "tracked", None)
         return tracked
 
     def leading_to(self: Self, targets: tuple[Target, ...]) -> Self:
-        """Return the node with other targets of its outputs."""
+        """Return the node with other targets."""
         node: Any = self
         return replace(node, to=targets if isinstance(node.to, tuple) else targets[0])  # type: ignore[no-any-return]
 
 
 class _JoinNode(_Node):
-    """A Join: it has an input for each part of the fork that it covers."""
+    """A Join, with an input for each part of the fork that it covers."""
 
     @property
     def inputs(self: Any) -> tuple[Room, ...]:
@@ -70,16 +69,19 @@ class _JoinNode(_Node):
 
 @dataclass(frozen=True)
 class StepNode(_Node):
-    """One Processor with the workers that run it.
+    """One Processor and its workers.
 
-    `workers` is how many there are at first, and at least; `most` how many there may be while it runs: the same
-    where the number is fixed, None where only the balancer's own bound holds.  `batch` is None where the job takes
-    one item at a time.  `bound` is the number of items that the pipe in front holds, and `bound_bytes` about how many
-    bytes of them, whichever comes first, here as in every other node; `shared` says that no Pipe of
-    its own stands there, so that what it holds counts against the bound of the fork or join in front.  `name` is
-    unique within the plan.  `restartable`: the job has no state that would be lost with a worker.  `gives_up`: the run
-    goes on without an item that failed for good; one fails so that took longer than `timeout` seconds `timeouts` times.
-    `max_items`: how many units a worker has before another takes its place.
+    Fields, where the name does not say all:
+        name: unique within the plan.
+        workers: the first and the least number of workers.
+        most: the greatest number of workers; None: the balancer's own bound.
+        batch: None where the job takes one item at a time.
+        bound, bound_bytes: the items, and about the bytes, that the pipe in front holds, as in every node.
+        shared: no Pipe stands in front; items here count against the bound of the fork or join in front.
+        restartable: the job has no state that would be lost with a worker.
+        gives_up: the run goes on without an item that failed for good.
+        timeout, timeouts: an item fails when it has taken longer than `timeout` seconds `timeouts` times.
+        max_items: how many calls a worker makes before it is replaced.
     """
 
     index: int
@@ -108,9 +110,9 @@ class StepNode(_Node):
 
 @dataclass(frozen=True)
 class ReplicateNode(_Node):
-    """A ReplicatingFork: every item goes to all of `to`.
+    """A ReplicatingFork: every item goes to all targets in `to`.
 
-    `tracked` says that its branches carry groups: which outputs belong to which item that entered the fork.
+    `tracked`: its branches carry groups, which tell the outputs of each item that entered the fork.
     """
 
     index: int
@@ -122,10 +124,10 @@ class ReplicateNode(_Node):
 
 @dataclass(frozen=True)
 class BalanceNode(_Node):
-    """A BalancingFork with branches of its own: every `unit` consecutive items go to one of `to`.
+    """A BalancingFork with branches of its own: `unit` consecutive items at a time go to one target in `to`.
 
-    `strict` is round-robin without passing over a stalled branch, for branches in which the boundaries of a
-    batch would else depend on timing.
+    `strict`: the branches take turns, even where one is full.  Else the boundaries of batches in the branches would
+    depend on timing.
     """
 
     index: int
@@ -141,8 +143,8 @@ class BalanceNode(_Node):
 class MergeNode(_JoinNode):
     """`Join(how="merge")` over branches of the fork at node `fork`, in the order of its items and branches.
 
-    Port p carries what came down the fork's branches `branches[p]` (several, where an earlier Join already
-    merged them) and its pipe holds `bounds[p]` items, or `bounds_bytes[p]` bytes of them.
+    Port p carries the fork's branches `branches[p]`; these are several where an earlier Join merged them.  Its pipe
+    holds `bounds[p]` items, or `bounds_bytes[p]` bytes of them.
     """
 
     index: int
@@ -156,9 +158,9 @@ class MergeNode(_JoinNode):
 
 @dataclass(frozen=True)
 class ZipNode(_JoinNode):
-    """`Join(how="zip")`: for each item that entered the fork at node `fork`, the ports' outputs side by side.
+    """`Join(how="zip")`: for each item that entered the fork at node `fork`, a tuple of the ports' outputs.
 
-    `last_branch` is the highest branch of that fork from which a port is fed.
+    `last_branch` is the highest branch of that fork that feeds a port.
     """
 
     index: int
@@ -175,8 +177,7 @@ class ZipNode(_JoinNode):
 
 @dataclass(frozen=True)
 class LeaveNode(_Node):
-    """The end of a fork: what passes stops being grouped by the items of the fork at node `fork`, and is
-    grouped by those of the fork around it again.  Holds nothing back."""
+    """The end of the fork at node `fork`: items are grouped by the enclosing fork again.  It holds no items."""
 
     index: int
     fork: int
@@ -190,7 +191,7 @@ class LeaveNode(_Node):
 
 @dataclass(frozen=True)
 class SinkNode(_Node):
-    """The results: at most `bound` items wait there for the consumer, or `bound_bytes` bytes of them."""
+    """The results: at most `bound` items, or about `bound_bytes` bytes, wait for the consumer."""
 
     index: int
     bound: int
@@ -206,10 +207,11 @@ Node = StepNode | ReplicateNode | BalanceNode | MergeNode | ZipNode | LeaveNode 
 
 @dataclass(frozen=True)
 class Plan:
-    """All nodes, in topological order; `cores` is what workers that follow the load may use together; a run ends where
-    more than `max_failures` items are given up (a float: than that share of those of one step; None: however many).  Of
-    these the last `keep_failures` are kept (None: all).  `unfused`: where fusing was asked for, what was left alone,
-    and why."""
+    """All nodes in topological order, and the settings of the pipeline that the core needs.
+
+    `cores` bounds the workers of all steps whose number follows the load.  `unfused` lists the steps that fusing left
+    alone.  The other settings are those of Pipeline.
+    """
 
     nodes: tuple[Node, ...]
     ordered: bool
@@ -219,7 +221,7 @@ class Plan:
     keep_failures: int | None = None
 
     def grouped(self) -> frozenset[int]:
-        """The indices of the nodes whose input carries groups: those inside a tracked fork."""
+        """Return the indices of the nodes whose input carries groups: the nodes inside a tracked fork."""
         grouped: set[int] = set()
         for node in self.nodes:
             carries = node.index in grouped if node.carries_groups is None else node.carries_groups
@@ -227,13 +229,13 @@ class Plan:
         return frozenset(grouped)
 
     def bytes_at(self, target: Target) -> int:
-        """How many bytes of items the pipe holds that what is sent to `target` comes to."""
+        """Return how many bytes the first pipe at or behind `target` holds."""
         node = self.nodes[target.node]
         return node.inputs[target.port].bytes if node.inputs else self.bytes_at(node.outputs[0])
 
     @property
     def pipes(self) -> int:
-        """How many buffers there are: one at each input, but for those of steps that share the one in front."""
+        """How many pipes there are: one at each input, without those of steps that share the pipe in front."""
         return sum(len(node.inputs) for node in self.nodes) - sum(step.shared for step in self.steps)
 
     @property
@@ -242,7 +244,7 @@ class Plan:
 
     @property
     def replicated(self) -> tuple[StepNode, ...]:
-        """The nodes whose Processor has several workers, or may have, those at all places where it stands together."""
+        """The steps whose Processor has, or may have, several workers, at all its places together."""
         steps = self.steps
         places: dict[int, int] = {}
         for step in steps:

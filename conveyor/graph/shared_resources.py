@@ -1,7 +1,6 @@
-"""Open files, connections and clients that several workers of a Processor would share.
+"""Finds open files, connections and clients that several workers of a Processor would share.
 
-Law: it warns and changes nothing; it looks at what a job plainly holds, and at nothing that is not open.  Nothing is
-imported to find out: what the program has not imported it cannot hold.
+Law: it warns and changes nothing.  It imports nothing: a job cannot hold an object of a class that was never imported.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from conveyor.stages.job_inspection import CALLABLES, parts_of
 from conveyor.stages.outputs import Fused
 from conveyor.stages.processor import Processor
 
-# How far it looks into what a job holds, how many parts of each object it looks at, and at how many objects in all.
+# Limits of the search: the depth, the parts of each object, and the objects in all.
 _DEPTH, _PARTS, _OBJECTS = 5, 100, 2000
 
-# What is no file, by the package and the name of the class: packages move their classes about within.
+# Classes that are no files, by package and name; packages move classes between their modules.
 _CLIENTS = frozenset(
     {
         ("aiohttp", "ClientSession"),
@@ -57,10 +56,10 @@ _CLIENTS = frozenset(
 
 
 def warn_of_shared(plan: Plan, script_only: bool = False, stacklevel: int = 1) -> None:
-    """Warn with SharedResourceWarning of each Processor whose several workers would share what its job has open.
+    """Warn with SharedResourceWarning of each Processor whose workers would share an open resource of its job.
 
-    `script_only`: they share only what the script has at module level.  `stacklevel` is that of `warnings.warn` called
-    instead of this.
+    `script_only`: workers share only objects at the module level of the script.  `stacklevel` counts as in a call of
+    `warnings.warn` in place of this function.
     """
     told: set[int] = set()
     for step in plan.replicated:
@@ -74,7 +73,7 @@ def warn_of_shared(plan: Plan, script_only: bool = False, stacklevel: int = 1) -
 
 
 def _jobs(name: str, processor: Processor[Any, Any]) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
-    """Yield for a Processor, or for each that is fused in it, its name and what it holds, with where that is."""
+    """Yield the name and the objects, with their places, of a Processor or of each one fused in it."""
     if isinstance(processor.job, Fused):
         for each, job in processor.job.named:
             yield each, [("its job", job)]
@@ -85,7 +84,7 @@ def _jobs(name: str, processor: Processor[Any, Any]) -> Iterator[tuple[str, list
 
 
 def _resource_in(roots: list[tuple[str, Any]], script_only: bool) -> tuple[str, str] | None:
-    """Return where an open resource is held that workers would share, and which it is."""
+    """Return the place and the name of an open resource that workers would share; None where there is none."""
     waiting = deque((where, value, 1, not script_only) for where, value in roots)
     known: dict[int, Any] = {}
     while waiting and len(known) < _OBJECTS:
@@ -101,7 +100,7 @@ def _resource_in(roots: list[tuple[str, Any]], script_only: bool) -> tuple[str, 
         if depth == _DEPTH or not _is_looked_into(value):
             continue
         is_of_main = type(value) is FunctionType and value.__globals__.get("__name__") == "__main__"
-        # Another thread may change a container meanwhile.
+        # RuntimeError: another thread has changed a container meanwhile.
         with contextlib.suppress(RuntimeError):
             for words, part in islice(parts_of(value), _PARTS):
                 waiting.append((words, part, depth + 1, shared or (is_of_main and words.startswith("the global"))))
@@ -109,9 +108,10 @@ def _resource_in(roots: list[tuple[str, Any]], script_only: bool) -> tuple[str, 
 
 
 def _is_looked_into(value: Any) -> bool:
-    """Whether it is looked at what an object holds: of what the standard library makes, only at jobs and containers.
+    """Whether the search goes into an object.
 
-    Its other objects, a logger or a queue say, know how to be shared.
+    Of the standard library these are callables and containers.  Its other objects, such as loggers and queues, may be
+    shared.
     """
     kind = type(value)
     if issubclass(kind, type | ModuleType):
@@ -122,7 +122,7 @@ def _is_looked_into(value: Any) -> bool:
 
 
 def _named(value: Any) -> str | None:
-    """Return in words which resource an object is, None where it is none."""
+    """Return the name of the resource that an object is; None where it is none."""
     for base in type(value).__mro__:
         package = base.__module__.partition(".")[0]
         if (package, base.__name__) in _CLIENTS:
@@ -142,13 +142,13 @@ def _is_open(resource: Any) -> bool:
         number = getattr(resource, "fileno", None)
         return number is None or number() >= 0
     except Exception:
-        # One in memory, which has no number, or one that is closed.
+        # A file in memory has no descriptor, and a closed file raises too.
         return False
 
 
 def _message(name: str, where: str, resource: str) -> str:
     return (
-        f"Processor {name!r}: its workers share {resource}, which its job holds ({where}). It was opened before they "
-        "were forked, so they have one position in it, or one connection: what one of them reads or writes moves it "
-        "for all. Open it where each worker has its own, in the `setup` of a Processor subclass or inside the job."
+        f"Processor {name!r}: its workers share {resource}, which its job holds ({where}). It was opened before the "
+        "workers were forked, so they share one position or connection. A worker that reads or writes moves it for "
+        "all. Open it in each worker: in the `setup` of a Processor subclass, or in the job."
     )

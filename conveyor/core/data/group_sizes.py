@@ -1,14 +1,13 @@
 """Groups: which outputs belong to which item, kept as counts.
 
-Law: pure values, no items.  Inside a fork every stream of items is divided into groups, one for each item that entered
-the fork, in its order; a join puts the groups of its branches back together.  A step turns a group of its inputs into
-the group of their outputs.  `GroupSizes` is a list of `(size, repeat)`: `repeat` groups of `size` items each, one after
-another.
+Law: pure values, no items.  Inside a fork, every stream of items is divided into groups: one for each item that entered
+the fork, in order.  A step turns a group of inputs into the group of their outputs.  A join puts the groups of its
+branches together.  `GroupSizes` is a list of `(size, repeat)`: `repeat` consecutive groups of `size` items each.
 
 A chunk carries items, and the sizes of the groups that it closes.  A group may begin in one chunk and be closed by a
 later one, as with a generator that yields for a long time.  The first size then counts only the items in the closing
-chunk.  Items behind the last closed group belong to a group that is still open.  When the stream has ended they belong
-to no group at all: these are trailing outputs, such as those of `finish`.
+chunk.  Items after the last closed group belong to a group that is still open.  When the stream has ended, they belong
+to no group: they are trailing outputs, such as those of `finish`.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def append_groups(group_sizes: GroupSizes, size: int, repeat: int) -> None:
 
 
 def group_sizes_of(sizes: Iterable[int]) -> GroupSizes:
-    """Return a plain sequence of sizes in the shortest form.
+    """Return the shortest `GroupSizes` for a sequence of sizes.
 
     >>> group_sizes_of([1, 1, 0, 2])
     [(1, 2), (0, 1), (2, 1)]
@@ -48,7 +47,7 @@ def group_sizes_of(sizes: Iterable[int]) -> GroupSizes:
 
 
 def with_one_less(group_sizes: GroupSizes, group: int) -> GroupSizes:
-    """Return the sizes with one item less in the group of that index.
+    """Return the sizes with one item less in the group of index `group`.
 
     >>> with_one_less([(1, 3), (2, 1)], 1)
     [(1, 1), (0, 1), (1, 1), (2, 1)]
@@ -63,7 +62,7 @@ def total(group_sizes: Iterable[tuple[int, int]]) -> int:
 
 
 class Groups:
-    """The groups of a queue of items: closed ones, then `open` items that no closed group claims yet."""
+    """The groups of a queue of items: closed groups, then `open` items of a group that is not closed."""
 
     __slots__ = ("_closed", "open")
 
@@ -88,7 +87,7 @@ class Groups:
 
     @property
     def items(self) -> int:
-        """How many items all groups and the open ones have; counted anew each time."""
+        """How many items there are in all, closed and open; counted anew each time."""
         return total(self._closed) + self.open
 
     @property
@@ -105,7 +104,7 @@ class Groups:
             self._closed[0] = (size, repeat - groups)
 
     def shrink(self, items: int) -> None:
-        """Take `items` items out of the first group, which stays; or out of the open items, where none is closed."""
+        """Take `items` items out of the first closed group, which stays, or else out of the open items."""
         if self._closed:
             size, _repeat = self._closed[0]
             self.drop(1)
@@ -119,10 +118,9 @@ class Groups:
 
 
 class Regroup:
-    """Composition of two levels: given groups of elements, and what came of each element, the groups of that.
+    """Composes groups of elements and the outputs of each element to groups of outputs.
 
-    A step composes the groups of its calls with the outputs of each call.  The exit of a fork composes the groups
-    around the fork with the outputs of each item that entered it.
+    In a step the elements are calls.  At the exit of a fork they are the items that entered it.
 
     >>> regroup = Regroup()
     >>> regroup.push([(2, 1), (0, 1), (1, 1)], 3)      # three elements in groups of 2, 0 and 1
@@ -140,10 +138,10 @@ class Regroup:
         self._groups.push(group_sizes, elements)
 
     def feed(self, group_sizes: GroupSizes, items: int) -> GroupSizes:
-        """Return the groups closed by the next elements; `group_sizes` are the numbers of outputs of these.
+        """Return the groups that the next elements close; `group_sizes` are the numbers of their outputs.
 
-        `items` counts all outputs.  Those beyond `group_sizes` belong to an element still under way, and so to a group
-        that is still open.  Empty `group_sizes` close the empty groups that are due.
+        `items` counts all outputs.  Outputs beyond `group_sizes` belong to an unfinished element, and so to an open
+        group.  Empty `group_sizes` close the empty groups that are due.
         """
         groups = self._groups
         closed: GroupSizes = []
@@ -152,7 +150,7 @@ class Regroup:
             while repeat:
                 first = groups.first
                 if first is None:
-                    # Elements of a group still open, or of none: their outputs stay behind the last closed one.
+                    # The elements belong to an open group or to none; their outputs follow the last closed group.
                     groups.open = max(0, groups.open - repeat)
                     collected += size * repeat
                     break

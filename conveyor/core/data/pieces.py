@@ -1,8 +1,8 @@
-"""Pieces of payload: cutting and gluing what the core must not look into.
+"""Pieces of payload, which the core cuts and joins without looking into them.
 
-Law: pure values.  A piece is `(source, start, stop)`: the items `start` to `stop` of a source.  A source is a
-blob (an opaque handle of the shell's, the pickled items of one hop) or a `Weave`, which says how to put the
-items of several lanes in order.  Only the process at the end of a hop turns pieces into items.
+Law: pure values.  A piece is `(source, start, stop)`: the items `start` to `stop` of a source.  A source is a blob or a
+`Weave`.  A blob is an opaque handle of the shell, and a `Weave` interleaves several lanes.  Only the process at the end
+of a hop turns pieces into items.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Weave(NamedTuple):
     """The items of several lanes, interleaved group by group.
 
     `lanes[i]` holds pieces, and `group_sizes[i]` the sizes of that lane's groups.  All lanes have the same number of
-    groups.  With `zipped` a group gives rows, the lanes' items side by side with None where a lane has
-    fewer; else it gives the first lane's items, then the second's, and so on.
+    groups.  With `zipped` a group gives rows: a tuple of an item of each lane, None where a lane has fewer.  Else it
+    gives the items of the first lane, then those of the second, and so on.
     """
 
     lanes: tuple[tuple[Piece, ...], ...]
@@ -89,7 +89,7 @@ class Pieces:
 
 
 def woven(lanes: list[list[object]], group_sizes: tuple[GroupSizes, ...], zipped: bool) -> list[object]:
-    """Return the items of a `Weave`, once those of its lanes are at hand.
+    """Return the items of a `Weave`, given the items of its lanes.
 
     >>> woven([[1, 2], ["a"]], ([(1, 2)], [(0, 1), (1, 1)]), zipped=False)
     [1, 2, 'a']
@@ -105,7 +105,7 @@ def woven(lanes: list[list[object]], group_sizes: tuple[GroupSizes, ...], zipped
             starts[lane] = stop = start + size * repeat
             parts.append(lanes[lane][start:stop])
         if repeat > 1:
-            # Groups that are all alike are put together with slices, however many they are.
+            # Slices handle any number of equal groups at once.
             rows += _zipped(sizes, parts, repeat) if zipped else _merged(sizes, parts, repeat)
         elif zipped:
             rows += zip_longest(*parts)
@@ -138,7 +138,7 @@ def _zipped(sizes: Sequence[int], parts: list[list[object]], repeat: int) -> Ite
 
 
 def _stretches(group_sizes: tuple[GroupSizes, ...]) -> Iterator[tuple[Sequence[int], int]]:
-    """Yield the sizes of the groups of all lanes, and how many times in a row they are the same."""
+    """Yield the group sizes of all lanes, and how many groups in a row have them."""
     if all(len(each) == 1 for each in group_sizes):
         yield [each[0][0] for each in group_sizes], group_sizes[0][0][1]
         return

@@ -1,8 +1,8 @@
 """Joins: several branches become one stream.
 
-Law: the order of what leaves does not depend on timing.  It goes by the item that entered the fork, then by branch,
-then as the branch gave it; trailing outputs come last, by branch.  A join moves as much as it can at once.
-It lets out the outputs of a group that is still open, so that no branch can fill up behind it.
+Law: the order of the outputs does not depend on timing.  They are ordered by the item that entered the fork, then by
+branch, then as the branch gave them.  Trailing outputs come last, by branch.  A join moves as many items as it can at
+once.  It passes on outputs of a group that is still open, so a full branch cannot stall the fork.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from conveyor.graph.plan import MergeNode, ZipNode
 
 
 class Join(Node):
-    """What all kinds of joins share: a lane for each branch, and the end."""
+    """The common part of all joins: a lane for each branch, and the end of the stream."""
 
     def __init__(self, node: MergeNode | ZipNode, context: NodeContext) -> None:
         super().__init__(node.index, context)
@@ -28,7 +28,7 @@ class Join(Node):
         self.ended = False
 
     def connect(self, output: Output) -> None:
-        """Take in where everything goes."""
+        """Set the output of the join."""
         self.output = output
         self.min_batch = output.node.min_batch
         self.sharing = output.node.shares_pipe()
@@ -73,7 +73,7 @@ class Join(Node):
 
     @abstractmethod
     def move(self) -> bool:
-        """Move something on; return whether anything could be moved."""
+        """Move some items on; return whether anything moved."""
 
     def clear(self) -> None:
         for lane in self.lanes:
@@ -87,7 +87,7 @@ class Join(Node):
 
 
 class FreeMerge(Join):
-    """Branches without order: what comes goes on at once."""
+    """Branches without order: each item goes on at once."""
 
     def move(self) -> bool:
         moved = False
@@ -118,7 +118,7 @@ class ReplicateMerge(Join):
         return True
 
     def _move_items(self) -> bool:
-        """Move what the lane that is next has of the present group."""
+        """Move the items of the present group that the next lane has."""
         lane = self.lanes[self._turn]
         first = lane.groups.first
         items = min(lane.items if first is None else first[0], self.output.free_capacity())
@@ -136,7 +136,7 @@ class ReplicateMerge(Join):
             self._turn = 0 if last_turn else self._turn + 1
             return True
         if first is None and lane.ended and not lane.items and not last_turn:
-            # Trailing outputs: this lane has given all of its own.
+            # This lane has given all its trailing outputs.
             self._turn += 1
             return True
         return moved
@@ -147,7 +147,7 @@ class ReplicateMerge(Join):
 
 
 class BalanceMerge(Join):
-    """Branches of a BalancingFork: each group is in one of them, as the fork tells."""
+    """Branches of a BalancingFork: each group is in one of them; the fork reports which."""
 
     def __init__(self, node: MergeNode, context: NodeContext) -> None:
         super().__init__(node, context)
@@ -157,12 +157,12 @@ class BalanceMerge(Join):
         self._turn = 0
 
     def route_ended(self) -> None:
-        """Take in that nothing more is routed: what comes beyond the groups known is trailing."""
+        """Record that the fork has ended: items beyond the known groups are trailing outputs."""
         self._route_ended = True
         self.wake()
 
     def routed(self, branch: int, groups: int) -> None:
-        """Take in that the next `groups` items went down `branch`."""
+        """Record that the next `groups` items went down `branch`."""
         port = self._ports.get(branch)
         if port is None:
             return
@@ -203,7 +203,7 @@ class BalanceMerge(Join):
         return True
 
     def _move_trailing(self) -> bool:
-        """With every group out, let out what `finish` gave, by branch."""
+        """Move trailing outputs, by branch, once every group has left."""
         if not self._route_ended or self._turn == len(self.lanes):
             return False
         lane = self.lanes[self._turn]
@@ -222,11 +222,10 @@ class BalanceMerge(Join):
 
 
 class Zip(Join):
-    """Branches of a ReplicatingFork, side by side: rows instead of items."""
+    """Branches of a ReplicatingFork, zipped: each row has an item of each branch."""
 
     def weigh(self, port: int, items: int, size: int) -> None:
         self.lanes[port].item_weight.weigh(items, size)
-        # A row has an item of each lane.
         self.output.weigh(1, round(sum(lane.item_weight.bytes for lane in self.lanes)))
 
     def move(self) -> bool:
@@ -241,8 +240,7 @@ class Zip(Join):
         return True
 
     def _move_rows(self) -> bool:
-        """Move rows of the present group that are complete although some lane has not closed the group yet,
-        or of the trailing outputs."""
+        """Move complete rows of the present group, which some lane has not closed, or of the trailing outputs."""
         known = []
         for lane in self.lanes:
             first = lane.groups.first
@@ -264,7 +262,7 @@ class Zip(Join):
 def closed_groups(lanes: list[Lane], capacity: int, *, zipped: bool) -> tuple[GroupSizes, list[GroupSizes], int]:
     """Remove the groups that all lanes have closed, as far as `capacity` allows.
 
-    Return the groups of the join's output, those removed from each lane, and the number of output items.
+    Return the groups of the join's output, the groups removed from each lane, and the number of output items.
     """
     group_sizes: GroupSizes = []
     lane_sizes: list[GroupSizes] = [[] for _ in lanes]
@@ -290,7 +288,7 @@ def closed_groups(lanes: list[Lane], capacity: int, *, zipped: bool) -> tuple[Gr
 
 
 def weave(lanes: list[Lane], lane_sizes: list[GroupSizes], items: int, *, zipped: bool) -> tuple[Piece, ...]:
-    """Take the items of the given groups out of the lanes, as pieces in the order of the join's output."""
+    """Take the items of the given groups out of the lanes; return them as pieces in output order."""
     pieces = tuple(
         lane.pieces.take(sum(size * repeat for size, repeat in group_sizes))
         for lane, group_sizes in zip(lanes, lane_sizes, strict=True)
