@@ -150,9 +150,10 @@ class _Survey:
 
     def _fed_by(self, lane: Lane) -> int:
         """Return the operation in front of `lane`, past forks that have no node."""
-        operation = self._layout.operations[lane.source]
-        if isinstance(operation, ForkOperation) and lane.source in self.without_node:
-            return self._fed_by(operation.lane)
+        while lane.source in self.without_node:
+            operation = self._layout.operations[lane.source]
+            assert isinstance(operation, ForkOperation)
+            lane = operation.lane
         return lane.source
 
 
@@ -165,7 +166,8 @@ class _Compiler:
         self._ordered = ordered
         self._survey = _Survey(layout, ordered=ordered)
         self._nodes: list[Node] = []
-        self._names: set[str] = set()
+        # How often each name was wanted, or given with a number behind it.
+        self._names: dict[str, int] = {}
         # The outputs of the operations, by operation and port.
         self._wires: dict[tuple[int, int], _Wire] = {}
         self._node_of_fork: dict[int, int] = {}
@@ -278,11 +280,14 @@ class _Compiler:
         return (1, None) if workers == "auto" else (workers or 1, workers or 1)
 
     def _name(self, wanted: str) -> str:
-        name, count = wanted, 1
-        while name in self._names:
-            count += 1
+        name, count = wanted, self._names.get(wanted, 0) + 1
+        if count > 1:
             name = f"{wanted}-{count}"
-        self._names.add(name)
+            while name in self._names:
+                count += 1
+                name = f"{wanted}-{count}"
+            self._names[name] = 1
+        self._names[wanted] = count
         return name
 
     def _fork(self, index: int, fork: ForkOperation) -> None:
@@ -307,7 +312,16 @@ class _Compiler:
         """Return the wire at the end of `part`, with its lanes merged, inner forks first."""
         if isinstance(part, Lane):
             return self._incoming(part)
-        wires = [self._merged(inner) for inner in part.parts]
+        merged: dict[int, _Wire] = {}
+        for lane_group in part.lane_groups():
+            wires = [
+                self._incoming(inner) if isinstance(inner, Lane) else merged[id(inner)] for inner in lane_group.parts
+            ]
+            merged[id(lane_group)] = self._merge(lane_group, wires)
+        return merged[id(part)]
+
+    def _merge(self, part: LaneGroup, wires: list[_Wire]) -> _Wire:
+        """Return the wire at the end of a group, whose parts end in `wires`."""
         if part.fork in self._survey.without_node:
             pipe = wires[0].pipe
             for wire in wires[1:]:

@@ -81,12 +81,25 @@ class LaneGroup:
 
     def lane_groups(self) -> list[LaneGroup]:
         """Return this group and all groups within it, inner ones first."""
-        inner = [lane_group for part in self.parts if isinstance(part, LaneGroup) for lane_group in part.lane_groups()]
-        return [*inner, self]
+        found: list[LaneGroup] = []
+        todo = [self]
+        while todo:
+            lane_group = todo.pop()
+            found.append(lane_group)
+            todo += [part for part in lane_group.parts if isinstance(part, LaneGroup)]
+        return found[::-1]
 
     def lanes(self) -> list[Lane]:
         """The lanes that end here, in order."""
-        return [lane for part in self.parts for lane in ([part] if isinstance(part, Lane) else part.lanes())]
+        found: list[Lane] = []
+        todo: list[Lane | LaneGroup] = [self]
+        while todo:
+            part = todo.pop()
+            if isinstance(part, Lane):
+                found.append(part)
+            else:
+                todo += part.parts[::-1]
+        return found
 
 
 @dataclass(frozen=True)

@@ -230,8 +230,9 @@ class Plan:
 
     def bytes_at(self, target: Target) -> int:
         """Return how many bytes the first pipe at or behind `target` holds."""
-        node = self.nodes[target.node]
-        return node.inputs[target.port].bytes if node.inputs else self.bytes_at(node.outputs[0])
+        while not self.nodes[target.node].inputs:
+            target = self.nodes[target.node].outputs[0]
+        return self.nodes[target.node].inputs[target.port].bytes
 
     @property
     def pipes(self) -> int:

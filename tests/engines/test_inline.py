@@ -12,6 +12,7 @@ from typing import Any
 
 from conveyor import (
     BalancingFork,
+    ImplicitJoinWarning,
     Join,
     Pipe,
     Pipeline,
@@ -48,6 +49,14 @@ def odd_only(item: int) -> int | None:
 
 def same(item: Any) -> Any:
     return item
+
+
+def add_one(item: int) -> int:
+    return item + 1
+
+
+def fail(item: Any) -> Any:
+    raise ValueError(item)
 
 
 def twice(item: str) -> Iterator[str]:
@@ -303,6 +312,53 @@ class Laziness(TestCase):
 
     def test_everything_is_in_this_process(self) -> None:
         assert inline(Processor(lambda item: os.getpid()), Processor(same)).run([1]) == [os.getpid()]
+
+
+class Depth(TestCase):
+    """A graph may be deeper than Python lets calls be nested."""
+
+    def nested(self, depth: int, join: Any) -> Pipeline[Any, Any]:
+        pipeline = inline(Processor(tag("a")))
+        for _ in range(depth):
+            pipeline.add(ReplicatingFork(1)).add(Pipe())
+        pipeline.add(Processor(twice))
+        for _ in range(depth if join else 0):
+            pipeline.add(Pipe()).add(join)
+        return pipeline
+
+    def test_a_long_chain(self) -> None:
+        pipeline = inline(*[Processor(add_one) for _ in range(1000)])
+        assert pipeline.run([1, 2]) == [1001, 1002]
+        with pipeline.stream(range(10)) as stream:
+            assert next(stream) == 1000
+        assert [step.items_in for step in pipeline.stats().steps] == [1] * 1000
+
+    def test_a_long_chain_of_everything(self) -> None:
+        elements = [Processor(twice), *[Count() if place % 3 else Processor(same) for place in range(999)]]
+        with self.assertRaisesRegex(ProcessorError, "Processor 'fail'"), inline(*elements, Processor(fail)) as pipeline:
+            pipeline.run(["a"])
+
+    def test_forks_within_forks(self) -> None:
+        assert self.nested(600, Join()).run(["x"]) == ["xa1", "xa2"]
+        with self.assertWarns(ImplicitJoinWarning):
+            assert self.nested(600, None).run(["x"]) == ["xa1", "xa2"]
+        row: Any = self.nested(500, Join(how="zip")).run(["x"])[1]
+        for _ in range(500):
+            (row,) = row
+        assert row == "xa2"
+
+    def test_what_is_open_is_closed_from_the_end(self) -> None:
+        closed: list[Any] = []
+
+        def opens(item: int) -> Iterator[int]:
+            try:
+                yield item + 1
+            finally:
+                closed.append(item)
+
+        with inline(*[Processor(opens) for _ in range(5)]).stream([0]) as stream:
+            assert next(stream) == 5
+        assert closed == [4, 3, 2, 1, 0]
 
 
 class States(TestCase):

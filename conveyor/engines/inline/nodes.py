@@ -2,13 +2,15 @@
 
 Law: an item goes the whole way before the next one is pulled.  A fork serves its branches in order, and the end of the
 stream runs through the graph in the same order.  What goes from one Processor to the next is copied, as it is between
-processes.
+processes.  A node says what goes where, and calls no other node: `Walk` does, so that a graph may be as deep as it
+likes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import islice, zip_longest
+from types import GeneratorType
 
 from conveyor._lean.typing import Any, Protocol
 from conveyor._system.clock import sleep, time
@@ -33,6 +35,8 @@ from conveyor.stages.outputs import outputs_of
 from conveyor.stages.processor import Processor, work_of
 
 NOTHING = object()
+# What is delivered at the end of the stream, in the place of an item.
+_END = object()
 
 
 class Failures(Protocol):
@@ -44,25 +48,79 @@ class Failures(Protocol):
 
 
 class _InlineNode(Protocol):
-    """One node at work: what comes of an item, or of the end, is yielded as it reaches the results."""
+    """One node at work: it yields what is to be delivered because of an item, or of the end."""
 
-    def accept(self, port: int, item: Any) -> Iterator[Any]: ...
+    def accept(self, port: int, item: Any) -> Iterator[Delivery]: ...
 
-    def end(self, port: int) -> Iterator[Any]: ...
+    def end(self, port: int) -> Iterator[Delivery]: ...
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is kept here, and no generator of a job is under way."""
 
 
 class Output:
     """One input of a node further down."""
 
+    __slots__ = ("_part", "_port", "is_sink")
+
     def __init__(self, part: _InlineNode, port: int) -> None:
         self._part = part
         self._port = port
+        self.is_sink = isinstance(part, _Sink)
 
-    def accept(self, item: Any) -> Iterator[Any]:
-        return self._part.accept(self._port, item)
+    def receive(self, item: Any) -> Iterator[Delivery]:
+        return self._part.end(self._port) if item is _END else self._part.accept(self._port, item)
 
-    def end(self) -> Iterator[Any]:
-        return self._part.end(self._port)
+
+# An item, or the end, and where it goes.
+Delivery = tuple[Output, Any]
+
+
+class Walk:
+    """The way of the items through the graph: what each node on it has still to deliver, the last node on top."""
+
+    def __init__(self, parts: list[_InlineNode], first: Output) -> None:
+        self._parts = parts
+        self._first = first
+        self._stack: list[Iterator[Delivery]] = []
+        self.ended = False
+
+    def results_of(self, item: Any) -> Iterator[Any]:
+        """Yield what comes of an item."""
+        stack = self._stack
+        try:
+            stack.append(self._first.receive(item))
+            while stack:
+                delivery = next(stack[-1], None)
+                if delivery is None:
+                    stack.pop()
+                    continue
+                output, item = delivery
+                if not output.is_sink:
+                    stack.append(output.receive(item))
+                elif item is not _END:
+                    yield item
+        finally:
+            # Generators of jobs are closed by that, the last one first.
+            while stack:
+                stack.pop()
+
+    def results_of_end(self) -> Iterator[Any]:
+        """Yield what comes of the end of the stream."""
+        self.ended = True
+        return self.results_of(_END)
+
+    def settle(self) -> bool:
+        """Whether nothing is under way that could give a result before the end of the stream; runs no job."""
+        if not all(part.idle for part in self._parts):
+            return False
+        while self._stack:
+            if next(self._stack[-1], None) is not None:
+                # The next branch of a fork, say.
+                return False
+            self._stack.pop()
+        return True
 
 
 class InlineStep:
@@ -88,17 +146,23 @@ class InlineStep:
         self._turn = 0
         self._started = 0
         self._batch: list[Any] = []
+        # Whether a generator that the job has returned is under way.
+        self._is_generating = False
 
-    def accept(self, port: int, item: Any) -> Iterator[Any]:
+    @property
+    def idle(self) -> bool:
+        return not self._batch and not self._is_generating
+
+    def accept(self, port: int, item: Any) -> Iterator[Delivery]:
         if self._node.batch is None:
-            yield from self._process(item, 1)
-            return
+            return self._process(item, 1)
         self._batch.append(item)
-        if len(self._batch) == self._node.batch:
-            batch, self._batch = self._batch, []
-            yield from self._process(batch, len(batch))
+        if len(self._batch) < self._node.batch:
+            return iter(())
+        batch, self._batch = self._batch, []
+        return self._process(batch, len(batch))
 
-    def end(self, port: int) -> Iterator[Any]:
+    def end(self, port: int) -> Iterator[Delivery]:
         if self._batch:
             batch, self._batch = self._batch, []
             yield from self._process(batch, len(batch))
@@ -106,12 +170,12 @@ class InlineStep:
             for job in self._jobs:
                 yield from self._finish(job)
         self._failures.judge(self._given_up, self._started, ended=True)
-        yield from self._output.end()
+        yield self._output, _END
 
-    def _finish(self, job: Processor[Any, Any]) -> Iterator[Any]:
+    def _finish(self, job: Processor[Any, Any]) -> Iterator[Delivery]:
         outputs = self._raising("finish", lambda: outputs_of(job.finish(), False))
         while (output := self._raising("finish", lambda: next(outputs, NOTHING))) is not NOTHING:
-            yield from self._pass_on(output, None, None)
+            yield self._output, self._copy(output, None, None)
 
     def _raising(self, phase: str, call: Callable[[], Any]) -> Any:
         try:
@@ -119,7 +183,7 @@ class InlineStep:
         except (Exception, SystemExit) as error:
             raise self._error(error, phase, None) from error
 
-    def _process(self, argument: Any, items: int) -> Iterator[Any]:
+    def _process(self, argument: Any, items: int) -> Iterator[Delivery]:
         number = self._started
         self._started += items
         self._roster.totals.items_in += items
@@ -134,7 +198,9 @@ class InlineStep:
             if output is NOTHING:
                 self._roster.calls_done(1, seconds)
                 return
-            yield from self._pass_on(output, argument, (job, number, items))
+            copy = self._copy(output, argument, (job, number, items))
+            if copy is not NOTHING:
+                yield self._output, copy
 
     def _attempts(self, job: Processor[Any, Any], argument: Any, number: int, items: int) -> Iterator[Any]:
         """Yield what the job gives for a argument, in as many attempts as it may have."""
@@ -145,12 +211,16 @@ class InlineStep:
             try:
                 # The job may change what it gets, and has to get the same with each attempt.
                 got = argument if policy.strict else copied(argument)
-                for output in islice(outputs_of(call(got), self._node.processor.keep_none), given, None):
+                returned = call(got)
+                self._is_generating = isinstance(returned, GeneratorType)
+                for output in islice(outputs_of(returned, self._node.processor.keep_none), given, None):
                     given += 1
                     yield output
                 return
             except (Exception, SystemExit) as error:
                 failed = error
+            finally:
+                self._is_generating = False
             try:
                 if policy.tries_again(failed, attempts):
                     sleep(policy.delay(attempts))
@@ -199,16 +269,14 @@ class InlineStep:
         self._failures.judge(self._given_up, self._started, ended=False)
         return replacement
 
-    def _pass_on(
-        self, output: Any, argument: Any, source: tuple[Processor[Any, Any], int, int] | None
-    ) -> Iterator[Any]:
-        """Pass on an output, as it is behind a hop.
+    def _copy(self, output: Any, argument: Any, source: tuple[Processor[Any, Any], int, int] | None) -> Any:
+        """Return an output as it is behind a hop, or what goes on in its place.
 
-        One that cannot be pickled is given up, or ends the run.
+        One that cannot be pickled is given up, or ends the run; NOTHING where nothing goes on.
         """
         self._roster.totals.items_out += 1
         try:
-            copy = copied(output)
+            return copied(output)
         except Exception as error:
             if source is None:
                 raise self._error(error, "pickle", None, output=output) from error
@@ -218,8 +286,8 @@ class InlineStep:
             copy = self._give_up(job, error, "pickle", argument, number, items, output=output)
             if copy is None:
                 self._roster.totals.items_out -= 1
-                return
-        yield from self._output.accept(copy)
+                return NOTHING
+            return copy
 
     def _error(
         self,
@@ -238,26 +306,32 @@ class InlineStep:
         return processor_error(self._node.name, failure, number, last, error)
 
 
-class _Replicate:
+class _Passing:
+    """A node that keeps nothing."""
+
+    idle = True
+
+
+class _Replicate(_Passing):
     """A ReplicatingFork: the branches have the item one after another."""
 
     def __init__(self, outputs: list[Output], zips: list[tuple[int, _Zip]]) -> None:
         self._outputs = outputs
         self._zips = zips
 
-    def accept(self, port: int, item: Any) -> Iterator[Any]:
+    def accept(self, port: int, item: Any) -> Iterator[Delivery]:
         for branch, output in enumerate(self._outputs):
-            yield from output.accept(copied(item))
+            yield output, copied(item)
             for last_branch, rows in self._zips:
                 if last_branch == branch:
                     yield from rows.close_group()
 
-    def end(self, port: int) -> Iterator[Any]:
+    def end(self, port: int) -> Iterator[Delivery]:
         for output in self._outputs:
-            yield from output.end()
+            yield output, _END
 
 
-class _Balance:
+class _Balance(_Passing):
     """A BalancingFork: the branches take turns."""
 
     def __init__(self, unit: int, outputs: list[Output]) -> None:
@@ -265,30 +339,30 @@ class _Balance:
         self._outputs = outputs
         self._given = 0
 
-    def accept(self, port: int, item: Any) -> Iterator[Any]:
+    def accept(self, port: int, item: Any) -> Iterator[Delivery]:
         branch = self._given // self._unit % len(self._outputs)
         self._given += 1
-        yield from self._outputs[branch].accept(item)
+        return iter(((self._outputs[branch], item),))
 
-    def end(self, port: int) -> Iterator[Any]:
+    def end(self, port: int) -> Iterator[Delivery]:
         for output in self._outputs:
-            yield from output.end()
+            yield output, _END
 
 
-class _Merge:
+class _Merge(_Passing):
     """A Join that merges, or the end of a fork: items come in the right order already."""
 
     def __init__(self, ports: int, output: Output) -> None:
         self._open = ports
         self._output = output
 
-    def accept(self, port: int, item: Any) -> Iterator[Any]:
-        return self._output.accept(item)
+    def accept(self, port: int, item: Any) -> Iterator[Delivery]:
+        return iter(((self._output, item),))
 
-    def end(self, port: int) -> Iterator[Any]:
+    def end(self, port: int) -> Iterator[Delivery]:
         self._open -= 1
         if not self._open:
-            yield from self._output.end()
+            yield self._output, _END
 
 
 class _Zip:
@@ -299,32 +373,36 @@ class _Zip:
         self._lanes: list[list[Any]] = [[] for _ in range(ports)]
         self._output = output
 
-    def accept(self, port: int, item: Any) -> Iterator[Any]:
+    @property
+    def idle(self) -> bool:
+        return not any(self._lanes)
+
+    def accept(self, port: int, item: Any) -> Iterator[Delivery]:
         self._lanes[port].append(item)
         return iter(())
 
-    def close_group(self) -> Iterator[Any]:
+    def close_group(self) -> Iterator[Delivery]:
         rows = list(zip_longest(*self._lanes))
         for lane in self._lanes:
             lane.clear()
         for row in rows:
-            yield from self._output.accept(row)
+            yield self._output, row
 
-    def end(self, port: int) -> Iterator[Any]:
+    def end(self, port: int) -> Iterator[Delivery]:
         self._open -= 1
         if not self._open:
             yield from self.close_group()
-            yield from self._output.end()
+            yield self._output, _END
 
 
-class _Sink:
-    """The results."""
+class _Sink(_Passing):
+    """The results: the walk ends here."""
 
-    def accept(self, port: int, item: Any) -> Iterator[Any]:
-        yield item
+    def accept(self, port: int, item: Any) -> Iterator[Delivery]:
+        raise AssertionError("a result goes no further")
 
-    def end(self, port: int) -> Iterator[Any]:
-        return iter(())
+    def end(self, port: int) -> Iterator[Delivery]:
+        raise AssertionError("the end goes no further")
 
 
 def build(
@@ -333,8 +411,8 @@ def build(
     rosters: dict[int, StepRoster],
     format_item: Callable[[Any], str],
     failures: Failures,
-) -> Output:
-    """Return where the items of a run go in; `jobs` and `rosters` are by the index of their step."""
+) -> Walk:
+    """Return the way of a run's items; `jobs` and `rosters` are by the index of their step."""
     parts: dict[int, Any] = {}
 
     def output(target: Target) -> Output:
@@ -367,4 +445,4 @@ def build(
 
     for node in reversed(plan.nodes):
         parts[node.index] = part(node)
-    return Output(parts[0], 0)
+    return Walk(list(parts.values()), Output(parts[0], 0))

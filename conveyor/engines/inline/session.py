@@ -19,7 +19,7 @@ from conveyor._system.clock import time
 from conveyor.core.leasing.blame import too_many
 from conveyor.core.tuning.roster import StepRoster
 from conveyor.engines.failures import failure_of, processor_error, too_many_failures, without_our_frames
-from conveyor.engines.inline.nodes import NOTHING, Output, build
+from conveyor.engines.inline.nodes import NOTHING, Walk, build
 from conveyor.engines.process.wire.codec import copied
 from conveyor.engines.process.wire.handles import guard_connections
 from conveyor.errors import FailedItem, ProcessorError, SourceError, StateError
@@ -135,7 +135,7 @@ class Session:
         """Start a run."""
         self.failures = deque(maxlen=self._plan.keep_failures)
         self._failed = 0
-        self._run = InlineRun(self, self._first(), items)
+        self._run = InlineRun(self, self._walk(), items)
         return self._run
 
     def finished(self, run: InlineRun) -> None:
@@ -143,7 +143,7 @@ class Session:
         if self._run is run:
             self._run = None
 
-    def _first(self) -> Output:
+    def _walk(self) -> Walk:
         return build(self._plan, self._jobs, self._rosters, self.format_item, self)
 
     def stats(self) -> Stats:
@@ -187,9 +187,9 @@ class Session:
 class InlineRun:
     """One stream of items."""
 
-    def __init__(self, session: Session, first: Output, items: Iterable[Any]) -> None:
+    def __init__(self, session: Session, walk: Walk, items: Iterable[Any]) -> None:
         self._session = session
-        self._results: Generator[Any, None, None] | None = _results_of(first, _copies(items, session.format_item))
+        self._results: Generator[Any, None, None] | None = _results_of(walk, _copies(items, session.format_item))
         # Whether nothing more will come, and whether it was given up.
         self.over = False
         self._left = False
@@ -228,12 +228,12 @@ class InlineRun:
         self._session.finished(self)
 
 
-def _results_of(first: Output, source: Generator[Any, None, None]) -> Generator[Any, None, None]:
+def _results_of(walk: Walk, source: Generator[Any, None, None]) -> Generator[Any, None, None]:
     """Yield what comes of the items."""
     with contextlib.closing(source):
         for item in source:
-            yield from first.accept(item)
-    yield from first.end()
+            yield from walk.results_of(item)
+    yield from walk.results_of_end()
 
 
 def _copies(items: Iterable[Any], format_item: Callable[[Any], str]) -> Generator[Any, None, None]:
