@@ -15,9 +15,9 @@ from collections.abc import Generator, Iterable
 
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.typing import TYPE_CHECKING, Any
-from conveyor._system.signals import interrupts_held
+from conveyor._system.signals import interrupts_held, interrupts_postponed
 from conveyor.engines.base import PipelineSettings, Run, Session, new_session
-from conveyor.errors import FailedItem, SourceWarning, StateError
+from conveyor.errors import ConveyorError, FailedItem, SourceWarning, StateError
 
 if TYPE_CHECKING:
     from conveyor.graph.builder import Description
@@ -181,15 +181,40 @@ class Running:
         self._session = session
         self._run = run
         self.chunks = run.chunks()
+        # Whether somebody has tried to end it in peace.
+        self._was_concluded = False
 
     def results(self) -> Generator[Any, None, None]:
         """Yield None at once, then each result; the run ends when the generator is closed or dropped."""
         try:
             yield None
             for chunk in self.chunks:
-                yield from chunk
+                self._run.rest = iter(chunk)
+                yield from self._run.rest
+        except GeneratorExit:
+            with interrupts_postponed():
+                self.conclude()
+            raise
         finally:
             self.end()
+            self._run.rest = iter(())
+
+    def conclude(self) -> None:
+        """Where the last result was taken, end the run, and a session of its own, in peace; `end` must follow.
+
+        Raises ProcessorError where a `finish` or a `teardown` raised.
+        """
+        operation, claim = self._operation, Claim()
+        if self._was_concluded or not operation.claim(claim):
+            return
+        self._was_concluded = True
+        try:
+            # Another thread may end everything meanwhile.
+            with contextlib.suppress(StateError):
+                if self._run.conclude() and operation.ephemeral:
+                    self._session.close()
+        finally:
+            operation.offer()
 
     def end(self) -> None:
         """End the run and give up the results that nobody has taken, unless another thread ends the run."""
@@ -265,6 +290,7 @@ class Lifecycle:
     def leave(self, *, abort: bool) -> None:
         """End the session and the operations of other threads; `abort`: do not wait for jobs."""
         closing = Operation(CLOSE)
+        failure: ConveyorError | None = None
         try:
             while (holder := self._turn.take(closing)) is not closing:
                 if not holder.here:
@@ -272,9 +298,13 @@ class Lifecycle:
                     self._turn.release(holder)
                     continue
                 holder.cancelled = True
-                if self._end_run(holder):
+                try:
+                    if self._end_run(holder, abort):
+                        continue
+                except ConveyorError as error:
+                    failure = error
                     continue
-                if holder.starting and holder.session is not None:
+                if (holder.starting or abort) and holder.session is not None:
                     holder.session.abort()
                 # The holder ends by itself if this thread is in the middle of it, or if it takes too long.
                 if not holder.wait(ENDING_SECONDS if holder.starting or holder.kind == ADD else None):
@@ -286,10 +316,13 @@ class Lifecycle:
                     session.abort()
                 else:
                     session.close()
+            if failure is not None:
+                raise failure
         finally:
+            failure = None
             self._turn.release(closing)
 
-    def _end_run(self, operation: Operation) -> bool:
+    def _end_run(self, operation: Operation, abort: bool) -> bool:
         """End a run whose results another call takes; return False where another thread ends it."""
         claim = Claim()
         try:
@@ -297,7 +330,7 @@ class Lifecycle:
                 return False
             # An operation is offered only after both were set.
             assert operation.run is not None and operation.session is not None
-            if not operation.run.over:
+            if not operation.run.over and (abort or not operation.run.conclude()):
                 operation.session.abort()
             elif operation.ephemeral:
                 operation.session.close()

@@ -47,16 +47,23 @@ class Stream(Iterator[Out]):
     def close(self) -> None:
         """End the run and give up the results that nobody has taken.
 
-        If the pipeline was not open before, its workers end too.  Any thread may call this.  A thread that waits for
-        the next result gets StateError.
+        If the pipeline was not open before, its workers end too.  After the last result there is nothing to give up:
+        then the jobs' `finish`, whose outputs are dropped, and `teardown` get the time that they need.
+
+        Any thread may call this.  A thread that waits for the next result gets StateError.  Raises ProcessorError where
+        `finish` or `teardown` raises.
         """
-        with interrupts_held():
-            try:
-                self._results.close()
-            except ValueError as error:
-                if not _is_busy(error):
-                    raise
-                self._running.end()
+        try:
+            # The jobs may take long, so a Ctrl-C is not kept back meanwhile.
+            self._running.conclude()
+        finally:
+            with interrupts_held():
+                try:
+                    self._results.close()
+                except ValueError as error:
+                    if not _is_busy(error):
+                        raise
+                    self._running.end()
 
     def __enter__(self) -> Stream[Out]:
         return self

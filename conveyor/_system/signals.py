@@ -24,10 +24,7 @@ def interrupts_held(finalizing: bool = False) -> Iterator[None]:
     `finalizing`: the block may run while an object is being dropped, where Python swallows exceptions: it acts a moment
     later then.  Handlers other than Python's own are left alone, as they may do anything.
     """
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
+    if not _may_act_later():
         yield
         return
     seen: list[FrameType | None] = []
@@ -40,6 +37,28 @@ def interrupts_held(finalizing: bool = False) -> Iterator[None]:
             threading.Thread(target=_interrupt_soon, name="conveyor-interrupt", daemon=True).start()
         elif seen:
             raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def interrupts_postponed() -> Iterator[None]:
+    """Have a Ctrl-C that ends the block act a moment later.
+
+    Where an object is being dropped, Python would only print it.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not _may_act_later():
+            raise
+        threading.Thread(target=_interrupt_soon, name="conveyor-interrupt", daemon=True).start()
+
+
+def _may_act_later() -> bool:
+    """Whether this is the thread that gets a Ctrl-C, and Python's own handler acts on it."""
+    return (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
 
 
 def _interrupt_soon() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from conveyor._lean.dataclasses import NamedTuple
 from conveyor.core.commands import Command, Fail, Finish, GaveUp, Loss, Pull, SetFlushInterval, StartWorker
 from conveyor.core.events import (
     BrokerLoad,
@@ -45,16 +46,28 @@ from conveyor.stats import Stats
 BETWEEN_RUNS = frozenset({WorkerReady, WorkerLost, RunStarted})
 
 
+class Conclusion(NamedTuple):
+    """Whether a run is over for a consumer that stops, as nothing is left but calls of `finish`.
+
+    `drops`: the consumer has had none of what these give, and whatever they still give is dropped.
+    """
+
+    over: bool
+    drops: bool
+
+
 class SourceCredit:
     """How many items the source may give, and how many it has given."""
 
-    __slots__ = ("_step", "ended", "given", "pulled")
+    __slots__ = ("_step", "ended", "given", "pulled", "watched")
 
     def __init__(self, step: Step, pulled: int) -> None:
         self._step = step
         self.pulled = pulled
         self.given = 0
         self.ended = False
+        # Whether it has ended, and it is to be noted when nothing is under way any more but calls of `finish`.
+        self.watched = False
 
     def more(self) -> int:
         """Allow as many items more as there is room for, in amounts worth a message; return how many."""
@@ -172,6 +185,8 @@ class Machine:
             self.now = now
             self._take_in(event)
             self._run_agenda()
+            if self.source.watched:
+                self._look_whether_settled()
         commands, self._commands = self._commands, []
         return commands
 
@@ -202,6 +217,7 @@ class Machine:
             case SourceEnded():
                 if not self._cancelled:
                     self.source.ended = True
+                    self.source.watched = any(step.step_roster.node.finishes for step in self.steps)
                     self.first.end(0)
             case Raised():
                 step = self.step_of(event.worker)
@@ -233,6 +249,12 @@ class Machine:
                 raise TypeError(f"the core knows no event {event!r}: add its case to Machine._take_in")
         if self._cancelled and not any(step.outstanding for step in self.steps):
             self.command(Finish())
+
+    def _look_whether_settled(self) -> None:
+        """Note how many results there were when nothing was under way any more but calls of `finish`."""
+        if self._cancelled or all(node.is_idle() for node in self.nodes):
+            self.sink.settled_at = None if self._cancelled else self.sink.emitted
+            self.source.watched = False
 
     @property
     def under_way(self) -> int:
@@ -393,6 +415,20 @@ class Machine:
         steps = tuple(step.stats(at) for step in self.steps)
         seconds, decisions = at - self.roster.opened_at, tuple(self.roster.decisions)
         return Stats(seconds, self._plan.cores, steps, decisions, unfused=self._plan.unfused)
+
+    def conclusion(self, taken: int) -> Conclusion | None:
+        """Return whether the run is over for a consumer that stops after `taken` results; changes nothing.
+
+        None: that is known when the source gives another item, or ends.
+        """
+        emitted, settled_at = self.sink.emitted, self.sink.settled_at
+        if settled_at is None and self._over:
+            settled_at = emitted
+        if settled_at is not None:
+            return Conclusion(taken in (settled_at, emitted), taken == settled_at)
+        if self.source.ended or self._cancelled or taken != emitted or not all(node.is_idle() for node in self.nodes):
+            return Conclusion(False, False)
+        return None
 
     # What tests ask for
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from importlib import import_module
 
 from conveyor._lean.dataclasses import dataclass
@@ -82,12 +82,22 @@ class Session(Protocol):
 class Run(Protocol):
     """One stream of items through a session."""
 
+    # Of the results that were yielded last, those that the consumer has not taken yet.
+    rest: Iterator[Any]
+
     @property
     def over(self) -> bool:
         """Whether nothing more will come."""
 
     def chunks(self) -> Generator[list[Any], None, None]:
         """Yield the results in lists, as they come; closing the iterator gives the run up."""
+
+    def conclude(self) -> bool:
+        """Where a consumer stops that has taken the last result, end the run in peace; return whether that is so.
+
+        Nothing is under way any more then but calls of `finish`.  They get the time that they need, and what they still
+        give is dropped.  Raises what they raise.
+        """
 
     def cancel(self) -> None:
         """Give the run up; does nothing where it is over."""

@@ -174,3 +174,69 @@ class Sink(TestCase):
         # The results hold one, and one is in the hands of the second worker: both steps stand still.
         assert core.machine.sink.waiting == 2
         assert core.consume(0.5, 1) == [Grant(1, 0, 1)]
+
+
+class Finishes(Processor[Any, Any]):
+    """Has something to do at the end."""
+
+    def process(self, item: Any) -> Any:
+        return item
+
+    def finish(self) -> Any:
+        return "end"
+
+
+class Stops(TestCase):
+    """Whether the run is over for a consumer that takes no more."""
+
+    def test_not_while_an_item_is_under_way(self) -> None:
+        core = Driven(Finishes(), Pipe(8))
+        core.feed(0.0, "A", 2)
+        core.end(0.1)
+        assert core.machine.conclusion(0) == (False, False)
+        core.reply(0.2, 0, 0, 1, ("a", 1))
+        assert core.machine.conclusion(1) == (False, False)
+
+    def test_with_nothing_left_but_finish(self) -> None:
+        core = Driven(Finishes(), Pipe(8))
+        core.feed(0.0, "A", 1)
+        core.end(0.1)
+        core.reply(0.2, 0, 0, 1, ("a", 1))
+        assert core.machine.conclusion(1) == (True, True)
+        assert core.machine.conclusion(0) == (False, False), "one result was not taken"
+        core.reply(0.3, 0, 1, 0, ("end", 1), final=False)
+        assert core.machine.conclusion(1) == (True, True), "however fast it is"
+        assert core.machine.conclusion(2) == (True, False), "it may give more, which is not dropped then"
+        core.reply(0.4, 0, 1, 0)
+        assert core.machine.over
+        assert core.machine.conclusion(1) == (True, True)
+
+    def test_not_before_the_source_says_that_it_has_ended(self) -> None:
+        core = Driven(Finishes(), Pipe(8))
+        assert core.machine.conclusion(0) is None
+        core.feed(0.0, "A", 1)
+        assert core.machine.conclusion(0) == (False, False)
+        core.reply(0.1, 0, 0, 1, ("a", 1))
+        assert (core.machine.conclusion(0), core.machine.conclusion(1)) == ((False, False), None)
+        core.end(0.2)
+        assert core.machine.conclusion(1) == (True, True)
+
+    def test_without_finish_the_end_is_the_end(self) -> None:
+        core = Driven(Processor(job), Pipe(8))
+        core.feed(0.0, "A", 1)
+        core.end(0.1)
+        core.reply(0.2, 0, 0, 1, ("a", 1))
+        assert (core.machine.conclusion(1), core.machine.conclusion(0)) == ((True, True), (False, False))
+
+    def test_a_batch_that_waits_for_more_is_under_way(self) -> None:
+        core = Driven(Finishes(), Pipe(8), Processor(job, batch=3))
+        core.feed(0.0, "A", 1)
+        core.end(0.1)
+        core.reply(0.2, 0, 0, 1, ("a", 1))
+        assert core.machine.conclusion(0) == (False, False)
+
+    def test_a_run_that_was_given_up_is_not_over(self) -> None:
+        core = Driven(Finishes(), Pipe(8))
+        core.feed(0.0, "A", 2)
+        core.cancel(0.1)
+        assert core.machine.conclusion(0) == (False, False)

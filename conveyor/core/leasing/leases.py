@@ -196,6 +196,10 @@ class LeaseBook:
         """The workers that are up and are to stay."""
         return [worker for worker in self.workers if not worker.leaving]
 
+    def is_finishing(self) -> bool:
+        """Whether no lease is out but those of calls of `finish`."""
+        return all(lease.finish for lease in self.leases.values())
+
     def add_outstanding(self, worker: Worker, items: int) -> None:
         """Count items that a worker is handed or, where `items` is negative, has no more."""
         batch_size, before = self.batch_size, worker.outstanding

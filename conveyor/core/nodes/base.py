@@ -94,6 +94,10 @@ class Node(ABC):
         """Take in that `items` items on their way to `port` came in `size` bytes."""
         self.item_weight.weigh(items, size)
 
+    def is_idle(self) -> bool:
+        """Whether nothing is under way here but calls of `finish`."""
+        return True
+
     def request_flush(self) -> None:
         """Take in that somebody waits for capacity here; only a sink has to be told, as others report it at once."""
 

@@ -97,6 +97,9 @@ class Fork(Node):
         for output in self.outputs:
             output.weigh(items, size)
 
+    def is_idle(self) -> bool:
+        return not self.queue.items
+
     @abstractmethod
     def branches_held(self) -> int:
         """How many items in the branches count against the pipe in front."""

@@ -35,6 +35,9 @@ class Join(Node):
         for lane in self.lanes:
             lane.bound = max(lane.bound, self.min_batch)
 
+    def is_idle(self) -> bool:
+        return not any(lane.items for lane in self.lanes)
+
     def free_capacity(self, port: int, weighed: bool = True) -> int:
         lane = self.lanes[port]
         most = max(self.min_batch, lane.item_weight.limit(lane.bound) if weighed else lane.bound)

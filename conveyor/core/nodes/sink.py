@@ -25,6 +25,10 @@ class Sink(Node):
         super().__init__(node.index, context, node.bound_bytes)
         self.bound = node.bound
         self.waiting = 0
+        # How many results were handed out; and how many when the source had ended and nothing was under way any more
+        # but calls of `finish`, or None.  What comes later is what those give.
+        self.emitted = 0
+        self.settled_at: int | None = None
         # Whether the consumer was asked to report at once, and has not reported since.
         self.flush_requested = False
         self.ended = False
@@ -38,6 +42,7 @@ class Sink(Node):
     def push(self, port: int, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
         if items:
             self.waiting += items
+            self.emitted += items
             self.context.command(Emit(pieces, items, self._report_within_seconds()))
 
     def _report_within_seconds(self) -> float:

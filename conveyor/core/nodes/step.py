@@ -63,6 +63,9 @@ class Step(Node):
     def outstanding(self) -> int:
         return len(self.book.leases)
 
+    def is_idle(self) -> bool:
+        return not self.intake.queue.items and not self.recovery.requeued and self.book.is_finishing()
+
     def free_capacity(self, port: int, weighed: bool = True) -> int:
         most = self.item_weight.limit(self.bound) if weighed else self.bound
         return max(self.batch_size, most) - self.held

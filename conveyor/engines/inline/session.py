@@ -10,12 +10,14 @@ import contextlib
 import copy
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
+from operator import length_hint
 
 from conveyor._lean.short_repr import Redact, shown_by
 from conveyor._lean.typing import Any
 from conveyor._system.clock import time
+from conveyor._system.signals import interrupts_postponed
 from conveyor.core.leasing.blame import too_many
 from conveyor.core.tuning.roster import StepRoster
 from conveyor.engines.failures import failure_of, processor_error, too_many_failures, without_our_frames
@@ -92,6 +94,21 @@ class Session:
         if self._unwanted:
             raise StateError(CLOSED)
         return result
+
+    def at_last(self, call: Callable[[], bool]) -> bool:
+        """Return what a call gives that runs jobs; False where a thread is at a job, or the pipeline was closed."""
+        if not self._work.acquire(blocking=False):
+            return False
+        try:
+            if self._at_work or self._unwanted:
+                return False
+            self._at_work = True
+            try:
+                return call()
+            finally:
+                self._at_work = False
+        finally:
+            self._work.release()
 
     def between_jobs(self, call: Callable[[], None]) -> None:
         """Wait, within a bound, until no thread is at a job, and call something then; else leave it to that thread."""
@@ -189,7 +206,10 @@ class InlineRun:
 
     def __init__(self, session: Session, walk: Walk, items: Iterable[Any]) -> None:
         self._session = session
-        self._results: Generator[Any, None, None] | None = _results_of(walk, _copies(items, session.format_item))
+        self._walk = walk
+        self._input: _Input | None = _Input(items, session.format_item)
+        self._results: Generator[Any, None, None] | None = _results_of(walk, self._input.copies())
+        self.rest: Iterator[Any] = iter(())
         # Whether nothing more will come, and whether it was given up.
         self.over = False
         self._left = False
@@ -202,24 +222,61 @@ class InlineRun:
                     raise StateError(LEFT)
                 yield [result]
         except GeneratorExit:
+            with interrupts_postponed():
+                self.conclude()
             raise
         except BaseException:
             if not self._left:
                 self._session.abort()
             raise
         finally:
-            self.over = True
-            self.let_go()
-            self._session.finished(self)
+            self._end()
 
     def _next(self) -> Any:
         return NOTHING if self._results is None else next(self._results, NOTHING)
 
+    def _end(self) -> None:
+        self.over = True
+        self.let_go()
+        self._session.finished(self)
+
     def let_go(self) -> None:
         """Refer to nothing of the input any more, and close a generator that gave it."""
-        results, self._results = self._results, None
+        results, self._results, self._input = self._results, None, None
         if results is not None:
             results.close()
+
+    def conclude(self) -> bool:
+        """Where a consumer stops that has taken the last result, call `finish`; return whether that is so.
+
+        An input whose length nobody knows has not ended before it says so, and it is not asked: it may take its time.
+        """
+        if self.over or self._left or length_hint(self.rest):
+            return self.over
+        try:
+            over = self._session.at_last(self._conclude)
+        except BaseException:
+            self._session.abort()
+            self._end()
+            raise
+        if over:
+            self._end()
+        return over
+
+    def _conclude(self) -> bool:
+        if self._results is None or self._input is None:
+            return False
+        if self._walk.ended:
+            # The consumer has had outputs of `finish`, and the run is not over where there are more.
+            return self._next() is NOTHING
+        try:
+            settled = self._walk.settle() and self._input.has_ended()
+        except Exception:
+            # What goes wrong at items that the consumer does not want is no error.
+            return False
+        while settled and self._next() is not NOTHING:
+            pass
+        return settled
 
     def cancel(self) -> None:
         """Give the run up; whoever waits for its results gets StateError."""
@@ -236,32 +293,49 @@ def _results_of(walk: Walk, source: Generator[Any, None, None]) -> Generator[Any
     yield from walk.results_of_end()
 
 
-def _copies(items: Iterable[Any], format_item: Callable[[Any], str]) -> Generator[Any, None, None]:
-    """Yield the caller's items as they are behind a hop; closes a generator that gives them."""
-    number, iterator, item = 0, None, None
-    try:
-        iterator = iter(items)
-        del items
-        while True:
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            try:
-                item = copied(item)
-            except Exception as error:
-                raise SourceError.unpicklable(number, format_item(item), _bare(error)) from error
-            yield item
-            number += 1
-    except SourceError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise SourceError.raised(number, _bare(error)) from error
-    finally:
-        item = None
-        if isinstance(iterator, Generator):
-            iterator.close()
-        iterator = None
+class _Input:
+    """The caller's items; nothing here refers to them once they were pulled."""
+
+    def __init__(self, items: Iterable[Any], format_item: Callable[[Any], str]) -> None:
+        self._items: Iterable[Any] | None = items
+        self._iterator: Iterator[Any] | None = None
+        self._format_item = format_item
+
+    def copies(self) -> Generator[Any, None, None]:
+        """Yield the items as they are behind a hop; closes a generator that gives them."""
+        number, item = 0, None
+        try:
+            items, self._items = self._items, None
+            assert items is not None
+            self._iterator = iter(items)
+            del items
+            while True:
+                try:
+                    item = next(self._iterator)
+                except StopIteration:
+                    return
+                try:
+                    item = copied(item)
+                except Exception as error:
+                    raise SourceError.unpicklable(number, self._format_item(item), _bare(error)) from error
+                yield item
+                number += 1
+        except SourceError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise SourceError.raised(number, _bare(error)) from error
+        finally:
+            item = None
+            if isinstance(self._iterator, Generator):
+                self._iterator.close()
+            self._iterator = None
+
+    def has_ended(self) -> bool:
+        """Whether nothing is left, as far as that is known without waiting for the caller's own code."""
+        left = self._iterator if self._items is None else self._items
+        if left is None or length_hint(left, 1):
+            return left is None
+        return self._iterator is None or next(self._iterator, NOTHING) is NOTHING
 
 
 def _bare(error: BaseException) -> BaseException:

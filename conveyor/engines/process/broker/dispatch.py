@@ -42,6 +42,8 @@ class Dispatch:
         self._cancelled = False
         # A run that the caller cancelled before its start arrived: those are two channels.
         self._cancelled_early = 0
+        # What a consumer that stops wants to know, and cannot be told before the source goes on or ends.
+        self._request: messages.ConclusionRequest | None = None
 
     # The caller
 
@@ -61,6 +63,8 @@ class Dispatch:
                     self.caller_seconds = message.cpu_seconds
                     blob = Blob(blobs[0], message.items)
                     shell.handle(events.SourceItems(blob, message.items, len(blob)))
+                    if self._request is not None:
+                        self._conclude(self._request)
             case messages.StartRun():
                 self._start_run(message.run)
             case messages.ReturnCredit():
@@ -69,6 +73,8 @@ class Dispatch:
             case messages.SourceEnded():
                 if message.run == shell.run:
                     shell.handle(events.SourceEnded())
+                    if self._request is not None:
+                        self._conclude(self._request)
             case messages.SourceFailed():
                 if message.run == shell.run and not self._cancelled:
                     # The caller knows what happened, and only has to be woken.
@@ -86,6 +92,9 @@ class Dispatch:
                     shell.handle(events.Consumed(message.items))
             case messages.SlotsReleased():
                 shell.pool.refcounts.gone(None, message.slots)
+            case messages.ConclusionRequest():
+                if message.run == shell.run:
+                    self._conclude(message)
             case messages.CancelRun():
                 # Another thread of the caller may wait for results.
                 shell.caller.results.send(messages.RunCancelled(message.run))
@@ -105,7 +114,15 @@ class Dispatch:
             case _:
                 raise messages.unexpected(message, "The broker, from the caller,")
 
+    def _conclude(self, request: messages.ConclusionRequest) -> None:
+        """Tell a consumer that stops whether the run is over, or keep the request until that is known."""
+        conclusion = self.shell.machine.conclusion(request.taken)
+        self._request = request if conclusion is None else None
+        if conclusion is not None:
+            self.shell.caller.results.send(messages.ConclusionReply(request.run, *conclusion))
+
     def _start_run(self, run: int) -> None:
+        self._request = None
         self.shell.run = run
         self.shell.trim_at = None
         self.shell.handle(events.RunStarted())

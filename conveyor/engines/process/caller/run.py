@@ -7,14 +7,17 @@ iteration early gives the run up.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from operator import length_hint
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
-from conveyor.engines.process.caller.source import Source
+from conveyor._system.signals import interrupts_postponed
+from conveyor.engines.process.caller.source import JOIN_SECONDS, Source
+from conveyor.engines.process.system.waiting import GracePeriod
 from conveyor.engines.process.wire.codec import decode, items_of
-from conveyor.engines.process.wire.messages import Consumed, Results, RunFinished
-from conveyor.errors import ResultError, StateError
+from conveyor.engines.process.wire.messages import ConclusionReply, ConclusionRequest, Consumed, Results, RunFinished
+from conveyor.errors import ConveyorError, ResultError, StateError
 from conveyor.graph.plan import SinkNode
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 FEED_INTERVAL_SECONDS = 0.002
 # How long a thread that ends a run or a session waits for others that are still in it.
 THREAD_EXIT_SECONDS = 1.0
+# How long a consumer that stops waits for the broker's word on whether the run is over.
+CONCLUSION_SECONDS = 2.0
 
 CLOSED = "the pipeline was closed while a run was going on"
 
@@ -38,6 +43,13 @@ class Run:
         self._report_bytes = max(1, sink.bound_bytes // 8)
         self._unreported_items = 0
         self._unreported_bytes = 0
+        # How many results were given to the consumer.  Of these it may not have taken `rest` yet; and so many more of
+        # the same message were not given yet.
+        self._given = 0
+        self.rest: Iterator[Any] = iter(())
+        self._behind = 0
+        # Whether a thread waits for results; a signal handler may interrupt it.
+        self._is_taking = False
         # How long to wait for more, in seconds, before a report.
         self._report_within = math.inf
         self._over = False
@@ -61,20 +73,98 @@ class Run:
                     self._unreported_bytes += size * len(part) // len(results)
                     if self._unreported_items >= self._report_items or self._unreported_bytes >= self._report_bytes:
                         self._report()
+                    self._given += len(part)
+                    self._behind = len(results) - start - len(part)
                     yield part
                 results = part = []
                 self._report_within = min(within, self._report_within)
         except GeneratorExit:
+            with interrupts_postponed():
+                self.conclude()
             self.cancel()
             raise
         except BaseException:
-            self._over = True
-            if not self._given_up:
-                self._owner.abort()
-            self.source.join()
+            self._fail()
             raise
+        self._finish()
+
+    def _fail(self) -> None:
+        """After an exception, end everything."""
+        self._over = True
+        if not self._given_up:
+            self._owner.abort()
+        self.source.join()
+
+    def _finish(self) -> None:
+        """Let go of everything, after the broker has said that the run is over."""
         self.source.join()
         self._owner.finished(self)
+
+    def conclude(self) -> bool:
+        """Where a consumer stops that has taken the last result, wait for calls of `finish`; return whether that is so.
+
+        What these still give is dropped.  Raises what they raise.  Any thread may call it; while another one waits for
+        results, the run is not over.
+        """
+        owner = self._owner
+        if self._over or self._given_up or self._behind or length_hint(self.rest):
+            return self._over
+        if owner.is_forked_copy or owner.ended or not owner.taking.acquire(blocking=False):
+            return False
+        try:
+            return not self._is_taking and self._conclude()
+        except BaseException:
+            self._fail()
+            raise
+        finally:
+            owner.taking.release()
+
+    def _conclude(self) -> bool:
+        dropped: list[tuple[Any, list[Any]]] = []
+        try:
+            reply = self._ask_for_conclusion(dropped)
+        except ConveyorError as error:
+            if getattr(error, "phase", None) == "finish" and not dropped:
+                raise
+            # What goes wrong at items that the consumer does not want is no error.
+            return False
+        if reply is None or not reply.over:
+            return False
+        # The broker waits until it hears that there is room for more.
+        self._unreported_items += sum(len(self._decoded(*each)) for each in dropped)
+        while not self.finished:
+            self._report()
+            taken = self._take()
+            if taken is not None:
+                if not reply.drops:
+                    return False
+                self._unreported_items += len(taken[0])
+        self._over = True
+        self._finish()
+        return True
+
+    def _ask_for_conclusion(self, dropped: list[tuple[Any, list[Any]]]) -> ConclusionReply | None:
+        """Return the broker's word on whether the run is over; None where the source takes its time, or the broker.
+
+        Results that come before it are `dropped`.
+        """
+        owner, grace = self._owner, GracePeriod(CONCLUSION_SECONDS)
+        self._report()
+        owner.send(ConclusionRequest(self.number, self._given))
+        # A source may be stuck in the caller's own code.
+        while (left := grace.left()) and (self.source.ends_at_once or left > CONCLUSION_SECONDS - JOIN_SECONDS):
+            if self.source.stays:
+                self.source.feed()
+            if not owner.has_message(grace.slice()):
+                continue
+            message, blobs = owner.receive()
+            if isinstance(message, ConclusionReply) and message.run == self.number:
+                return message
+            if isinstance(message, RunFinished) and message.run == self.number:
+                self.finished = True
+            elif isinstance(message, Results) and message.run == self.number:
+                dropped.append((message.spec, blobs))
+        return None
 
     def _feed_meanwhile(self) -> None:
         """Pull items in this thread, as far as there is room, until a message is here."""
@@ -86,20 +176,28 @@ class Run:
         """Wait for results; return them, their bytes, and how soon to report them; None at the end."""
         owner = self._owner
         with owner.taking:
-            while not self._given_up:
-                wait = self._report_within if self._unreported_items else math.inf
-                if wait == 0.0 or (wait < math.inf and not owner.has_message(wait)):
-                    self._report()
-                if self.source.stays:
-                    self._feed_meanwhile()
-                message, blobs = owner.receive()
-                if isinstance(message, Results):
-                    if message.run == self.number and not self._given_up:
-                        # What is in shared memory lives as long as something here refers to it.
-                        return self._decoded(message.spec, blobs), sum(map(len, blobs)), message.tell_within
-                elif isinstance(message, RunFinished) and message.run == self.number:
-                    self.finished = self._over = True
-                    return None
+            before, self._is_taking = self._is_taking, True
+            try:
+                return self._wait_for_results()
+            finally:
+                self._is_taking = before
+
+    def _wait_for_results(self) -> tuple[list[Any], int, float] | None:
+        owner = self._owner
+        while not self._given_up:
+            wait = self._report_within if self._unreported_items else math.inf
+            if wait == 0.0 or (wait < math.inf and not owner.has_message(wait)):
+                self._report()
+            if self.source.stays:
+                self._feed_meanwhile()
+            message, blobs = owner.receive()
+            if isinstance(message, Results):
+                if message.run == self.number and not self._given_up:
+                    # What is in shared memory lives as long as something here refers to it.
+                    return self._decoded(message.spec, blobs), sum(map(len, blobs)), message.tell_within
+            elif isinstance(message, RunFinished) and message.run == self.number:
+                self.finished = self._over = True
+                return None
         raise StateError("the stream was closed by another thread, or a signal handler, while it was waited for")
 
     def _report(self) -> None:

@@ -277,6 +277,9 @@ class Session:
         match message:
             case messages.Results() | messages.Opened() | messages.RunCancelled() | messages.Closed():
                 pass
+            case messages.ConclusionReply():
+                # For the run that has asked.
+                pass
             case messages.ItemGivenUp():
                 self._take_in_failure(message)
             case messages.RunFinished():

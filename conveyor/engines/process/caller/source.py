@@ -299,6 +299,11 @@ class Source:
         self._over.set()
         self._input.pulling.set()
 
+    @property
+    def ends_at_once(self) -> bool:
+        """Whether it has ended, or asks nobody who may take long for its items."""
+        return self._input.is_prompt or self._over.is_set()
+
     def join(self) -> None:
         """Wait for the threads to end; after a moment, leave one alone that is stuck in the caller's own code."""
         self.stop()

@@ -53,6 +53,13 @@ class Consumed(NamedTuple):
     cpu_seconds: float
 
 
+class ConclusionRequest(NamedTuple):
+    """Caller to broker: the consumer stops, after `taken` results: is the run over?"""
+
+    run: int
+    taken: int
+
+
 class CancelRun(NamedTuple):
     """Caller to broker: the consumer wants no more results of this run; the workers stay."""
 
@@ -173,6 +180,18 @@ class RunCancelled(NamedTuple):
     """Broker to caller: it has taken in that the run is cancelled; this wakes a thread that waits for results."""
 
     run: int
+
+
+class ConclusionReply(NamedTuple):
+    """Broker to caller: whether the run is over, as nothing is left but calls of `finish`.
+
+    `drops`: the caller drops what these still give.  Otherwise the consumer has had some of it, and the run is not over
+    where more comes.
+    """
+
+    run: int
+    over: bool
+    drops: bool
 
 
 class RunFinished(NamedTuple):
@@ -382,6 +401,7 @@ class LogsDropped(NamedTuple):
 CallerMessage = (
     ConfigureBroker
     | Consumed
+    | ConclusionRequest
     | CancelRun
     | Close
     | Abort
@@ -404,6 +424,7 @@ BrokerToCaller = (
     | Results
     | ItemGivenUp
     | RunCancelled
+    | ConclusionReply
     | RunFinished
     | RunFailure
     | LogMessage
