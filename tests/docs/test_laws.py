@@ -368,7 +368,7 @@ class Errors(TestCase):
             for kind in vars(importlib.import_module(name)).values():
                 if isinstance(kind, type) and issubclass(kind, BaseException) and kind.__module__ == name:
                     # A signal within an engine, which no user ever sees.
-                    signals = {"CallRaised", "ConnectionLost", "LeaseFailed", "LeaseStopped"}
+                    signals = {"CallRaised", "ConnectionLost", "LeaseFailed", "LeaseStopped", "MadeForFork"}
                     signals |= {"ProtocolError", "RecordingError", "StageError", "Unpicklable"}
                     internal = kind.__name__.startswith("_") or kind.__name__ in signals
                     assert name == errors.__name__ or internal, f"{name}.{kind.__name__}"

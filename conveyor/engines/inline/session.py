@@ -23,7 +23,7 @@ from conveyor.core.tuning.roster import StepRoster
 from conveyor.engines.failures import failure_of, processor_error, too_many_failures, without_our_frames
 from conveyor.engines.inline.nodes import NOTHING, Walk, build
 from conveyor.engines.process.wire.codec import copied
-from conveyor.engines.process.wire.handles import guard_connections
+from conveyor.engines.process.wire.handles import guard_connections, shared_in
 from conveyor.errors import FailedItem, ProcessorError, SourceError, StateError
 from conveyor.graph.plan import Plan, StepNode
 from conveyor.stages.processor import Processor
@@ -123,7 +123,7 @@ class Session:
         # State on `self` begins anew with each session, as it does in new processes.
         guard_connections()
         try:
-            return copy.deepcopy(step.processor)
+            return copy.deepcopy(step.processor, shared_in(step.processor))
         except Exception as error:
             raise processor_error(step.name, failure_of(error, "load"), None, None, error) from error
 

@@ -27,6 +27,7 @@ from conveyor.engines.process.system.waiting import GRACE_SECONDS, SLICE_SECONDS
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.configs import BrokerConfig, with_blobs
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost, Frame, NonblockingEndpoint
+from conveyor.engines.process.wire.handles import Handles
 from conveyor.engines.process.wire.log_records import packed_warning
 from conveyor.errors import ProcessError, StartMethodWarning
 
@@ -106,10 +107,11 @@ class Broker:
         config: BrokerConfig,
         endpoints: tuple[NonblockingEndpoint, NonblockingEndpoint, NonblockingEndpoint],
         arena: Arena | None,
+        handles: Handles | None,
     ) -> None:
         self._config = config
         self._dispatch = dispatch = Dispatch()
-        self._pool = pool = WorkerPool(config, list(endpoints), arena, dispatch)
+        self._pool = pool = WorkerPool(config, list(endpoints), arena, handles, dispatch)
         self._waiter = pool.waiter
         receivers = dispatch.from_source, dispatch.from_consumer, dispatch.from_questions
         self._caller = CallerPort(endpoints, pool.waiter, pool.refcounts, receivers, self._caller_gone)
@@ -274,8 +276,12 @@ def main(
     questions: NonblockingEndpoint,
     arena: Arena | None,
     inherited_fds: list[BlockingEndpoint | Arena],
+    handles: Handles | None,
 ) -> None:
-    """The whole life of a broker process; one that was not forked is sent its configuration."""
+    """The whole life of a broker process; one that was not forked is sent its configuration.
+
+    It keeps `handles`, the descriptors that jobs refer to, for the workers that it starts later.
+    """
     # Recording is for the pipelines of the caller: those in its workers have none.
     os.environ.pop(RECORD_VARIABLE, None)
     reset_inherited_state(inherited_fds)
@@ -298,7 +304,7 @@ def main(
                 return
             case _:
                 raise messages.unexpected(message, "The broker, before its configuration,")
-    broker = Broker(config, (feed, results, questions), arena)
+    broker = Broker(config, (feed, results, questions), arena, handles)
     broker.take_in(frames)
     broker.serve()
     del broker

@@ -28,6 +28,7 @@ from conveyor.engines.process.system.waiting import Child, GracePeriod, Waiter
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig
 from conveyor.engines.process.wire.endpoint import ConnectionLost, NonblockingEndpoint
+from conveyor.engines.process.wire.handles import Handles
 from conveyor.engines.process.wire.pipe import PIPE, channel
 from conveyor.engines.process.wire.progress import ProgressBoard
 from conveyor.engines.process.worker import preload, run_worker
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 class WorkerPool:
     """Those that are up or were, by number; one that left in peace is not among them.
 
-    `ends` are those of the caller's channels.  `dispatch` takes in what workers say, and that one is dead.
+    `ends` are those of the caller's channels.  Each worker inherits `handles`, the descriptors that jobs refer to.
+    `dispatch` takes in what workers say, and that one is dead.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class WorkerPool:
         config: BrokerConfig,
         ends: list[NonblockingEndpoint],
         arena: Arena | None,
+        handles: Handles | None,
         dispatch: Dispatch,
     ) -> None:
         self._config = config
@@ -59,6 +62,7 @@ class WorkerPool:
         self._fork = config.start_method == FORK or (config.start_method == FORKSERVER and not self.threads)
         self._board = ProgressBoard(self._fork)
         self.arena = arena
+        self._handles = handles
         self.refcounts = SlotRefcounts()
         self.waiter = Waiter()
         self._seats = Seats()
@@ -98,11 +102,12 @@ class WorkerPool:
         if self._fork and self._config.channel == PIPE:
             # Else the worker would keep its own channel open, and never see its end.  Those of a queue are not apart.
             inherited_fds.append(near)
+        told = config if self._fork else None
         process = process_of(
             method,
             self._config.import_main,
             target=run_worker,
-            args=(number, config if self._fork else None, far, progress, self.arena, inherited_fds, os.getpid()),
+            args=(number, told, far, progress, self.arena, inherited_fds, self._handles, os.getpid()),
             name=f"{PREFIX}{config.name}",
         )
         self.inherited_fds.append(near)

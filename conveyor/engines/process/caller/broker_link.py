@@ -121,7 +121,7 @@ class BrokerProcess:
                 method,
                 start.import_main,
                 target=run_broker,
-                args=(self.config if forked else None, *brokers_ends, self.arena, inherited_fds),
+                args=(self.config if forked else None, *brokers_ends, self.arena, inherited_fds, start.handles),
                 name=f"{PREFIX}broker",
             )
             _open_ends.update(self._ends)
@@ -135,6 +135,7 @@ class BrokerProcess:
         finally:
             for brokers_end in brokers_ends:
                 brokers_end.close()
+            self._close_handles()
         for end in self._ends:
             end.watch(self.child.waitable)
 
@@ -156,6 +157,7 @@ class BrokerProcess:
     def close(self) -> None:
         """Close everything, once the broker is dead."""
         self._uncount()
+        self._close_handles()
         self.close_channels()
         _open_ends.difference_update(self._ends)
         if self.arena is not None:
@@ -171,6 +173,11 @@ class BrokerProcess:
             self.child.disown()
         if self.config.channel == PIPE:
             self.close_channels()
+
+    def _close_handles(self) -> None:
+        """Close the descriptors that jobs refer to: the broker has them, or there is none."""
+        if self._start.handles is not None:
+            self._start.handles.close()
 
     def _uncount(self) -> None:
         if self._is_counted:

@@ -22,7 +22,7 @@ from conveyor._lean.typing import Any
 from conveyor.engines.process.system.foreign_threads import ForeignThreads, foreign_threads
 from conveyor.engines.process.system.spawning import FORK, FORKSERVER, PREFIX, SPAWN, UNGUARDED_EXITCODE
 from conveyor.engines.process.wire import by_value as by_values
-from conveyor.engines.process.wire.handles import guard_connections
+from conveyor.engines.process.wire.handles import Handles, MadeForFork, guard_connections
 from conveyor.errors import ConveyorError, JobPicklingError, MissingMainGuardError
 from conveyor.graph.plan import Plan
 from conveyor.stages.processor import Processor
@@ -172,7 +172,7 @@ def importing() -> FrameType | None:
 # The modules that unpickle jobs and items.
 _UNPICKLING_MODULES = (
     "conveyor.engines.process.wire.codec",
-    "conveyor.engines.process.worker.main",
+    "conveyor.engines.process.wire.handles",
     "conveyor.engines.process.worker.lease_items",
     "conveyor._lean.short_repr",
 )
@@ -216,7 +216,8 @@ class Start(NamedTuple):
     `reason`: why they start so.  `warning`: what the user is to know of that, None where there is nothing.
     `import_main`: a fresh interpreter imports the script.  `by_value`: what the script defines travels by value.
     `jobs`: each step's job as it reaches a worker, pickled unless workers are forked from here; so is `redact`.
-    `threads`: those that may hold a lock, where this process forks.
+    `threads`: those that may hold a lock, where this process forks.  `handles`: the descriptors that pickled jobs
+    refer to.
     """
 
     method: str
@@ -227,6 +228,7 @@ class Start(NamedTuple):
     by_value: bool = False
     threads: ForeignThreads = ForeignThreads()
     warning: str | None = None
+    handles: Handles | None = None
 
 
 def start_for(plan: Plan, redact: Redact | None, wanted: str | None) -> Start:
@@ -281,12 +283,17 @@ def _fresh(plan: Plan, redact: Redact | None, method: str, reason: str, beside_t
     by_values.forget_definitions()
     # What the program has set since its import reaches the workers, as it would with a fork.
     main.by_value = installed and (beside_threads or bool(main.why_not))
-    pickled = [
-        _pickled(f"The job of Processor {step.name!r}", "the job", step.processor, method, main, step.name)
-        for step in plan.steps
-    ]
-    sent = None if redact is None else _pickled("The `redact` of the pipeline", "it", redact, method, main, None)
-    return Start(method, reason, [*pickled], sent, main.imported, main.by_value)
+    handles = Handles([])
+    try:
+        pickled = [
+            _pickled(f"The job of Processor {step.name!r}", "the job", step.processor, method, main, step.name, handles)
+            for step in plan.steps
+        ]
+        sent = None if redact is None else _pickled("The `redact` of the pipeline", "it", redact, method, main, None)
+    except BaseException:
+        handles.close()
+        raise
+    return Start(method, reason, [*pickled], sent, main.imported, main.by_value, handles=handles)
 
 
 class _Main:
@@ -321,11 +328,22 @@ class _Main:
             ) from error
 
 
-def _pickled(what: str, short: str, value: Any, method: str, main: _Main, processor: str | None) -> bytes:
-    """Return the pickle of a value that workers need; `what` and `short` name it in errors."""
+def _pickled(
+    what: str,
+    short: str,
+    value: Any,
+    method: str,
+    main: _Main,
+    processor: str | None,
+    handles: Handles | None = None,
+) -> bytes:
+    """Return the pickle of a value that workers need; `what` and `short` name it in errors.
+
+    `handles` take the descriptors that a job refers to.
+    """
     guard_connections()
     try:
-        pickled = pickle.dumps(value, 5)
+        pickled = pickle.dumps(value, 5) if handles is None else handles.dumps(value)
         names = _names_in_main(pickled) if by_values.MAIN in pickled else set()
         if not names:
             return pickled
@@ -348,7 +366,7 @@ def _pickled(what: str, short: str, value: Any, method: str, main: _Main, proces
         if not by_values.is_installed():
             raise JobPicklingError(_refusal(what, short, method, error), processor) from error
     try:
-        return by_values.dumps(value)
+        return by_values.dumps(value) if handles is None else handles.dumps(value, script_by_value=True)
     except Exception as error:
         raise JobPicklingError(_refusal(what, short, method, error), processor) from error
 
@@ -374,7 +392,9 @@ def _names_in_main(pickled: bytes) -> set[str]:
 
 def _refusal(what: str, short: str, method: str, reason: object) -> str:
     remedy = f"define {short} as a function or class at the top level of a module"
-    if not by_values.is_installed():
+    if isinstance(reason, MadeForFork):
+        remedy = f"make it, or what it is part of, in another context: {MadeForFork.remedy}"
+    elif not by_values.is_installed():
         remedy += "; or `pip install cloudpickle`, which sends it by value"
     if FORK in multiprocessing.get_all_start_methods():
         remedy += '; or use Pipeline(start_method="fork"), if no other thread can hold a lock at that moment'

@@ -14,6 +14,7 @@ import functools
 import io
 import pickle
 import sys
+from collections.abc import Callable, Mapping
 
 from conveyor._lean.typing import Any
 
@@ -26,6 +27,7 @@ is_fresh = False
 _defined: dict[str, Any] = {}
 
 MAIN = b"__main__"
+_NONE: Mapping[type, Any] = {}
 
 
 @functools.cache
@@ -38,10 +40,12 @@ def is_installed() -> bool:
     return find_spec("cloudpickle") is not None
 
 
-def dumps(value: Any) -> bytes:
-    """Return the pickle of a value, with what the script defines by value."""
+def dumps(value: Any, reducers: Mapping[type, Callable[[Any], Any]] = _NONE) -> bytes:
+    """Return the pickle of a value, with what the script defines by value; `reducers` pickle objects of their types."""
     file = io.BytesIO()
-    _pickler_class()(file, 5).dump(value)
+    pickler = _pickler_class()(file, 5)
+    pickler.reducers = reducers
+    pickler.dump(value)
     return file.getvalue()
 
 
@@ -90,9 +94,13 @@ def _pickler_class() -> Any:
     import cloudpickle
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        reducers: Mapping[type, Callable[[Any], Any]]
+
         def reducer_override(self, value: Any) -> Any:
             if _is_of_main(value):
                 return of_main, (value.__qualname__, _definition(value))
+            if type(value) in self.reducers:
+                return self.reducers[type(value)](value)
             return super().reducer_override(value)
 
     return Pickler

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import pickle
 import sys
 import threading
 from multiprocessing import util
@@ -27,6 +26,7 @@ from conveyor.engines.process.system.waiting import EXIT_SECONDS, GRACE_SECONDS,
 from conveyor.engines.process.wire import by_value, messages
 from conveyor.engines.process.wire.configs import WorkerConfig
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost
+from conveyor.engines.process.wire.handles import Handles
 from conveyor.engines.process.wire.progress import ProgressSlot
 from conveyor.engines.process.worker.log_capture import LogCapture, SharedEndpoint
 from conveyor.engines.process.worker.loop import Worker
@@ -40,9 +40,13 @@ def main(
     progress: ProgressSlot,
     arena: Arena | None,
     inherited_fds: list[Any],
+    handles: Handles | None,
     parent: int,
 ) -> None:
-    """The whole life of a worker process; one that was not forked is sent its configuration."""
+    """The whole life of a worker process; one that was not forked is sent its configuration.
+
+    The pickles of jobs refer to `handles`.
+    """
     reset_inherited_state(inherited_fds)
     die_with_parent(parent)
     mark_descendants()
@@ -67,7 +71,7 @@ def main(
             from conveyor.engines.process.worker.seeding import seed_generators
 
             seed_generators(config.seed)
-        inherited = _run_job(config, shared, progress, arena, log_capture)
+        inherited = _run_job(config, shared, progress, arena, handles, log_capture)
         end_what_runs(config.name, shared)
         finalise(inherited)
         shared.flush()
@@ -88,15 +92,29 @@ def _received_config(end: BlockingEndpoint) -> WorkerConfig:
             raise messages.unexpected(message, "A worker, before its configuration,")
 
 
+def _loaded(job: bytes, handles: Handles | None) -> Processor[Any, Any]:
+    """Return the job of a pickle, and let go of the handles: the other jobs' are not this worker's."""
+    assert handles is not None
+    try:
+        return handles.loads(job)  # type: ignore[no-any-return]
+    finally:
+        handles.close()
+
+
 def _run_job(
-    config: WorkerConfig, end: SharedEndpoint, progress: ProgressSlot, arena: Arena | None, log_capture: LogCapture
+    config: WorkerConfig,
+    end: SharedEndpoint,
+    progress: ProgressSlot,
+    arena: Arena | None,
+    handles: Handles | None,
+    log_capture: LogCapture,
 ) -> Inherited | None:
     """Set up the job, serve leases until told to close, and tear it down; return what a fork has of the caller's."""
     inherited: Inherited | None = None
     phase = "load"
     try:
         job = config.job
-        processor = job if isinstance(job, Processor) else pickle.loads(job)
+        processor = job if isinstance(job, Processor) else _loaded(job, handles)
         inherited = Inherited(processor) if processor is job else None
         log_capture.install()
         phase = "setup"
