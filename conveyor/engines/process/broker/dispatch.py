@@ -79,6 +79,8 @@ class Dispatch:
                 if message.run == shell.run and not self._cancelled:
                     # The caller knows what happened, and only has to be woken.
                     shell.fail_with(messages.FailedBySource(message.run))
+            case messages.ForwardPrints():
+                shell.pool.forward_prints(message)
             case _:
                 raise messages.unexpected(message, "The broker, from the caller's source,")
 
@@ -146,7 +148,7 @@ class Dispatch:
         match message:
             case messages.Reply():
                 self._take_reply(worker, message, blobs)
-            case messages.RecordLogged() | messages.WarningShown() | messages.NoticeGiven():
+            case messages.RecordLogged() | messages.WarningShown() | messages.Printed() | messages.NoticeGiven():
                 shell.caller.logs.pass_on(message, blobs)
             case messages.SlotsReleased():
                 shell.pool.refcounts.gone(worker.number, message.slots)

@@ -185,6 +185,14 @@ class WorkerPool:
         if grace is not None and (self.grace is None or grace < self.grace.left()):
             self.grace = GracePeriod(grace)
 
+    def forward_prints(self, message: messages.ForwardPrints) -> None:
+        """Have all workers, and those that are started later, send what jobs write to more streams."""
+        configs = self._config.workers
+        told = {index: each._replace(forwarded=each.forwarded + message.streams) for index, each in configs.items()}
+        self._config = self._config._replace(workers=told)
+        for worker in self.workers.values():
+            worker.peer.send(message)
+
     def free_slots(self, feed: Connection) -> None:
         """Have shared memory that nobody sees any more written anew by those who wrote it."""
         for owner, slots in self.refcounts.free().items():

@@ -25,6 +25,7 @@ from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system.child_setup import standard_descriptors_taken
 from conveyor.engines.process.system.descendants import end_what_a_broker_left
 from conveyor.engines.process.system.spawning import FORK, PREFIX, SPAWN, fork_warning_ignored, process_of, signals_held
+from conveyor.engines.process.system.streams import PrintOutlet
 from conveyor.engines.process.system.waiting import GRACE_SECONDS, Child, GracePeriod
 from conveyor.engines.process.wire import by_value, messages
 from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig, levels, without_blobs
@@ -41,7 +42,8 @@ from conveyor.stats import Stats
 BROKER_EXIT_SECONDS = 2.0
 # How long to wait for room in the channel: a broker that is stopped, or not there yet, reads nothing.
 SEND_SECONDS = 0.1
-_LOGGED = messages.LogMessage.__args__
+# The messages that tell what jobs log and print.
+LOGGED = messages.LogMessage.__args__
 # How the system says that it has nothing left to start a process with.  Any other OSError stays what it is: a signal
 # handler of the caller may raise what it likes meanwhile.
 _SCARCITY = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
@@ -188,8 +190,9 @@ class BrokerProcess:
 class BrokerClient:
     """The caller's side of the conversation with a broker."""
 
-    def __init__(self, broker: BrokerProcess) -> None:
+    def __init__(self, broker: BrokerProcess, prints: PrintOutlet) -> None:
         self._broker = broker
+        self.prints = prints
         # Held by the thread that listens, and whether it does.
         self._hearing = threading.RLock()
         self._is_listening = False
@@ -201,7 +204,7 @@ class BrokerClient:
         self._question = 0
         # The statistics that came last.
         self.stats: Stats | None = None
-        # What workers logged at the end, and the caller's handlers have not dealt with yet.
+        # What workers logged and printed at the end, and the caller's handlers and streams have not been given yet.
         self._pending_logs: deque[Frame] = deque()
 
     def configure(self) -> None:
@@ -301,18 +304,33 @@ class BrokerClient:
         with contextlib.suppress(ConnectionLost):
             while grace.left():
                 frame = self._broker.results.receive_within(grace.slice())
-                if frame is not None and isinstance(frame[0], _LOGGED):
+                if frame is not None and isinstance(frame[0], LOGGED):
                     self._pending_logs.append(frame)
                 elif frame is not None and isinstance(frame[0], messages.Closed):
                     return
 
+    def forward_prints(self, feeding: threading.RLock) -> None:
+        """Have workers forward what jobs print from now on, where the caller has replaced a stream since."""
+        if streams := self.prints.newly_wanted():
+            with contextlib.suppress(ConnectionLost), feeding:
+                self._broker.feed.send(messages.ForwardPrints(streams))
+
+    def deliver(self, message: messages.Message, blobs: list[Any]) -> None:
+        """Hand what jobs log and print to the caller's own handlers and streams."""
+        if isinstance(message, messages.Printed):
+            refusal = self.prints.write(message.stream, message.is_binary, blobs[0])
+            if refusal:
+                handle_log_message(messages.NoticeGiven("WARNING", refusal), [])
+        else:
+            handle_log_message(message, blobs)
+
     def deliver_pending_logs(self) -> None:
-        """Let the caller's own handlers deal with what workers logged at the end."""
+        """Hand over what workers logged and printed at the end."""
         while self._pending_logs:
-            handle_log_message(*self._pending_logs.popleft())
+            self.deliver(*self._pending_logs.popleft())
 
 
-def config_for(plan: Plan, start: Start, channel: str, seed: int | None) -> BrokerConfig:
+def config_for(plan: Plan, start: Start, channel: str, seed: int | None, forwarded: tuple[str, ...]) -> BrokerConfig:
     """Return what the broker is told at its start, and what it tells its workers."""
     grouped, levels_now, seed_text = plan.grouped(), levels(), seed_of_pipeline(seed)
     workers = {
@@ -328,6 +346,7 @@ def config_for(plan: Plan, start: Start, channel: str, seed: int | None) -> Brok
             redact=start.redact,
             by_value=start.by_value,
             seed=seed_text,
+            forwarded=forwarded,
         )
         for step, job in zip(plan.steps, start.jobs, strict=True)
     }

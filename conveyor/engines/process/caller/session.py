@@ -23,16 +23,22 @@ from conveyor._lean.typing import Any, TypeVar
 from conveyor._system.signals import interrupts_held
 from conveyor.core.tuning.chunk_size import first_pull
 from conveyor.engines.failures import death, failed_item, overdue, processor_error, too_many_failures
-from conveyor.engines.process.caller.broker_link import BROKER_EXIT_SECONDS, BrokerClient, BrokerProcess, config_for
+from conveyor.engines.process.caller.broker_link import (
+    BROKER_EXIT_SECONDS,
+    LOGGED,
+    BrokerClient,
+    BrokerProcess,
+    config_for,
+)
 from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Run
 from conveyor.engines.process.caller.source import Source
 from conveyor.engines.process.caller.start_method import check_importing, is_news, start_for
 from conveyor.engines.process.shm.arena import KEPT_BYTES
 from conveyor.engines.process.system.spawning import FORK, FORKSERVER, UNGUARDED_EXITCODE
+from conveyor.engines.process.system.streams import PrintOutlet
 from conveyor.engines.process.system.waiting import GracePeriod
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.endpoint import ConnectionLost, Frame
-from conveyor.engines.process.wire.log_records import handle_log_message
 from conveyor.engines.process.wire.pipe import PIPE, QUEUE
 from conveyor.errors import (
     ConveyorError,
@@ -103,9 +109,11 @@ class Session:
         self._plan = plan
         self._format_item = shown_by(redact)
         self._owner = os.getpid()
-        config = config_for(plan, self._start, kind or (PIPE if os.name == "posix" else QUEUE), seed)
+        prints = PrintOutlet()
+        kind = kind or (PIPE if os.name == "posix" else QUEUE)
+        config = config_for(plan, self._start, kind, seed, prints.newly_wanted())
         self._broker = BrokerProcess(self._start, config, plan.steps[0].bound_bytes)
-        self._client = BrokerClient(self._broker)
+        self._client = BrokerClient(self._broker, prints)
         self._ending = Ending()
         self._runs = 0
         self._active: Run | None = None
@@ -204,6 +212,7 @@ class Session:
             self._feeding,
         )
         self._active = run = Run(self, self._runs, source, sink)
+        self._client.forward_prints(self._feeding)
         if self.ended:
             # The thread that ended it may not have seen this run.
             source.stop()
@@ -284,8 +293,8 @@ class Session:
                 self._take_in_failure(message)
             case messages.RunFinished():
                 self._client.stats = message.stats
-            case messages.RecordLogged() | messages.WarningShown() | messages.NoticeGiven() | messages.LogsDropped():
-                handle_log_message(message, blobs)
+            case _ if isinstance(message, LOGGED):
+                self._client.deliver(message, blobs)
             case _:
                 raise self._ended_by(message)
         return message, blobs

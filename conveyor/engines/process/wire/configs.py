@@ -56,7 +56,8 @@ class WorkerConfig(NamedTuple):
     `job` is a Processor, or the pickle of one.  `grouped`: the number of outputs of each unit is to be told.  `timed`:
     the broker has to know since when the worker is at each unit.  `most_bytes` is what the pipe holds that its outputs
     go to.  `levels`: what log records it makes.  `redact`, or the pickle of it, shows items in errors.
-    Random numbers derive from `seed`, where there is one.
+    Random numbers derive from `seed`, where there is one.  What the job writes to the streams of `sys` in `forwarded`
+    goes to the caller.
     """
 
     name: str
@@ -70,6 +71,7 @@ class WorkerConfig(NamedTuple):
     redact: Redact | bytes | None = None
     by_value: bool = False
     seed: str | None = None
+    forwarded: tuple[str, ...] = ()
 
 
 class BrokerConfig(NamedTuple):

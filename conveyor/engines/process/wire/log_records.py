@@ -124,7 +124,7 @@ def handle_log_message(message: messages.Message, blobs: list[Any]) -> None:
         case messages.RecordLogged():
             _handle(record_of(blobs[0]))
         case messages.LogsDropped():
-            text = "%d log records and warnings of workers were dropped, because they were not taken in time"
+            text = "%d log records, warnings and prints of workers were dropped, because they were not taken in time"
             _handle(_own_record("WARNING", text, message.dropped))
         case messages.NoticeGiven():
             _handle(_own_record(message.level, "%s", message.text))
@@ -175,7 +175,9 @@ def _report(record: logging.LogRecord) -> None:
     """Print what a handler raised."""
     import logging
 
-    logging.NullHandler().handleError(record)
+    # It raises where the standard error stream is closed, or of the program's own making.
+    with contextlib.suppress(Exception):
+        logging.NullHandler().handleError(record)
 
 
 def _show(blob: Any) -> None:

@@ -112,6 +112,12 @@ class SourceFailed(NamedTuple):
     run: int
 
 
+class ForwardPrints(NamedTuple):
+    """Caller to broker, broker to worker: from now on, send what jobs write to these streams of `sys`, too."""
+
+    streams: tuple[str, ...]
+
+
 # From the broker to the caller, over `feed`
 
 
@@ -374,7 +380,7 @@ class Closed(NamedTuple):
     """Worker to broker, broker to caller: the sender has done all that it was asked for, and ends."""
 
 
-# What jobs log, from a worker to the broker, and from there to the caller
+# What jobs log and print, from a worker to the broker, and from there to the caller
 
 
 class RecordLogged(NamedTuple):
@@ -385,6 +391,13 @@ class WarningShown(NamedTuple):
     """Worker to broker to caller: a warning, in the blob."""
 
 
+class Printed(NamedTuple):
+    """Worker to broker to caller: a job wrote what is in the blob to this stream of `sys`.  Text goes as UTF-8."""
+
+    stream: str
+    is_binary: bool
+
+
 class NoticeGiven(NamedTuple):
     """Worker or broker to caller: something that Conveyor itself logs."""
 
@@ -393,7 +406,7 @@ class NoticeGiven(NamedTuple):
 
 
 class LogsDropped(NamedTuple):
-    """Broker to caller: so many log messages were dropped, as the caller did not take them in time."""
+    """Broker to caller: `dropped` log records, warnings and prints went, as the caller did not take them in time."""
 
     dropped: int
 
@@ -410,11 +423,12 @@ CallerMessage = (
     | ReturnCredit
     | SourceEnded
     | SourceFailed
+    | ForwardPrints
     | StatsRequest
     | SlotsReleased
 )
 RunFailure = FailedBySource | FailedByJob | FailedByDeath | FailedByTimeout | FailedByLimit | FailedByBroker
-LogMessage = RecordLogged | WarningShown | NoticeGiven | LogsDropped
+LogMessage = RecordLogged | WarningShown | Printed | NoticeGiven | LogsDropped
 BrokerToCaller = (
     Pull
     | StopSource
@@ -431,7 +445,16 @@ BrokerToCaller = (
     | Closed
 )
 BrokerToWorker = (
-    ConfigureWorker | StartLease | Grant | SetFlushInterval | SlotsFreed | TrimMemory | CancelLeases | Resume | Close
+    ConfigureWorker
+    | StartLease
+    | Grant
+    | SetFlushInterval
+    | SlotsFreed
+    | TrimMemory
+    | CancelLeases
+    | Resume
+    | ForwardPrints
+    | Close
 )
 WorkerMessage = Ready | Reply | CallFailed | WorkerFailed | SlotsReleased | LogMessage | Closed
 Message = CallerMessage | BrokerToCaller | BrokerToWorker | WorkerMessage

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import logging
     from importlib.machinery import ModuleSpec
 
+    from conveyor.engines.process.worker.print_capture import ForwardedStream
+
 # A thread that logs waits so long for another one that is amid a message; then its own message goes with the next.
 TURN_SECONDS = 1.0
 # The signals that programs set handlers for.  To keep back all that there are would cost twenty times as much.
@@ -45,8 +47,21 @@ class SharedEndpoint(BlockingEndpoint):
         self._lock = threading.RLock()
         self._sending = False
         self._pending: deque[tuple[Message, Sequence[Any]]] = deque()
+        # The streams of the job that are sent to the caller.
+        self._streams: list[ForwardedStream] = []
+
+    def forward_prints(self, names: Sequence[str]) -> None:
+        """Send what is written to these streams of `sys` from now on, and print it here no more."""
+        from conveyor.engines.process.worker.print_capture import ForwardedStream
+
+        for name in names:
+            self._streams.append(ForwardedStream(self, name, getattr(sys, name)))
+            setattr(sys, name, self._streams[-1])
 
     def send(self, message: Message, blobs: Sequence[Any] = ()) -> None:
+        # What a call has printed is there before what it gave, also where no line has ended.
+        for stream in self._streams:
+            stream.flush()
         with self._lock:
             self._send(message, blobs)
             self._send_pending()
@@ -100,6 +115,8 @@ class SharedEndpoint(BlockingEndpoint):
         return self._end.ready(seconds)
 
     def flush(self) -> None:
+        for stream in self._streams:
+            stream.flush()
         with self._lock:
             self._send_pending()
             self._end.flush()

@@ -27,7 +27,6 @@ from conveyor.engines.process.wire.codec import (
     kinds_of,
     weight,
 )
-from conveyor.engines.process.wire.endpoint import BlockingEndpoint
 from conveyor.engines.process.wire.progress import ProgressSlot
 from conveyor.engines.process.worker.lease_items import LeaseItems
 from conveyor.engines.process.worker.mailbox import FLUSH_SECONDS, Inbox, LeaseStopped, Outbox
@@ -39,6 +38,7 @@ from conveyor.stages.processor import Processor, work_of
 if TYPE_CHECKING:
     from conveyor.engines.process.shm.arena import Arena
     from conveyor.engines.process.wire.configs import WorkerConfig
+    from conveyor.engines.process.worker.log_capture import SharedEndpoint
 
 # A value that a generator took so long to yield is sent at once: who knows when the next one comes.
 SLOW_SECONDS = 0.002
@@ -58,7 +58,7 @@ class Worker:
         self,
         config: WorkerConfig,
         processor: Processor[Any, Any],
-        end: BlockingEndpoint,
+        end: SharedEndpoint,
         progress: ProgressSlot,
         arena: Arena | None,
     ) -> None:

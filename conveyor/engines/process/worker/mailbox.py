@@ -21,6 +21,7 @@ from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionL
 if TYPE_CHECKING:
     from conveyor.engines.process.shm.arena import Arena
     from conveyor.engines.process.wire.progress import ProgressSlot
+    from conveyor.engines.process.worker.log_capture import SharedEndpoint
 
 try:
     # Here, before workers are forked: each would have to look for it.
@@ -208,7 +209,7 @@ class Outbox:
 class Inbox:
     """What the broker has sent: leases that wait, and what it said about the one at hand."""
 
-    def __init__(self, end: BlockingEndpoint, arena: Arena | None, progress: ProgressSlot, outbox: Outbox) -> None:
+    def __init__(self, end: SharedEndpoint, arena: Arena | None, progress: ProgressSlot, outbox: Outbox) -> None:
         self._end = end
         self._arena = arena
         self._progress = progress
@@ -245,6 +246,8 @@ class Inbox:
                 self._cancelled = True
             case messages.Resume():
                 self._cancelled = False
+            case messages.ForwardPrints():
+                self._end.forward_prints(message.streams)
             case messages.Close():
                 self._closing = True
             case _:

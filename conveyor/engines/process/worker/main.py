@@ -67,6 +67,8 @@ def main(
         shared = SharedEndpoint(end)
         log_capture = LogCapture(shared, config.levels)
         log_capture.install()
+        if config.forwarded:
+            shared.forward_prints(config.forwarded)
         if config.seed is not None:
             from conveyor.engines.process.worker.seeding import seed_generators
 
