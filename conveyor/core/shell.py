@@ -22,6 +22,12 @@ class Observer(Protocol):
     def handled(self, now: float, event: Event, wanted: Sequence[commands.Command] | None) -> None:
         """The machine has handled `event` at `now` (seconds) and wants these commands; None: it raised."""
 
+    def passed(self, now: float, sender: str, receiver: str, message: object) -> None:
+        """A message has come from, or goes to, another process: "caller", "broker" or "worker 3", say.
+
+        It is shown before anything is done about it.  The core has no messages: who drives it shows them.
+        """
+
     def close(self) -> None:
         """Nothing more will happen."""
 

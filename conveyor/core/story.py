@@ -14,12 +14,20 @@ from conveyor.graph.plan import Plan
 class Story:
     """An observer that tells what happens.
 
-    `say` takes one sentence.  Each begins with the seconds since `opened`.
+    `say` takes one sentence.  Each begins with the seconds since `opened`.  `describe` gets sender, receiver and
+    message, and returns the sentence for those that are worth one, else "".
     """
 
-    def __init__(self, plan: Plan, opened: float, say: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        opened: float,
+        say: Callable[[str], object],
+        describe: Callable[[str, str, object], str] = lambda sender, receiver, message: "",
+    ) -> None:
         self._opened = opened
         self._say = say
+        self._describe = describe
         self._names = {step.index: step.name for step in plan.steps}
         self._timeouts = {step.name: step.timeout for step in plan.steps}
         # The first workers are numbered through all steps, in their order.
@@ -34,11 +42,18 @@ class Story:
             sentences.append(f"the core cannot handle {type(event).__name__}")
         sentences += map(self._of_command, wanted or ())
         for sentence in sentences:
-            if sentence:
-                self._say(f"{now - self._opened:9.6f} s: {sentence}")
+            self._tell(now, sentence)
+
+    def passed(self, now: float, sender: str, receiver: str, message: object) -> None:
+        """Tell of a message."""
+        self._tell(now, self._describe(sender, receiver, message))
+
+    def _tell(self, now: float, sentence: str) -> None:
+        if sentence:
+            self._say(f"{now - self._opened:9.6f} s: {sentence}")
 
     def close(self) -> None:
-        self._say("the broker ends")
+        """Tell nothing: the last message is the end."""
 
     def _worker(self, number: int) -> str:
         return f"worker {number} of {self._name_of.get(number, '?')!r}"

@@ -7,10 +7,15 @@ import io
 import logging
 import multiprocessing
 import os
+import unittest
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
+from typing import Any
 
-from conveyor import Pipe, Pipeline, ProcessError, Processor
+from conveyor import Pipe, Pipeline, ProcessError, Processor, SourceError
 from conveyor.__main__ import main
+from conveyor.engines.process.broker import broker
 from tests.helpers.late import mock
 from tests.helpers.scripts import ScriptTestCase
 from tests.helpers.support import TestCase
@@ -117,8 +122,90 @@ class StoryTest(TestCase):
             "run 1: the source ended after 100 items",
             "run 1 is over: 100 items in, 100 results out",
             "run 2 is over: 3 items in, 3 results out",
+            "all workers are ready",
+            "the caller closes the pipeline",
+            "worker 1 ends",
+            "the broker ends",
         ):
             assert part in story, story
 
+    def test_debug_tells_of_a_source_that_fails(self) -> None:
+        def source() -> Iterator[int]:
+            yield 1
+            raise LookupError("no more")
+
+        with self.assertLogs("conveyor", logging.DEBUG) as caught, self.assertRaises(SourceError):
+            Pipeline().add(Processor(abs)).run(source())
+        story = "\n".join(caught.output)
+        assert "run 1 fails: its source raised" in story and "the caller ends everything at once" in story, story
+
     def test_info_tells_nothing(self) -> None:
         assert self.tell(logging.INFO) == ["the level is 20"]
+
+
+class Listener:
+    """An observer that writes each message to a file: when, from whom, to whom, of which kind."""
+
+    def __init__(self, path: str) -> None:
+        self.file = open(path, "w", buffering=1)
+
+    def handled(self, now: float, event: Any, wanted: Any) -> None:
+        pass
+
+    def passed(self, now: float, sender: str, receiver: str, message: object) -> None:
+        print(now, sender, receiver, type(message).__name__, sep=",", file=self.file)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+@unittest.skipUnless("fork" in multiprocessing.get_all_start_methods(), "the broker has to take over what is patched")
+class MessagesTest(TestCase):
+    """What the processes of a pipeline say to each other."""
+
+    maxDiff = None
+
+    def messages(self, runs: Sequence[list[int]]) -> dict[tuple[str, str], list[str]]:
+        """The kinds of the messages of a pipeline of one step, by sender and receiver, in their order."""
+        path = os.path.join(self.new_folder(), "messages")
+        patched = mock.patch.object(broker, "observers_of", lambda *_: [Listener(path)])
+        pipeline = Pipeline(start_method="fork").add(Processor(abs))
+        with patched, pipeline:
+            for items in runs:
+                assert pipeline.run(items) == items
+        found: dict[tuple[str, str], list[str]] = defaultdict(list)
+        times = []
+        with open(path) as file:
+            for line in file:
+                now, sender, receiver, kind = line.rstrip().split(",")
+                times.append(float(now))
+                # A caller that has to wait for more on a busy machine says so.
+                if kind != "Consumed":
+                    found[sender, receiver].append(kind)
+        assert times == sorted(times)
+        return found
+
+    def test_an_open_pipeline_without_a_run(self) -> None:
+        expected = {
+            ("worker 0", "broker"): ["Ready", "Closed"],
+            ("broker", "caller"): ["Opened", "Closed"],
+            ("caller", "broker"): ["Close"],
+            ("broker", "worker 0"): ["Close"],
+        }
+        self.assertEqual(dict(self.messages([])), expected)
+
+    def test_two_runs_of_one_item(self) -> None:
+        expected = {
+            ("caller", "broker"): ["StartRun", "SourceItems", "SourceEnded"] * 2 + ["Close"],
+            ("broker", "worker 0"): ["StartLease"] * 2 + ["Close"],
+            ("worker 0", "broker"): ["Ready", "Reply", "Reply", "Closed"],
+            ("broker", "caller"): ["Opened", *["Pull", "Results", "StopSource", "RunFinished"] * 2, "Closed"],
+        }
+        self.assertEqual(dict(self.messages([[1], [2]])), expected)
+
+
+class NobodyObservesTest(TestCase):
+    def test_a_message_takes_the_way_it_takes_without_observers(self) -> None:
+        port = broker.CallerPort.__new__(broker.CallerPort)
+        broker.CallerPort.observe(port, [])
+        assert not vars(port)

@@ -120,6 +120,7 @@ class Broker:
         observers = observers_of(config, opened, self._caller.logs, pool.inherited_fds)
         machine = Machine(config.plan, opened)
         self._shell = dispatch.shell = ProcessShell(machine, observers, config, pool, self._caller)
+        self._caller.observe(observers)
         # How many items were under way at the last wait, and how long to spin: on one core, whoever is waited for
         # could not go on meanwhile.
         self._under_way = 2
@@ -133,7 +134,7 @@ class Broker:
     def take_in(self, frames: list[Frame]) -> None:
         """Take in what the caller has sent behind the configuration."""
         for message, blobs in frames:
-            self._dispatch.from_consumer(message, blobs)
+            self._caller.results.receive(message, blobs)
 
     def serve(self) -> None:
         """Start the workers, serve until told to close or the caller is gone, and end the workers."""
@@ -163,11 +164,11 @@ class Broker:
             for callback in self._waiter.wait(SLICE_SECONDS):
                 callback()
             self._sweep()
-        for observer in self._shell.observers:
-            observer.close()
         self._caller.logs.tell()
         self._caller.results.send(messages.Closed())
         self._caller.flush(LOOK_SECONDS / 5, self._look_around)
+        for observer in self._shell.observers:
+            observer.close()
         self._caller.close()
         pool.close()
 

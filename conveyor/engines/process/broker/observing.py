@@ -6,8 +6,10 @@ Law: an observer changes nothing.  One that cannot write any more stops, and the
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
+from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.messages import NoticeGiven
 
 if TYPE_CHECKING:
@@ -28,7 +30,9 @@ def observers_of(config: BrokerConfig, opened: float, logs: LogRelay, inherited_
     if config.tells_story:
         from conveyor.core.story import Story
 
-        observers.append(Story(config.plan, opened, lambda text: logs.pass_on(NoticeGiven("DEBUG", text), [])))
+        observers.append(
+            Story(config.plan, opened, lambda text: logs.pass_on(NoticeGiven("DEBUG", text), []), describe)
+        )
     if config.record_to is not None:
         from conveyor.core.recording import Recorder
 
@@ -37,6 +41,29 @@ def observers_of(config: BrokerConfig, opened: float, logs: LogRelay, inherited_
         inherited_fds.append(appender)
         observers.append(Recorder(config.plan, opened, version, appender.write, appender.close))
     return observers
+
+
+# Sentences for messages that say what no event of the core does; a function gets the sender and the message.
+_SENTENCES: dict[type, Callable[[str, Any], str]] = {
+    messages.Opened: lambda sender, message: "all workers are ready",
+    messages.ForwardPrints: lambda sender, message: f"workers forward {' and '.join(message.streams)} from now on",
+    messages.FailedBySource: lambda sender, message: f"run {message.run} fails: its source raised",
+    messages.FailedByBroker: lambda sender, message: "the broker itself failed",
+    messages.WorkerFailed: lambda sender, message: f"{sender} reports that {message.failure.phase!r} of its job failed",
+    messages.Close: lambda sender, message: "the caller closes the pipeline",
+    messages.Abort: lambda sender, message: "the caller ends everything at once",
+    messages.Closed: lambda sender, message: f"{sender} ends" if sender != "broker" else "the broker ends",
+}
+
+
+def describe(sender: str, receiver: str, message: object) -> str:
+    """Return a sentence for a message; "" for one to a worker, as commands of the core tell that, and for most others.
+
+    >>> describe("caller", "broker", messages.Close()), describe("broker", "worker 0", messages.Close())
+    ('the caller closes the pipeline', '')
+    """
+    sentence = None if receiver.startswith("worker") else _SENTENCES.get(type(message))
+    return "" if sentence is None else sentence(sender, message)
 
 
 class _Appender:

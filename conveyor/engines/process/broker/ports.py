@@ -8,7 +8,7 @@ refers to it and no process that got one does; it is freed once.  Nobody here lo
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from conveyor.engines.process.wire.progress import ProgressSlot
 
 if TYPE_CHECKING:
     from conveyor.core import commands
+    from conveyor.core.shell import Observer
 
 Receive = Callable[[messages.Message, list[Any]], None]
 
@@ -43,7 +44,8 @@ class Connection:
         self._end = end
         self._sent = sent
         self._waiter = waiter
-        self._receive = receive
+        # Takes in what has come.
+        self.receive = receive
         self._gone = gone
         self._descriptor = end.waitable()
         self._wants_room = False
@@ -58,6 +60,24 @@ class Connection:
             self._end.send(message, blobs)
             self._watch_room()
 
+    def observe(self, name: str, observers: Sequence[Observer]) -> None:
+        """Have observers see each message from now on.  One that nobody observes costs nothing more."""
+        send, receive = self.send, self.receive
+
+        def shown_and_sent(message: messages.Message, blobs: Any = ()) -> None:
+            if self.open:
+                for observer in observers:
+                    observer.passed(time.monotonic(), "broker", name, message)
+            send(message, blobs)
+
+        def shown_and_received(message: messages.Message, blobs: list[Any]) -> None:
+            for observer in observers:
+                observer.passed(time.monotonic(), name, "broker", message)
+            receive(message, blobs)
+
+        self.send = shown_and_sent  # type: ignore[method-assign]
+        self.receive = shown_and_received
+
     def ready(self) -> None:
         """Take in what has arrived, and send what there is room for."""
         if self._end.unsent:
@@ -71,7 +91,7 @@ class Connection:
             return False
         frames, alive = self._end.receive()
         for message, blobs in frames:
-            self._receive(message, blobs)
+            self.receive(message, blobs)
         if not alive:
             self.close()
             self._gone()
@@ -181,7 +201,12 @@ class CallerPort:
         )
         self._results_endpoint = endpoints[1]
         self._waiter = waiter
-        self.logs = LogRelay(endpoints[1], self.results.send)
+        self.logs = LogRelay(endpoints[1], lambda message, blobs: self.results.send(message, blobs))
+
+    def observe(self, observers: Sequence[Observer]) -> None:
+        """Have observers, where there are any, see each message from now on."""
+        for each in (self.feed, self.results, self.questions) if observers else ():
+            each.observe("caller", observers)
 
     def flush(self, seconds: float, meanwhile: Callable[[], None]) -> None:
         """Let the last messages out, as long as the caller is there and wants them.

@@ -129,6 +129,8 @@ class WorkerPool:
         sent = partial(self.refcounts.sent, number)
         each.peer = Connection(near, self.waiter, partial(self._dispatch.from_worker, each), lambda: None, sent)
         each.end = near
+        if observers := self._dispatch.shell.observers:
+            each.peer.observe(f"worker {number}", observers)
         self.waiter.add(child.waitable, partial(self._dispatch.worker_died, each))
         if not self._fork:
             # Not with its start: it may die before it reads them.
