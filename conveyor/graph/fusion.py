@@ -10,10 +10,14 @@ from __future__ import annotations
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.typing import Any
 from conveyor.graph.plan import Node, Plan, StepNode
-from conveyor.stages.failure_policy import policy_of
 from conveyor.stages.outputs import Fused
 from conveyor.stages.processor import Processor
+from conveyor.stages.settings import PROCESSOR_SETTINGS
 from conveyor.stats import Unfused
+
+# The settings of a Processor that a chain keeps, or that mean nothing without `retries`.  Any other one, also one that
+# is new, keeps it alone.
+_FUSABLE_SETTINGS = {"name", "workers", "keep_none", "retry_on", "backoff"}
 
 
 def fused(plan: Plan) -> Plan:
@@ -67,10 +71,11 @@ def _why_alone(step: StepNode) -> str | None:
     # (1, 1) is the default of a Processor, and (1, None) is "auto".
     if isinstance(processor.workers, int) or (step.workers, step.most) not in ((1, 1), (1, None)):
         return "it has a number of workers of its own"
-    settings = ("batch", "timeout", "max_items")
-    given = [name for name in settings if getattr(step, name) is not None]
-    if not policy_of(processor).strict:
-        given.append("retries" if processor.retries else "on_error")
+    given = [
+        name
+        for name, each in PROCESSOR_SETTINGS.items()
+        if name not in _FUSABLE_SETTINGS and getattr(processor, name) != each.default
+    ]
     if given:
         return f"it has {' and '.join(given)} of its own"
     if step.most is None:

@@ -1,7 +1,8 @@
 """The settings of a Processor: each with its type, default, check and documentation.
 
 Law: a setting is declared here and nowhere else; the signature, the checks and the `repr` of a Processor follow.  To
-add a setting, declare it in `_ProcessorSettings`, and name it for type checkers in `PolicySettings`.
+add a setting, declare it in `_ProcessorSettings`, name it for type checkers in `PolicySettings`, and use it.  A
+Processor that is given it is not fused with others.
 """
 
 from __future__ import annotations

@@ -18,7 +18,11 @@ from decimal import Decimal
 from enum import Enum
 
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ReplicatingFork, Unfused
+from conveyor.graph.builder import Description
+from conveyor.graph.fusion import fused
 from conveyor.stages.job_inspection import memory_of
+from conveyor.stages.settings import PROCESSOR_SETTINGS, Setting, check_flag
+from tests.helpers.late import mock
 from tests.helpers.support import TestCase, nothing_left
 
 WORDS = [f" w{number % 50} " for number in range(2000)]
@@ -283,6 +287,20 @@ class FusedStateTest(TestCase):
                     Unfused("alone", reason),
                     Unfused("same-3", "no other that can be fused is next to it"),
                 )
+
+    def test_a_setting_that_fusing_does_not_know_keeps_a_processor_alone(self):
+        # A chain would lose it without a word.
+        added = Setting(False, check_flag, "Nothing.", is_argument=False)
+        default = mock.patch.object(Processor, "added", added.default, create=True)
+        with mock.patch.dict(PROCESSOR_SETTINGS, added=added), default:
+            with_it, without, at_default = Processor(same, name="with it"), Processor(same), Processor(same)
+            at_default.added, with_it.added = False, True
+            description = Description()
+            for element in (without, Pipe(), at_default, Pipe(), with_it):
+                description.add((element,))
+            plan = fused(description.plan(cores=2, ordered=True))
+        assert [step.name for step in plan.steps] == ["same+same-2", "with it"]
+        assert plan.unfused == (Unfused("with it", "it has added of its own"),)
 
     def test_nothing_is_said_where_nobody_asked(self):
         pipeline = chain(Processor(same), Processor(first_time()))
