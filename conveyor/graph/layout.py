@@ -84,13 +84,12 @@ class LaneGroup:
         found: list[LaneGroup] = []
         todo = [self]
         while todo:
-            lane_group = todo.pop()
-            found.append(lane_group)
-            todo += [part for part in lane_group.parts if isinstance(part, LaneGroup)]
+            found.append(todo.pop())
+            todo += [part for part in found[-1].parts if isinstance(part, LaneGroup)]
         return found[::-1]
 
     def lanes(self) -> list[Lane]:
-        """The lanes that end here, in order."""
+        """Return the lanes that end here, in order."""
         found: list[Lane] = []
         todo: list[Lane | LaneGroup] = [self]
         while todo:
