@@ -88,7 +88,7 @@ def test_rule_1_everything_is_an_element():
         (None, "None is not an element"),
         (3, "3 is not an element"),
         ([Pipe()], "[Pipe()] is not an element"),
-        ([P, P], "pass what is in it one by one, as in add(*elements)"),
+        ([P, P], "pass its elements one by one, as in add(*elements)"),
         (Element, "add one of Processor, Pipe"),
         (str.strip, "wrap it: Processor(str.strip)"),
         (", ".join, "wrap it: Processor(', '.join)"),
@@ -130,7 +130,11 @@ def test_rule_3_a_pipe_is_put_in_before_a_processor():
         described(*rows)
     description = described(P)
     message = put_in(description, P)
-    assert "no Pipe in front of Processor(load)" in message and "add(Pipe())" in message and "branches" not in message
+    assert (
+        "no Pipe in front of Processor(load)" in message
+        and "add Pipe() before it" in message
+        and "branches" not in message
+    )
     assert repr(description) == "Pipeline().add(Processor(load)).add(Processor(load))"
     branches = described(P, Pipe(), ReplicatingFork(4), P)
     assert "on 4 branches" in put_in(branches, P)
@@ -298,7 +302,7 @@ def test_rule_6_join_without_a_number():
     assert "on 2 branches" in put_in(description, Join())
     assert [len(lane.enclosing) for lane in description.layout.lanes] == [1, 1, 1]
     waiting = [P, Pipe(), ReplicatingFork(2), Pipe(), (ReplicatingFork(2), Pipe()), Pipe()]
-    assert "forks open within" in broken(6, described(*waiting), Pipe(), Join())
+    assert "open forks within" in broken(6, described(*waiting), Pipe(), Join())
 
 
 def test_rule_6_no_open_fork():
@@ -327,7 +331,7 @@ def test_rule_6_a_fork_decided_at_run_time_is_closed_without_a_number():
         ([P, Pipe(), ReplicatingFork(2), Pipe(), BalancingFork(max=2), P, Pipe()], Join(2)),
     ]:
         message = broken(6, described(*rows), join)
-        assert "close it with Join()" in message and "decided while the pipeline runs" in message
+        assert "close it with Join()" in message and "only the running pipeline decides" in message
         described(*rows, Join())
 
 
