@@ -81,10 +81,10 @@ def failure_of(error: BaseException, phase: str, item: str | None = None, attemp
         dumped = pickle.dumps(error, 5)
         if type(pickle.loads(dumped)) is type(error):
             pickled = dumped
-    return Failure(phase, type(error).__name__, _text(error), traceback_of(error), pickled, item, attempts)
+    return Failure(phase, type(error).__name__, _message_of(error), traceback_of(error), pickled, item, attempts)
 
 
-def _text(error: BaseException) -> str:
+def _message_of(error: BaseException) -> str:
     try:
         # `join` turns an instance of a user's subclass into a plain str, which every process can unpickle.
         return "".join(str(error))
@@ -104,7 +104,7 @@ def traceback_of(error: BaseException) -> str:
     except BaseException as second:
         # Without free descriptors or memory, Python cannot import the module or read the source text.
         name = type(second).__name__
-        return f"{_places(frames)}{type(error).__name__} (more of its traceback could not be made: {name})\n"
+        return f"{_traceback_lines(frames)}{type(error).__name__} (more of its traceback could not be made: {name})\n"
 
 
 def without_our_frames(frames: TracebackType | None) -> TracebackType | None:
@@ -134,7 +134,7 @@ def _is_ours(frame: FrameType) -> bool:
     return isinstance(name, str) and name.startswith("conveyor.")
 
 
-def _places(frames: TracebackType | None) -> str:
+def _traceback_lines(frames: TracebackType | None) -> str:
     lines = []
     while frames is not None:
         code = frames.tb_frame.f_code

@@ -181,7 +181,7 @@ class _Compiler:
             elif operation.element.how == "zip":
                 self._wires[index, 0] = self._zip(operation.lane_group)
             else:
-                self._wires[index, 0] = self._merged(operation.lane_group)
+                self._wires[index, 0] = self._merge(operation.lane_group)
         (last,) = self._layout.lanes
         wire = self._incoming(last)
         self._connect(wire, SinkNode(len(self._nodes), *self._bounds(wire.room)))
@@ -308,7 +308,7 @@ class _Compiler:
         for port in range(ports):
             self._wires[index, port] = _Wire(node, port, behind=wire.room)
 
-    def _merged(self, part: Lane | LaneGroup) -> _Wire:
+    def _merge(self, part: Lane | LaneGroup) -> _Wire:
         """Return the wire at the end of `part`, with its lanes merged, inner forks first."""
         if isinstance(part, Lane):
             return self._incoming(part)
@@ -317,10 +317,10 @@ class _Compiler:
             wires = [
                 self._incoming(inner) if isinstance(inner, Lane) else merged[id(inner)] for inner in lane_group.parts
             ]
-            merged[id(lane_group)] = self._merge(lane_group, wires)
+            merged[id(lane_group)] = self._merge_group(lane_group, wires)
         return merged[id(part)]
 
-    def _merge(self, part: LaneGroup, wires: list[_Wire]) -> _Wire:
+    def _merge_group(self, part: LaneGroup, wires: list[_Wire]) -> _Wire:
         """Return the wire at the end of a group, whose parts end in `wires`."""
         if part.fork in self._survey.without_node:
             pipe = wires[0].pipe
@@ -339,7 +339,7 @@ class _Compiler:
         for lane in lanes:
             wire = self._incoming(lane)
             for inner in range(len(lane.enclosing) - 1, depth - 1, -1):
-                wire = self._left(wire, lane.enclosing[inner].fork, lane.enclosing[:inner])
+                wire = self._leave(wire, lane.enclosing[inner].fork, lane.enclosing[:inner])
             wires.append(wire)
         last_branch = max(branch for branches in lane_group.branches for branch in branches)
         index, fork = len(self._nodes), self._node_of_fork[lane_group.fork]
@@ -350,9 +350,9 @@ class _Compiler:
         for port, wire in enumerate(wires):
             self._connect(wire, node, port)
         joined = _Wire(node.index, behind=Pipe(max(node.bounds), max(node.bounds_bytes)))
-        return self._left(joined, lane_group.fork, lane_group.above) if lane_group.whole else joined
+        return self._leave(joined, lane_group.fork, lane_group.above) if lane_group.whole else joined
 
-    def _left(self, wire: _Wire, fork: int, above: tuple[EnclosingFork, ...]) -> _Wire:
+    def _leave(self, wire: _Wire, fork: int, above: tuple[EnclosingFork, ...]) -> _Wire:
         """Return `wire` after the end of `fork`, within the forks `above`."""
         node = LeaveNode(len(self._nodes), self._node_of_fork[fork], self._survey.is_tracked(above), _UNKNOWN)
         self._connect(wire, node)

@@ -322,11 +322,11 @@ class _Builder:
         self._uneven = uneven
         self._operations = list(layout.operations)
         self._lanes: list[Lane] = []
-        self._pieces: list[LaneChange] = []
+        self._changes: list[LaneChange] = []
 
     def built(self, elements: tuple[Element, ...]) -> Layout:
         """Return the layout with the placed elements."""
-        addition = Addition(elements, tuple(self._pieces))
+        addition = Addition(elements, tuple(self._changes))
         return Layout(tuple(self._operations), tuple(self._lanes), (*self._layout.additions, addition))
 
     def place(self, position: int, element: Element, group: Sequence[Lane]) -> None:
@@ -337,31 +337,31 @@ class _Builder:
         for lane in group:
             if isinstance(element, Pipe):
                 self._lanes.append(replace(lane, pipe=one_pipe(lane.pipe, element)))
-                self._pieces.append(LaneChange(position, 1, 1))
+                self._changes.append(LaneChange(position, 1, 1))
             elif isinstance(element, Processor):
                 # Rule 3: a fork or a join in front replaces the Pipe.
                 missing = lane.pipe is None and isinstance(self._operations[lane.source], StepOperation)
                 source = self._operation(StepOperation(element, _with_pipe(lane) if missing else lane))
                 self._lanes.append(Lane(source, 0, lane.enclosing))
-                self._pieces.append(LaneChange(position, 1, 1, (0,) if missing else ()))
+                self._changes.append(LaneChange(position, 1, 1, (0,) if missing else ()))
             else:
                 assert isinstance(element, ForkElement)
                 source = self._operation(ForkOperation(element, _with_pipe(lane)))
                 ports = element.n or 1
                 for port in range(ports):
                     self._lanes.append(Lane(source, port, (*lane.enclosing, EnclosingFork(source, (port,)))))
-                self._pieces.append(LaneChange(position, 1, ports, () if lane.pipe else (0,)))
+                self._changes.append(LaneChange(position, 1, ports, () if lane.pipe else (0,)))
 
     def _place_joins(self, position: int, join: Join[Any], group: Sequence[Lane]) -> None:
         for cluster, joined in _clusters(self._layout, join, group):
             if not joined:
                 self._lanes += cluster
-                self._pieces += [LaneChange(None, 1, 1)] * len(cluster)
+                self._changes += [LaneChange(None, 1, 1)] * len(cluster)
                 continue
             missing = tuple(index for index, lane in enumerate(cluster) if lane.pipe is None)
             lanes = [_with_pipe(lane) for lane in cluster]
             self.join_lanes(join, _grouped(self._layout, join, lanes, uneven=self._uneven))
-            self._pieces.append(LaneChange(position, len(cluster), 1, missing))
+            self._changes.append(LaneChange(position, len(cluster), 1, missing))
 
     def join_lanes(self, join: Join[Any], lane_group: LaneGroup) -> None:
         """Append the lane that a group becomes."""

@@ -61,11 +61,11 @@ def warn_of_shared(plan: Plan, script_only: bool = False, stacklevel: int = 1) -
     `script_only`: workers share only objects at the module level of the script.  `stacklevel` counts as in a call of
     `warnings.warn` in place of this function.
     """
-    told: set[int] = set()
+    warned: set[int] = set()
     for step in plan.replicated:
-        if id(step.processor) in told:
+        if id(step.processor) in warned:
             continue
-        told.add(id(step.processor))
+        warned.add(id(step.processor))
         for name, roots in _jobs(step.name, step.processor):
             found = _resource_in(roots, script_only)
             if found is not None:

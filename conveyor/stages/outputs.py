@@ -104,8 +104,8 @@ class Fused:
                 error.__cause__ = cause
             values = given
             if not _SPECIAL.isdisjoint(map(type, values)):
-                return _up_to(error, (self._after(index, value) for value in values))
-        return values if error is None else _up_to(error, values)
+                return _then_raise(error, (self._after(index, value) for value in values))
+        return values if error is None else _then_raise(error, values)
 
     def _after(self, index: int, value: Any) -> Any:
         """Return what the jobs after number `index` make of its return value, as a job would return it."""
@@ -154,7 +154,7 @@ class Fused:
                 yield value
 
 
-def _up_to(error: StageError | None, values: Iterable[Any]) -> Iterator[Any]:
+def _then_raise(error: StageError | None, values: Iterable[Any]) -> Iterator[Any]:
     yield from values
     if error is not None:
         raise error

@@ -53,8 +53,8 @@ class Pipe(Element):
         return DEFAULT_MAXSIZE if self.maxsize is None else self.maxsize
 
     def __repr__(self) -> str:
-        said = (("maxsize", self.maxsize), ("maxbytes", self.maxbytes))
-        return f"Pipe({', '.join(f'{name}={value}' for name, value in said if value is not None)})"
+        settings = (("maxsize", self.maxsize), ("maxbytes", self.maxbytes))
+        return f"Pipe({', '.join(f'{name}={value}' for name, value in settings if value is not None)})"
 
 
 @dataclass(frozen=True, repr=False, init=False)
