@@ -74,8 +74,8 @@ __all__ = [
     "WorkerDiedError",
 ]
 
-# Where each public name is that is no error.  Nothing is imported before somebody asks for it: a worker imports the
-# script again, and waits for all that this imports.
+# The module of each public name that is no error.  A module is imported when the program asks for a name in it.  A
+# spawned worker imports the script again, and would wait for all imports.
 _MODULES = {
     "Pipeline": "pipeline",
     **dict.fromkeys(("Graph", "GraphEdge", "GraphNode"), "graph.diagram"),
@@ -94,7 +94,7 @@ def __getattr__(name: str) -> object:
         value = import_module(f"conveyor.{name}")
     else:
         raise AttributeError(f"module 'conveyor' has no attribute {name!r}")
-    # Whoever asks next finds it there.
+    # The next access finds it there.
     globals()[name] = value
     return value
 

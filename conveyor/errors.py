@@ -128,7 +128,7 @@ class ProcessorError(ConveyorError):
             "wait": a signal handler or thread of the job raised between two items, or memory ran out there.
         number: the number of the item, counted from 0 in the order in which items came to the Processor; None where
             the failure does not belong to an item.
-        last: the number of the last item that may be to blame; it differs from `number` for a batch, or where nobody
+        last: the number of the last item that may be to blame.  It differs from `number` for a batch, or where nobody
             knows which item it was.
         item: the text that shows the item (or batch): what `redact` returns, or the shortened repr; None where there
             is no item.
@@ -260,7 +260,7 @@ class SourceWarning(UserWarning):
 
 
 class StartMethodWarning(UserWarning):
-    """The pipeline does not start its processes by fork, because other threads of the program may hold a lock.
+    """Other threads of the program make a fork unsafe, and that affects how the pipeline starts its processes.
 
     A process warns once for each reason, and only where the user named no start method.
     """

@@ -46,7 +46,7 @@ class Pipeline(Generic[In, Out]):
       the calling process runs everything, one item at a time (for a debugger).
     - `start_method`: how processes start.  "fork": jobs may be lambdas and closures.  "forkserver": a fresh process
       forks the workers.  "spawn": each worker is a fresh interpreter.
-    - `channel`: "pipe", or "queue" for systems without non-blocking pipes.
+    - `channel`: "pipe" (on POSIX systems) or "queue" (everywhere).
     - `ordered` (True): results come in the order of the input, then of the branch, then as yielded.  False: they come
       as soon as they are ready.
     - `cores`: how many cores to use; None: those that this process may use.
@@ -73,8 +73,8 @@ class Pipeline(Generic[In, Out]):
     [1, 2]
     """
 
-    # To a type checker, a new pipeline is an EmptyPipeline (below).  mypy learns that from the `self` of `__init__`,
-    # other checkers from `__new__`.  `__init__` checks the arguments for both.
+    # To a type checker, a new pipeline is an EmptyPipeline (below).  The `self` of `__init__` tells mypy so, and
+    # `__new__` tells other checkers.  `__init__` checks the arguments for both.
     if TYPE_CHECKING:
 
         def __new__(cls, *args: Any, **kwargs: Any) -> EmptyPipeline: ...

@@ -47,8 +47,8 @@ from conveyor.stages.routing import BalancingFork, Pipe, ReplicatingFork
 
 _UNKNOWN = Target(-1)
 
-# The share of the machine's memory that all pipes of a pipeline may fill together.  An item exists several times:
-# pickled in the broker and on a channel, and as a larger object in a worker.  The jobs need memory too.
+# The share of the machine's memory that all pipes of a pipeline may fill together.  An item exists several
+# times: pickled in broker and channel, and as a larger object in a worker.  The jobs need memory too.
 _MEMORY_SHARE = 1 / 8
 # In a smaller pipe, chunks would be so small that their hops cost more than their work.
 _LEAST_BYTES = 1024 * 1024

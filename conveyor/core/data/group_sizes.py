@@ -5,7 +5,7 @@ the fork, in order.  A step turns a group of inputs into the group of their outp
 branches together.  `GroupSizes` is a list of `(size, repeat)`: `repeat` consecutive groups of `size` items each.
 
 A chunk carries items, and the sizes of the groups that it closes.  A group may begin in one chunk and be closed by a
-later one, as with a generator that yields for a long time.  The first size then counts only the items in the closing
+later one: a generator may yield for a long time.  The first size then counts only the items in the closing
 chunk.  Items after the last closed group belong to a group that is still open.  When the stream has ended, they belong
 to no group: they are trailing outputs, such as those of `finish`.
 """
