@@ -114,7 +114,6 @@ class Operation:
         return self._claims.setdefault(0, claim) is claim
 
     def claimed(self, claim: Claim) -> bool:
-        """Whether this claim came first."""
         return self._claims.get(0) is claim
 
     def wait(self, seconds: float | None) -> bool:
@@ -171,8 +170,6 @@ class Guard:
 
 
 class Running:
-    """A run, and the end of it."""
-
     def __init__(self, owner: object, turn: Turn, operation: Operation, session: Session, run: Run) -> None:
         # Keeps the pipeline alive: when it is dropped, it ends its session.
         self._owner = owner
@@ -417,7 +414,6 @@ class Lifecycle:
                 self._turn.release(operation)
 
     def _start(self, operation: Operation, stacklevel: int) -> Session:
-        """Start a session for an operation."""
         # Imported here: a process that only describes a pipeline does not need them.
         from conveyor._system.limits import usable_cores, usable_memory
 

@@ -24,8 +24,6 @@ else:
     _MISSING = object()
 
     class _Field:
-        """The options of one field."""
-
         def __init__(self, default: Any, default_factory: Any, kw_only: bool) -> None:
             self.default = default
             self.default_factory = default_factory
@@ -36,11 +34,9 @@ else:
         return _Field(default, default_factory, kw_only)
 
     def replace(value, /, **changes):
-        """Return a copy with some fields changed."""
         return type(value)(**{**{name: getattr(value, name) for name in value._value_fields}, **changes})
 
     def dataclass(cls=None, /, *, frozen=False, eq=True, repr=True, init=True):
-        """Make a data class of a class (a class decorator)."""
         if cls is None:
             return lambda cls: dataclass(cls, frozen=frozen, eq=eq, repr=repr, init=init)
         fields = dict(getattr(cls, "_value_fields", {}))
@@ -149,8 +145,6 @@ else:
             return super().__new__(mcs, name, bases, body)
 
     class NamedTuple(tuple, metaclass=_NamedTupleMaker):
-        """A tuple whose fields have names."""
-
         def __new__(cls, /, *values, **named):
             if named or len(values) != len(cls._fields):
                 values = _filled(cls, values, named).values()

@@ -93,7 +93,6 @@ def _message_of(error: BaseException) -> str:
 
 
 def traceback_of(error: BaseException) -> str:
-    """Return the text of a traceback."""
     frames = None
     try:
         frames = without_our_frames(error.__traceback__) or error.__traceback__
@@ -224,7 +223,6 @@ def overdue(name: str, seconds: float, first: int, last: int, item: str | None =
 
 
 def failed_item(name: str, first: int, last: int, attempts: int, when: float, why: GivenUpFor) -> FailedItem:
-    """Return the record of an item that was given up."""
     error: ProcessorError
     match why:
         case DiedAt():

@@ -41,7 +41,6 @@ class Description:
 
     @property
     def empty(self) -> bool:
-        """Whether no element was added."""
         return not self._layout.additions
 
     def add(self, elements: tuple[object, ...], stacklevel: int = 1) -> None:

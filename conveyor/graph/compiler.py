@@ -68,7 +68,6 @@ class _Wire:
 
     @property
     def room(self) -> Pipe:
-        """The Pipe that gives the bound."""
         return self.behind if self.pipe is None else self.pipe
 
 
@@ -196,7 +195,6 @@ class _Compiler:
                 yield node.name
 
     def _bounds(self, pipe: Pipe) -> tuple[int, int]:
-        """Return how many items and bytes a Pipe holds."""
         return pipe.bound, pipe.maxbytes or self._pipe_bytes
 
     def _all_bounds(self, wires: Sequence[_Wire]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -263,7 +261,6 @@ class _Compiler:
         self._wires[index, 0] = _Wire(node.index, behind=room)
 
     def _first_of(self, fork: int) -> int:
-        """Return the operation on the first branch of a collapsed fork."""
         return next(
             index
             for index, operation in enumerate(self._layout.operations)

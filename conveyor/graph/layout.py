@@ -52,8 +52,6 @@ class StepOperation:
 
 @dataclass(frozen=True)
 class ForkOperation:
-    """A fork on a lane."""
-
     element: ForkElement
     lane: Lane
 
@@ -103,8 +101,6 @@ class LaneGroup:
 
 @dataclass(frozen=True)
 class JoinOperation:
-    """A Join over one group of lanes."""
-
     element: Join[Any]
     lane_group: LaneGroup
 
@@ -135,7 +131,6 @@ class Addition:
 
     @property
     def piped(self) -> int:
-        """On how many lanes a Pipe was put in."""
         return sum(len(change.piped) for change in self.changes)
 
 
@@ -148,7 +143,6 @@ class Layout:
     additions: tuple[Addition, ...] = ()
 
     def fork(self, index: int) -> ForkElement:
-        """The element of the fork that is operation `index`."""
         operation = self.operations[index]
         assert isinstance(operation, ForkOperation)
         return operation.element
@@ -325,7 +319,6 @@ class _Builder:
         self._changes: list[LaneChange] = []
 
     def built(self, elements: tuple[Element, ...]) -> Layout:
-        """Return the layout with the placed elements."""
         addition = Addition(elements, tuple(self._changes))
         return Layout(tuple(self._operations), tuple(self._lanes), (*self._layout.additions, addition))
 
@@ -364,7 +357,6 @@ class _Builder:
             self._changes.append(LaneChange(position, len(cluster), 1, missing))
 
     def join_lanes(self, join: Join[Any], lane_group: LaneGroup) -> None:
-        """Append the lane that a group becomes."""
         self._lanes.append(Lane(self._operation(JoinOperation(join, lane_group)), 0, lane_group.enclosing))
 
     def _operation(self, operation: Operation) -> int:
@@ -373,7 +365,6 @@ class _Builder:
 
 
 def _with_pipe(lane: Lane) -> Lane:
-    """Return `lane` with a Pipe at its end."""
     return replace(lane, pipe=lane.pipe or Pipe())
 
 

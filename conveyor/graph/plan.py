@@ -44,7 +44,6 @@ class _Node:
 
     @property
     def outputs(self: Any) -> tuple[Target, ...]:
-        """The target of each output, by port."""
         return self.to if isinstance(self.to, tuple) else (self.to,)
 
     @property
@@ -54,7 +53,6 @@ class _Node:
         return tracked
 
     def leading_to(self: Self, targets: tuple[Target, ...]) -> Self:
-        """Return the node with other targets."""
         node: Any = self
         return replace(node, to=targets if isinstance(node.to, tuple) else targets[0])  # type: ignore[no-any-return]
 

@@ -75,7 +75,6 @@ class Policy(NamedTuple):
 
 
 def policy_of(processor: Processor[Any, Any]) -> Policy:
-    """Return the policy that a Processor's settings make."""
     retry_on = processor.retry_on
     retry_on = retry_on if isinstance(retry_on, tuple) else (retry_on,)
     return Policy(processor.retries, retry_on, float(processor.backoff), processor.on_error)

@@ -238,13 +238,11 @@ def _memory_of_class(owner: type, functions: list[Any], known: set[int]) -> str 
 
 
 def _methods(owner: type, name: str) -> list[Any]:
-    """Return the functions of that name in a class and its bases."""
     found = [vars(base)[name] for base in owner.__mro__ if name in vars(base)]
     return [each.__func__ if isinstance(each, staticmethod) else each for each in found]
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
-    """Yield the code of a function and of the functions within it."""
     yield code
     for each in code.co_consts:
         if isinstance(each, CodeType):
@@ -262,7 +260,6 @@ def _is_fixed(value: Any, known: set[int]) -> bool:
 
 
 def _is_container(value: Any) -> bool:
-    """Whether a value is a mutable container."""
     return issubclass(type(value), set) or hasattr(type(value), "__setitem__")
 
 

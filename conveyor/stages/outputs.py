@@ -71,12 +71,10 @@ class Fused:
 
     @property
     def named(self) -> list[tuple[str, Callable[[Any], Any]]]:
-        """The jobs, each with its name."""
         return list(zip(self._names, self._jobs, strict=True))
 
     @property
     def last(self) -> str:
-        """The name of the last job."""
         return self._names[-1]
 
     def __call__(self, item: Any) -> Any:

@@ -88,7 +88,6 @@ def optional(check: Check) -> Check:
 
 
 def check_flag(what: str, value: object) -> None:
-    """Raise unless `value` is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{what} must be True or False, not {short(value)}")
 

@@ -50,12 +50,10 @@ class Pieces:
         self.items = 0
 
     def push(self, source: Any, items: int) -> None:
-        """Append all `items` items of a source."""
         self._pieces.append((source, 0, items))
         self.items += items
 
     def extend(self, pieces: tuple[Piece, ...], items: int) -> None:
-        """Append pieces that hold `items` items together."""
         self._pieces.extend(pieces)
         self.items += items
 
@@ -78,7 +76,6 @@ class Pieces:
         return tuple(taken)
 
     def clear(self) -> None:
-        """Forget everything."""
         self._pieces.clear()
         self.items = 0
 

@@ -28,7 +28,6 @@ class Join(Node):
         self.ended = False
 
     def connect(self, output: Output) -> None:
-        """Set the output of the join."""
         self.output = output
         self.min_batch = output.node.min_batch
         self.sharing = output.node.shares_pipe()
