@@ -35,6 +35,10 @@ class FreshProcess(context.SpawnProcess):
         super().__init__(**arguments)
         self.import_main = import_main
 
+    def __reduce__(self) -> Any:
+        # There it is a process like any other, and need not import this module.
+        return object.__new__, (context.SpawnProcess,), self.__dict__
+
     @staticmethod
     def _Popen(process: Any) -> Any:
         if os.name != "posix":
