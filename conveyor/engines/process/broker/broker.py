@@ -28,7 +28,6 @@ from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.configs import BrokerConfig, with_blobs
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost, Frame, NonblockingEndpoint
 from conveyor.engines.process.wire.handles import Handles
-from conveyor.engines.process.wire.log_records import packed_warning
 from conveyor.errors import ProcessError, StartMethodWarning
 
 # Longer than a cheap job and the way to its worker and back take together.
@@ -255,6 +254,9 @@ class Broker:
                 'Pipeline(start_method="spawn"), with jobs that can be pickled; or start the pipeline before the first '
                 "call of that library."
             )
+            # The caller has imported it, from which this process was forked.
+            from conveyor.engines.process.wire.log_records import packed_warning
+
             packed = packed_warning(text, StartMethodWarning, "conveyor", 0, None)
             self._caller.logs.pass_on(messages.WarningShown(), [packed])
 

@@ -201,7 +201,7 @@ class Dispatch:
         shell.handle(events.WorkerReady(worker.number, time.monotonic() - worker.started))
         if not self.opened and all(every.ready for every in shell.pool.workers.values()):
             self.opened = True
-            shell.caller.results.send(messages.Opened(str(shell.pool.threads)))
+            shell.caller.results.send(messages.Opened(shell.pool.threads))
 
     def worker_died(self, worker: WorkerPort) -> None:
         shell, pool = self.shell, self.shell.pool

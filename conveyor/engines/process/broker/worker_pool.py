@@ -14,7 +14,6 @@ from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor.engines.process.broker.ports import Connection, SlotRefcounts, WorkerPort
 from conveyor.engines.process.shm.arena import Arena
-from conveyor.engines.process.system.foreign_threads import ForeignThreads, foreign_threads
 from conveyor.engines.process.system.spawning import (
     FORK,
     FORKSERVER,
@@ -58,7 +57,12 @@ class WorkerPool:
         # The ends of the caller's channels, and those of the workers', for a process that is forked to close.
         self.inherited_fds = ends
         # Where something that the script has imported has started threads, this process cannot fork safely, either.
-        self.threads = foreign_threads() if config.start_method == FORKSERVER else ForeignThreads()
+        self.threads = ""
+        if config.start_method == FORKSERVER:
+            # No other broker has to know.
+            from conveyor.engines.process.system.foreign_threads import foreign_threads
+
+            self.threads = str(foreign_threads())
         self._fork = config.start_method == FORK or (config.start_method == FORKSERVER and not self.threads)
         self._board = ProgressBoard(self._fork)
         self.arena = arena
