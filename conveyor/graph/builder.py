@@ -32,16 +32,12 @@ class Description:
     """
 
     def __init__(self) -> None:
-        self._layout = Layout()
-
-    @property
-    def layout(self) -> Layout:
-        """The operations, the open branches and what each `add` did."""
-        return self._layout
+        # The operations, the open branches and what each `add` did.
+        self.layout = Layout()
 
     @property
     def empty(self) -> bool:
-        return not self._layout.additions
+        return not self.layout.additions
 
     def add(self, elements: tuple[object, ...], stacklevel: int = 1) -> None:
         """Add `elements` to the open branches, by rules 1 to 6.
@@ -50,11 +46,11 @@ class Description:
         cannot run.  The description stays unchanged then.  Warns with ImplicitPipeWarning where a Pipe was put in.
         `stacklevel` counts as in a call of `warnings.warn` in place of this method.
         """
-        layout = extended(self._layout, elements)
+        layout = extended(self.layout, elements)
         addition = layout.additions[-1]
         if addition.piped:
             warnings.warn(_missing_pipe(addition), ImplicitPipeWarning, stacklevel + 1)
-        self._layout = layout
+        self.layout = layout
 
     def plan(self, *, cores: int, ordered: bool, memory: int | None = None, stacklevel: int = 1) -> Plan:
         """Return the plan; branches open at the end are merged, with ImplicitJoinWarning.
@@ -70,9 +66,9 @@ class Description:
             raise RuleError("the pipeline is empty: add a Processor first, as in .add(Processor(load))", rule=2)
         if cores < 1:
             raise ValueError(f"cores must be 1 or more, not {cores!r}")
-        layout = closed(self._layout)
-        if layout is not self._layout:
-            lanes = len(self._layout.lanes)
+        layout = closed(self.layout)
+        if layout is not self.layout:
+            lanes = len(self.layout.lanes)
             what = f"{lanes} branches are" if lanes > 1 else "a branch is"
             warnings.warn(
                 f"{what} open at the end of the pipeline and merged into the results: "
@@ -92,7 +88,7 @@ class Description:
 
         if self.empty:
             return Graph((), ())
-        plan = compiled(closed(self._layout), cores=cores, ordered=ordered)
+        plan = compiled(closed(self.layout), cores=cores, ordered=ordered)
         if fuse:
             from conveyor.graph.fusion import fused
 
@@ -102,7 +98,7 @@ class Description:
     def code(self, prefix: str) -> str:
         """Return the code that adds the same elements to `prefix`, without the Pipes that were put in."""
         return prefix + "".join(
-            f".add({', '.join(map(repr, addition.elements))})" for addition in self._layout.additions
+            f".add({', '.join(map(repr, addition.elements))})" for addition in self.layout.additions
         )
 
     def __repr__(self) -> str:

@@ -52,7 +52,8 @@ class Run:
         self._is_taking = False
         # How long to wait for more, in seconds, before a report.
         self._report_within = math.inf
-        self._over = False
+        # Whether nothing more will come.
+        self.over = False
         # Whether the broker has said that it is over, and whether another thread has given it up.
         self.finished = False
         self._given_up = False
@@ -90,7 +91,7 @@ class Run:
 
     def _fail(self) -> None:
         """After an exception, end everything."""
-        self._over = True
+        self.over = True
         if not self._given_up:
             self._owner.abort()
         self.source.join()
@@ -107,8 +108,8 @@ class Run:
         results, the run is not over.
         """
         owner = self._owner
-        if self._over or self._given_up or self._behind or length_hint(self.rest):
-            return self._over
+        if self.over or self._given_up or self._behind or length_hint(self.rest):
+            return self.over
         if owner.is_forked_copy or owner.ended or not owner.taking.acquire(blocking=False):
             return False
         try:
@@ -139,7 +140,7 @@ class Run:
                 if not reply.drops:
                     return False
                 self._unreported_items += len(taken[0])
-        self._over = True
+        self.over = True
         self._finish()
         return True
 
@@ -196,7 +197,7 @@ class Run:
                     # What is in shared memory lives as long as something here refers to it.
                     return self._decoded(message.spec, blobs), sum(map(len, blobs)), message.tell_within
             elif isinstance(message, RunFinished) and message.run == self.number:
-                self.finished = self._over = True
+                self.finished = self.over = True
                 return None
         raise StateError("the stream was closed by another thread, or a signal handler, while it was waited for")
 
@@ -218,19 +219,14 @@ class Run:
                 "Return plain data, or objects that can be rebuilt from their pickle."
             ) from error
 
-    @property
-    def over(self) -> bool:
-        """Whether nothing more will come."""
-        return self._over
-
     def cancel(self) -> None:
         """Give the run up, where it is not over; a thread that waits for its results gets StateError."""
-        if self._over or self._owner.ended or self._owner.is_forked_copy:
+        if self.over or self._owner.ended or self._owner.is_forked_copy:
             return
         self._given_up = True
         self.source.stop()
         self._owner.leave(self)
-        self._over = True
+        self.over = True
         self.source.join()
         # The broker says that it has heard of that, and so wakes the thread that waits.
         if self._owner.taking.acquire(timeout=THREAD_EXIT_SECONDS):
