@@ -85,7 +85,7 @@ class RecordTest(ScriptTestCase):
 
     def test_the_broker_is_killed(self) -> None:
         path = os.path.join(self.new_folder(), "recorded")
-        first = mock.patch("conveyor.engines.process.caller.observing._recordings", iter([1]))
+        first = mock.patch("conveyor.engines.process.caller.broker_link._recordings", iter([1]))
         with first, mock.patch.dict(os.environ, CONVEYOR_RECORD=path), Pipeline().add(Processor(abs)) as pipeline:
             pipeline.run(range(10))
             (broker,) = multiprocessing.active_children()

@@ -2,7 +2,8 @@
 
 Law: the caller starts one broker at a time, so that no broker inherits ends of another session's channels.  Whatever
 ends a start, what it has made so far can be closed.  One thread listens at a time, one sends, and one asks; no wait
-outlasts the broker, as an endpoint raises ConnectionLost when it dies.
+outlasts the broker, as an endpoint raises ConnectionLost when it dies.  Whether there is to be a debug log or a
+recording is asked once, when a pipeline is opened.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import sys
 import threading
 from collections import deque
+from itertools import count
 
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.typing import Any, cast
 from conveyor._system.signals import interrupts_held
 from conveyor.engines.process.broker import run_broker
+from conveyor.engines.process.broker.observing import RECORD_VARIABLE
 from conveyor.engines.process.caller.fork_gate import gate
-from conveyor.engines.process.caller.observing import new_recording, story_wanted
 from conveyor.engines.process.caller.start_method import Start
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system.child_setup import standard_descriptors_taken
@@ -50,6 +53,8 @@ _SCARCITY = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSP
 
 # The ends of all sessions in this process, which the next broker closes where it is forked.
 _open_ends: set[BlockingEndpoint | Arena] = set()
+# The numbers of the recordings of this process.
+_recordings = count(1)
 # Held while a session starts: otherwise a broker would inherit ends that another start has not closed yet.
 _starting = threading.RLock()
 
@@ -367,3 +372,30 @@ def _without_jobs(plan: Plan) -> Plan:
     nobody = cast(Any, None)
     nodes = tuple(replace(node, processor=nobody) if isinstance(node, StepNode) else node for node in plan.nodes)
     return replace(plan, nodes=nodes)
+
+
+def story_wanted() -> bool:
+    """Return whether the logger "conveyor" takes records of the level DEBUG."""
+    logging = sys.modules.get("logging")
+    return logging is not None and bool(logging.getLogger("conveyor").isEnabledFor(logging.DEBUG))
+
+
+def new_recording() -> str | None:
+    """Return the path of a new, empty file to record to; None where no recording is wanted.
+
+    The second pipeline of this process gets `FILE.2`, the third `FILE.3`.  Processes that `multiprocessing` started do
+    not record.  Raises ProcessError where the file cannot be written.
+    """
+    wanted = os.environ.get(RECORD_VARIABLE)
+    if not wanted or multiprocessing.parent_process() is not None:
+        return None
+    number = next(_recordings)
+    path = os.path.abspath(wanted if number == 1 else f"{wanted}.{number}")
+    try:
+        with open(path, "wb"):
+            return path
+    except OSError as error:
+        raise ProcessError(
+            f"{RECORD_VARIABLE}={wanted}: the recording cannot be written ({error}). Remedy: name a file in a folder "
+            f"that this process may write to, or unset {RECORD_VARIABLE}."
+        ) from error
