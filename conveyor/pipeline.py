@@ -237,10 +237,7 @@ class Pipeline(Generic[In, Out]):
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: types.TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None
     ) -> None:
         self._lifecycle.leave(abort=kind is not None)
 

@@ -9,15 +9,7 @@ from conveyor.stages.processor import Processor
 from conveyor.stages.routing import DEFAULT_MAXSIZE, BalancingFork, Element, Join, Pipe, ReplicatingFork
 from conveyor.stages.routing import How_co as How_co
 
-__all__ = [
-    "DEFAULT_MAXSIZE",
-    "BalancingFork",
-    "Element",
-    "Join",
-    "Pipe",
-    "Processor",
-    "ReplicatingFork",
-]
+__all__ = ["DEFAULT_MAXSIZE", "BalancingFork", "Element", "Join", "Pipe", "Processor", "ReplicatingFork"]
 
 for _element in (BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork):
     # Where users find them.

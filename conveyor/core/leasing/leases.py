@@ -220,12 +220,7 @@ SILENT_WORKER_SECONDS = 0.01
 
 
 def worker_to_revoke(
-    workers: Sequence[Worker],
-    batch_size: int,
-    seconds: float,
-    arrived_at: float | None,
-    load_factor: float,
-    now: float,
+    workers: Sequence[Worker], batch_size: int, seconds: float, arrived_at: float | None, load_factor: float, now: float
 ) -> tuple[Worker | None, float | None]:
     """Return the worker that is to give back what it has not started, if there is one, and when to look again, if ever.
 

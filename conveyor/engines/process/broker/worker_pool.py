@@ -139,8 +139,7 @@ class WorkerPool:
         if not self._fork:
             # Not with its start: it may die before it reads them.
             each.peer.send(
-                messages.ConfigureWorker(config._replace(job=b"", redact=None)),
-                [config.job, config.redact or b""],
+                messages.ConfigureWorker(config._replace(job=b"", redact=None)), [config.job, config.redact or b""]
             )
 
     def bury(self, each: WorkerPort) -> tuple[tuple[int, int], bool]:
