@@ -41,9 +41,9 @@ from conveyor.graph.plan import (
     Target,
     ZipNode,
 )
-from conveyor.stages.failure_policy import policy_of
 from conveyor.stages.processor import has_finish, is_restartable, label
 from conveyor.stages.routing import BalancingFork, Pipe, ReplicatingFork
+from conveyor.stages.settings import policy_of
 
 _UNKNOWN = Target(-1)
 

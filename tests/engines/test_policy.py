@@ -31,7 +31,7 @@ from conveyor.core.commands import SendLease
 from conveyor.engines.process.broker.ports import WorkerPort
 from conveyor.engines.process.wire import progress
 from conveyor.engines.process.wire.codec import Blob
-from conveyor.stages.failure_policy import policy_of
+from conveyor.stages.settings import policy_of
 from tests.helpers.late import mock, tempfile
 from tests.helpers.support import TestCase, slow
 

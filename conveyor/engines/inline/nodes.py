@@ -30,9 +30,9 @@ from conveyor.graph.plan import (
     Target,
     ZipNode,
 )
-from conveyor.stages.failure_policy import policy_of
 from conveyor.stages.outputs import outputs_of
 from conveyor.stages.processor import Processor, work_of
+from conveyor.stages.settings import policy_of
 
 NOTHING = object()
 # What is delivered at the end of the stream, in the place of an item.

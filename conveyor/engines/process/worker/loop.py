@@ -31,9 +31,9 @@ from conveyor.engines.process.wire.progress import ProgressSlot
 from conveyor.engines.process.worker.lease_items import LeaseItems
 from conveyor.engines.process.worker.mailbox import FLUSH_SECONDS, Inbox, LeaseStopped, Outbox
 from conveyor.engines.process.worker.retry import CallRaised, Retrier
-from conveyor.stages.failure_policy import policy_of
 from conveyor.stages.outputs import Fused, is_generator_function, outputs_of
 from conveyor.stages.processor import Processor, work_of
+from conveyor.stages.settings import policy_of
 
 if TYPE_CHECKING:
     from conveyor.engines.process.shm.arena import Arena

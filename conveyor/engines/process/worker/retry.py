@@ -1,7 +1,7 @@
 """What a worker does about a call that failed: it tries again, gives up, or ends the run.
 
-Law: the decisions are those of `failure_policy.py`.  What is given up is noted in the outbox, and what goes on in its
-place takes its place in the order.
+Law: the decisions are those of `Policy` in `stages/settings.py`.  What is given up is noted in the outbox, and what
+goes on in its place takes its place in the order.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from conveyor.engines.process.wire.codec import Unpicklable, frozen
 from conveyor.engines.process.worker.lease_items import LeaseItems
 from conveyor.engines.process.worker.mailbox import Inbox, Outbox
 from conveyor.errors import ProcessorError
-from conveyor.stages.failure_policy import policy_of
 from conveyor.stages.outputs import Fused, StageError
 from conveyor.stages.processor import Processor, work_of
+from conveyor.stages.settings import policy_of
 
 if TYPE_CHECKING:
     from conveyor.core.commands import GiveUp
