@@ -424,7 +424,7 @@ class Lifecycle:
             memory=usable_memory(),
             stacklevel=stacklevel + 1,
         )
-        plan = replace(plan, max_failures=settings.max_failures, keep_failures=settings.keep_failures)
+        plan = replace(plan, settings=settings.plain())
         session = new_session(plan, settings)
         session.warn(stacklevel + 1)
         operation.session = session

@@ -105,7 +105,7 @@ class Machine:
         self._agenda: deque[Node] = deque()
         self._cancelled = False
         self._over = False
-        self._failures = FailureBudget(plan.max_failures)
+        self._failures = FailureBudget(plan.setting("max_failures"))
         self.nodes = [self._build(plan, index) for index in range(len(plan.nodes))]
         self._connect(plan)
         self.steps = [node for node in self.nodes if isinstance(node, Step)]

@@ -17,7 +17,7 @@ from conveyor.core.data.pieces import Weave
 from conveyor.core.machine import Machine
 from conveyor.graph.plan import Node, Plan, Target
 
-FORMAT = 1
+FORMAT = 2
 # The keys of what JSON lacks; no field has such a name.  An array is a tuple.
 KIND, LIST, BLOB = "is", "[]", "#"
 # The fields that may hold what a job made of items, such as the text of an error.

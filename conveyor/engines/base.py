@@ -1,7 +1,8 @@
 """What a pipeline and an engine know of each other: the settings that one gives, and the sessions that the other makes.
 
 Law: protocols and values; nothing here runs anything.  A new engine is one module or folder, and one line in `ENGINES`.
-To add a setting of a Pipeline, declare it in `PipelineSettings`, name it in the signature of `Pipeline`, and use it.
+To add a setting of a Pipeline, declare it in `PipelineSettings`, name it in the signature of `Pipeline`, and use it:
+core, broker and both engines have it as `plan.setting(name)`, a worker as `config.setting(name)`.
 """
 
 from __future__ import annotations
@@ -153,6 +154,10 @@ class PipelineSettings:
     def __post_init__(self) -> None:
         for name, each in settings_of(type(self)).items():
             each.check(f"Pipeline: {name}", getattr(self, name))
+
+    def plain(self) -> tuple[tuple[str, Any], ...]:
+        """Return the names and values that are plain data, so that every process can have them: all but `redact`."""
+        return tuple((name, getattr(self, name)) for name in settings_of(type(self)) if name != "redact")
 
     def code(self) -> str:
         """Return what differs from the defaults, as it would stand in a call."""

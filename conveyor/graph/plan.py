@@ -205,18 +205,21 @@ Node = StepNode | ReplicateNode | BalanceNode | MergeNode | ZipNode | LeaveNode 
 
 @dataclass(frozen=True)
 class Plan:
-    """All nodes in topological order, and the settings of the pipeline that the core needs.
+    """All nodes in topological order, and the settings of the pipeline that any process may need.
 
     `cores` bounds the workers of all steps whose number follows the load.  `unfused` lists the steps that fusing left
-    alone.  The other settings are those of Pipeline.
+    alone.  `settings` are the names and values that the user set, as far as they are plain data: `setting` reads one.
     """
 
     nodes: tuple[Node, ...]
     ordered: bool
     cores: int
-    max_failures: int | float | None = None
     unfused: tuple[Unfused, ...] = ()
-    keep_failures: int | None = None
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def setting(self, name: str) -> Any:
+        """Return what the user set for the pipeline by this name; None where the plan was made without."""
+        return dict(self.settings).get(name)
 
     def grouped(self) -> frozenset[int]:
         """Return the indices of the nodes whose input carries groups: the nodes inside a tracked fork."""

@@ -9,7 +9,10 @@ from typing import Any
 from unittest import mock
 
 from conveyor import Pipe, Pipeline, Processor
+from conveyor._lean.dataclasses import replace
 from conveyor.engines import base
+from conveyor.engines.process import new_session
+from conveyor.graph.builder import Description
 from conveyor.stages.settings import settings_of
 from tests.helpers.support import TestCase
 
@@ -85,6 +88,20 @@ class SettingsTest(TestCase):
                 self.assertTrue(each.doc.endswith("."))
                 with self.assertRaisesRegex((TypeError, ValueError), f"{name} must be "):
                     each.check(name, [])
+
+    def test_whoever_acts_on_one_has_it(self) -> None:
+        settings = base.PipelineSettings(seed=3, keep_failures=7, redact=str)
+        description = Description()
+        description.add((Processor(abs),))
+        plan = replace(description.plan(cores=1, ordered=True), settings=settings.plain())
+        session: Any = new_session(plan, settings)
+        config = session._broker.config
+        for name in settings_of(base.PipelineSettings):
+            # What shows items may be a function that no other process can have.
+            expected = None if name == "redact" else getattr(settings, name)
+            self.assertEqual(config.plan.setting(name), expected, name)
+        for worker in config.workers.values():
+            self.assertEqual((worker.setting("seed"), worker.setting("keep_failures")), (3, 7))
 
     def test_they_do_not_change(self) -> None:
         settings = base.PipelineSettings(seed=3)

@@ -41,7 +41,7 @@ def timed(plan: Plan, source: random.Random) -> Plan:
                 max_items=source.choice([None, None, 1, 7, 40]),
             )
         nodes.append(node)
-    return replace(plan, nodes=tuple(nodes), max_failures=source.choice([None, None, None, 3, 0.2]))
+    return replace(plan, nodes=tuple(nodes), settings=(("max_failures", source.choice([None, None, None, 3, 0.2])),))
 
 
 def load_plan(source: random.Random) -> Plan:

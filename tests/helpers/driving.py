@@ -43,7 +43,7 @@ def plan_of(*rows: Any, ordered: bool = True, cores: int = 2, max_failures: int 
         warnings.simplefilter("ignore")
         for row in rows:
             description.add(row if isinstance(row, tuple) else (row,))
-        return replace(description.plan(cores=cores, ordered=ordered), max_failures=max_failures)
+        return replace(description.plan(cores=cores, ordered=ordered), settings=(("max_failures", max_failures),))
 
 
 class Driven:

@@ -149,7 +149,7 @@ class Writer:
             "timeout": any(step.timeout is not None for step in steps),
             "gives up": any(step.gives_up for step in steps),
             "max items": any(step.max_items is not None for step in steps),
-            "max failures": plan.max_failures is not None,
+            "max failures": plan.setting("max_failures") is not None,
             "state": any(not step.restartable for step in steps),
             "few bytes": any(step.bound_bytes < 1000 for step in steps),
         }

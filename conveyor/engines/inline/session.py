@@ -50,7 +50,7 @@ class Session:
         self._at_work = False
         self._unwanted = False
         # What was given up last in the run that goes on, or was the last, and how many times that was.
-        self.failures: deque[FailedItem] = deque(maxlen=plan.keep_failures)
+        self.failures: deque[FailedItem] = deque(maxlen=plan.setting("keep_failures"))
         self._failed = 0
         self._opened = time.monotonic()
         self._closed: float | None = None
@@ -134,7 +134,7 @@ class Session:
 
     def judge(self, given_up: int, items: int, ended: bool) -> None:
         """Raise TooManyFailuresError where more was given up than may be, by a Processor of so many items or in all."""
-        most = self._plan.max_failures
+        most = self._plan.setting("max_failures")
         if too_many(self._failed if isinstance(most, int) else given_up, items, ended, most):
             raise too_many_failures(self._failed, most, self.failures)
 
@@ -150,7 +150,7 @@ class Session:
 
     def run(self, items: Iterable[Any]) -> InlineRun:
         """Start a run."""
-        self.failures = deque(maxlen=self._plan.keep_failures)
+        self.failures = deque(maxlen=self._plan.setting("keep_failures"))
         self._failed = 0
         self._run = InlineRun(self, self._walk(), items)
         return self._run

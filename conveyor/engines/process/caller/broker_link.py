@@ -352,6 +352,7 @@ def config_for(plan: Plan, start: Start, channel: str, seed: int | None, forward
             by_value=start.by_value,
             seed=seed_text,
             forwarded=forwarded,
+            settings=plan.settings,
         )
         for step, job in zip(plan.steps, start.jobs, strict=True)
     }

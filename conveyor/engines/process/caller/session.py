@@ -120,7 +120,7 @@ class Session:
         # A run that was given up, and whose workers are not all free yet.
         self._draining_run: Run | None = None
         # The items that were given up in the active run, or in the last one.
-        self.failures: deque[FailedItem] = deque(maxlen=plan.keep_failures)
+        self.failures: deque[FailedItem] = deque(maxlen=plan.setting("keep_failures"))
         # Held by the thread that takes results, until they are unpickled; and by one that sends items.
         self.taking = threading.RLock()
         self._feeding = threading.RLock()
@@ -198,7 +198,7 @@ class Session:
                 "what follows starts anew"
             ) from error
         self._runs += 1
-        self.failures = deque(maxlen=self._plan.keep_failures)
+        self.failures = deque(maxlen=self._plan.setting("keep_failures"))
         broker, sink = self._broker, self._plan.nodes[-1]
         assert isinstance(sink, SinkNode)
         source = Source(
@@ -368,7 +368,7 @@ class Session:
             case messages.FailedByTimeout():
                 return overdue(failure.processor, failure.seconds, failure.first, failure.last)
             case messages.FailedByLimit():
-                return too_many_failures(failure.failures, self._plan.max_failures, self.failures)
+                return too_many_failures(failure.failures, self._plan.setting("max_failures"), self.failures)
             case messages.FailedByBroker():
                 error = ProcessError(failure.text or "The broker process of the pipeline failed.")
                 error.__cause__ = RemoteTraceback(failure.traceback)

@@ -57,7 +57,7 @@ class WorkerConfig(NamedTuple):
     the broker has to know since when the worker is at each unit.  `most_bytes` is what the pipe holds that its outputs
     go to.  `levels`: what log records it makes.  `redact`, or the pickle of it, shows items in errors.
     Random numbers derive from `seed`, where there is one.  What the job writes to the streams of `sys` in `forwarded`
-    goes to the caller.
+    goes to the caller.  `settings` are those of the plan.
     """
 
     name: str
@@ -72,6 +72,11 @@ class WorkerConfig(NamedTuple):
     by_value: bool = False
     seed: str | None = None
     forwarded: tuple[str, ...] = ()
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def setting(self, name: str) -> Any:
+        """Return what the user set for the pipeline by this name."""
+        return dict(self.settings)[name]
 
 
 class BrokerConfig(NamedTuple):
