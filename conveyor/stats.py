@@ -5,7 +5,7 @@ Law: data and its text; nothing here measures anything.
 
 from __future__ import annotations
 
-from conveyor._lean.dataclasses import dataclass
+from conveyor._lean.dataclasses import NamedTuple, dataclass
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,16 @@ class Unfused:
 
     def __str__(self) -> str:
         return f"{self.processor}: not fused: {self.reason}"
+
+
+class Measures(NamedTuple):
+    """What a worker measures of its calls, beside the time they took: each a sum since its last reply.
+
+    It used a core for `cpu` seconds, and waited for something that is no core for `waited` seconds.
+    """
+
+    cpu: float = 0.0
+    waited: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import Any
 from conveyor.core.data.group_sizes import GroupSizes
+from conveyor.stats import Measures
 
 
 class SourceItems(NamedTuple):
@@ -43,9 +44,9 @@ class Replied(NamedTuple):
     `final`: the lease is done.  `starving`: the worker waits for credit; it has none for its next output, or gives it
     back as outputs became much heavier.
 
-    Since its last reply the worker has spent `seconds` of wall time on this lease.  Of these it used a core for `cpu`,
-    and waited for something that is no core for `waited`.  `given_up` are the calls that were given up, or lost an
-    output, since then: of each its index in the lease, the number of attempts, when, and why.
+    Since its last reply the worker has spent `seconds` of wall time on this lease, of which it tells `measures`.
+    `given_up` are the calls that were given up, or lost an output, since then: of each its index in the lease, the
+    number of attempts, when, and why.
     """
 
     worker: int
@@ -57,8 +58,7 @@ class Replied(NamedTuple):
     final: bool
     starving: bool
     seconds: float
-    cpu: float = 0.0
-    waited: float = 0.0
+    measures: Measures = Measures()
     partial: int = 0
     given_up: Sequence[tuple[int, int, float, Any]] = ()
 

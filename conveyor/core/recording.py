@@ -16,6 +16,7 @@ from conveyor.core import commands, events
 from conveyor.core.data.pieces import Weave
 from conveyor.core.machine import Machine
 from conveyor.graph.plan import Node, Plan, Target
+from conveyor.stats import Measures
 
 FORMAT = 2
 # The keys of what JSON lacks; no field has such a name.  An array is a tuple.
@@ -28,7 +29,14 @@ OPAQUE = "opaque"
 _UNIONS: tuple[Any, ...] = (Node, events.Event, commands.Command)
 _CLASSES: dict[str, Any] = {
     each.__name__: each
-    for each in (Plan, Target, Weave, commands.GiveUp, *(kind for union in _UNIONS for kind in union.__args__))
+    for each in (
+        Plan,
+        Target,
+        Weave,
+        Measures,
+        commands.GiveUp,
+        *(kind for union in _UNIONS for kind in union.__args__),
+    )
 }
 
 

@@ -19,6 +19,7 @@ from conveyor.core import commands, events
 from conveyor.core.tuning import autoscaling
 from conveyor.core.tuning.autoscaling import PolicyState, Resize, StepLoad
 from conveyor.graph.plan import Plan, StepNode
+from conveyor.stats import Measures
 from tests.helpers.pipelines import increment, number_of, same
 from tests.helpers.shell import FakeShell, FakeWorker, GivenUp
 
@@ -212,7 +213,7 @@ class ClockedShell(FakeShell):
         reply = worker.reply(steps, 1 + self.choose(4))
         cpu = seconds * cost.share_of_cpu
         size = self.weight(sum(items for _, items in reply.blobs))
-        self.handle(reply._replace(size=size, seconds=seconds, cpu=cpu, waited=seconds - cpu))
+        self.handle(reply._replace(size=size, seconds=seconds, measures=Measures(cpu, seconds - cpu)))
         if number not in self.workers or self.failure or self.finished or worker.lease is None or worker.waiting:
             return
         if self.is_load:

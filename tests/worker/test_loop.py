@@ -15,6 +15,7 @@ from unittest import mock
 
 from conveyor import Processor
 from conveyor.core.data.group_sizes import total
+from conveyor.core.tuning.roster import StepTotals
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import decode, encode
 from conveyor.engines.process.wire.configs import WorkerConfig
@@ -22,6 +23,7 @@ from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionL
 from conveyor.engines.process.wire.progress import ProgressBoard, ProgressSlot
 from conveyor.engines.process.worker import loop, mailbox
 from conveyor.engines.process.worker.loop import Worker
+from conveyor.stats import Measures
 from tests.helpers.support import TestCase
 
 
@@ -181,6 +183,21 @@ class LeavesOut:
             yield threading.Lock()
         for _ in range(abs(count)):
             yield self.buffer
+
+
+class CpuMeterTest(TestCase):
+    def test_what_it_measures_is_what_the_core_adds_up(self):
+        meter = mailbox.CpuMeter()
+        meter.begin()
+        sum(range(100_000))
+        seconds, measures = meter.lap()
+        assert len(measures) == len(Measures._fields)
+        spent = Measures(*measures)
+        assert spent.cpu > 0 and 0 <= spent.waited <= seconds
+        totals = StepTotals()
+        for each in (spent, spent):
+            totals.add(each)
+        assert (totals.cpu, totals.waited) == (2 * spent.cpu, 2 * spent.waited)
 
 
 if __name__ == "__main__":

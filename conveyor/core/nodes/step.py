@@ -285,8 +285,7 @@ class Step(Node):
         book.add_outstanding(lease.worker, -acknowledged)
         lease.outputs += outputs
         lease.seconds += event.seconds
-        totals.cpu += event.cpu
-        totals.waited += event.waited
+        totals.add(event.measures)
         totals.items_in += acknowledged
         totals.items_out += outputs
         if calls and not self._cancelled:

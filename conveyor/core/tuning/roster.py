@@ -14,7 +14,7 @@ from conveyor.core.commands import Loss
 from conveyor.core.leasing.blame import CrashCounter
 from conveyor.core.tuning.autoscaling import PolicyState, Resize, StepLoad
 from conveyor.graph.plan import Plan, StepNode
-from conveyor.stats import Decision, StepStats
+from conveyor.stats import Decision, Measures, StepStats
 
 Policy = Callable[[PolicyState, Sequence[StepLoad], float, float, float], tuple[PolicyState, list[Resize]]]
 
@@ -90,6 +90,11 @@ class StepTotals:
         self.present = 0.0
         self.stalled = 0.0
         self.durations = Durations()
+
+    def add(self, measures: Measures) -> None:
+        """Add what a worker has measured."""
+        self.cpu += measures.cpu
+        self.waited += measures.waited
 
 
 class StepRoster:

@@ -18,6 +18,7 @@ from conveyor.engines.process.system.waiting import EXIT_SECONDS, GRACE_SECONDS
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import Blob
 from conveyor.engines.process.wire.endpoint import ConnectionLost
+from conveyor.stats import Measures
 
 if TYPE_CHECKING:
     from conveyor.engines.process.broker.ports import WorkerPort
@@ -185,8 +186,7 @@ class Dispatch:
                 reply.final,
                 reply.starving,
                 reply.seconds,
-                reply.cpu_seconds,
-                reply.waited_seconds,
+                Measures(*reply.measures),
                 reply.partial,
                 reply.given_up,
             )

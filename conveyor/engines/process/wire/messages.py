@@ -324,9 +324,9 @@ class Reply(NamedTuple):
     """Worker to broker: the next `calls` calls of a lease are done; their outputs are in the blobs.
 
     `group_sizes`: how many outputs each call gave, None where nobody needs to know.  `blob_items`: how many items each
-    blob has.  `final`: the lease is done.  `starving`: the worker waits for credit.  Of `seconds` since the last reply
-    it used a core for `cpu_seconds`, and waited for something else for `waited_seconds`.  The last `partial` outputs
-    are of a call that is not done.  `given_up`: index, attempts, time and reason of each call given up.  `released`:
+    blob has.  `final`: the lease is done.  `starving`: the worker waits for credit.  The last reply was `seconds`
+    ago, and `measures` are the fields of `conveyor.stats.Measures` since then.  The last `partial` outputs are of a
+    call that is not done.  `given_up`: index, attempts, time and reason of each call given up.  `released`:
     slots of shared memory that this worker does not refer to any more.
     """
 
@@ -337,8 +337,7 @@ class Reply(NamedTuple):
     final: bool
     starving: bool
     seconds: float
-    cpu_seconds: float
-    waited_seconds: float
+    measures: tuple[float, ...]
     partial: int
     given_up: Sequence[tuple[int, int, float, Any]]
     released: Sequence[int]

@@ -124,7 +124,7 @@ class Outbox:
         """
         self.end_if_forked_copy()
         blobs, blob_items = self._encoded(final)
-        seconds, cpu_seconds, waited_seconds = self.meter.lap()
+        seconds, measures = self.meter.lap()
         partial = 0
         left_out = self.left_out
         if left_out is not None:
@@ -144,8 +144,7 @@ class Outbox:
             self._arena.pass_on(blobs)
             released = self._arena.released()
         what = lease, calls, group_sizes, blob_items, final, starving
-        spent = seconds, cpu_seconds, waited_seconds
-        self._end.send(messages.Reply(*what, *spent, partial, given_up, released), blobs)
+        self._end.send(messages.Reply(*what, seconds, measures, partial, given_up, released), blobs)
 
     def _encoded(self, final: bool) -> tuple[list[Any], list[int]]:
         """Return the outputs in blobs, and how many each has; outputs that cannot be pickled are replaced first."""
@@ -328,10 +327,13 @@ class CpuMeter:
             self._cpu_seconds = usage.ru_utime + usage.ru_stime
             self._switches = usage.ru_nvcsw
 
-    def lap(self) -> tuple[float, float, float]:
-        """Return the seconds since `begin`, and in how many of them this process used a core, and waited for something
-        that is no core; begin again."""
+    def lap(self) -> tuple[float, tuple[float, ...]]:
+        """Return the seconds since `begin`, and the fields of `conveyor.stats.Measures` of that time; begin again.
+
+        A plain tuple: this is done for each reply, and a worker has no other use for that class.
+        """
         began, cpu_seconds, switches = self.began, self._cpu_seconds, self._switches
         self.begin()
         seconds, used = self.began - began, self._cpu_seconds - cpu_seconds
-        return seconds, used, max(0.0, seconds - used) if self._switches != switches else 0.0
+        waited = max(0.0, seconds - used) if self._switches != switches else 0.0
+        return seconds, (used, waited)
