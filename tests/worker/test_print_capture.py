@@ -286,6 +286,15 @@ class IsReplacedTest(TestCase):
                 with mock.patch.object(sys, "stdout", stream):
                     assert not is_replaced("stdout")
 
+    def test_a_stream_that_was_deleted(self):
+        with mock.patch.object(sys, "stdout", None):
+            del sys.stdout
+            try:
+                assert not is_replaced("stdout")
+                put("stdout", "nowhere")
+            finally:
+                sys.stdout = None
+
     def test_a_stream_is_wanted_once(self):
         outlet = PrintOutlet()
         with open(1, "w", closefd=False) as out, open(2, "w", closefd=False) as errors:

@@ -53,19 +53,21 @@ class PrintOutlet:
 
 def is_replaced(name: str) -> bool:
     """Whether a stream of `sys` is anything else than a file of Python's own on the standard descriptor, or nothing."""
-    stream = getattr(sys, name)
+    # A program may have deleted it.
+    stream = getattr(sys, name, None)
     if stream is None:
         return False
     # A subclass, or an object that passes calls on, may do more than write to the descriptor.
     if type(stream) is io.TextIOWrapper:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(Exception):
             return stream.fileno() != STANDARD_STREAMS[name]
     return True
 
 
 def put(name: str, written: str | bytes) -> None:
     """Write to the present stream of `sys`; raises what that raises."""
-    stream = getattr(sys, name)
+    # A program may have deleted it.
+    stream = getattr(sys, name, None)
     if stream is None:
         return
     if isinstance(written, bytes):

@@ -55,7 +55,7 @@ class SharedEndpoint(BlockingEndpoint):
         from conveyor.engines.process.worker.print_capture import ForwardedStream
 
         for name in names:
-            self._streams.append(ForwardedStream(self, name, getattr(sys, name)))
+            self._streams.append(ForwardedStream(self, name, getattr(sys, name, None)))
             setattr(sys, name, self._streams[-1])
 
     def send(self, message: Message, blobs: Sequence[Any] = ()) -> None:
