@@ -14,7 +14,10 @@ def run_worker(*arguments: Any) -> None:
 
 
 def preload() -> None:
-    """Import what each worker needs: once, before workers are forked."""
-    from conveyor.engines.process.worker import main  # noqa: F401
+    """Import what workers need, or may need: once, before they, or a broker that forks them, are forked.
+
+    The package may be replaced while a program runs, and no worker is to be half old and half new.
+    """
+    from conveyor.engines.process.worker import main, print_capture  # noqa: F401
 
     prctl()

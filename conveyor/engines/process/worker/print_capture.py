@@ -1,8 +1,8 @@
 """What a worker's job prints, sent to the caller beside the results.
 
-Law: only a worker whose caller has replaced `sys.stdout` or `sys.stderr` imports this.  A line is sent when it is
-complete, and the rest when it is flushed or a message follows.  Where the channel is no longer this process's, its own
-descriptor takes the text.
+Law: a new interpreter imports this only where its caller has replaced `sys.stdout` or `sys.stderr`.  A line is sent
+when it is complete, and the rest when it is flushed or a message follows.  Where the channel is no longer this
+process's, its own descriptor takes the text.
 """
 
 from __future__ import annotations
