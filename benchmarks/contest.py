@@ -104,7 +104,7 @@ WORKLOADS: dict[str, Workload] = {
         sampled=True,
         timed=False,
         note=(
-            "What is compared is by how much the process tree grows while it runs (less than 1 MB counts as 1 MB). "
+            "The figure compared is the growth of the process tree while it runs (at least 1 MB). "
             "The slow step waits 1 ms every 1,024 items."
         ),
     ),

@@ -239,13 +239,12 @@ def losses(comparison: Comparison) -> list[str]:
         ratio = comparison.ratio(each)
         if each.entry.peer != "conveyor" and ratio is not None and ratio < 1 - LEVEL:
             ahead.append((ratio, each))
-    what = "grows by" if comparison.name == "memory" else "takes"
     for ratio, each in sorted(ahead, key=lambda pair: pair[0]):
-        text = f"Conveyor loses to {each.entry.name}, which {what} {ratio:.2f} of what Conveyor does"
+        text = f"Conveyor loses to {each.entry.name}: its ratio is {ratio:.2f}"
         for other in comparison.measured:
             own = comparison.ratio(other)
             if other.entry.peer == "conveyor" and other is not reference and own is not None:
-                text += f", and {ratio / own:.2f} of what Conveyor does with {other.entry.label}"
+                text += f", and {ratio / own:.2f} against Conveyor with {other.entry.label}"
         said.append(text + ".")
     tail, median = reference.median("p99_ms"), reference.median("median_ms")
     if tail is not None and median is not None and tail > 3 * median:
@@ -380,9 +379,10 @@ def preface(options: dict[str, Any]) -> str:
     """What the numbers are."""
     return (
         f"Medians of {options['rounds']} rounds, in which the contestants take turns, each in a fresh process. "
-        "Conveyor with nothing set is 1.00; a ratio above that is slower than Conveyor (in the workload of memory: "
-        "grows more; in the long chain: than Conveyor with 3 steps). "
-        '"Best" settings are the fastest of a few that are tried in a round before; results are checked in each run. '
-        "Times are from nothing to all results, with the start and the end of all processes, without imports, unless a "
-        "heading says otherwise. Peak memory is that of the whole process tree, what is shared counted once."
+        "Conveyor without settings is 1.00, and a larger ratio is slower. In the workload of memory a larger ratio "
+        "grows more; in the long chain 1.00 is Conveyor with 3 steps. "
+        '"Best" settings are the fastest of a few that were tried in an earlier round. '
+        "Results are checked in each run. "
+        "Times include the start and the end of all processes, but no imports, unless a heading says otherwise. "
+        "Peak memory is that of the whole process tree, with shared memory counted once."
     )
