@@ -176,7 +176,7 @@ class Pipeline(Generic[In, Out]):
     def __reduce__(self) -> Any:
         raise TypeError(
             "a Pipeline cannot be copied or pickled, because it has workers of its own: build another one, "
-            "for example with a function that returns it"
+            "perhaps with a function that returns it"
         )
 
     def __str__(self) -> str:

@@ -88,8 +88,8 @@ def _why_alone(step: StepNode) -> str | None:
     if memory is None:
         return None
     return (
-        f"its job may remember something from one item to the next ({memory}), and it has one worker: say "
-        'workers="auto" if several workers, each with a memory of its own, are right too'
+        f"its job may remember something from one item to the next ({memory}), and it has one worker. If several "
+        'workers, each with a memory of its own, are right too, say workers="auto"'
     )
 
 

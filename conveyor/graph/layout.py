@@ -220,7 +220,7 @@ def _started(elements: tuple[Element, ...]) -> Layout:
     if len(elements) > 1:
         raise RuleError(
             f"add() got {len(elements)} elements for {_open(1)}, the start of the pipeline: "
-            "start with one Processor, and add a fork before branches",
+            "start with one Processor, and add a fork first",
             rule=5,
         )
     first = elements[0]
@@ -237,8 +237,8 @@ def _one_kind(elements: tuple[Element, ...]) -> None:
     kinds = list(dict.fromkeys(_kind(element).__name__ for element in elements if not isinstance(element, Pipe)))
     if len(kinds) > 1:
         raise RuleError(
-            f"one add() got {' and '.join(kinds)}: only Pipe mixes with another kind of element; "
-            "add one kind now, with Pipe() on the other branches, and the other kind next",
+            f"one add() got {' and '.join(kinds)}: only Pipe mixes with another kind of element. "
+            "Add one kind now, with Pipe() on the other branches, and the other kind next",
             rule=5,
         )
 
@@ -401,8 +401,8 @@ def _clusters(layout: Layout, join: Join[Any], group: Sequence[Lane]) -> list[tu
     clusters = [(run, fork is not None and fork not in outer) for fork, run in _runs(group)]
     if not any(joined for _, joined in clusters):
         raise RuleError(
-            f"{join!r} on {_open(len(group))}: other branches of the same fork have open forks within; "
-            "join those first, with Pipe() on the other branches",
+            f"{join!r} on {_open(len(group))}: other branches of the same fork have open forks within. "
+            "Join those first, with Pipe() on the other branches",
             rule=6,
         )
     return clusters
@@ -450,7 +450,7 @@ def _group(
 ) -> LaneGroup:
     """Return `parts` of one fork as a group.
 
-    They are the whole fork, or an even part of it if they stand `alone` under the Join; with `uneven` any part.
+    They are the whole fork.  If they stand `alone` under the Join, an even part will do, and with `uneven` any part.
     """
     branches = tuple(part.enclosing[-1].branches for part in parts)
     present = layout.branches(fork)
@@ -459,8 +459,8 @@ def _group(
         what = f"{join!r} covers {len(branches)} of the {len(present)} open branches of {layout.fork(fork)!r}"
         if not alone:
             raise RuleError(
-                f"{what} and branches of another fork: a Join covers whole forks or an even part of one; "
-                "use Join() for the branches of each innermost fork, and then join the results",
+                f"{what} and branches of another fork: a Join covers whole forks or an even part of one. "
+                "Use Join() for the branches of each innermost fork, and then join the results",
                 rule=6,
             )
         if not uneven and (len(present) % len(branches) or present.index(branches[0]) % len(branches)):
@@ -479,7 +479,7 @@ def _check_fork(layout: Layout, join: Join[Any], fork: int) -> None:
     element = layout.fork(fork)
     if join.how == "zip" and not isinstance(element, ReplicatingFork):
         raise RuleError(
-            f"{join!r} covers {element!r}, which sends each item to one branch only, so there is nothing to zip: "
+            f"{join!r} covers {element!r}, which sends each item to one branch, so there is nothing to zip: "
             "use how='merge', or a ReplicatingFork",
             rule=6,
         )

@@ -320,7 +320,7 @@ def test_rule_6_zip_needs_a_replicating_fork():
         (inner, Join(4, how="zip")),
     ]:
         message = broken(6, described(*rows), join)
-        assert "one branch only" in message and "how='merge'" in message and repr(join) in message
+        assert "to one branch" in message and "how='merge'" in message and repr(join) in message
     assert lanes(*inner, Join(), Pipe(), Join(how="zip")) == [()]
 
 

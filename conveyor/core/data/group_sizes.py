@@ -1,7 +1,7 @@
 """Groups: which outputs belong to which item, kept as counts.
 
-Law: pure values, no items.  Inside a fork, every stream of items is divided into groups: one for each item that entered
-the fork, in order.  A step turns a group of inputs into the group of their outputs.  A join puts the groups of its
+Law: pure values, no items.  Inside a fork, every stream is divided into groups: one for each item that entered the
+fork, in order.  A step turns a group of inputs into the group of their outputs.  A join puts the groups of its
 branches together.  `GroupSizes` is a list of `(size, repeat)`: `repeat` consecutive groups of `size` items each.
 
 A chunk carries items, and the sizes of the groups that it closes.  A group may begin in one chunk and be closed by a
