@@ -34,7 +34,7 @@ def interrupts_held(finalizing: bool = False) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if seen and finalizing:
-            threading.Thread(target=_interrupt_soon, name="conveyor-interrupt", daemon=True).start()
+            _interrupt_later()
         elif seen:
             raise KeyboardInterrupt
 
@@ -50,7 +50,7 @@ def interrupts_postponed() -> Iterator[None]:
     except KeyboardInterrupt:
         if not _may_act_later():
             raise
-        threading.Thread(target=_interrupt_soon, name="conveyor-interrupt", daemon=True).start()
+        _interrupt_later()
 
 
 def _may_act_later() -> bool:
@@ -59,6 +59,14 @@ def _may_act_later() -> bool:
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
+
+
+def _interrupt_later() -> None:
+    """Have a Ctrl-C act a moment later; at once where no thread is left to wait for that."""
+    try:
+        threading.Thread(target=_interrupt_soon, name="conveyor-interrupt", daemon=True).start()
+    except RuntimeError:
+        raise KeyboardInterrupt from None
 
 
 def _interrupt_soon() -> None:

@@ -98,6 +98,12 @@ class WorkerReady(NamedTuple):
     seconds: float
 
 
+class WorkerNotStarted(NamedTuple):
+    """A worker that was wanted could not be started, and the others of its step go on without it."""
+
+    worker: int
+
+
 class RevokeResult(NamedTuple):
     """The answer to a `Revoke`: the worker has started, or may still start, at most the first `calls` calls of `lease`,
     and all before them."""
@@ -153,6 +159,7 @@ Event = (
     | Raised
     | WorkerLost
     | WorkerReady
+    | WorkerNotStarted
     | RevokeResult
     | ProbeResult
     | Ticked

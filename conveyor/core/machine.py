@@ -27,6 +27,7 @@ from conveyor.core.events import (
     SourceItems,
     Ticked,
     WorkerLost,
+    WorkerNotStarted,
     WorkerReady,
 )
 from conveyor.core.leasing.blame import FailureBudget
@@ -43,7 +44,7 @@ from conveyor.graph.plan import BalanceNode, LeaveNode, MergeNode, Plan, Replica
 from conveyor.stats import Stats
 
 # The events that count between two runs as well.
-BETWEEN_RUNS = frozenset({WorkerReady, WorkerLost, RunStarted})
+BETWEEN_RUNS = frozenset({WorkerReady, WorkerLost, WorkerNotStarted, RunStarted})
 
 
 class Conclusion(NamedTuple):
@@ -195,6 +196,8 @@ class Machine:
             self._worker_ready(event, now)
         elif isinstance(event, WorkerLost):
             self._worker_lost(event, now)
+        elif isinstance(event, WorkerNotStarted):
+            self.step_of(event.worker).step_roster.not_started(event.worker, now)
         else:
             self.now = now
             self._begin(self._plan)
@@ -242,7 +245,7 @@ class Machine:
                 self._cancelled = True
                 for node in self.nodes:
                     node.clear()
-            case WorkerReady() | WorkerLost() | RunStarted():
+            case WorkerReady() | WorkerLost() | WorkerNotStarted() | RunStarted():
                 # `_take_in_between_runs` has taken them in.
                 pass
             case _:
@@ -390,6 +393,11 @@ class Machine:
         self.command(StartWorker(step_roster.node.index, number))
 
     # What the shell asks for
+
+    def can_do_without(self, worker: int) -> bool:
+        """Whether a worker is one more of a step that has others, and whose number of workers follows the load."""
+        step = self.step_of(worker)
+        return step.step_roster.node.auto and worker in step.step_roster.starting and bool(step.book.staying)
 
     @property
     def timer(self) -> float | None:

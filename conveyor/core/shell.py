@@ -53,6 +53,10 @@ class Shell(ABC):
         """Have the machine decide on an event, and carry out what it wants."""
         for command in self.decide(event):
             self.carry_out(command)
+        self.handle_answers()
+
+    def handle_answers(self) -> None:
+        """Have the machine decide on what was learned at once."""
         while self.answers:
             self.handle(self.answers.popleft())
 

@@ -71,6 +71,8 @@ class Story:
                 return f"run {self._run} begins"
             case events.WorkerReady():
                 return f"{self._worker(event.worker)} is ready, {event.seconds:.3f} s after its start"
+            case events.WorkerNotStarted():
+                return f"{self._worker(event.worker)} could not be started, and the others go on without it"
             case events.WorkerLost():
                 when = "" if event.ready else " before it was ready"
                 return f"{self._worker(event.worker)} died{when} (exit code {event.cause})"

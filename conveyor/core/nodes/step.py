@@ -457,7 +457,7 @@ class Step(Node):
             starting=len(roster.starting),
             # What a worker would give at the end of the stream must not be lost with it.
             least=max(node.workers, present) if node.finishes else node.workers,
-            most=node.most,
+            most=roster.most(present, self.context.now),
             waiting=(self.held + waiting) // self.batch_size,
             bound=max(1, self.bound // self.batch_size),
             ended=intake.ended,

@@ -29,6 +29,8 @@ FAILED_START_SECONDS = 2.0
 IDLE_DEATH_SECONDS = 10.0
 # The weight of a new start in the running mean.
 START_WEIGHT = 0.3
+# How long to wait, after a worker could not be started, before one more is tried.
+RETRY_SECONDS = 5.0
 # The history holds the newest decisions, as a pipeline that runs for months must not grow.
 REMEMBERED_DECISIONS = 1000
 
@@ -110,6 +112,8 @@ class StepRoster:
         self.next_lease = 0
         self.start_seconds = ASSUMED_START_SECONDS
         self._starts = 0
+        # When one more may be started again, after one could not be.
+        self._retry_at = 0.0
         self._crashes = CrashCounter()
         self.totals = StepTotals()
 
@@ -126,6 +130,15 @@ class StepRoster:
         self.numbers.append(number)
         self.peak = max(self.peak, len(self.numbers))
         return True
+
+    def not_started(self, number: int, now: float) -> None:
+        """Take in that a worker could not be started."""
+        self.starting.discard(number)
+        self._retry_at = now + RETRY_SECONDS
+
+    def most(self, present: int, now: float) -> int | None:
+        """Return how many workers there may be at `now`, beside those that are `present`; None: as many as help."""
+        return self.node.most if now >= self._retry_at else max(1, present)
 
     @property
     def failed_starts(self) -> int:

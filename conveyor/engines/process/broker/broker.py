@@ -21,8 +21,14 @@ from conveyor.engines.process.broker.ports import CallerPort
 from conveyor.engines.process.broker.shell import ProcessShell
 from conveyor.engines.process.broker.worker_pool import WorkerPool
 from conveyor.engines.process.shm.arena import Arena
-from conveyor.engines.process.system.child_setup import ORPHANED_EXITCODE, block_ignored_signals, reset_inherited_state
+from conveyor.engines.process.system.child_setup import (
+    NO_THREAD_EXITCODE,
+    ORPHANED_EXITCODE,
+    block_ignored_signals,
+    reset_inherited_state,
+)
 from conveyor.engines.process.system.finalisation import leave
+from conveyor.engines.process.system.spawning import cause_and_remedy
 from conveyor.engines.process.system.waiting import GRACE_SECONDS, SLICE_SECONDS, Waiter, descriptor_of, wait_for_any
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.configs import BrokerConfig, with_blobs
@@ -153,7 +159,7 @@ class Broker:
             what = str(error) if isinstance(error, ProcessError) else ""
             if isinstance(error, ConnectionLost):
                 # Over a queue, for want of a thread; that a worker is dead, its own descriptor says.
-                what = f"The broker process of the pipeline could not send a message to a worker: {error}."
+                what = f"The broker process of the pipeline could not send a message: {cause_and_remedy(error)}"
             self._shell.fail_with(messages.FailedByBroker(what, traceback_of(error)))
         finally:
             pool.end()
@@ -289,6 +295,12 @@ def main(
     os.environ.pop(RECORD_VARIABLE, None)
     reset_inherited_state(inherited_fds)
     block_ignored_signals()
+    try:
+        for end in (feed, results, questions):
+            end.prepare()
+    except RuntimeError:
+        # It could not even say so.
+        os._exit(NO_THREAD_EXITCODE)
     frames: list[Frame] = []
     if config is None:
         parent = os.getppid()

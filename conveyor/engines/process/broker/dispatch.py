@@ -12,8 +12,9 @@ import signal
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor.core import commands, events
+from conveyor.engines.process.system.child_setup import NO_THREAD_EXITCODE
 from conveyor.engines.process.system.descendants import Orphans
-from conveyor.engines.process.system.spawning import UNGUARDED_EXITCODE
+from conveyor.engines.process.system.spawning import UNGUARDED_EXITCODE, cause_and_remedy
 from conveyor.engines.process.system.waiting import EXIT_SECONDS, GRACE_SECONDS
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import Blob
@@ -219,6 +220,16 @@ class Dispatch:
             # The next one would import the same script.
             name, loss = worker.config.name, commands.Loss.SETUP
             shell.fail_with(messages.FailedByDeath(name, "setup", exitcode, first=None, last=None, loss=loss))
+            return
+        if exitcode == NO_THREAD_EXITCODE:
+            name = worker.config.name
+            why = f"A worker of Processor {name!r} could not be started: {cause_and_remedy(None)}"
+            if shell.machine.can_do_without(worker.number):
+                del pool.workers[worker.number]
+                shell.go_on_without(worker.number, why)
+                shell.handle_answers()
+            else:
+                shell.fail_with(messages.FailedByBroker(why, ""))
             return
         killed = exitcode in FROM_OUTSIDE
         shell.handle(events.WorkerLost(worker.number, exitcode, started, worker.ready, killed, unpickling))

@@ -19,6 +19,7 @@ from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import spec_of
 from conveyor.engines.process.wire.configs import BrokerConfig
 from conveyor.engines.process.wire.endpoint import ConnectionLost
+from conveyor.errors import ProcessError
 from conveyor.stats import Stats
 
 # When no run has gone on for so long, workers give back the shared memory that they keep ready.
@@ -45,6 +46,8 @@ class ProcessShell(Shell):
         self.run = 0
         self.failed = False
         self.trim_at: float | None = None
+        # Whether the user was told that a step has fewer workers than it could use.
+        self._goes_without = False
 
     def read_clock(self) -> float:
         return time.monotonic()
@@ -84,7 +87,20 @@ class ProcessShell(Shell):
         self._send(worker, messages.SetFlushInterval(seconds))
 
     def start_worker(self, step: int, worker: int) -> None:
-        self.pool.start(step, worker)
+        try:
+            self.pool.start(step, worker)
+        except ProcessError as error:
+            if not self.machine.can_do_without(worker):
+                raise
+            self.go_on_without(worker, str(error))
+
+    def go_on_without(self, worker: int, why: str) -> None:
+        """Take in that one more worker cannot be started, and log why, the first time."""
+        self.answers.append(events.WorkerNotStarted(worker))
+        if not self._goes_without:
+            self._goes_without = True
+            text = f"{why} The Processor goes on with the workers that it has."
+            self.caller.logs.pass_on(messages.NoticeGiven("WARNING", text), [])
 
     def end_worker(self, worker: int) -> None:
         self.pool.workers[worker].leaving = True

@@ -19,9 +19,11 @@ from conveyor.engines.process.system.spawning import (
     FORKSERVER,
     PREFIX,
     SPAWN,
+    cause_and_remedy,
     fork_warning_ignored,
     process_of,
     signals_held,
+    start_process,
 )
 from conveyor.engines.process.system.waiting import Child, GracePeriod, Waiter
 from conveyor.engines.process.wire import messages
@@ -84,9 +86,14 @@ class WorkerPool:
                 # Done once; here, where it is an error of the start if it fails.
                 preload()
             self._launch(config, number)
-        except OSError as error:
-            # No descriptor, process or room for a semaphore is left.  To wait for better times may be to wait for ever.
-            raise ProcessError(f"A worker of Processor {config.name!r} could not be started: {error}.") from error
+        except (OSError, RuntimeError) as error:
+            # No descriptor, process, thread or room for a semaphore is left.  To wait for better times may be to wait
+            # for ever.
+            if isinstance(error, ProcessError):
+                raise
+            raise ProcessError(
+                f"A worker of Processor {config.name!r} could not be started: {cause_and_remedy(error)}"
+            ) from error
 
     def _seeded(self, step: int, number: int) -> WorkerConfig:
         """Return what a worker is told, with a seed that no other has."""
@@ -119,12 +126,16 @@ class WorkerPool:
         # not touch; threads of compiled libraries see to themselves.
         with signals_held(method), fork_warning_ignored():
             try:
-                process.start()
-            except OSError:
-                near.close()
-                raise
-            finally:
+                near.prepare()
+                start_process(process)
+            except BaseException:
+                # The others may go on.  The thread of a queue closes what is still open of the far end, too.
                 far.close()
+                self.inherited_fds.remove(near)
+                near.close()
+                self._board.give_back(progress)
+                raise
+        far.close()
         child = Child(process)
         each = WorkerPort(number, config, child, progress, started)
         self.workers[number] = each

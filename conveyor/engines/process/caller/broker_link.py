@@ -27,7 +27,16 @@ from conveyor.engines.process.caller.start_method import Start
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system.child_setup import standard_descriptors_taken
 from conveyor.engines.process.system.descendants import end_what_a_broker_left
-from conveyor.engines.process.system.spawning import FORK, PREFIX, SPAWN, fork_warning_ignored, process_of, signals_held
+from conveyor.engines.process.system.spawning import (
+    FORK,
+    PREFIX,
+    SPAWN,
+    cause_and_remedy,
+    fork_warning_ignored,
+    process_of,
+    signals_held,
+    start_process,
+)
 from conveyor.engines.process.system.streams import PrintOutlet
 from conveyor.engines.process.system.waiting import GRACE_SECONDS, Child, GracePeriod
 from conveyor.engines.process.wire import by_value, messages
@@ -95,7 +104,9 @@ class BrokerProcess:
             except OSError as error:
                 if error.errno not in _SCARCITY:
                     raise
-                raise ProcessError(f"The broker process of the pipeline could not be started: {error}.") from error
+                raise ProcessError(
+                    f"The broker process of the pipeline could not be started: {cause_and_remedy(error)}"
+                ) from error
 
     def _launch(self) -> None:
         start = self._start
@@ -137,7 +148,7 @@ class BrokerProcess:
                     # The user was warned of other threads, or none of them could hold a lock.
                     stack.enter_context(fork_warning_ignored())
                 with gate.closed():
-                    process.start()
+                    start_process(process)
                 self.child = Child(process)
         finally:
             for brokers_end in brokers_ends:
@@ -220,11 +231,19 @@ class BrokerClient:
             self._broker.results.send(messages.ConfigureBroker(config), blobs)
 
     def prepare(self) -> None:
-        """Start the threads of queues now: at the end of the interpreter none can be started."""
+        """Start the threads of queues now: later there may be none left, as at the end of the interpreter.
+
+        Raises ProcessError where there is none left already.
+        """
         if self._broker.config.channel == QUEUE:
-            with interrupts_held():
-                self._broker.results.prepare()
-                self._broker.questions.prepare()
+            try:
+                with interrupts_held():
+                    for end in (self._broker.results, self._broker.questions, self._broker.feed):
+                        end.prepare()
+            except RuntimeError as error:
+                raise ProcessError(
+                    f"The threads that send to the broker process could not be started: {cause_and_remedy(error)}"
+                ) from error
 
     def receive(self) -> Frame:
         """Wait for a message about results; raises ConnectionLost."""

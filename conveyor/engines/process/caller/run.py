@@ -153,7 +153,7 @@ class Run:
         self._report()
         owner.send(ConclusionRequest(self.number, self._given))
         # A source may be stuck in the caller's own code.
-        while (left := grace.left()) and (self.source.ends_at_once or left > CONCLUSION_SECONDS - JOIN_SECONDS):
+        while (left := grace.left()) and (self.source.ends_at_once() or left > CONCLUSION_SECONDS - JOIN_SECONDS):
             if self.source.stays:
                 self.source.feed()
             if not owner.has_message(grace.slice()):

@@ -34,7 +34,8 @@ from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Run
 from conveyor.engines.process.caller.source import Source
 from conveyor.engines.process.caller.start_method import check_importing, is_news, start_for
 from conveyor.engines.process.shm.arena import KEPT_BYTES
-from conveyor.engines.process.system.spawning import FORK, FORKSERVER, UNGUARDED_EXITCODE
+from conveyor.engines.process.system.child_setup import NO_THREAD_EXITCODE
+from conveyor.engines.process.system.spawning import FORK, FORKSERVER, UNGUARDED_EXITCODE, cause_and_remedy
 from conveyor.engines.process.system.streams import PrintOutlet
 from conveyor.engines.process.system.waiting import GracePeriod
 from conveyor.engines.process.wire import messages
@@ -138,9 +139,9 @@ class Session:
                 ending.starter = None
             # A thread that wanted the end meanwhile has left that to this one.
             ending.refuse_when_wanted()
+            self._client.prepare()
             if self._start.method != FORK:
                 self._client.configure()
-            self._client.prepare()
             opened = self._expect(messages.Opened)
             if opened.threads:
                 beside = f"the broker spawned the workers beside threads of the script: {opened.threads}"
@@ -341,6 +342,8 @@ class Session:
         self.abort()
         if exitcode == UNGUARDED_EXITCODE:
             return MissingMainGuardError()
+        if exitcode == NO_THREAD_EXITCODE:
+            return ProcessError(f"The broker process of the pipeline could not be started: {cause_and_remedy(None)}")
         return ProcessError(
             f"The broker process of the pipeline {cause_of_death(exitcode)}, although nobody asked it to. What it "
             "wrote to the standard error stream says more, where it could.",

@@ -26,6 +26,7 @@ from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.start_method import importing
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.shm.shared_blob import SharedBlob
+from conveyor.engines.process.system.spawning import cause_and_remedy, thread_started
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import (
     BLOB_BYTES,
@@ -40,7 +41,7 @@ from conveyor.engines.process.wire.codec import (
     weight,
 )
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost
-from conveyor.errors import SourceError
+from conveyor.errors import ProcessError, SourceError
 
 # A pull faster than the first makes the next one larger; one slower than the second makes it smaller.
 FAST_PULL_SECONDS = 0.0002
@@ -278,7 +279,9 @@ class Source:
                 name=f"conveyor-source-{self._run}",
                 daemon=True,
             )
-            self._thread.start()
+            if not thread_started(self._thread):
+                self._thread = None
+                raise ProcessError(f"The thread that pulls the input could not be started: {cause_and_remedy(None)}")
 
     def _feed_beside(self, kept: object) -> None:
         """Pull and send in a thread of its own, which keeps these objects as long as it lives.
@@ -299,7 +302,6 @@ class Source:
         self._over.set()
         self._input.pulling.set()
 
-    @property
     def ends_at_once(self) -> bool:
         """Whether it has ended, or asks nobody who may take long for its items."""
         return self._input.is_prompt or self._over.is_set()
@@ -320,11 +322,9 @@ class Source:
         """Return what went wrong, with the caller's exception as its cause."""
         assert self._failure is not None
         cause, bad_item = self._failure
-        error = (
-            SourceError.raised(self._sent, cause)
-            if bad_item is None
-            else SourceError.unpicklable(self._sent, bad_item, cause)
-        )
+        error = SourceError.raised(self._sent, cause)
+        if bad_item is not None:
+            error = SourceError.unpicklable(self._sent, bad_item, cause)
         error.__cause__ = cause
         return error
 
@@ -414,9 +414,10 @@ class Source:
         stoppable = wanted > 1 and not self.stays and not self._input.is_prompt
         if stoppable and self._look_out is None:
             look_out = threading.Thread(target=self._watch, name="conveyor-look-out", daemon=True)
-            look_out.start()
+            # Without a look-out, items are pulled one by one, so that none waits for the next.
+            wanted, stoppable = (wanted, True) if thread_started(look_out) else (1, False)
             # Not before: a thread that gives the run up just now cannot wait for one that has not been started.
-            self._look_out = look_out
+            self._look_out = look_out if stoppable else None
         try:
             self._input.pull(iterator, wanted, stoppable)
         except Unpicklable as refused:

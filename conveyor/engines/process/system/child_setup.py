@@ -28,6 +28,8 @@ from conveyor.engines.process.system.descendants import prctl
 
 # The exit code of a worker or broker whose parent has died: no process sees it.
 ORPHANED_EXITCODE = 3
+# The exit code of a broker or worker that cannot start the thread that sends over its queue.
+NO_THREAD_EXITCODE = 98
 # See prctl(2).
 _PR_SET_PDEATHSIG = 1
 _STANDARD_DESCRIPTORS = (0, 1, 2)

@@ -7,10 +7,12 @@ carries only where to find it.  So a process that dies while it starts leaves no
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import pickle
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from multiprocessing import context
@@ -26,6 +28,53 @@ PREFIX = "conveyor-"
 UNGUARDED_EXITCODE = 97
 # The preparation data of `multiprocessing` that make a new process import the script.
 _MAIN_KEYS = ("init_main_from_name", "init_main_from_path")
+
+
+# What to do where the system has nothing left to start a process with.
+_REMEDIES = {
+    errno.EAGAIN: " The system lets this user have no more processes and threads. Remedy: raise the limit "
+    "(`ulimit -u`, or the `pids` limit of a container), or use fewer workers.",
+    errno.EMFILE: " Remedy: raise the limit (`ulimit -n`), close files, or use fewer workers.",
+}
+
+
+def cause_and_remedy(error: BaseException | None) -> str:
+    """Return the end of a sentence: why a process or a thread could not be started, and what to do about it.
+
+    For threads Python raises a RuntimeError, which names no cause: the system has too many.
+    """
+    if isinstance(error, OSError):
+        return f"{error}.{_REMEDIES.get(error.errno or 0, '')}"
+    return f"{error or 'no thread is left'}.{_REMEDIES[errno.EAGAIN]}"
+
+
+def start_process(process: Any) -> None:
+    """Start a process; raises OSError where the system has nothing left for it, and leaves no descriptor open then."""
+    try:
+        process.start()
+    except OSError as error:
+        _close_pipes_of_fork(error)
+        raise
+
+
+def thread_started(thread: threading.Thread) -> bool:
+    """Start a thread; return whether the system had one left."""
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _close_pipes_of_fork(error: OSError) -> None:
+    """Close the pipes that `multiprocessing` makes before it forks, and leaves open where it cannot."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename.endswith("popen_fork.py") and trace.tb_frame.f_code.co_name == "_launch":
+            for name in ("parent_r", "child_w", "child_r", "parent_w"):
+                if name in trace.tb_frame.f_locals:
+                    os.close(trace.tb_frame.f_locals[name])
+        trace = trace.tb_next
 
 
 class FreshProcess(context.SpawnProcess):

@@ -133,7 +133,8 @@ class BlockingEndpoint(ABC):
     def prepare(self, must_send: bool = False) -> None:
         """Take now what sending will need: afterwards a job may leave neither memory nor threads for it.
 
-        `must_send`: this process ends where it cannot send a message.
+        `must_send`: this process ends where it cannot send a message.  Raises RuntimeError where the system has no
+        thread left for it.
         """
 
     @property
@@ -160,6 +161,9 @@ class NonblockingEndpoint(ABC):
     def keep(self, tracker: BlobTracker) -> None:
         """From now on, tell `tracker` of blobs that come in shared memory."""
         self._tracker = tracker
+
+    def prepare(self) -> None:
+        """Start now what sending needs; raises RuntimeError where the system has no thread left for it."""
 
     @property
     @abstractmethod

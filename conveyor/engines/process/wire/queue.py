@@ -164,6 +164,9 @@ class NonblockingQueue(NonblockingEndpoint):
         self._said_last = True
         self._outward.close()
 
+    def prepare(self) -> None:
+        _start_feeder(self._outward)
+
     def send(self, message: Message, blobs: Sequence[Any] = ()) -> None:
         _put(self._outward, message, blobs)
         self.sent += 1
@@ -196,7 +199,12 @@ def _start_feeder(queue: Any) -> None:
     """
     with queue._notempty, signals_blocked(signal.valid_signals()):
         if queue._thread is None:
-            queue._start_thread()
+            try:
+                queue._start_thread()
+            except RuntimeError:
+                # Else it would be waited for.
+                queue._thread = None
+                raise
 
 
 def _put(queue: Any, message: Message, blobs: Sequence[Any]) -> None:

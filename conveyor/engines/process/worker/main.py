@@ -19,7 +19,12 @@ from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 from conveyor.engines.failures import failure_of
 from conveyor.engines.process.shm.arena import Arena
-from conveyor.engines.process.system.child_setup import ORPHANED_EXITCODE, die_with_parent, reset_inherited_state
+from conveyor.engines.process.system.child_setup import (
+    NO_THREAD_EXITCODE,
+    ORPHANED_EXITCODE,
+    die_with_parent,
+    reset_inherited_state,
+)
 from conveyor.engines.process.system.descendants import enumerated, mark_descendants
 from conveyor.engines.process.system.finalisation import Inherited, finalise, leave, write_buffers
 from conveyor.engines.process.system.waiting import EXIT_SECONDS, GRACE_SECONDS, GracePeriod
@@ -51,7 +56,10 @@ def main(
     die_with_parent(parent)
     mark_descendants()
     end.watch_parent()
-    end.prepare(must_send=True)
+    try:
+        end.prepare(must_send=True)
+    except RuntimeError:
+        os._exit(NO_THREAD_EXITCODE)
     if hasattr(os, "register_at_fork"):
         # A child that the job forks must not use the channel; where it comes back as if it were the worker, it ends.
         os.register_at_fork(after_in_child=end.become_forked_copy)
