@@ -8,6 +8,9 @@
 from conveyor._lean.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    # What freezes a program (PyInstaller, say) looks for imports, and an engine is imported by its name.
+    from conveyor.engines import inline as inline
+    from conveyor.engines import process as process
     from conveyor.errors import (
         ConveyorError,
         FailedItem,

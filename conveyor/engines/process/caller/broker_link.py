@@ -23,9 +23,9 @@ from conveyor._system.signals import interrupts_held
 from conveyor.engines.process.broker import run_broker
 from conveyor.engines.process.broker.observing import RECORD_VARIABLE
 from conveyor.engines.process.caller.fork_gate import gate
-from conveyor.engines.process.caller.start_method import Start
+from conveyor.engines.process.caller.start_method import FREEZE_SUPPORT, Start
 from conveyor.engines.process.shm.arena import Arena
-from conveyor.engines.process.system.child_setup import standard_descriptors_taken
+from conveyor.engines.process.system.child_setup import kill_resource_tracker, standard_descriptors_taken
 from conveyor.engines.process.system.descendants import end_what_a_broker_left
 from conveyor.engines.process.system.spawning import (
     FORK,
@@ -52,6 +52,8 @@ from conveyor.stats import Stats
 
 # What a broker gets to end by itself, beyond the grace period that it gives its workers.
 BROKER_EXIT_SECONDS = 2.0
+# What a frozen program gets to unpack and start itself, and to come to `freeze_support`.
+FROZEN_START_SECONDS = 60.0
 # How long to wait for room in the channel: a broker that is stopped, or not there yet, reads nothing.
 SEND_SECONDS = 0.1
 # The messages that tell what jobs log and print.
@@ -156,6 +158,21 @@ class BrokerProcess:
             self._close_handles()
         for end in self._ends:
             end.watch(self.child.waitable)
+
+    def wait_for_begin(self) -> None:
+        """Wait until the broker of a frozen program reads, or is dead; raises ProcessError where it does neither.
+
+        Without `freeze_support` it is a second copy of the program, which may do anything but that.
+        """
+        child, bound = self.child, GracePeriod(FROZEN_START_SECONDS)
+        assert child is not None
+        while not child.has_begun and not child.wait(bound.slice()):
+            if not bound.left():
+                kill_resource_tracker()
+                raise ProcessError(
+                    f"The broker process of the pipeline did not begin its work within {FROZEN_START_SECONDS:g} s. "
+                    f"Remedy: {FREEZE_SUPPORT}"
+                )
 
     def wait_for_end(self, grace: GracePeriod) -> None:
         """Wait for the broker's death; kill it when the grace period is over."""

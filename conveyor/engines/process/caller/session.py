@@ -32,10 +32,16 @@ from conveyor.engines.process.caller.broker_link import (
 )
 from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Run
 from conveyor.engines.process.caller.source import Source
-from conveyor.engines.process.caller.start_method import check_importing, is_news, start_for
+from conveyor.engines.process.caller.start_method import FREEZE_SUPPORT, check_importing, is_news, start_for
 from conveyor.engines.process.shm.arena import KEPT_BYTES
-from conveyor.engines.process.system.child_setup import NO_THREAD_EXITCODE
-from conveyor.engines.process.system.spawning import FORK, FORKSERVER, UNGUARDED_EXITCODE, cause_and_remedy
+from conveyor.engines.process.system.child_setup import NO_THREAD_EXITCODE, kill_resource_tracker
+from conveyor.engines.process.system.spawning import (
+    FORK,
+    FORKSERVER,
+    UNGUARDED_EXITCODE,
+    cause_and_remedy,
+    is_frozen,
+)
 from conveyor.engines.process.system.streams import PrintOutlet
 from conveyor.engines.process.system.waiting import GracePeriod
 from conveyor.engines.process.wire import messages
@@ -141,6 +147,8 @@ class Session:
             ending.refuse_when_wanted()
             self._client.prepare()
             if self._start.method != FORK:
+                if is_frozen():
+                    self._broker.wait_for_begin()
                 self._client.configure()
             opened = self._expect(messages.Opened)
             if opened.threads:
@@ -341,12 +349,17 @@ class Session:
         exitcode = child.exitcode
         self.abort()
         if exitcode == UNGUARDED_EXITCODE:
-            return MissingMainGuardError()
+            if not is_frozen():
+                return MissingMainGuardError()
+            kill_resource_tracker()
+            return MissingMainGuardError(f"A new process ran the program again. Remedy: {FREEZE_SUPPORT}")
         if exitcode == NO_THREAD_EXITCODE:
             return ProcessError(f"The broker process of the pipeline could not be started: {cause_and_remedy(None)}")
+        # A copy of the program, which knows nothing of its arguments, may end at them.
+        remedy = f" Or {FREEZE_SUPPORT}" if is_frozen() and self._start.method != FORK and not self._runs else ""
         return ProcessError(
             f"The broker process of the pipeline {cause_of_death(exitcode)}, although nobody asked it to. What it "
-            "wrote to the standard error stream says more, where it could.",
+            f"wrote to the standard error stream says more, where it could.{remedy}",
             exitcode,
         )
 

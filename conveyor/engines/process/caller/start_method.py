@@ -14,13 +14,21 @@ import select
 import sys
 import threading
 from collections.abc import Iterator
-from types import FrameType
+from types import CodeType, FrameType
 
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.short_repr import Redact
 from conveyor._lean.typing import Any
 from conveyor.engines.process.system.foreign_threads import ForeignThreads, foreign_threads
-from conveyor.engines.process.system.spawning import FORK, FORKSERVER, PREFIX, SPAWN, UNGUARDED_EXITCODE
+from conveyor.engines.process.system.spawning import (
+    FORK,
+    FORKSERVER,
+    PREFIX,
+    SPAWN,
+    UNGUARDED_EXITCODE,
+    is_copy_of_frozen,
+    is_frozen,
+)
 from conveyor.engines.process.wire import by_value as by_values
 from conveyor.engines.process.wire.handles import Handles, MadeForFork, guard_connections
 from conveyor.errors import ConveyorError, JobPicklingError, MissingMainGuardError
@@ -30,6 +38,8 @@ from conveyor.stages.processor import Processor
 
 def why_not_importable() -> str:
     """Return why new processes will not find what is defined in `__main__`; "" where they will."""
+    if is_frozen():
+        return ""
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     if spec is not None and spec.name.rpartition(".")[2] == "__main__":
@@ -48,14 +58,17 @@ def is_findable() -> bool:
     """Whether new processes will find the file that `__main__` says it was read from."""
     main = sys.modules.get("__main__")
     path = getattr(main, "__file__", None)
-    return getattr(main, "__spec__", None) is not None or path is None or os.path.exists(path)
+    return is_frozen() or getattr(main, "__spec__", None) is not None or path is None or os.path.exists(path)
 
 
 def is_guarded() -> bool:
     """Whether new processes may import the script: the line that runs now stands under its main guard.
 
-    They may also where the script has ended, or is not what runs here.
+    They may also where the script has ended, or is not what runs here.  A frozen program calls
+    `multiprocessing.freeze_support` instead, as far as can be seen.
     """
+    if is_frozen():
+        return _calls_freeze_support()
     frame = _frame_of_script()
     if frame is None or _is_plainly_guarded(frame):
         return True
@@ -68,6 +81,21 @@ def is_guarded() -> bool:
     except (OSError, SyntaxError, ValueError):
         return False
     return _stands_under_guard(tree, frame.f_lineno)
+
+
+def _calls_freeze_support() -> bool:
+    """Whether something that runs in the main thread, or a function that it defines, names `freeze_support`."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    waiting: list[CodeType] = []
+    while frame is not None:
+        waiting.append(frame.f_code)
+        frame = frame.f_back
+    while waiting:
+        code = waiting.pop()
+        if "freeze_support" in code.co_names:
+            return True
+        waiting += [each for each in code.co_consts if isinstance(each, CodeType)]
+    return False
 
 
 def _is_plainly_guarded(frame: FrameType) -> bool:
@@ -178,6 +206,12 @@ _UNPICKLING_MODULES = (
 )
 
 
+FREEZE_SUPPORT = (
+    'call `multiprocessing.freeze_support()` as the first thing under `if __name__ == "__main__":`. This program was '
+    "frozen into an executable, and starts itself as its new processes: the call makes them that."
+)
+
+
 def module_being_loaded() -> str | None:
     """Return the module that this thread imports because a job or an item needs it; None where it imports none."""
     frame = module = importing()
@@ -191,6 +225,9 @@ def module_being_loaded() -> str | None:
 
 def check_importing() -> None:
     """Raise MissingMainGuardError in a process that is still being started: it may not start others."""
+    if is_copy_of_frozen():
+        # Nothing of the program's own end is to run twice.
+        os._exit(UNGUARDED_EXITCODE)
     current = multiprocessing.current_process()
     if current.name.startswith(PREFIX) and (module := module_being_loaded()) is not None:
         raise MissingMainGuardError(
@@ -277,6 +314,10 @@ def _fresh(plan: Plan, redact: Redact | None, method: str, reason: str, beside_t
 
     `beside_threads`: the user named no start method, so the script may lack its main guard.
     """
+    if beside_threads and is_frozen() and not is_guarded():
+        raise ConveyorError(
+            f"the frozen program does not call `multiprocessing.freeze_support()`. Remedy: {FREEZE_SUPPORT}"
+        )
     installed = by_values.is_installed()
     main = _Main(guarded=not (installed or beside_threads) or is_guarded(), optional=installed or beside_threads)
     main.check(method)

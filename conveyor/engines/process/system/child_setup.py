@@ -179,6 +179,21 @@ def signals_of_the_program_held() -> Iterator[None]:
         yield
 
 
+def kill_resource_tracker() -> None:
+    """Kill the resource tracker: in a frozen program that cannot tell it from itself, it is one more of the program."""
+    from multiprocessing import resource_tracker
+
+    tracker: Any = resource_tracker._resource_tracker
+    number, descriptor = tracker._pid, tracker._fd
+    if number is not None:
+        tracker._pid = tracker._fd = None
+        os.close(descriptor)
+        # Where the program ignores SIGCHLD, the system has reaped it.
+        with contextlib.suppress(OSError):
+            os.kill(number, signal.SIGKILL)
+            os.waitpid(number, 0)
+
+
 def start_resource_tracker() -> None:
     """Start the resource tracker of `multiprocessing`, where it is not up, and leave the mask of signals as it is.
 

@@ -77,6 +77,27 @@ def _close_pipes_of_fork(error: OSError) -> None:
         trace = trace.tb_next
 
 
+# How `multiprocessing` starts a frozen program as a process of its own, and as its helpers.
+_FROZEN_ARGUMENT = "--multiprocessing-fork"
+_FROZEN_HELPER = "from multiprocessing."
+
+
+def is_frozen() -> bool:
+    """Whether this program was frozen into an executable, which is started in the place of an interpreter."""
+    return bool(getattr(sys, "frozen", False))
+
+
+def is_copy_of_frozen() -> bool:
+    """Whether `multiprocessing` has started this frozen program as a process of its own, and nobody has told it so.
+
+    `multiprocessing.freeze_support` tells it.
+    """
+    if not is_frozen() or multiprocessing.parent_process() is not None:
+        return False
+    arguments = [*sys.argv, *getattr(sys, "orig_argv", ())]
+    return any(each == _FROZEN_ARGUMENT or each.startswith(_FROZEN_HELPER) for each in arguments)
+
+
 class FreshProcess(context.SpawnProcess):
     """A process that is a new interpreter; `import_main`: it imports the script as it starts."""
 
@@ -171,6 +192,7 @@ def _launched(process: Any) -> Any:
 
     class Popen(popen_spawn_posix.Popen):
         _fds: list[int]
+        unread: tuple[int, int]
 
         def _launch(self, process_obj: Any) -> None:
             tracker: Any = resource_tracker.getfd()
@@ -192,6 +214,7 @@ def _launched(process: Any) -> Any:
                     # The data fits into the pipe, so this does not block.  This process still has the reading end,
                     # so no SIGPIPE comes where the new process is dead already.
                     os.write(write, b"".join(data))
+                    self.unread = write, sum(map(len, data))
                     for each in (read, ended):
                         descriptors.remove(each)
                         os.close(each)
@@ -205,7 +228,8 @@ def _launched(process: Any) -> Any:
                 # A debugger (pdb) runs the script in a module without one, and `spawn` asks for it.
                 main.__spec__ = None
             preparation = spawn.get_preparation_data(process_obj.name)
-            if not process_obj.import_main:
+            if not process_obj.import_main or is_frozen():
+                # What is frozen has no script that could be read: it runs it anew, as far as `freeze_support`.
                 for key in _MAIN_KEYS:
                     preparation.pop(key, None)
             context.set_spawning_popen(self)

@@ -179,6 +179,21 @@ class Child:
             self.reap()
         return self.reaped
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether a new interpreter has begun to read what it was started with; True where that cannot be told."""
+        import array
+
+        left = array.array("i", [0])
+        with contextlib.suppress(ImportError, AttributeError, OSError):
+            import fcntl
+            import termios
+
+            pipe, size = self._process._popen.unread
+            fcntl.ioctl(pipe, termios.FIONREAD, left)
+            return bool(left[0] < size)
+        return True
+
     def wake(self) -> None:
         """Continue it if it was stopped."""
         if hasattr(signal, "SIGCONT"):
