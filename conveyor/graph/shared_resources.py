@@ -55,11 +55,18 @@ _CLIENTS = frozenset(
 )
 
 
-def warn_of_shared(plan: Plan, script_only: bool = False, stacklevel: int = 1) -> None:
+# Those that a job takes along to new interpreters, where its workers share them.
+_HANDED_OVER = frozenset({("multiprocessing", "_ConnectionBase"), ("socket", "socket")})
+# What workers share of an object: all that it holds, what it takes along, or nothing.
+_ALL, _TAKEN_ALONG, _NOTHING = "all", "taken along", "nothing"
+
+
+def warn_of_shared(plan: Plan, forked: bool, script: bool, stacklevel: int = 1) -> None:
     """Warn with SharedResourceWarning of each Processor whose workers would share an open resource of its job.
 
-    `script_only`: workers share only objects at the module level of the script.  `stacklevel` counts as in a call of
-    `warnings.warn` in place of this function.
+    `forked`: the workers share all that this process has.  Else they share what jobs take along and, with `script`,
+    objects at the module level of the script.  `stacklevel` counts as in a call of `warnings.warn` in place of this
+    function.
     """
     warned: set[int] = set()
     for step in plan.replicated:
@@ -67,7 +74,7 @@ def warn_of_shared(plan: Plan, script_only: bool = False, stacklevel: int = 1) -
             continue
         warned.add(id(step.processor))
         for name, roots in _jobs(step.name, step.processor):
-            found = _resource_in(roots, script_only)
+            found = _resource_in(roots, forked, script)
             if found is not None:
                 warnings.warn(_message(name, *found), SharedResourceWarning, stacklevel + 1)
 
@@ -83,9 +90,9 @@ def _jobs(name: str, processor: Processor[Any, Any]) -> Iterator[tuple[str, list
     yield name, [*parts_of(processor), *of_class]
 
 
-def _resource_in(roots: list[tuple[str, Any]], script_only: bool) -> tuple[str, str] | None:
+def _resource_in(roots: list[tuple[str, Any]], forked: bool, script: bool) -> tuple[str, str] | None:
     """Return the place and the name of an open resource that workers would share; None where there is none."""
-    waiting = deque((where, value, 1, not script_only) for where, value in roots)
+    waiting = deque((where, value, 1, _ALL if forked else _taken_along(where)) for where, value in roots)
     known: dict[int, Any] = {}
     while waiting and len(known) < _OBJECTS:
         where, value, depth, shared = waiting.popleft()
@@ -94,17 +101,29 @@ def _resource_in(roots: list[tuple[str, Any]], script_only: bool) -> tuple[str, 
         known[id(value)] = value
         name = _named(value)
         if name is not None:
-            if shared and _is_open(value):
+            if (shared == _ALL or (shared == _TAKEN_ALONG and _is_handed_over(value))) and _is_open(value):
                 return where, name
             continue
         if depth == _DEPTH or not _is_looked_into(value):
             continue
-        is_of_main = type(value) is FunctionType and value.__globals__.get("__name__") == "__main__"
+        is_of_script = script and type(value) is FunctionType and value.__globals__.get("__name__") == "__main__"
         # RuntimeError: another thread has changed a container meanwhile.
         with contextlib.suppress(RuntimeError):
             for words, part in islice(parts_of(value), _PARTS):
-                waiting.append((words, part, depth + 1, shared or (is_of_main and words.startswith("the global"))))
+                if shared == _ALL or (is_of_script and words.startswith("the global")):
+                    waiting.append((words, part, depth + 1, _ALL))
+                else:
+                    waiting.append((words, part, depth + 1, _NOTHING if shared == _NOTHING else _taken_along(words)))
     return None
+
+
+def _taken_along(where: str) -> str:
+    """Return what a job takes along of an object: what it names, a new interpreter makes for itself."""
+    return _NOTHING if where.startswith(("the global", "the class attribute")) else _TAKEN_ALONG
+
+
+def _is_handed_over(value: Any) -> bool:
+    return any((base.__module__.partition(".")[0], base.__name__) in _HANDED_OVER for base in type(value).__mro__)
 
 
 def _is_looked_into(value: Any) -> bool:
@@ -149,6 +168,6 @@ def _is_open(resource: Any) -> bool:
 def _message(name: str, where: str, resource: str) -> str:
     return (
         f"Processor {name!r}: its workers share {resource}, which its job holds ({where}). It was opened before the "
-        "workers were forked, so they share one position or connection. A worker that reads or writes moves it for "
+        "workers were started, so they share one position or connection. A worker that reads or writes moves it for "
         "all. Open it in each worker: in the `setup` of a Processor subclass, or in the job."
     )

@@ -20,8 +20,18 @@ import sqlite3
 import sys
 import threading
 import unittest
+import warnings
 
-from conveyor import JobPicklingError, Pipe, Pipeline, Processor, ProcessorError, SourceError, StartMethodWarning
+from conveyor import (
+    JobPicklingError,
+    Pipe,
+    Pipeline,
+    Processor,
+    ProcessorError,
+    SharedResourceWarning,
+    SourceError,
+    StartMethodWarning,
+)
 from tests.helpers.support import ALL, TestCase, nothing_left
 
 SPAWNING = multiprocessing.get_context("spawn")
@@ -279,6 +289,21 @@ class HandedOverTest(TestCase):
             with near, far, nothing_left():
                 assert Pipeline(**settings).add(Answering(far)).run([b"a", b"b"]) == [1, 1]
                 assert near.recv(100) == b"ab"
+
+    def test_several_workers_that_share_one_connection_are_warned_of(self):
+        mine, theirs = SPAWNING.Pipe()
+        with mine, theirs:
+            job = functools.partial(tell, theirs)
+            for settings in self.few():
+                with self.assertWarns(SharedResourceWarning) as caught:
+                    assert Pipeline(**settings).add(Processor(job, workers=2)).run([1]) == [1]
+                assert "share a _ConnectionBase of multiprocessing" in str(caught.warning)
+                counter = SPAWNING.Value("i")
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")
+                    # One worker shares it with nobody.  Values and locks are made to be shared.
+                    Pipeline(**settings).add(Processor(job)).run([1])
+                    Pipeline(**settings).add(Processor(functools.partial(count, counter), workers=2)).run([1])
 
     def test_in_a_worker_that_takes_the_place_of_one_that_died(self):
         mine, theirs = SPAWNING.Pipe()

@@ -159,17 +159,15 @@ class Session:
             raise
 
     def warn(self, stacklevel: int) -> None:
-        """Warn of how the processes start, and of what several workers of a Processor would share.
-
-        They share what its job has open where they are forked from this process, or from a broker that has imported
-        the script.
-        """
+        """Warn of how the processes start, and of what several workers of a Processor would share."""
         start = self._start
         if start.warning is not None and is_news(start):
             warnings.warn(start.warning, StartMethodWarning, stacklevel + 1)
+        # A broker that has imported the script shares with the workers that it forks what the script has opened.
+        script = start.method == FORKSERVER and start.import_main and not start.by_value
         forked = start.method == FORK
-        if forked or (start.method == FORKSERVER and start.import_main and not start.by_value):
-            warn_of_shared(self._plan, script_only=not forked, stacklevel=stacklevel + 1)
+        if forked or script or (start.handles is not None and start.handles.were_needed):
+            warn_of_shared(self._plan, forked, script, stacklevel + 1)
 
     @property
     def names(self) -> list[str]:

@@ -65,6 +65,8 @@ class Handles:
 
     def __init__(self, descriptors: list[int]) -> None:
         self._descriptors = descriptors
+        # Whether a job has asked for any.
+        self.were_needed = False
 
     def __reduce__(self) -> Any:
         return _inherited, ([reduction.DupFd(each) for each in self._descriptors],)
@@ -101,6 +103,7 @@ class Handles:
     def duplicate_for_child(self, descriptor: int) -> int:
         """Keep a copy of a descriptor, as its owner may close it; return its place."""
         self._descriptors.append(os.dup(descriptor))
+        self.were_needed = True
         return len(self._descriptors) - 1
 
     def duplicate(self, place: int) -> int:
