@@ -9,6 +9,7 @@ likes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice, zip_longest
 from types import GeneratorType
 
@@ -62,15 +63,14 @@ class _InlineNode(Protocol):
 class Output:
     """One input of a node further down."""
 
-    __slots__ = ("_part", "_port", "is_sink")
+    __slots__ = ("accept", "end", "is_sink")
 
     def __init__(self, part: _InlineNode, port: int) -> None:
-        self._part = part
-        self._port = port
+        # An item that waits for no batch goes to the job directly.
+        accept = part.process if isinstance(part, InlineStep) and not part.batches else part.accept
+        self.accept: Callable[[Any], Iterator[Delivery]] = partial(accept, port)
+        self.end: Callable[[], Iterator[Delivery]] = partial(part.end, port)
         self.is_sink = isinstance(part, _Sink)
-
-    def receive(self, item: Any) -> Iterator[Delivery]:
-        return self._part.end(self._port) if item is _END else self._part.accept(self._port, item)
 
 
 # An item, or the end, and where it goes.
@@ -90,17 +90,20 @@ class Walk:
         """Yield what comes of an item."""
         stack = self._stack
         try:
-            stack.append(self._first.receive(item))
+            stack.append(self._first.end() if item is _END else self._first.accept(item))
             while stack:
                 delivery = next(stack[-1], None)
                 if delivery is None:
                     stack.pop()
                     continue
                 output, item = delivery
-                if not output.is_sink:
-                    stack.append(output.receive(item))
-                elif item is not _END:
+                if item is _END:
+                    if not output.is_sink:
+                        stack.append(output.end())
+                elif output.is_sink:
                     yield item
+                else:
+                    stack.append(output.accept(item))
         finally:
             # Generators of jobs are closed by that, the last one first.
             while stack:
@@ -146,6 +149,7 @@ class InlineStep:
         self._turn = 0
         self._started = 0
         self._batch: list[Any] = []
+        self.batches = node.batch is not None
         # Whether a generator that the job has returned is under way.
         self._is_generating = False
 
@@ -154,18 +158,16 @@ class InlineStep:
         return not self._batch and not self._is_generating
 
     def accept(self, port: int, item: Any) -> Iterator[Delivery]:
-        if self._node.batch is None:
-            return self._process(item, 1)
         self._batch.append(item)
-        if len(self._batch) < self._node.batch:
+        if len(self._batch) < (self._node.batch or 1):
             return iter(())
         batch, self._batch = self._batch, []
-        return self._process(batch, len(batch))
+        return self.process(port, batch, len(batch))
 
     def end(self, port: int) -> Iterator[Delivery]:
         if self._batch:
             batch, self._batch = self._batch, []
-            yield from self._process(batch, len(batch))
+            yield from self.process(port, batch, len(batch))
         if self._node.finishes:
             for job in self._jobs:
                 yield from self._finish(job)
@@ -183,7 +185,8 @@ class InlineStep:
         except (Exception, SystemExit) as error:
             raise self._error(error, phase, None) from error
 
-    def _process(self, argument: Any, items: int) -> Iterator[Delivery]:
+    def process(self, port: int, argument: Any, items: int = 1) -> Iterator[Delivery]:
+        """Call the job with an item or a batch of so many `items`, and yield where its outputs go."""
         number = self._started
         self._started += items
         self._roster.totals.items_in += items
@@ -212,7 +215,7 @@ class InlineStep:
                 # The job may change what it gets, and has to get the same with each attempt.
                 got = argument if policy.strict else copied(argument)
                 returned = call(got)
-                self._is_generating = isinstance(returned, GeneratorType)
+                self._is_generating = type(returned) is GeneratorType
                 for output in islice(outputs_of(returned, self._node.processor.keep_none), given, None):
                     given += 1
                     yield output
