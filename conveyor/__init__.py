@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from conveyor.graph.diagram import Graph, GraphEdge, GraphNode
     from conveyor.pipeline import Pipeline
     from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
-    from conveyor.stats import Decision, Stats, StepStats, Unfused
+    from conveyor.stats import Decision, SlowCall, SourceStats, Stats, StepStats, Unfused, WorkerStats
     from conveyor.stream import Stream
 
 __version__ = "0.1.0"
@@ -65,7 +65,9 @@ __all__ = [
     "ResultError",
     "RuleError",
     "SharedResourceWarning",
+    "SlowCall",
     "SourceError",
+    "SourceStats",
     "SourceWarning",
     "StartMethodWarning",
     "StateError",
@@ -75,6 +77,7 @@ __all__ = [
     "TooManyFailuresError",
     "Unfused",
     "WorkerDiedError",
+    "WorkerStats",
 ]
 
 # The module of each public name that is no error.  A module is imported when the program asks for a name in it.  A
@@ -83,7 +86,7 @@ _MODULES = {
     "Pipeline": "pipeline",
     **dict.fromkeys(("Graph", "GraphEdge", "GraphNode"), "graph.diagram"),
     **dict.fromkeys(("BalancingFork", "Element", "Join", "Pipe", "Processor", "ReplicatingFork"), "stages"),
-    **dict.fromkeys(("Decision", "Stats", "StepStats", "Unfused"), "stats"),
+    **dict.fromkeys(("Decision", "SlowCall", "SourceStats", "Stats", "StepStats", "Unfused", "WorkerStats"), "stats"),
     "Stream": "stream",
 }
 

@@ -60,8 +60,8 @@ class Pipeline(Generic[In, Out]):
     - `seed`: an int from which each worker derives the random numbers of `random`, and of numpy and torch where they
       are loaded.  None: workers derive them from the caller's `random`, and they differ at each opening.  The
       inline engine ignores it: jobs use the generators of the calling process.
-    - `redact`: a callable that takes an item (or a batch) and returns the str that shows it in errors.  None: the
-      shortened repr.
+    - `redact`: a callable that takes an item (or a batch) and returns the str that shows it in errors and
+      statistics.  None: the shortened repr.
 
     Any thread may call any method or property at any time.  One thread at a time adds, opens, runs or closes.  Such a
     call of another thread raises StateError meanwhile; only `close` ends the operations of other threads.  `stats` and

@@ -6,6 +6,12 @@ Law: data and its text; nothing here measures anything.
 from __future__ import annotations
 
 from conveyor._lean.dataclasses import NamedTuple, dataclass
+from conveyor._lean.typing import Any
+
+# A sample of each step is taken after so many seconds; the history holds so many, and is thinned by half when it is
+# full.
+SAMPLE_SECONDS = 0.25
+HISTORY_SAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,87 @@ class Measures(NamedTuple):
     """What a worker measures of its calls, beside the time they took: each a sum since its last reply.
 
     It used a core for `cpu` seconds, and waited for something that is no core for `waited` seconds.
+    The job itself took `job` seconds, and `retried` attempts were made once more.
     """
 
     cpu: float = 0.0
     waited: float = 0.0
+    job: float = 0.0
+    retried: int = 0
+
+
+@dataclass(frozen=True)
+class SlowCall:
+    """One of the slowest calls of a Processor.
+
+    Fields:
+        number: the number of its item, from 0, in the order in which items came to that Processor in their run; with
+            `batch`, that of the first item.
+        seconds: how long it took, with all its attempts, but without what it waited for room behind.
+        item: the item, or the batch, as `redact` shows it and as the job left it; None where it would have taken too
+            long to show it.
+    """
+
+    number: int
+    seconds: float
+    item: str | None
+
+
+@dataclass(frozen=True)
+class WorkerStats:
+    """What is known of one worker that is up or being started.
+
+    Fields:
+        number: no other worker of the pipeline has it, or had it.
+        pid: its process id; None where it has no process, or has none yet.
+        busy: the share of its time, 0 to 1, in which it had work, or outputs that wait for room; of runs alone.
+        memory: the bytes of memory that it occupies; None where the system does not say, or where it has ended.
+        first, last: the numbers of the items that it was handed and has not acknowledged; None without any.
+        item: the number of the item that it is at, where calls take 8 ms or more, or have a timeout; else None.
+        seconds: for how long it has been at that item.
+    """
+
+    number: int
+    pid: int | None = None
+    busy: float = 0.0
+    memory: int | None = None
+    first: int | None = None
+    last: int | None = None
+    item: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class SourceStats:
+    """What is known of the input of the run that goes on, or was the last.
+
+    Fields:
+        pulled: how many items were taken from it.
+        total: how many there are, where the input is a container that knows it, or an iterator over one; else None.
+        ended: whether it has no more.
+    """
+
+    pulled: int
+    total: int | None
+    ended: bool
+
+
+class StepSample(NamedTuple):
+    """What a step was like at one moment; `busy` is in worker seconds, and counts from the opening like the items."""
+
+    workers: int
+    waiting: int
+    items_in: int
+    items_out: int
+    failed: int
+    busy: float
+
+
+class Sample(NamedTuple):
+    """What all steps were like, so many seconds after the opening, in the order of the pipeline."""
+
+    at: float
+    steps: tuple[StepSample, ...]
 
 
 @dataclass(frozen=True)
@@ -80,6 +163,16 @@ class StepStats:
         blocked: the share of the workers' time, 0 to 1, in which they waited because the next pipe was full.
         stalled: the seconds in which items waited in its pipe while all its workers were busy.
         failed: the items that were given up, also those that `failures` no longer keeps.
+        retried: how many attempts were made once more because the job had raised.
+        timed_out: how many workers were killed because a call took longer than `timeout`.
+        workers_lost: how many workers died that nobody had asked to end.
+        bytes_waiting: about how many bytes the items in `waiting` have as pickles; 0 with the inline engine.
+        busy_seconds: the worker seconds that `busy` is a share of its workers' time of.
+        handing_on: the share of these, 0 to 1, that were not spent in the job: with pickling, and with the way to the
+            worker and back.
+        slowest: the slowest calls, of those that took 8 ms or more and were timed by themselves: one `SlowCall` each,
+            the slowest first, at most 5.
+        worker_stats: one `WorkerStats` for each worker that is up or being started; none with the inline engine.
     """
 
     processor: str
@@ -99,6 +192,14 @@ class StepStats:
     blocked: float
     stalled: float
     failed: int
+    retried: int = 0
+    timed_out: int = 0
+    workers_lost: int = 0
+    bytes_waiting: int = 0
+    busy_seconds: float = 0.0
+    handing_on: float = 0.0
+    slowest: tuple[SlowCall, ...] = ()
+    worker_stats: tuple[WorkerStats, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,6 +215,12 @@ class Stats:
         start_reason: why this start method was chosen.
         unfused: with `Pipeline(fuse=True)`, one `Unfused` for each Processor that stayed alone, in the order of the
             pipeline.
+        cpu_seconds: the CPU seconds that workers, broker and the caller's process have used since the pipeline was
+            opened, as far as they have said; 0 with the inline engine.
+        source: what is known of the input; None before the first run.
+        results: how many results were given out, in the run that goes on, or was the last.
+        history: samples of the steps, oldest first: at most 2,000, at least 0.25 s apart.
+        advice: what would make it faster, in sentences, where that is known.
     """
 
     seconds: float
@@ -123,6 +230,11 @@ class Stats:
     start_method: str | None = None
     start_reason: str = ""
     unfused: tuple[Unfused, ...] = ()
+    cpu_seconds: float = 0.0
+    source: SourceStats | None = None
+    results: int = 0
+    history: tuple[Sample, ...] = ()
+    advice: tuple[str, ...] = ()
 
     @property
     def bottleneck(self) -> str | None:
@@ -138,11 +250,34 @@ class Stats:
         known = ", ".join(repr(step.processor) for step in self.steps)
         raise KeyError(f"no Processor is called {processor!r}; there are {known}")
 
+    def to_dict(self, *, history: bool = False) -> dict[str, Any]:
+        """Return all of it as dicts, lists, str, numbers, bools and None, as `json` takes them.
+
+        Keys are the names of the fields, of `Stats` itself and of each value in it, and the key "bottleneck".  The
+        `history` is long, so it is only there where it is asked for.  No key goes or changes its meaning in a later
+        version; more may come.
+
+        >>> from conveyor import Pipeline, Processor
+        >>> pipeline = Pipeline(engine="inline").add(Processor(abs))
+        >>> pipeline.run([1, -2])
+        [1, 2]
+        >>> told = pipeline.stats().to_dict()
+        >>> told["steps"][0]["items_in"], told["source"]
+        (2, {'pulled': 2, 'total': 2, 'ended': True})
+        """
+        told: dict[str, Any] = _plain(self)
+        told["bottleneck"] = self.bottleneck
+        if not history:
+            del told["history"]
+        return told
+
     def __str__(self) -> str:
         width = max([20, *(len(step.processor) for step in self.steps)])
+        # A column of its own for each kind of trouble that there was.
+        troubles = [(head, name) for head, name in _TROUBLES if any(getattr(step, name) for step in self.steps)]
         lines = [
             f"{'processor':{width}} {'workers':>8} {'in':>10} {'out':>10} {'waiting':>8} "
-            f"{'mean':>9} {'p99':>9} {'busy':>5} {'CPU':>5}"
+            f"{'mean':>9} {'p99':>9} {'busy':>5} {'CPU':>5}" + "".join(f" {head:>9}" for head, _ in troubles)
         ]
         for step in self.steps:
             workers = (
@@ -151,11 +286,24 @@ class Stats:
             lines.append(
                 f"{step.processor:{width}} {workers:>8} {step.items_in:>10,} {step.items_out:>10,} {step.waiting:>8,} "
                 f"{_duration(step.mean):>9} {_duration(step.p99):>9} {step.busy:>5.0%} {step.cpu:>5.0%}"
+                + "".join(f" {getattr(step, name):>9,}" for _, name in troubles)
             )
         bottleneck = self.bottleneck
         if bottleneck is not None:
             lines.append(f"bottleneck: {bottleneck}, {self[bottleneck].stalled:.2f} s of {self.seconds:.2f} s")
-        return "\n".join([*lines, *map(str, self.unfused), *map(str, self.decisions)])
+        return "\n".join([*lines, *map(str, self.unfused), *map(str, self.decisions), *self.advice])
+
+
+# The columns that are there only where something is in them.
+_TROUBLES = (("failed", "failed"), ("retried", "retried"), ("timed out", "timed_out"), ("lost", "workers_lost"))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it."""
+    fields = getattr(type(value), "_value_fields", None)
+    if fields is not None:
+        return {name: _plain(getattr(value, name)) for name in fields}
+    return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
 def _duration(seconds: float | None) -> str:
@@ -165,3 +313,41 @@ def _duration(seconds: float | None) -> str:
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds / 1e-9:.0f} ns"
+
+
+class History:
+    """Samples of the steps, oldest first: no more than `HISTORY_SAMPLES`, and no closer than `interval` seconds.
+
+    When it is full, every second sample goes, and the interval doubles.
+
+    >>> history = History()
+    >>> for at in range(HISTORY_SAMPLES + 1):
+    ...     history.add(Sample(at * 0.25, ()))
+    >>> len(history.samples), history.interval
+    (1001, 0.5)
+    """
+
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+        self.interval = SAMPLE_SECONDS
+
+    def is_due(self, at: float) -> bool:
+        """Whether a sample of that moment is wanted."""
+        # The clock that is asked again after a wait may be a little before its end.
+        return not self.samples or at >= self.samples[-1].at + self.interval * 0.99
+
+    def add(self, sample: Sample) -> None:
+        """Take in a sample, unless it is too close to the one before."""
+        if not self.is_due(sample.at):
+            return
+        if len(self.samples) >= HISTORY_SAMPLES:
+            del self.samples[1::2]
+            self.interval *= 2
+            if not self.is_due(sample.at):
+                return
+        self.samples.append(sample)
+
+    def take(self) -> tuple[Sample, ...]:
+        """Return all samples, and forget them."""
+        samples, self.samples = tuple(self.samples), []
+        return samples

@@ -92,6 +92,19 @@ def usable_memory() -> int | None:
     return min([*_physical(), *_limits(CGROUPS, MEMBERSHIP)], default=None)
 
 
+def resident_memory(pid: int) -> int | None:
+    """Return how many bytes of memory a process occupies; None where the system does not say, or it is gone.
+
+    >>> memory = resident_memory(os.getpid())
+    >>> memory is None or memory > 1_000_000
+    True
+    """
+    words = " ".join(_lines("/proc", str(pid), "statm")).split()
+    if len(words) < 2 or not words[1].isdigit():
+        return None
+    return int(words[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def _physical() -> list[int]:
     """Return the bytes that the machine has, if it says so."""
     try:

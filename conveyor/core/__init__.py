@@ -16,3 +16,9 @@ MAX_LOAD_FACTOR = 8
 
 LONGEST_SECONDS = TARGET_SECONDS * MAX_LOAD_FACTOR
 """No chunk is expected to take longer."""
+
+SLOW_CALL_SECONDS = 0.008
+"""A call that takes as long is timed by itself, and one of the slow ones."""
+
+SLOWEST_CALLS = 5
+"""So many of the slowest calls are kept."""

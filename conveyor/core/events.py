@@ -46,7 +46,8 @@ class Replied(NamedTuple):
 
     Since its last reply the worker has spent `seconds` of wall time on this lease, of which it tells `measures`.
     `given_up` are the calls that were given up, or lost an output, since then: of each its index in the lease, the
-    number of attempts, when, and why.
+    number of attempts, when, and why.  `slow` are calls that took long: of each its index in the lease, its seconds,
+    and its argument as text.
     """
 
     worker: int
@@ -61,6 +62,7 @@ class Replied(NamedTuple):
     measures: Measures = Measures()
     partial: int = 0
     given_up: Sequence[tuple[int, int, float, Any]] = ()
+    slow: Sequence[tuple[int, float, str | None]] = ()
 
 
 class Raised(NamedTuple):

@@ -39,9 +39,9 @@ from conveyor.core.nodes.sink import Sink
 from conveyor.core.nodes.step import Step
 from conveyor.core.tuning.autoscaling import decide
 from conveyor.core.tuning.chunk_size import ChunkTarget, first_pull
-from conveyor.core.tuning.roster import Policy, Roster, StepRoster
+from conveyor.core.tuning.roster import Look, Policy, Roster, StepRoster, sample_of, stats_of
 from conveyor.graph.plan import BalanceNode, LeaveNode, MergeNode, Plan, ReplicateNode, SinkNode, StepNode, ZipNode
-from conveyor.stats import Stats
+from conveyor.stats import Sample, Stats
 
 # The events that count between two runs as well.
 BETWEEN_RUNS = frozenset({WorkerReady, WorkerLost, WorkerNotStarted, RunStarted})
@@ -199,6 +199,7 @@ class Machine:
         elif isinstance(event, WorkerNotStarted):
             self.step_of(event.worker).step_roster.not_started(event.worker, now)
         else:
+            self.roster.idle_seconds += now - self.now
             self.now = now
             self._begin(self._plan)
 
@@ -285,7 +286,8 @@ class Machine:
 
     def _worker_ready(self, event: WorkerReady, now: float) -> None:
         step = self.step_of(event.worker)
-        if step.step_roster.ready(event.worker, event.seconds) and not self._over:
+        clock = (self.now if self._over else now) - self.roster.idle_seconds
+        if step.step_roster.ready(event.worker, event.seconds, clock) and not self._over:
             self.now = now
             step.add_worker(event.worker)
         if self.chunk_target.load_factor > 1:
@@ -306,6 +308,10 @@ class Machine:
             failure = Fail(step.index, event.worker, None, None, event.cause, Loss.WAIT)
         elif running:
             failure = step.handle_worker_lost(event)
+        if worker is not None and worker.overdue:
+            roster.timed_out += 1
+        else:
+            roster.workers_lost += 1
         roster.lost(event.worker, event.ready, now)
         if failure is not None:
             self._commands.append(failure)
@@ -414,15 +420,26 @@ class Machine:
         """Whether a worker is at an item that may take only so long."""
         return self.timer is not None and any(step.timeout_monitor.due_at is not None for step in self.steps)
 
-    def stats(self, now: float) -> Stats:
+    def stats(self, now: float, look: Look | None = None) -> Stats:
         """Return what is known of the steps; between two runs, what was known at the end of the last.
 
-        Changes nothing: what time has passed since the last event is counted in the answer alone.
+        Changes nothing: what time has passed since the last event is counted in the answer alone.  `look` says what
+        only the shell knows of a worker.
         """
         at = self.now if self._over else now
-        steps = tuple(step.stats(at) for step in self.steps)
+        steps = tuple(stats_of(step, at, at - self.roster.idle_seconds, look) for step in self.steps)
         seconds, decisions = at - self.roster.opened_at, tuple(self.roster.decisions)
         return Stats(seconds, self._plan.cores, steps, decisions, unfused=self._plan.unfused)
+
+    @property
+    def worker_cpu_seconds(self) -> float:
+        """The CPU seconds that workers have reported."""
+        return sum(step.step_roster.totals.cpu for step in self.steps)
+
+    def sample(self, now: float) -> Sample:
+        """Return what the steps are like at `now`; changes nothing."""
+        at = self.now if self._over else now
+        return Sample(at - self.roster.opened_at, tuple(sample_of(step, at) for step in self.steps))
 
     def conclusion(self, taken: int) -> Conclusion | None:
         """Return whether the run is over for a consumer that stops after `taken` results; changes nothing.

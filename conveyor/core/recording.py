@@ -103,6 +103,8 @@ class _Encoder:
             return OPAQUE
         if field in ("blob", "blobs", "pieces", "lanes"):
             return self._sources(field, value)
+        if field == "slow":
+            return [(*each[:2], OPAQUE) for each in value]
         if field == "given_up":
             return [(*each[:3], OPAQUE) for each in value]
         if _CLASSES.get(type(value).__name__) is type(value):

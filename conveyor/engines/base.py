@@ -11,8 +11,9 @@ import sys
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from importlib import import_module
+from operator import length_hint
 
-from conveyor._lean.dataclasses import dataclass
+from conveyor._lean.dataclasses import dataclass, replace
 from conveyor._lean.short_repr import short
 from conveyor._lean.typing import TYPE_CHECKING, Any, Protocol
 from conveyor.stages.checks import check_redact, setting_code
@@ -38,6 +39,40 @@ class Engine(Protocol):
     """Makes sessions: what an entry of `ENGINES` names."""
 
     def __call__(self, plan: Plan, settings: PipelineSettings, /) -> Session: ...
+
+
+class RunProgress:
+    """How far a run is, as the caller sees it: numbers alone, which stay when the input is gone."""
+
+    def __init__(self, total: int | None = None) -> None:
+        self.pulled = 0
+        self.total = total
+        # Whether the input has no more.
+        self.ended = False
+        # How many results were given out, and how many items, or batches, were given up.
+        self.results = self.failed = 0
+
+    def added_to(self, stats: Stats) -> Stats:
+        """Return statistics with what is known here."""
+        from conveyor.stats import SourceStats
+
+        return replace(stats, source=SourceStats(self.pulled, self.total, self.ended), results=self.results)
+
+
+# What these modules have knows its length at once; the length of other objects may cost a query, or a whole pass.
+_PROMPT_MODULES = frozenset({"array", "builtins", "collections", "itertools", "numpy"})
+
+
+def known_total(items: Iterable[Any]) -> int | None:
+    """Return how many items there are, where that is known without asking code of the program; None elsewhere.
+
+    >>> known_total([1, 2]), known_total(iter(range(7))), known_total(each for each in [1, 2])
+    (2, 7, None)
+    """
+    if type(items).__module__ not in _PROMPT_MODULES:
+        return None
+    hint = length_hint(items, -1)
+    return None if hint < 0 else hint
 
 
 class Session(Protocol):

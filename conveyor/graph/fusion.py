@@ -18,6 +18,7 @@ from conveyor.stats import Unfused
 # The settings of a Processor that a chain keeps, or that mean nothing without `retries`.  Any other one, also one that
 # is new, keeps it alone.
 _FUSABLE_SETTINGS = {"name", "workers", "keep_none", "retry_on", "backoff"}
+ALONE = "no other that can be fused is next to it"
 
 
 def fused(plan: Plan) -> Plan:
@@ -34,9 +35,7 @@ def fused(plan: Plan) -> Plan:
     merged = {chain[0].index: _merged(chain, plan.cores, alone=len(chains) == 1) for chain in chains}
     nodes = tuple(_renumbered(merged.get(node.index, node), number) for node in kept)
     unfused = tuple(
-        Unfused(step.name, reasons[step.index] or "no other that can be fused is next to it")
-        for step in plan.steps
-        if step.index not in chained
+        Unfused(step.name, reasons[step.index] or ALONE) for step in plan.steps if step.index not in chained
     )
     return replace(plan, nodes=nodes, unfused=unfused)
 
@@ -69,7 +68,9 @@ def _why_alone(step: StepNode) -> str | None:
     if type(processor) is not Processor:
         return f"its class, {type(processor).__name__}, may keep state on `self`"
     # (1, 1) is the default of a Processor, and (1, None) is "auto".
-    if isinstance(processor.workers, int) or (step.workers, step.most) not in ((1, 1), (1, None)):
+    if isinstance(processor.workers, int):
+        return f"it has workers={processor.workers}"
+    if (step.workers, step.most) not in ((1, 1), (1, None)):
         return "it has a number of workers of its own"
     given = [
         name

@@ -79,6 +79,11 @@ def warn_of_shared(plan: Plan, forked: bool, script: bool, stacklevel: int = 1) 
                 warnings.warn(_message(name, *found), SharedResourceWarning, stacklevel + 1)
 
 
+def holds_resource(processor: Processor[Any, Any]) -> bool:
+    """Whether several forked workers of a Processor would share what its job has open."""
+    return any(_resource_in(roots, forked=True, script=True) is not None for _, roots in _jobs("", processor))
+
+
 def _jobs(name: str, processor: Processor[Any, Any]) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
     """Yield the name and the objects, with their places, of a Processor or of each one fused in it."""
     if isinstance(processor.job, Fused):

@@ -38,7 +38,9 @@ from conveyor import (
     ResultError,
     RuleError,
     SharedResourceWarning,
+    SlowCall,
     SourceError,
+    SourceStats,
     SourceWarning,
     StartMethodWarning,
     StateError,
@@ -46,6 +48,7 @@ from conveyor import (
     StepStats,
     TooManyFailuresError,
     WorkerDiedError,
+    WorkerStats,
 )
 from tests.helpers.support import TestCase
 
@@ -203,12 +206,24 @@ conveyor.errors.RuleError(ConveyorError, ValueError)
 
 conveyor.errors.SharedResourceWarning(UserWarning)
 
+conveyor.stats.SlowCall()
+    (its fields, in this order)
+    .number: int
+    .seconds: float
+    .item: str | None
+
 conveyor.errors.SourceError(ConveyorError)
     (message: str, number: int, item: str | None = None)
     .number
     .item
     .raised(number: int, cause: BaseException) -> SourceError
     .unpicklable(number: int, item: str, cause: BaseException) -> SourceError
+
+conveyor.stats.SourceStats()
+    (its fields, in this order)
+    .pulled: int
+    .total: int | None
+    .ended: bool
 
 conveyor.errors.SourceWarning(UserWarning)
 
@@ -225,9 +240,15 @@ conveyor.stats.Stats()
     .start_method: str | None
     .start_reason: str
     .unfused: tuple[Unfused, ...]
+    .cpu_seconds: float
+    .source: SourceStats | None
+    .results: int
+    .history: tuple[Sample, ...]
+    .advice: tuple[str, ...]
     .__getitem__(processor: str) -> StepStats
     .__str__() -> str
     .bottleneck -> str | None
+    .to_dict(*, history: bool = False) -> dict[str, Any]
 
 conveyor.stats.StepStats()
     (its fields, in this order)
@@ -248,6 +269,14 @@ conveyor.stats.StepStats()
     .blocked: float
     .stalled: float
     .failed: int
+    .retried: int
+    .timed_out: int
+    .workers_lost: int
+    .bytes_waiting: int
+    .busy_seconds: float
+    .handing_on: float
+    .slowest: tuple[SlowCall, ...]
+    .worker_stats: tuple[WorkerStats, ...]
 
 conveyor.pipeline.Stream(Iterator)
     .__enter__() -> Stream[Out]
@@ -269,6 +298,17 @@ conveyor.stats.Unfused()
 conveyor.errors.WorkerDiedError(ProcessorError)
     (message: str, *, processor: str, exitcode: int | None, number: int | None, last: int | None)
     .exitcode
+
+conveyor.stats.WorkerStats()
+    (its fields, in this order)
+    .number: int
+    .pid: int | None
+    .busy: float
+    .memory: int | None
+    .first: int | None
+    .last: int | None
+    .item: int | None
+    .seconds: float | None
 """
 
 # One of each error and warning, with all its fields.
@@ -312,7 +352,7 @@ VALUES: tuple[Any, ...] = (
     # Whatever fields these have.
     *(
         cls(**{field.name: 1 for field in dataclasses.fields(cls)})
-        for cls in (Decision, StepStats, FailedItem, GraphEdge, GraphNode)
+        for cls in (Decision, StepStats, FailedItem, GraphEdge, GraphNode, SlowCall, SourceStats, WorkerStats)
     ),
     Stats(**{field.name: () for field in dataclasses.fields(Stats)}),
 )

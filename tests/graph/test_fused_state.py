@@ -274,8 +274,8 @@ class FusedStateTest(TestCase):
 
         for alone, reason in [
             (Own(name="alone"), "its class, Own, may keep state on `self`"),
-            (Processor(same, name="alone", workers=1), "it has a number of workers of its own"),
-            (Processor(same, name="alone", workers=2), "it has a number of workers of its own"),
+            (Processor(same, name="alone", workers=1), "it has workers=1"),
+            (Processor(same, name="alone", workers=2), "it has workers=2"),
             (Processor(len, name="alone", batch=2, timeout=9), "it has batch and timeout of its own"),
             (Processor(same, name="alone", retries=1), "it has retries of its own"),
             (Processor(same, name="alone", on_error="skip"), "it has on_error of its own"),

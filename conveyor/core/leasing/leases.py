@@ -115,6 +115,7 @@ class Worker:
     """One process of the step, as the core sees it."""
 
     __slots__ = (
+        "began",
         "calls_left",
         "finish_sent",
         "last_heard",
@@ -141,6 +142,8 @@ class Worker:
         # The items of all its leases.
         self.outstanding = 0
         self.finish_sent = False
+        # When it was handed something while it had nothing.
+        self.began = 0.0
         # When it last replied, or was handed something while it had nothing.
         self.last_heard = 0.0
         # Whether it was told to start nothing more of what it has, and whether its answer is still to come.
@@ -154,6 +157,21 @@ class Worker:
         self.suspect: tuple[int, int] | None = None
         self.overdue_answers = 0
         self.overdue: tuple[int, int] | None = None
+
+    def take(self, lease: Lease, now: float) -> None:
+        """Take in that it was handed something."""
+        if not self.leases:
+            self.began = now
+        self.leases.append(lease)
+
+    def drop(self, lease: Lease, now: float) -> float:
+        """Take in that it is done with a lease; return for how long it had something in hand, where that was all."""
+        self.leases.remove(lease)
+        return 0.0 if self.leases else now - self.began
+
+    def unreported(self, now: float) -> float:
+        """For how many seconds it has been at what it was handed without a word."""
+        return max(0.0, now - self.last_heard) if self.leases else 0.0
 
 
 class LeaseBook:

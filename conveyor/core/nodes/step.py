@@ -19,7 +19,6 @@ from conveyor.core.nodes.base import Intake, Node, NodeContext, Output
 from conveyor.core.tuning.autoscaling import StepLoad
 from conveyor.core.tuning.chunk_size import ChunkSizer
 from conveyor.core.tuning.roster import StepRoster, Utilization
-from conveyor.stats import StepStats
 
 # Items at one of which so many workers in a row have died are handed out one by one.  A single worker may have died of
 # something else.
@@ -222,7 +221,7 @@ class Step(Node):
             self.recovery.handed_out(requeued, items)
         if not worker.leases:
             self.timeout_monitor.heard(worker)
-        worker.leases.append(lease)
+        worker.take(lease, self.context.now)
         book.add_outstanding(worker, items)
         self.credit.promised += credit
         self.context.command(SendLease(worker.number, number, pieces, items, credit, finish, skip, give_up))
@@ -293,6 +292,8 @@ class Step(Node):
             self.step_roster.calls_done(calls, lease.seconds)
             self.credit.observe(lease, calls)
             lease.outputs, lease.seconds = 0, 0.0
+        for index, seconds, item in event.slow:
+            self.step_roster.note_slow(lease.call_range(index, batch_size)[0], seconds, item)
         for index, *why in event.given_up:
             # A share of failures is judged as of that call, however many are acknowledged at once.
             items = book.acknowledged - lease.given + lease.items + min((index + 1) * batch_size, lease.given)
@@ -300,7 +301,7 @@ class Step(Node):
 
     def _close_lease(self, lease: Lease) -> None:
         del self.book.leases[lease.number]
-        lease.worker.leases.remove(lease)
+        self.step_roster.add_busy(lease.worker.number, lease.worker.drop(lease, self.context.now))
         self.credit.release(lease)
         if not self._cancelled:
             self.order.close(lease)
@@ -340,7 +341,7 @@ class Step(Node):
             worker.leaving = False
             return
         self.book.workers.remove(worker)
-        self.step_roster.numbers.remove(worker.number)
+        self.step_roster.left(worker.number)
         self.context.command(EndWorker(worker.number))
 
     def _replace(self, worker: Worker) -> None:
@@ -408,6 +409,8 @@ class Step(Node):
         worker = self.book.worker(event.worker)
         if worker is None:
             return None
+        # What it was at, it will never report.
+        self.step_roster.totals.job += worker.unreported(self.context.now)
         failure = None if self._cancelled else self.recovery.lose_unstarted(worker, event, self.context.now)
         # Leases before the one in the progress slot are done, though their last reply is lost.
         noted = -1 if event.started is None else event.started[0]
@@ -427,7 +430,6 @@ class Step(Node):
         return failure
 
     # What is known of it
-
     def _count_time(self) -> None:
         """Count how the time since the last event was spent."""
         self.utilization.count(self.context.now, len(self.book.workers))
@@ -469,10 +471,10 @@ class Step(Node):
             start=roster.start_seconds,
         )
 
-    def stats(self, now: float) -> StepStats:
-        """Return what the user is told at `now`; changes nothing."""
-        spent = self.utilization.spent(now, len(self.book.workers))
-        return self.step_roster.stats(0 if self._cancelled else self.held, self.bound, spent)
+    @property
+    def waiting(self) -> int:
+        """How many items wait in the pipe in front, and with workers that have not begun them."""
+        return 0 if self._cancelled else self.held
 
     def clear(self) -> None:
         self._cancelled = True

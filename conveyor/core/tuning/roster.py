@@ -10,11 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from math import log2
 
+from conveyor._lean.dataclasses import replace
+from conveyor._lean.typing import TYPE_CHECKING
+from conveyor.core import SLOWEST_CALLS
 from conveyor.core.commands import Loss
 from conveyor.core.leasing.blame import CrashCounter
 from conveyor.core.tuning.autoscaling import PolicyState, Resize, StepLoad
 from conveyor.graph.plan import Plan, StepNode
-from conveyor.stats import Decision, Measures, StepStats
+from conveyor.stats import Decision, Measures, SlowCall, StepSample, StepStats, WorkerStats
+
+if TYPE_CHECKING:
+    from conveyor.core.nodes.step import Step
 
 Policy = Callable[[PolicyState, Sequence[StepLoad], float, float, float], tuple[PolicyState, list[Resize]]]
 
@@ -81,11 +87,14 @@ class StepTotals:
         self.items_in = 0
         self.items_out = 0
         self.failed = 0
+        self.retried = 0
         self.calls = 0
         # The wall time of calls; of that, on a core and waiting for something that is no core.
         self.seconds = 0.0
         self.cpu = 0.0
         self.waited = 0.0
+        # What of it was spent in the job itself.
+        self.job = 0.0
         # The time of workers, by what they spent it with.
         self.busy = 0.0
         self.blocked = 0.0
@@ -97,6 +106,8 @@ class StepTotals:
         """Add what a worker has measured."""
         self.cpu += measures.cpu
         self.waited += measures.waited
+        self.job += measures.job
+        self.retried += measures.retried
 
 
 class StepRoster:
@@ -116,10 +127,17 @@ class StepRoster:
         self._retry_at = 0.0
         self._crashes = CrashCounter()
         self.totals = StepTotals()
+        # The slowest calls, the slowest first; and since when each worker is up, by the clock of runs, with the seconds
+        # that it has worked.
+        self.slowest: list[SlowCall] = []
+        self._times: dict[int, list[float]] = {}
+        # How many workers were killed because a call took too long, and how many died unasked.
+        self.timed_out = self.workers_lost = 0
 
-    def ready(self, number: int, seconds: float) -> bool:
-        """Take in that a worker is up; return whether it is one more."""
+    def ready(self, number: int, seconds: float, clock: float = 0.0) -> bool:
+        """Take in that a worker is up, at `clock` by the clock of runs; return whether it is one more."""
         self._starts += 1
+        self._times[number] = [clock, 0.0]
         self._crashes.clear(Loss.SETUP)
         # The first set starts side by side, so the first worker to be up tells most.
         weight = 1.0 if self._starts == 1 else START_WEIGHT
@@ -163,7 +181,33 @@ class StepRoster:
             self._crashes.add(Loss.SETUP, 0, now)
         self.starting.discard(number)
         if number in self.numbers:
-            self.numbers.remove(number)
+            self.left(number)
+
+    def left(self, number: int) -> None:
+        """Take in that a worker is not up any more."""
+        self.numbers.remove(number)
+        self._times.pop(number, None)
+
+    def add_busy(self, number: int, seconds: float) -> None:
+        """Count for how long a worker had something in hand."""
+        times = self._times.get(number)
+        if times is not None:
+            times[1] += seconds
+
+    def share_busy(self, number: int, clock: float, more: float) -> float:
+        """Return in which share of its time a worker had work, `more` seconds included that are not counted yet."""
+        since, seconds = self._times.get(number) or (clock, 0.0)
+        return min(1.0, (seconds + more) / (clock - since)) if clock > since else 0.0
+
+    def is_slow(self, seconds: float) -> bool:
+        """Whether a call is one of the slowest so far."""
+        return len(self.slowest) < SLOWEST_CALLS or seconds > self.slowest[-1].seconds
+
+    def note_slow(self, number: int, seconds: float, item: str | None) -> None:
+        """Take in a slow call by the number of its item, and keep it where it is one of the slowest."""
+        self.slowest.append(SlowCall(number, seconds, item))
+        self.slowest.sort(key=lambda each: -each.seconds)
+        del self.slowest[SLOWEST_CALLS:]
 
     def calls_done(self, calls: int, seconds: float) -> None:
         """Count calls that took so many seconds of wall time together."""
@@ -174,13 +218,22 @@ class StepRoster:
         totals.seconds += seconds
         totals.durations.add(seconds / calls, calls)
 
-    def stats(self, waiting: int, bound: int, spent: tuple[float, float, float, float]) -> StepStats:
+    def stats(
+        self,
+        waiting: int,
+        bound: int,
+        spent: tuple[float, float, float, float],
+        *,
+        bytes_waiting: int = 0,
+        unreported: float = 0.0,
+    ) -> StepStats:
         """Return what the user is told; `waiting` of at most `bound` items are in the pipe in front.
 
-        `spent`: the worker seconds busy, blocked, present and stalled that are not in the totals yet.
+        `spent`: the worker seconds busy, blocked, present and stalled that are not in the totals yet.  `unreported`:
+        for how many worker seconds workers have been at something that they have not reported.
         """
         totals, calls, seconds = self.totals, self.totals.calls, self.totals.seconds
-        present = totals.present + spent[2]
+        busy, present = totals.busy + spent[0], totals.present + spent[2]
         return StepStats(
             processor=self.node.name,
             workers=len(self.numbers),
@@ -195,10 +248,18 @@ class StepRoster:
             mean=seconds / calls if calls else None,
             p50=totals.durations.share(0.5),
             p99=totals.durations.share(0.99),
-            busy=(totals.busy + spent[0]) / present if present else 0.0,
+            busy=busy / present if present else 0.0,
             cpu=min(1.0, totals.cpu / seconds) if seconds else 0.0,
             blocked=(totals.blocked + spent[1]) / present if present else 0.0,
             stalled=totals.stalled + spent[3],
+            retried=totals.retried,
+            timed_out=self.timed_out,
+            workers_lost=self.workers_lost,
+            bytes_waiting=bytes_waiting,
+            busy_seconds=busy,
+            # What is not reported yet may all be spent in the job.
+            handing_on=max(0.0, 1.0 - (totals.job + unreported) / busy) if busy else 0.0,
+            slowest=tuple(self.slowest),
         )
 
 
@@ -209,6 +270,8 @@ class Roster:
         self._plan = plan
         self._policy = policy
         self.opened_at = now
+        # How much of the time since then was between two runs.
+        self.idle_seconds = 0.0
         self.next_worker = 0
         self.step_rosters: dict[int, StepRoster] = {}
         for node in plan.steps:
@@ -267,3 +330,48 @@ class Utilization:
         """From now on, nothing goes on."""
         self.busy = self.blocked = 0
         self.stalled = False
+
+
+# What is told of a step: whoever asks changes nothing, and has no part in what the core decides.
+
+Look = Callable[[int], tuple[int | None, tuple[int, int], float | None]]
+"""Says of a worker, by its number: its process id, how far it has started what it was handed, as a lease and a number
+of calls, and for how many seconds it has been at the last of these, where that is known."""
+
+
+def stats_of(step: Step, now: float, clock: float, look: Look | None) -> StepStats:
+    """Return what the user is told at `now`, which is `clock` by the clock of runs."""
+    workers, waiting = step.book.workers, step.waiting
+    told = step.step_roster.stats(
+        waiting,
+        step.bound,
+        step.utilization.spent(now, len(workers)),
+        bytes_waiting=int(waiting * step.item_weight.bytes),
+        unreported=sum(worker.unreported(now) for worker in workers),
+    )
+    return replace(told, worker_stats=_workers_of(step, now, clock, look))
+
+
+def _workers_of(step: Step, now: float, clock: float, look: Look | None) -> tuple[WorkerStats, ...]:
+    roster, told = step.step_roster, []
+    workers = {worker.number: worker for worker in step.book.workers}
+    for number in [*roster.numbers, *sorted(roster.starting)]:
+        worker, item, first, last = workers.get(number), None, None, None
+        pid, (at_lease, calls), seconds = (None, (0, 0), None) if look is None else look(number)
+        leases = [] if worker is None else [lease for lease in worker.leases if lease.items]
+        if leases:
+            first, last = leases[0].first, leases[-1].first + leases[-1].items - 1
+        for lease in leases:
+            if seconds is not None and calls and lease.number == at_lease:
+                item = lease.call_range(calls - 1, step.batch_size)[0]
+        busy = roster.share_busy(number, clock, now - worker.began if worker is not None and worker.leases else 0.0)
+        told.append(WorkerStats(number, pid, busy, None, first, last, item, None if item is None else seconds))
+    return tuple(told)
+
+
+def sample_of(step: Step, now: float) -> StepSample:
+    """Return what the step is like at `now`."""
+    roster, totals = step.step_roster, step.step_roster.totals
+    busy = totals.busy + step.utilization.spent(now, len(step.book.workers))[0]
+    items = totals.items_in, totals.items_out, totals.failed
+    return StepSample(len(roster.numbers), step.waiting, *items, busy)

@@ -15,6 +15,7 @@ from types import GeneratorType
 
 from conveyor._lean.typing import Any, Protocol
 from conveyor._system.clock import sleep, time
+from conveyor.core import SLOW_CALL_SECONDS
 from conveyor.core.tuning.roster import StepRoster
 from conveyor.engines.failures import failure_of, processor_error
 from conveyor.engines.process.wire.codec import copied
@@ -200,6 +201,8 @@ class InlineStep:
             seconds += time.perf_counter() - started
             if output is NOTHING:
                 self._roster.calls_done(1, seconds)
+                if seconds >= SLOW_CALL_SECONDS and self._roster.is_slow(seconds):
+                    self._roster.note_slow(number, seconds, self._format_item(argument))
                 return
             copy = self._copy(output, argument, (job, number, items))
             if copy is not NOTHING:
@@ -226,6 +229,7 @@ class InlineStep:
                 self._is_generating = False
             try:
                 if policy.tries_again(failed, attempts):
+                    self._roster.totals.retried += 1
                     sleep(policy.delay(attempts))
                     continue
                 if not policy.gives_up:

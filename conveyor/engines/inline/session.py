@@ -20,6 +20,7 @@ from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_postponed
 from conveyor.core.leasing.blame import too_many
 from conveyor.core.tuning.roster import StepRoster
+from conveyor.engines.base import RunProgress, known_total
 from conveyor.engines.failures import failure_of, processor_error, too_many_failures, without_our_frames
 from conveyor.engines.inline.nodes import NOTHING, Walk, build
 from conveyor.engines.process.wire.codec import copied
@@ -27,7 +28,7 @@ from conveyor.engines.process.wire.handles import guard_connections, shared_in
 from conveyor.errors import FailedItem, ProcessorError, SourceError, StateError
 from conveyor.graph.plan import Plan, StepNode
 from conveyor.stages.processor import Processor
-from conveyor.stats import Stats
+from conveyor.stats import History, Sample, Stats, StepSample
 
 # How long a thread that closes a pipeline waits for another one that is at a job.
 LETTING_GO_SECONDS = 1.0
@@ -49,11 +50,13 @@ class Session:
         self._work = threading.RLock()
         self._at_work = False
         self._unwanted = False
-        # What was given up last in the run that goes on, or was the last, and how many times that was.
+        # What was given up last in the run that goes on, or was the last.
         self.failures: deque[FailedItem] = deque(maxlen=plan.setting("keep_failures"))
-        self._failed = 0
         self._opened = time.monotonic()
         self._closed: float | None = None
+        # How far the run is that goes on, or was the last, None before the first; and samples of the steps.
+        self._progress: RunProgress | None = None
+        self._history = History()
         self._rosters = {step.index: StepRoster(step, range(step.workers)) for step in plan.steps}
 
     def warn(self, stacklevel: int) -> None:
@@ -134,13 +137,14 @@ class Session:
 
     def judge(self, given_up: int, items: int, ended: bool) -> None:
         """Raise TooManyFailuresError where more was given up than may be, by a Processor of so many items or in all."""
-        most = self._plan.setting("max_failures")
-        if too_many(self._failed if isinstance(most, int) else given_up, items, ended, most):
-            raise too_many_failures(self._failed, most, self.failures)
+        most, failed = self._plan.setting("max_failures"), 0 if self._progress is None else self._progress.failed
+        if too_many(failed if isinstance(most, int) else given_up, items, ended, most):
+            raise too_many_failures(failed, most, self.failures)
 
     def fail(self, failed: FailedItem) -> None:
         """Take in what was given up."""
-        self._failed += 1
+        assert self._progress is not None
+        self._progress.failed += 1
         self.failures.append(failed)
 
     @property
@@ -151,8 +155,8 @@ class Session:
     def run(self, items: Iterable[Any]) -> InlineRun:
         """Start a run."""
         self.failures = deque(maxlen=self._plan.setting("keep_failures"))
-        self._failed = 0
-        self._run = InlineRun(self, self._walk(), items)
+        self._progress = progress = RunProgress(known_total(items))
+        self._run = InlineRun(self, self._walk(), items, progress)
         return self._run
 
     def finished(self, run: InlineRun) -> None:
@@ -165,14 +169,26 @@ class Session:
 
     def stats(self) -> Stats:
         """Return what is known of the steps; the one that takes longest counts as having stalled all others."""
-        passed = (self._closed or time.monotonic()) - self._opened
+        passed, progress = (self._closed or time.monotonic()) - self._opened, self._progress
         steps = []
         for step in self._plan.steps:
             roster = self._rosters[step.index]
             busy = roster.totals.seconds
             spent = busy, 0.0, max(passed, busy), busy
-            steps.append(roster.stats(waiting=0, bound=step.bound, spent=spent))
-        return Stats(passed, self._plan.cores, tuple(steps), ())
+            # All that is no call is done by the caller, between calls.
+            steps.append(roster.stats(waiting=0, bound=step.bound, spent=spent, unreported=busy))
+        stats = Stats(passed, self._plan.cores, tuple(steps), (), history=tuple(self._history.samples))
+        return stats if progress is None else progress.added_to(stats)
+
+    def sample(self) -> None:
+        """Keep what the steps are like now, where it is time for that."""
+        at = time.monotonic() - self._opened
+        if self._history.is_due(at):
+            all_totals = [self._rosters[step.index].totals for step in self._plan.steps]
+            counts = [(each.items_in, each.items_out, each.failed, each.seconds) for each in all_totals]
+            workers = [step.workers for step in self._plan.steps]
+            samples = [StepSample(count, 0, *each) for count, each in zip(workers, counts, strict=True)]
+            self._history.add(Sample(at, tuple(samples)))
 
     def close(self) -> None:
         """Tear the jobs down; raises ProcessorError for the first `teardown` that raised."""
@@ -204,11 +220,13 @@ class Session:
 class InlineRun:
     """One stream of items."""
 
-    def __init__(self, session: Session, walk: Walk, items: Iterable[Any]) -> None:
+    def __init__(self, session: Session, walk: Walk, items: Iterable[Any], progress: RunProgress) -> None:
         self._session = session
         self._walk = walk
+        self._progress = progress
         self._input: _Input | None = _Input(items, session.format_item)
-        self._results: Generator[Any, None, None] | None = _results_of(walk, self._input.copies())
+        source = _counted(self._input.copies(), progress, session.sample)
+        self._results: Generator[Any, None, None] | None = _results_of(walk, source)
         self.rest: Iterator[Any] = iter(())
         # Whether nothing more will come, and whether it was given up.
         self.over = False
@@ -220,6 +238,7 @@ class InlineRun:
             while (result := self._session.work(self._next)) is not NOTHING:
                 if self._left:
                     raise StateError(LEFT)
+                self._progress.results += 1
                 yield [result]
         except GeneratorExit:
             with interrupts_postponed():
@@ -291,6 +310,18 @@ def _results_of(walk: Walk, source: Generator[Any, None, None]) -> Generator[Any
         for item in source:
             yield from walk.results_of(item)
     yield from walk.results_of_end()
+
+
+def _counted(
+    source: Generator[Any, None, None], progress: RunProgress, sample: Callable[[], None]
+) -> Generator[Any, None, None]:
+    """Yield the items of a source, and count them."""
+    with contextlib.closing(source):
+        for item in source:
+            progress.pulled += 1
+            yield item
+            sample()
+    progress.ended = True
 
 
 class _Input:

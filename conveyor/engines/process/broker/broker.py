@@ -35,6 +35,7 @@ from conveyor.engines.process.wire.configs import BrokerConfig, with_blobs
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost, Frame, NonblockingEndpoint
 from conveyor.engines.process.wire.handles import Handles
 from conveyor.errors import ProcessError, StartMethodWarning
+from conveyor.stats import SAMPLE_SECONDS
 
 # Longer than a cheap job and the way to its worker and back take together.
 SPIN_SECONDS = 0.0002
@@ -53,9 +54,9 @@ class LoadMeter:
         self._since, self._used = time.monotonic(), time.process_time()
         self.spun = 0.0
 
-    @property
-    def due(self) -> bool:
-        return time.monotonic() >= self._since + TELL_LOAD_SECONDS
+    def is_due(self, now: float) -> bool:
+        """Whether the core is to be told."""
+        return now >= self._since + TELL_LOAD_SECONDS
 
     def share(self) -> float:
         """Return the share since the last call."""
@@ -131,6 +132,8 @@ class Broker:
         self._under_way = 2
         self._spin_seconds = SPIN_SECONDS if config.plan.cores >= 2 else 0.0
         self._load = LoadMeter()
+        # When the next sample is taken, and when what the last one saw had happened.
+        self._sample_at = self._sampled = 0.0
         # Where a call may take only so long, pauses of the machine are looked for.
         self._timed = any(worker.timed for worker in config.workers.values())
         # When to warn that a fork beside native threads may be why nothing ends; None: never.
@@ -196,10 +199,26 @@ class Broker:
                     shell.pauses.look(self._spin_seconds)
                 return ready
         patience = self._patience()
+        if shell.run and shell.machine.now != self._sampled and (patience is None or patience > SAMPLE_SECONDS):
+            # Something has happened since the last sample, and nothing may happen for long.
+            ready = self._wait(SAMPLE_SECONDS)
+            if ready:
+                return ready
+            self._sample(time.monotonic())
+            patience = self._patience()
+        return self._wait(patience)
+
+    def _wait(self, patience: float | None) -> list[Callable[[], None]]:
         ready = self._waiter.wait(patience)
         if self._timed:
-            shell.pauses.look(math.inf if patience is None else patience)
+            self._shell.pauses.look(math.inf if patience is None else patience)
         return ready
+
+    def _sample(self, now: float) -> None:
+        """Keep what the steps are like now; the core has no part in it."""
+        machine = self._shell.machine
+        self._sample_at, self._sampled = now + SAMPLE_SECONDS, machine.now
+        self._shell.history.add(machine.sample(now))
 
     def _patience(self) -> float | None:
         """Return for how many seconds to wait at most; None: until something is ready."""
@@ -219,11 +238,13 @@ class Broker:
 
     def _look_around(self) -> None:
         """Do what no message calls for."""
-        shell, pool = self._shell, self._pool
+        shell, pool, now = self._shell, self._pool, time.monotonic()
         self._caller.logs.look()
-        if shell.run and self._load.due:
+        if shell.run and self._load.is_due(now):
             shell.handle(events.BrokerLoad(self._load.share()))
             self._dispatch.orphans.reap(pool.living)
+        if shell.run and now >= self._sample_at:
+            self._sample(now)
         if self._dispatch.orphans.sweeping:
             self._sweep()
         if pool.refcounts.changed:
@@ -237,7 +258,7 @@ class Broker:
             self._doubt()
         timer = self._timer
         if timer is not None and time.monotonic() >= timer:
-            shell.handle(events.Ticked(time.process_time() + self._dispatch.caller_seconds))
+            shell.handle(events.Ticked(time.process_time() + self._caller.cpu_seconds))
         pool.kill_late()
 
     def _doubt(self) -> None:

@@ -36,8 +36,6 @@ class Dispatch:
         self.shell: ProcessShell
         # What dead workers have left running.
         self.orphans = Orphans()
-        # The CPU seconds that the caller's process has used, as it said last.
-        self.caller_seconds = 0.0
         self.opened = False
         # Whether a call has ended in the first run.
         self.progressed = False
@@ -62,7 +60,7 @@ class Dispatch:
         match message:
             case messages.SourceItems():
                 if message.run == shell.run:
-                    self.caller_seconds = message.cpu_seconds
+                    shell.caller.cpu_seconds = message.cpu_seconds
                     blob = Blob(blobs[0], message.items)
                     shell.handle(events.SourceItems(blob, message.items, len(blob)))
                     if self._request is not None:
@@ -92,7 +90,7 @@ class Dispatch:
         match message:
             case messages.Consumed():
                 if message.run == shell.run:
-                    self.caller_seconds = max(message.cpu_seconds, self.caller_seconds)
+                    shell.caller.cpu_seconds = max(message.cpu_seconds, shell.caller.cpu_seconds)
                     shell.handle(events.Consumed(message.items))
             case messages.SlotsReleased():
                 shell.pool.refcounts.gone(None, message.slots)
@@ -190,6 +188,7 @@ class Dispatch:
                 Measures(*reply.measures),
                 reply.partial,
                 reply.given_up,
+                reply.slow,
             )
         )
         if reply.released:

@@ -202,6 +202,8 @@ class CallerPort:
         self._results_endpoint = endpoints[1]
         self._waiter = waiter
         self.logs = LogRelay(endpoints[1], lambda message, blobs: self.results.send(message, blobs))
+        # The CPU seconds that the caller's process has used, as it said last.
+        self.cpu_seconds = 0.0
 
     def observe(self, observers: Sequence[Observer]) -> None:
         """Have observers, where there are any, see each message from now on."""

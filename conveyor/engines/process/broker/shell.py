@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
+from conveyor._lean.dataclasses import replace
 from conveyor._system.clock import time
 from conveyor.core import commands, events
 from conveyor.core.machine import Machine
@@ -20,7 +21,7 @@ from conveyor.engines.process.wire.codec import spec_of
 from conveyor.engines.process.wire.configs import BrokerConfig
 from conveyor.engines.process.wire.endpoint import ConnectionLost
 from conveyor.errors import ProcessError
-from conveyor.stats import Stats
+from conveyor.stats import History, Stats
 
 # When no run has gone on for so long, workers give back the shared memory that they keep ready.
 TRIM_AFTER_SECONDS = 1.0
@@ -48,6 +49,9 @@ class ProcessShell(Shell):
         self.trim_at: float | None = None
         # Whether the user was told that a step has fewer workers than it could use.
         self._goes_without = False
+        self._cpu_before = config.caller_cpu_seconds
+        # What the caller has not been told yet.
+        self.history = History()
 
     def read_clock(self) -> float:
         return time.monotonic()
@@ -62,8 +66,19 @@ class ProcessShell(Shell):
             super().handle(event)
 
     def stats(self) -> Stats:
-        """Return the statistics as of now."""
-        return self.machine.stats(self.read_clock())
+        """Return the statistics as of now, with the samples since the last time that it was called."""
+        told = self.machine.stats(self.read_clock(), self._look)
+        callers = max(0.0, self.caller.cpu_seconds - self._cpu_before)
+        cpu_seconds = self.machine.worker_cpu_seconds + time.process_time() + callers
+        return replace(told, cpu_seconds=cpu_seconds, history=self.history.take())
+
+    def _look(self, number: int) -> tuple[int | None, tuple[int, int], float | None]:
+        """Return the process id of a worker, how far it has started what it was handed, and since when."""
+        worker = self.pool.workers.get(number)
+        if worker is None or worker.dead:
+            return None, (0, 0), None
+        at, since = worker.progress.working_since()
+        return worker.child.pid, at, None if since is None else max(0.0, time.monotonic() - since)
 
     # To the workers
 

@@ -19,6 +19,7 @@ from itertools import count
 
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.typing import Any, cast
+from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held
 from conveyor.engines.process.broker import run_broker
 from conveyor.engines.process.broker.observing import RECORD_VARIABLE
@@ -48,7 +49,7 @@ from conveyor.engines.process.worker import preload
 from conveyor.engines.process.worker.seeding import seed_of_pipeline
 from conveyor.errors import ProcessError, StateError
 from conveyor.graph.plan import Plan, StepNode
-from conveyor.stats import Stats
+from conveyor.stats import History, Stats
 
 # What a broker gets to end by itself, beyond the grace period that it gives its workers.
 BROKER_EXIT_SECONDS = 2.0
@@ -235,8 +236,9 @@ class BrokerClient:
         self.asking = threading.RLock()
         self._is_asking = False
         self._question = 0
-        # The statistics that came last.
+        # The statistics that came last, and the samples of all that came.
         self.stats: Stats | None = None
+        self.history = History()
         # What workers logged and printed at the end, and the caller's handlers and streams have not been given yet.
         self._pending_logs: deque[Frame] = deque()
 
@@ -314,9 +316,16 @@ class BrokerClient:
             message, _ = questions.receive()
             match message:
                 case messages.StatsReply():
-                    answered, self.stats = message.number, message.stats
+                    answered = message.number
+                    self.take_in(message.stats)
                 case _:
                     raise messages.unexpected(message, "The caller, over its channel of questions,")
+
+    def take_in(self, stats: Stats) -> None:
+        """Keep statistics, and the samples that came with them."""
+        self.stats = replace(stats, history=())
+        for sample in stats.history:
+            self.history.add(sample)
 
     def end_broker(self) -> None:
         """Tell the broker to end everything, and wait for its death, within a bound; it is killed then."""
@@ -402,6 +411,7 @@ def config_for(plan: Plan, start: Start, channel: str, seed: int | None, forward
         start.threads.native,
         story_wanted(),
         new_recording(),
+        time.process_time(),
     )
 
 

@@ -71,6 +71,7 @@ class Run:
                 for start in range(0, len(results), stride):
                     part = results[start : start + stride] if len(results) > stride else results
                     self._unreported_items += len(part)
+                    self.source.progress.results += len(part)
                     self._unreported_bytes += size * len(part) // len(results)
                     if self._unreported_items >= self._report_items or self._unreported_bytes >= self._report_bytes:
                         self._report()

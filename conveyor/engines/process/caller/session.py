@@ -19,9 +19,11 @@ from collections.abc import Iterable
 
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.short_repr import Redact, shown_by
-from conveyor._lean.typing import Any, TypeVar
+from conveyor._lean.typing import TYPE_CHECKING, Any, TypeVar
+from conveyor._system.limits import resident_memory
 from conveyor._system.signals import interrupts_held
 from conveyor.core.tuning.chunk_size import first_pull
+from conveyor.engines.base import RunProgress, known_total
 from conveyor.engines.failures import death, failed_item, overdue, processor_error, too_many_failures
 from conveyor.engines.process.caller.broker_link import (
     BROKER_EXIT_SECONDS,
@@ -59,7 +61,10 @@ from conveyor.errors import (
 )
 from conveyor.graph.plan import Plan, SinkNode
 from conveyor.graph.shared_resources import warn_of_shared
-from conveyor.stats import Stats
+from conveyor.stats import Stats, StepStats
+
+if TYPE_CHECKING:
+    from conveyor.graph.advice import Advisor
 
 # How long `close` waits for workers that are still at an item of a run that was given up.
 DRAIN_SECONDS = 0.3
@@ -123,6 +128,9 @@ class Session:
         self._client = BrokerClient(self._broker, prints)
         self._ending = Ending()
         self._runs = 0
+        self._advisor: Advisor | None = None
+        # How far the run is that goes on, or was the last.
+        self._progress: RunProgress | None = None
         self._active: Run | None = None
         # A run that was given up, and whose workers are not all free yet.
         self._draining_run: Run | None = None
@@ -206,6 +214,7 @@ class Session:
             ) from error
         self._runs += 1
         self.failures = deque(maxlen=self._plan.setting("keep_failures"))
+        self._progress = progress = RunProgress(known_total(items))
         broker, sink = self._broker, self._plan.nodes[-1]
         assert isinstance(sink, SinkNode)
         source = Source(
@@ -217,6 +226,7 @@ class Session:
             self._format_item,
             broker.arena,
             self._feeding,
+            progress,
         )
         self._active = run = Run(self, self._runs, source, sink)
         self._client.forward_prints(self._feeding)
@@ -299,7 +309,7 @@ class Session:
             case messages.ItemGivenUp():
                 self._take_in_failure(message)
             case messages.RunFinished():
-                self._client.stats = message.stats
+                self._client.take_in(message.stats)
             case _ if isinstance(message, LOGGED):
                 self._client.deliver(message, blobs)
             case _:
@@ -328,14 +338,31 @@ class Session:
     def stats(self) -> Stats | None:
         """Return what is known of the steps now; of a session that is over, what was known last."""
         client = self._client
+        # What workers occupy is only known while they are there.
+        is_up = False
         if not self.is_forked_copy:
             with client.asking:
                 if self._broker.child is not None and self._ending.starter is None and not self.ended:
+                    is_up = True
                     client.ask_for_stats()
         # A forked copy takes no lock: a thread may have held it at the fork.
-        if client.stats is None:
+        stats, progress = client.stats, self._progress
+        if stats is None:
             return None
-        return replace(client.stats, start_method=self._start.method, start_reason=self._start.reason)
+        steps = tuple(map(_with_memory, stats.steps)) if is_up else stats.steps
+        history = tuple(client.history.samples)
+        method, reason = self._start.method, self._start.reason
+        stats = replace(stats, steps=steps, history=history, start_method=method, start_reason=reason)
+        return self._advised(stats if progress is None else progress.added_to(stats))
+
+    def _advised(self, stats: Stats) -> Stats:
+        """Return statistics with what they advise."""
+        if self._advisor is None:
+            # Most programs never ask.
+            from conveyor.graph.advice import Advisor
+
+            self._advisor = Advisor(self._plan)
+        return replace(stats, advice=self._advisor.advice(stats))
 
     # Errors
 
@@ -364,8 +391,8 @@ class Session:
     def _ended_by(self, failure: messages.Message) -> BaseException:
         """End the session; return the error to raise for what the broker says of its end."""
         run = self._active or self._draining_run
-        if isinstance(failure, messages.RunFailure):
-            self._client.stats = failure.stats
+        if isinstance(failure, messages.RunFailure) and failure.stats is not None:
+            self._client.take_in(failure.stats)
         self.abort()
         match failure:
             case messages.FailedBySource():
@@ -459,3 +486,11 @@ class Session:
             if held.acquire(timeout=THREAD_EXIT_SECONDS):
                 held.release()
         self._broker.close()
+
+
+def _with_memory(step: StepStats) -> StepStats:
+    """Return what is known of a step, with the memory of its workers."""
+    workers = [
+        each if each.pid is None else replace(each, memory=resident_memory(each.pid)) for each in step.worker_stats
+    ]
+    return replace(step, worker_stats=tuple(workers))

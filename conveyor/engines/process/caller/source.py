@@ -21,6 +21,7 @@ from types import TracebackType
 from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held
+from conveyor.engines.base import RunProgress
 from conveyor.engines.failures import clear_our_frames, without_our_frames
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.start_method import importing
@@ -232,6 +233,7 @@ class Source:
         format_item: Callable[[Any], str],
         arena: Arena | None,
         lock: threading.RLock,
+        progress: RunProgress,
     ) -> None:
         self._run = run
         self._end = end
@@ -241,7 +243,7 @@ class Source:
         self._lock = lock
         self._input = Input(items, max_bytes)
         self._pace = Pace(credit, max_bytes)
-        self._sent = 0
+        self.progress = progress
         # What the input raised, or why an item cannot be pickled, and that item as text.
         self._failure: tuple[BaseException, str | None] | None = None
         self._stopped = False
@@ -322,9 +324,9 @@ class Source:
         """Return what went wrong, with the caller's exception as its cause."""
         assert self._failure is not None
         cause, bad_item = self._failure
-        error = SourceError.raised(self._sent, cause)
+        error = SourceError.raised(self.progress.pulled, cause)
         if bad_item is not None:
-            error = SourceError.unpicklable(self._sent, bad_item, cause)
+            error = SourceError.unpicklable(self.progress.pulled, bad_item, cause)
         error.__cause__ = cause
         return error
 
@@ -372,7 +374,7 @@ class Source:
             if self._stopped:
                 return True
             wanted = 1 if source.detector.undecided else pace.wanted()
-            sent = self._sent
+            sent = self.progress.pulled
             gate.enter(source.cut_pull_short)
             try:
                 begun = time.perf_counter()
@@ -387,9 +389,10 @@ class Source:
                 source.is_asking = False
                 gate.leave()
             if source.exhausted:
+                self.progress.ended = True
                 self._tell(messages.SourceEnded(self._run))
                 return True
-            if returned := pace.note_pull(wanted, self._sent - sent, seconds, source.was_cut_short()):
+            if returned := pace.note_pull(wanted, self.progress.pulled - sent, seconds, source.was_cut_short()):
                 self._tell(messages.ReturnCredit(self._run, returned))
 
     def _receive(self) -> None:
@@ -421,7 +424,7 @@ class Source:
         try:
             self._input.pull(iterator, wanted, stoppable)
         except Unpicklable as refused:
-            self._sent += len(self._input.pulled)
+            self.progress.pulled += len(self._input.pulled)
             self._fail(refused.__cause__ or refused, refused.item)
             return False
         except self._failures as error:
@@ -459,7 +462,7 @@ class Source:
                 return False
             self._pace.note_blob(len(items), blob)
             self._end.send(messages.SourceItems(self._run, len(items), time.process_time()), [blob])
-            self._sent += len(items)
+            self.progress.pulled += len(items)
             return True
 
     def _encoded(self, items: list[Any]) -> Any:
@@ -472,7 +475,7 @@ class Source:
         # Here, where that exception is handled no more: otherwise it would be the context of the next, with its frames.
         index, cause = unpicklable(items) or (0, failures[0])
         failures.clear()
-        self._sent += index
+        self.progress.pulled += index
         self._fail(cause, items[index])
         return None
 
@@ -486,7 +489,7 @@ class Source:
             self._input.frames = error.__traceback__
             text = self._format_item(*bad_item) if bad_item else None
             if not bad_item:
-                self._sent += len(self._input.pulled)
+                self.progress.pulled += len(self._input.pulled)
             self._failure = error.with_traceback(without_our_frames(error.__traceback__)), text
             self._tell(messages.SourceFailed(self._run))
 

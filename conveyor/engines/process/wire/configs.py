@@ -85,7 +85,8 @@ class BrokerConfig(NamedTuple):
     `workers` has one for each step, by the index of its node; `caller` is the process that sends this.
     `import_main`: workers that are fresh interpreters import the script.  `pools`: the pools of native threads that the
     caller had when this process was forked from it, in words.  `tells_story`: the debug log tells what happens.
-    `record_to`: the file that events and commands are appended to.
+    `record_to`: the file that events and commands are appended to.  `caller_cpu_seconds`: what the caller's process had
+    used before.
     """
 
     plan: Plan
@@ -97,6 +98,7 @@ class BrokerConfig(NamedTuple):
     pools: tuple[str, ...] = ()
     tells_story: bool = False
     record_to: str | None = None
+    caller_cpu_seconds: float = 0.0
 
 
 def without_blobs(config: BrokerConfig) -> tuple[BrokerConfig, list[Any]]:

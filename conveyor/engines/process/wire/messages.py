@@ -327,7 +327,8 @@ class Reply(NamedTuple):
     blob has.  `final`: the lease is done.  `starving`: the worker waits for credit.  The last reply was `seconds`
     ago, and `measures` are the fields of `conveyor.stats.Measures` since then.  The last `partial` outputs are of a
     call that is not done.  `given_up`: index, attempts, time and reason of each call given up.  `released`:
-    slots of shared memory that this worker does not refer to any more.
+    slots of shared memory that this worker does not refer to any more.  `slow`: index, seconds and argument of each
+    call that was slow.
     """
 
     lease: int
@@ -337,10 +338,11 @@ class Reply(NamedTuple):
     final: bool
     starving: bool
     seconds: float
-    measures: tuple[float, ...]
+    measures: tuple[Any, ...]
     partial: int
     given_up: Sequence[tuple[int, int, float, Any]]
     released: Sequence[int]
+    slow: Sequence[tuple[int, float, str | None]]
 
 
 class CallFailed(NamedTuple):

@@ -53,6 +53,8 @@ class ProgressSlot:
         self._fence = threading.Lock()
         # Whether the broker wants to know since when the worker is at each call.
         self.timed = False
+        # Whether the worker writes it as well where the broker need not know, as the call may take long.
+        self._closely = False
 
     def __getstate__(self) -> tuple[BoardMemory, int]:
         return self.memory, self.index
@@ -85,10 +87,19 @@ class ProgressSlot:
 
     def mark(self, working: bool) -> None:
         """The worker writes that it is at a call from now on, or at none."""
-        if self.timed:
+        if self.timed or self._closely:
             self.memory.words[self._since] = time.monotonic_ns() if working else 0
             with self._fence:
                 pass
+
+    def follow(self, closely: bool) -> None:
+        """The worker writes that it begins the next call now, where that may take long, and nothing of quick ones."""
+        if self.timed or not (closely or self._closely):
+            return
+        # The time of an earlier call must not be taken for that of the next.
+        self._closely = True
+        self.mark(closely)
+        self._closely = closely
 
     @property
     def unpickling(self) -> bool:

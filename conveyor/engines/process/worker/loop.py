@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from types import GeneratorType
 
+from conveyor._lean.short_repr import shown_by
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
-from conveyor.core import FLUSH_SHARE, LONGEST_SECONDS
+from conveyor.core import FLUSH_SHARE, LONGEST_SECONDS, SLOW_CALL_SECONDS
 from conveyor.engines.failures import LeaseFailed
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import (
@@ -29,7 +30,7 @@ from conveyor.engines.process.wire.codec import (
 )
 from conveyor.engines.process.wire.progress import ProgressSlot
 from conveyor.engines.process.worker.lease_items import LeaseItems
-from conveyor.engines.process.worker.mailbox import FLUSH_SECONDS, Inbox, LeaseStopped, Outbox
+from conveyor.engines.process.worker.mailbox import FLUSH_SECONDS, CallLog, Inbox, LeaseStopped, Outbox
 from conveyor.engines.process.worker.retry import CallRaised, Retrier
 from conveyor.stages.outputs import Fused, is_generator_function, outputs_of
 from conveyor.stages.processor import Processor, work_of
@@ -67,7 +68,8 @@ class Worker:
         self._keep_none = config.keep_none
         self._progress = progress
         progress.timed = config.timed
-        self._outbox = Outbox(end, arena, config.grouped, ByteBudget(config.most_bytes))
+        log = CallLog(shown_by(config.redact))
+        self._outbox = Outbox(end, arena, config.grouped, ByteBudget(config.most_bytes), log)
         self._inbox = Inbox(end, arena, progress, self._outbox)
         self._lease_items = LeaseItems(config.batch, progress, may_want_again=not policy_of(processor).strict)
         self._retrier = Retrier(config, processor, self._inbox, self._outbox, self._lease_items)
@@ -120,6 +122,7 @@ class Worker:
                 if retrier.policy.replaces and not lease.give_up.skip_unpickling:
                     lease_items.take(lease, blobs, self._start)
                 retrier.carry_out(lease.give_up)
+                outbox.meter.count_all_as_job()
             else:
                 self._work(lease_items.take(lease, blobs, self._start), lease.skip)
             outbox.flush(final=True, release=lease_items.leave)
@@ -142,12 +145,15 @@ class Worker:
             self._give(outputs_of(returned, False))
         except CallRaised as raised:
             raise self._retrier.raised(raised.error, "finish", 0) from None
+        self._outbox.meter.count_all_as_job()
 
     def _work(self, arguments: list[Any], skip: int) -> None:
         """Call the job on each argument, in strides; stop where no more may be started."""
         inbox, outbox, retrier, reuse = self._inbox, self._outbox, self._retrier, self._reuse
         start, count = self._work_again(arguments, skip) if skip else 0, len(arguments)
-        begun = outbox.meter.began
+        if start:
+            outbox.meter.count_all_as_job()
+        begun, progress, clock = outbox.meter.began, self._progress, time.perf_counter
         while start < count:
             inbox.await_credit()
             stride = min(count - start, outbox.credit)
@@ -159,6 +165,8 @@ class Worker:
             returned: list[Any] = []
             failed: BaseException | None = None
             heavy = False
+            progress.follow(self._call_seconds >= SLOW_CALL_SECONDS)
+            called, waited = clock(), inbox.waited_seconds
             try:
                 heavy = self._call_on(arguments, start, start + stride, returned)
             except BaseException as error:
@@ -166,19 +174,26 @@ class Worker:
                     # Nobody waits for what those before it gave.
                     raise retrier.failure(error, outbox.call_at_hand + len(returned)) from None
                 failed = error
+            done = clock()
             outbox.end_if_forked_copy()
             if returned:
-                self._take(returned)
+                if self._take(returned):
+                    # The job went on in generators.
+                    done = clock()
                 start += len(returned)
             elif failed is None:
                 return
-            now = time.perf_counter()
+            now = clock()
             if failed is not None:
                 retrier.recover(failed, self._call_again)
                 start += 1
-                now = time.perf_counter()
+                done = now = clock()
             else:
                 self._call_seconds = (now - begun) / len(returned)
+            spent = done - called - (inbox.waited_seconds - waited)
+            outbox.meter.job_seconds += spent
+            if stride == 1 and spent >= SLOW_CALL_SECONDS:
+                outbox.log.note_slow(outbox.call_at_hand - 1, spent, arguments[start - 1])
             begun = now
             # What is left is sent with the rest where that will be done soon, for a lease of that length.
             patience = max(inbox.flush_seconds, min(count * self._call_seconds, LONGEST_SECONDS) * FLUSH_SHARE)
@@ -244,8 +259,8 @@ class Worker:
             first = end
         return False
 
-    def _take(self, returned: list[Any]) -> None:
-        """Turn what the next calls returned into outputs."""
+    def _take(self, returned: list[Any]) -> bool:
+        """Turn what the next calls returned into outputs; return whether generators were among it."""
         outbox = self._outbox
         try:
             kinds = kinds_of(returned)
@@ -261,6 +276,7 @@ class Worker:
             outbox.add_returned_but_none(returned)
         else:
             outbox.add_returned(returned)
+        return GeneratorType in kinds
 
     def _take_each(self, returned: list[Any]) -> None:
         """Turn what the next calls returned into outputs, where some of it is generators."""

@@ -12,7 +12,7 @@ from functools import partial
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
-from conveyor.core import FLUSH_SHARE, TARGET_SECONDS
+from conveyor.core import FLUSH_SHARE, SLOWEST_CALLS, TARGET_SECONDS
 from conveyor.core.data.group_sizes import GroupSizes, append_groups, total, with_one_less
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import ByteBudget, encode, unpicklable
@@ -30,6 +30,8 @@ except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
 FLUSH_SECONDS = TARGET_SECONDS * FLUSH_SHARE
+# To show the arguments of slow calls may take so long, and this share of the time that these take.
+SHOW_SECONDS, SHOW_SHARE = 0.05, 0.01
 
 
 class LeaseStopped(Exception):
@@ -43,7 +45,9 @@ class Outbox:
     in the place of that output, None for nothing.
     """
 
-    def __init__(self, end: BlockingEndpoint, arena: Arena | None, grouped: bool, budget: ByteBudget) -> None:
+    def __init__(
+        self, end: BlockingEndpoint, arena: Arena | None, grouped: bool, budget: ByteBudget, log: CallLog
+    ) -> None:
         self._end = end
         self._arena = arena
         self._grouped = grouped
@@ -61,8 +65,7 @@ class Outbox:
         self._group_sizes: GroupSizes = []
         # How many outputs of the call that the job is amid were left out; None between two calls.
         self.left_out: int | None = None
-        # Index, attempts, time and reason of each call that was given up.
-        self.given_up: list[tuple[int, int, float, Any]] = []
+        self.log = log
 
     @property
     def call_at_hand(self) -> int:
@@ -73,7 +76,7 @@ class Outbox:
         self.lease, self.credit, self.acknowledged = lease, credit, 0
         self.meter.begin()
         self.budget.renew(credit)
-        self.given_up = []
+        self.log.begin()
         self.forget()
 
     def forget(self) -> None:
@@ -133,7 +136,7 @@ class Outbox:
         lease, calls, group_sizes = self.lease, self.calls, self._group_sizes if self._grouped else None
         self.acknowledged += calls
         # Also of the call at hand: whoever makes it again skips the outputs counted here, so it is not said twice.
-        given_up, self.given_up = self.given_up, []
+        given_up, slow = self.log.take()
         self.forget()
         self.left_out = left_out
         released: Sequence[int] = ()
@@ -144,7 +147,7 @@ class Outbox:
             self._arena.pass_on(blobs)
             released = self._arena.released()
         what = lease, calls, group_sizes, blob_items, final, starving
-        self._end.send(messages.Reply(*what, seconds, measures, partial, given_up, released), blobs)
+        self._end.send(messages.Reply(*what, seconds, measures, partial, given_up, released, slow), blobs)
 
     def _encoded(self, final: bool) -> tuple[list[Any], list[int]]:
         """Return the outputs in blobs, and how many each has; outputs that cannot be pickled are replaced first."""
@@ -218,6 +221,8 @@ class Inbox:
         self._closing = False
         # How long the worker may keep what is done.
         self.flush_seconds = FLUSH_SECONDS
+        # How long it has waited for room, or before another attempt.
+        self.waited_seconds = 0.0
 
     def next_lease(self, look: bool) -> tuple[messages.StartLease, list[Any]] | None:
         """Wait for a lease; return None when the worker is to close.  `look`: take in first what else has come."""
@@ -275,10 +280,11 @@ class Inbox:
         outbox.flush(starving=True)
         outbox.credit = 0
         self._progress.mark(False)
+        begun = time.perf_counter()
         while outbox.credit <= 0:
             self._receive()
             self.stop_if_told()
-        self._go_on()
+        self._go_on(begun)
         return True
 
     def pause(self, seconds: float) -> bool:
@@ -288,16 +294,18 @@ class Inbox:
             return False
         self._outbox.flush()
         self._progress.mark(False)
+        begun = time.perf_counter()
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             if self._end.ready(left):
                 self._receive()
                 self.stop_if_told()
-        self._go_on()
+        self._go_on(begun)
         return True
 
-    def _go_on(self) -> None:
-        """Begin to count time again, after a wait."""
+    def _go_on(self, begun: float) -> None:
+        """Begin to count time again, after a wait that began at that moment of `time.perf_counter`."""
+        self.waited_seconds += time.perf_counter() - begun
         self._outbox.meter.begin()
         self._progress.mark(True)
 
@@ -311,6 +319,10 @@ class CpuMeter:
 
     def __init__(self) -> None:
         self.began = 0.0
+        # How much of the time since then was spent in the job.
+        self.job_seconds = 0.0
+        # How many attempts were made once more since the last reply.
+        self.retried = 0
         self._cpu_seconds = 0.0
         self._switches = 0
         self._usage: Callable[[], Any] | None = None
@@ -327,6 +339,10 @@ class CpuMeter:
             self._cpu_seconds = usage.ru_utime + usage.ru_stime
             self._switches = usage.ru_nvcsw
 
+    def count_all_as_job(self) -> None:
+        """Take in that all the time since `begin` was spent in the job."""
+        self.job_seconds = time.perf_counter() - self.began
+
     def lap(self) -> tuple[float, tuple[float, ...]]:
         """Return the seconds since `begin`, and the fields of `conveyor.stats.Measures` of that time; begin again.
 
@@ -336,4 +352,53 @@ class CpuMeter:
         self.begin()
         seconds, used = self.began - began, self._cpu_seconds - cpu_seconds
         waited = max(0.0, seconds - used) if self._switches != switches else 0.0
-        return seconds, (used, waited)
+        told = used, waited, self.job_seconds, self.retried
+        self.job_seconds, self.retried = 0.0, 0
+        return seconds, told
+
+
+class CallLog:
+    """What is told of single calls with the next reply.
+
+    `format_item` shows the argument of a slow call, of which only those are told that are among the slowest so far.
+    """
+
+    def __init__(self, format_item: Callable[[Any], str]) -> None:
+        # Index, attempts, time and reason of each call that was given up.
+        self.given_up: list[tuple[int, int, float, Any]] = []
+        self._slow: list[tuple[int, float, str | None]] = []
+        self._format_item = format_item
+        # The seconds of the slowest calls, in their order.
+        self._slowest: list[float] = []
+        # How long all slow calls took, and how long it took to show arguments.
+        self._slow_seconds = self._show_seconds = 0.0
+
+    def begin(self) -> None:
+        """Begin a lease."""
+        self.given_up, self._slow = [], []
+
+    def note_slow(self, index: int, seconds: float, argument: Any) -> None:
+        """Take in a call of the lease that took `SLOW_CALL_SECONDS` or more."""
+        slowest = self._slowest
+        self._slow_seconds += seconds
+        if len(slowest) >= SLOWEST_CALLS:
+            if seconds <= slowest[0]:
+                return
+            del slowest[0]
+        slowest.append(seconds)
+        slowest.sort()
+        item: str | None = None
+        # The code that shows an item is the user's, and may take longer than the job.
+        if self._show_seconds <= SHOW_SECONDS + SHOW_SHARE * self._slow_seconds:
+            begun = time.perf_counter()
+            item = self._format_item(argument)
+            self._show_seconds += time.perf_counter() - begun
+        self._slow.append((index, seconds, item))
+
+    def take(self) -> tuple[Any, Any]:
+        """Return the calls given up and the slow calls, and forget them."""
+        if not (self.given_up or self._slow):
+            return (), ()
+        taken = self.given_up, self._slow
+        self.begin()
+        return taken

@@ -80,6 +80,7 @@ class Retrier:
             if self._inbox.pause(policy.delay(attempts)):
                 failed.unsent = 0
             attempts += 1
+            self._outbox.meter.retried += 1
             try:
                 call_again(self._lease_items.fresh(index), failed.given, failed.unsent)
                 return
@@ -147,7 +148,7 @@ class Retrier:
         self._put_in_place(self._replacement(0, error) if replaces else None, 0)
 
     def _note_given_up(self, index: int, attempts: int, why: GivenUpFor) -> None:
-        self._outbox.given_up.append((index, attempts, time.time(), why))
+        self._outbox.log.given_up.append((index, attempts, time.time(), why))
 
     # What ends the run
 
