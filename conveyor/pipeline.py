@@ -6,6 +6,7 @@ operations of threads, `stages/` the elements, `graph/` the rules of their order
 
 from __future__ import annotations
 
+import os
 import types
 import warnings
 from collections.abc import Callable, Iterable
@@ -62,6 +63,8 @@ class Pipeline(Generic[In, Out]):
       inline engine ignores it: jobs use the generators of the calling process.
     - `redact`: a callable that takes an item (or a batch) and returns the str that shows it in errors and
       statistics.  None: the shortened repr.
+    - `trace`: the path of a file in the Trace Event Format, for Perfetto or `chrome://tracing`.  It is written when the
+      pipeline is closed, or at the end of a run that opened it, and compressed where its name ends in ".gz".
 
     Any thread may call any method or property at any time.  One thread at a time adds, opens, runs or closes.  Such a
     call of another thread raises StateError meanwhile; only `close` ends the operations of other threads.  `stats` and
@@ -92,6 +95,7 @@ class Pipeline(Generic[In, Out]):
         fuse: bool = False,
         redact: Callable[[Any], str] | None = None,
         seed: int | None = None,
+        trace: str | os.PathLike[str] | None = None,
     ) -> None:
         # Imported here: a worker that imports the script rarely makes a pipeline.
         from conveyor.engines.base import PipelineSettings
@@ -109,6 +113,7 @@ class Pipeline(Generic[In, Out]):
             fuse=fuse,
             redact=redact,
             seed=seed,
+            trace=trace,
         )
         self._description = Description()
         self._lifecycle = Lifecycle(self._settings, self._description)

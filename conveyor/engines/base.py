@@ -7,6 +7,7 @@ core, broker and both engines have it as `plan.setting(name)`, a worker as `conf
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
@@ -168,6 +169,13 @@ def _check_seed(what: str, value: Any) -> None:
         raise TypeError(f"{what} must be an int, or None, not {short(value)}")
 
 
+def _check_path(what: str, value: Any) -> None:
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise TypeError(f"{what} must be the path of a file as a str or a path object, or None, not {short(value)}")
+    if not os.fspath(value):
+        raise ValueError(f"{what} must name a file, not {short(value)}")
+
+
 @dataclass(frozen=True)
 @declared
 class PipelineSettings:
@@ -185,10 +193,16 @@ class PipelineSettings:
     fuse: bool = setting(False, check_flag, "Whether adjacent plain functions run in one process.")
     redact: Callable[[Any], str] | None = setting(None, check_redact, "What shows an item in errors.")
     seed: int | None = setting(None, optional(_check_seed), "What random numbers of workers derive from.")
+    trace: str | os.PathLike[str] | None = setting(None, optional(_check_path), "Where the trace is written.")
 
     def __post_init__(self) -> None:
         for name, each in settings_of(type(self)).items():
             each.check(f"Pipeline: {name}", getattr(self, name))
+        if self.trace is not None and self.engine not in (None, "process"):
+            raise ValueError(
+                f"Pipeline: trace={os.fspath(self.trace)!r} needs the process engine, as engine={self.engine!r} has no "
+                "workers to tell of: leave one of the two out"
+            )
 
     def plain(self) -> tuple[tuple[str, Any], ...]:
         """Return the names and values that are plain data, so that every process can have them: all but `redact`."""

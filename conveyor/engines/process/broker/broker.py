@@ -123,8 +123,8 @@ class Broker:
         self._caller = CallerPort(endpoints, pool.waiter, pool.refcounts, receivers, self._caller_gone)
         self._watch = CallerWatch(config.caller, pool.waiter, self._caller_gone)
         opened = time.monotonic()
-        observers = observers_of(config, opened, self._caller.logs, pool.inherited_fds)
         machine = Machine(config.plan, opened)
+        observers = observers_of(config, machine, opened, self._caller.logs, pool.inherited_fds)
         self._shell = dispatch.shell = ProcessShell(machine, observers, config, pool, self._caller)
         self._caller.observe(observers)
         # How many items were under way at the last wait, and how long to spin: on one core, whoever is waited for

@@ -1,4 +1,4 @@
-"""Who observes the core of a broker: the debug log and the recorder, where the user asked for them.
+"""Who observes the core of a broker: the debug log, the recorder and the trace, where the user asked for them.
 
 Law: an observer changes nothing.  One that cannot write any more stops, and the run goes on.
 """
@@ -7,22 +7,33 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.messages import NoticeGiven
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from conveyor.core.commands import Command
+    from conveyor.core.events import Event
+    from conveyor.core.machine import Machine
     from conveyor.core.shell import Observer
+    from conveyor.core.trace import Trace
     from conveyor.engines.process.broker.log_relay import LogRelay
     from conveyor.engines.process.wire.configs import BrokerConfig
 
+# Whoever closes the pipeline waits for the file.
+COMPRESS_LEVEL = 3
 RECORD_VARIABLE = "CONVEYOR_RECORD"
 """The environment variable that names the file for `python -m conveyor replay`."""
 
 
-def observers_of(config: BrokerConfig, opened: float, logs: LogRelay, inherited_fds: list[Any]) -> list[Observer]:
-    """Return the observers that the configuration asks for.
+def observers_of(
+    config: BrokerConfig, machine: Machine, opened: float, logs: LogRelay, inherited_fds: list[Any]
+) -> list[Observer]:
+    """Return the observers of a machine that the configuration asks for.
 
     What a forked worker is to close, because it belongs to an observer, is appended to `inherited_fds`.
     """
@@ -40,6 +51,10 @@ def observers_of(config: BrokerConfig, opened: float, logs: LogRelay, inherited_
         appender = _Appender(config.record_to, logs)
         inherited_fds.append(appender)
         observers.append(Recorder(config.plan, opened, version, appender.write, appender.close))
+    if config.trace_to is not None:
+        from conveyor.core.trace import Trace
+
+        observers.append(_TraceWriter(config.trace_to, Trace(config.plan, machine, opened), logs))
     return observers
 
 
@@ -64,6 +79,46 @@ def describe(sender: str, receiver: str, message: object) -> str:
     """
     sentence = None if receiver.startswith("worker") else _SENTENCES.get(type(message))
     return "" if sentence is None else sentence(sender, message)
+
+
+class _TraceWriter:
+    """Writes a trace at the end.  One that fails ends there, and the caller is told once."""
+
+    def __init__(self, path: str, trace: Trace, logs: LogRelay) -> None:
+        self._path = path
+        self._trace = trace
+        self._logs = logs
+        self._works = True
+
+    def handled(self, now: float, event: Event, wanted: Sequence[Command] | None) -> None:
+        """Have the trace take in an event, and what the core wants."""
+        if self._works:
+            try:
+                self._trace.handled(now, event, wanted)
+            except Exception as error:
+                self._fail("ends here", error)
+
+    def passed(self, now: float, sender: str, receiver: str, message: object) -> None:
+        """Messages are not in a trace."""
+
+    def _fail(self, what: str, error: Exception) -> None:
+        self._works = False
+        text = f"The trace {self._path} {what}: {str(error) or type(error).__name__}."
+        self._logs.pass_on(NoticeGiven("WARNING", text), [])
+
+    def close(self) -> None:
+        """Write the file."""
+        opens: Any = open
+        if self._path.endswith(".gz"):
+            import gzip
+
+            opens = partial(gzip.open, compresslevel=COMPRESS_LEVEL)
+        try:
+            self._trace.close()
+            with opens(self._path, "wt", encoding="utf-8") as file:
+                file.writelines(self._trace.lines())
+        except Exception as error:
+            self._fail("could not be written", error)
 
 
 class _Appender:

@@ -55,6 +55,8 @@ from conveyor.stats import History, Stats
 BROKER_EXIT_SECONDS = 2.0
 # What a frozen program gets to unpack and start itself, and to come to `freeze_support`.
 FROZEN_START_SECONDS = 60.0
+# And beyond that, where it has a trace to write.
+TRACE_SECONDS = 5.0
 # How long to wait for room in the channel: a broker that is stopped, or not there yet, reads nothing.
 SEND_SECONDS = 0.1
 # The messages that tell what jobs log and print.
@@ -331,7 +333,8 @@ class BrokerClient:
         """Tell the broker to end everything, and wait for its death, within a bound; it is killed then."""
         child = self._broker.child
         assert child is not None
-        grace = GracePeriod(GRACE_SECONDS + BROKER_EXIT_SECONDS)
+        writing = 0.0 if self._broker.config.trace_to is None else TRACE_SECONDS
+        grace = GracePeriod(GRACE_SECONDS + BROKER_EXIT_SECONDS + writing)
         # Another thread may listen, or this one, where a signal handler interrupted it.
         is_held = self._hearing.acquire(blocking=False)
         listens = is_held and not self._is_listening
@@ -412,6 +415,7 @@ def config_for(plan: Plan, start: Start, channel: str, seed: int | None, forward
         story_wanted(),
         new_recording(),
         time.process_time(),
+        new_trace(plan.setting("trace")),
     )
 
 
@@ -445,4 +449,22 @@ def new_recording() -> str | None:
         raise ProcessError(
             f"{RECORD_VARIABLE}={wanted}: the recording cannot be written ({error}). Remedy: name a file in a folder "
             f"that this process may write to, or unset {RECORD_VARIABLE}."
+        ) from error
+
+
+def new_trace(wanted: str | os.PathLike[str] | None) -> str | None:
+    """Return the path of a new, empty file for a trace; None where none is wanted.
+
+    Raises ProcessError where the file cannot be written.
+    """
+    if wanted is None:
+        return None
+    path = os.path.abspath(wanted)
+    try:
+        with open(path, "wb"):
+            return path
+    except OSError as error:
+        raise ProcessError(
+            f"Pipeline: trace={os.fspath(wanted)!r}: the trace cannot be written ({error}). Remedy: name a file in a "
+            "folder that this process may write to."
         ) from error

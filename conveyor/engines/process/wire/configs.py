@@ -86,7 +86,7 @@ class BrokerConfig(NamedTuple):
     `import_main`: workers that are fresh interpreters import the script.  `pools`: the pools of native threads that the
     caller had when this process was forked from it, in words.  `tells_story`: the debug log tells what happens.
     `record_to`: the file that events and commands are appended to.  `caller_cpu_seconds`: what the caller's process had
-    used before.
+    used before.  `trace_to`: the file that the trace is written to.
     """
 
     plan: Plan
@@ -99,6 +99,7 @@ class BrokerConfig(NamedTuple):
     tells_story: bool = False
     record_to: str | None = None
     caller_cpu_seconds: float = 0.0
+    trace_to: str | None = None
 
 
 def without_blobs(config: BrokerConfig) -> tuple[BrokerConfig, list[Any]]:
