@@ -6,8 +6,11 @@ Law: frozen wishes, no behaviour.  The shell carries them out in order; none of 
 from __future__ import annotations
 
 from conveyor._lean.dataclasses import NamedTuple
-from conveyor._lean.typing import Any, Literal
+from conveyor._lean.typing import TYPE_CHECKING, Any, Literal
 from conveyor.core.data.pieces import Piece
+
+if TYPE_CHECKING:
+    from conveyor.core.data.lineage import Lineage
 
 LossReason = Literal["item", "unpickle", "receive", "overdue", "state", "setup", "wait", "finish", "failures"]
 GiveUpReason = Literal["died", "overdue"]
@@ -169,6 +172,34 @@ class Emit(NamedTuple):
     report_within_seconds: float = REPORT_SECONDS
 
 
+class Deliver(NamedTuple):
+    """Hand results of submitted items to the consumer; of each the lineage, in the order of `pieces`.
+
+    `settled`: the submitted items that are done; nothing more comes of them.  The consumer reports what it has taken as
+    with `Emit`.
+    """
+
+    pieces: tuple[Piece, ...]
+    items: int
+    lineages: tuple[Lineage, ...]
+    settled: tuple[int, ...]
+    report_within_seconds: float
+
+
+class ItemFailed(NamedTuple):
+    """A submitted item has failed, and nothing more comes of it; the run goes on.
+
+    `origin` is its number among the submitted ones.  It, or what came of it, was item `number` of the step whose node
+    has the index `step`, and was given up after so many `attempts`; 0: `why` says that.
+    """
+
+    origin: int
+    step: int
+    number: int
+    attempts: int
+    why: Any
+
+
 class Finish(NamedTuple):
     """The run is over: all results were emitted, or the run was cancelled and no worker holds a lease."""
 
@@ -202,6 +233,8 @@ Command = (
     | GaveUp
     | Pull
     | Emit
+    | Deliver
+    | ItemFailed
     | Finish
     | Fail
 )

@@ -140,7 +140,15 @@ class BrokerLoad(NamedTuple):
 
 
 class RunStarted(NamedTuple):
-    """The next run begins; the one before is over."""
+    """The next run begins; the one before is over.  `traced`: its items are submitted, and each has its own results."""
+
+    traced: bool = False
+
+
+class Withdrawn(NamedTuple):
+    """Nobody wants anything more of these submitted items, by their numbers."""
+
+    origins: tuple[int, ...]
 
 
 class Consumed(NamedTuple):
@@ -169,4 +177,5 @@ Event = (
     | RunStarted
     | Consumed
     | Cancelled
+    | Withdrawn
 )

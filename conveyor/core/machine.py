@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 
 from conveyor._lean.dataclasses import NamedTuple
+from conveyor._lean.typing import TYPE_CHECKING, cast
 from conveyor.core.commands import Command, Fail, Finish, GaveUp, Loss, Pull, SetFlushInterval, StartWorker
 from conveyor.core.events import (
     BrokerLoad,
@@ -26,11 +27,13 @@ from conveyor.core.events import (
     SourceEnded,
     SourceItems,
     Ticked,
+    Withdrawn,
     WorkerLost,
     WorkerNotStarted,
     WorkerReady,
 )
 from conveyor.core.leasing.blame import FailureBudget
+from conveyor.core.leasing.credit import SourceCredit
 from conveyor.core.leasing.recovery import was_overdue
 from conveyor.core.nodes.base import Node, Output
 from conveyor.core.nodes.forks import Balance, Fork, ForkExit, Replicate
@@ -42,6 +45,10 @@ from conveyor.core.tuning.chunk_size import ChunkTarget, first_pull
 from conveyor.core.tuning.roster import Look, Policy, Roster, StepRoster, sample_of, stats_of
 from conveyor.graph.plan import BalanceNode, LeaveNode, MergeNode, Plan, ReplicateNode, SinkNode, StepNode, ZipNode
 from conveyor.stats import Sample, Stats
+
+if TYPE_CHECKING:
+    from conveyor.core.data.lineage import Origins
+    from conveyor.core.nodes.traced import TracedContext, TracedStep
 
 # The events that count between two runs as well.
 BETWEEN_RUNS = frozenset({WorkerReady, WorkerLost, WorkerNotStarted, RunStarted})
@@ -55,33 +62,6 @@ class Conclusion(NamedTuple):
 
     over: bool
     drops: bool
-
-
-class SourceCredit:
-    """How many items the source may give, and how many it has given."""
-
-    __slots__ = ("_step", "ended", "given", "pulled", "watched")
-
-    def __init__(self, step: Step, pulled: int) -> None:
-        self._step = step
-        self.pulled = pulled
-        self.given = 0
-        self.ended = False
-        # Whether it has ended, and it is to be noted when nothing is under way any more but calls of `finish`.
-        self.watched = False
-
-    def more(self) -> int:
-        """Allow as many items more as there is room for, in amounts worth a message; return how many."""
-        step, ahead = self._step, self.pulled - self.given
-        credit = step.free_capacity(0) - ahead
-        # A little room is worth a message only where the source has to stop without it, and no worker has a lease that
-        # will make more of it.
-        if credit < 1 or self.ended:
-            return 0
-        if credit < step.item_weight.limit(step.bound) // 4 and (ahead or step.outstanding):
-            return 0
-        self.pulled += credit
-        return credit
 
 
 class Machine:
@@ -99,22 +79,38 @@ class Machine:
             number: index for index, roster in self.roster.step_rosters.items() for number in roster.numbers
         }
         self._commands: list[Command] = []
-        self._begin(plan)
+        self._begin(plan, traced=False)
 
-    def _begin(self, plan: Plan) -> None:
+    def _begin(self, plan: Plan, traced: bool) -> None:
         """Make the nodes of a run, with nothing in them."""
         self._agenda: deque[Node] = deque()
         self._cancelled = False
         self._over = False
         self._failures = FailureBudget(plan.setting("max_failures"))
-        self.nodes = [self._build(plan, index) for index in range(len(plan.nodes))]
+        # Of a traced run, the submitted items that are under way.
+        self.origins: Origins | None = None
+        if traced:
+            plan = self._begin_traced(plan)
+        else:
+            self.nodes = [self._build(plan, index) for index in range(len(plan.nodes))]
         self._connect(plan)
         self.steps = [node for node in self.nodes if isinstance(node, Step)]
         sink = self.nodes[-1]
         assert self.nodes[0] is self.first and isinstance(sink, Sink)
         self.sink = sink
-        self.source = SourceCredit(self.first, first_pull(plan))
+        self.source = SourceCredit(self.first, first_pull(plan), traced)
         self.first.upstream.append(self._pull)
+
+    def _begin_traced(self, plan: Plan) -> Plan:
+        """Make the nodes of a run of submitted items; return the plan that they are of."""
+        # Most pipelines have none, and would wait for that.
+        from conveyor.core.data.lineage import Origins
+        from conveyor.core.nodes import traced
+
+        self.origins = Origins(lambda: self.sink.wake())
+        context, plan = cast("TracedContext", self), traced.untracked(plan)
+        self.nodes = traced.nodes_of(plan, self.roster.step_rosters, context, self._build)
+        return plan
 
     @property
     def first(self) -> Step:
@@ -198,10 +194,10 @@ class Machine:
             self._worker_lost(event, now)
         elif isinstance(event, WorkerNotStarted):
             self.step_of(event.worker).step_roster.not_started(event.worker, now)
-        else:
+        elif isinstance(event, RunStarted):
             self.roster.idle_seconds += now - self.now
             self.now = now
-            self._begin(self._plan)
+            self._begin(self._plan, event.traced)
 
     def _take_in(self, event: Event) -> None:
         match event:
@@ -210,7 +206,11 @@ class Machine:
             case SourceItems():
                 self.source.given += event.items
                 assert self.source.given <= self.source.pulled, "the source gave more than it was asked for"
-                if not self._cancelled:
+                if not self._cancelled and self.origins is not None:
+                    self.first.feed(self.origins.enter(event.blob, event.items), event.items, event.size)
+                    # Whoever submits the next one may wait for what is little room.
+                    self._pull()
+                elif not self._cancelled:
                     self.first.feed(event.blob, event.items, event.size)
             case CreditReturned():
                 # What the source has been allowed since is on its way, and stays good.
@@ -225,8 +225,12 @@ class Machine:
                     self.first.end(0)
             case Raised():
                 step = self.step_of(event.worker)
-                self._commands.append(step.recovery.failure_of(event.worker, event.lease, event.call, event.error))
-                self._over = True
+                if self.origins is None or not cast("TracedStep", step).handle_raised(event):
+                    self._commands.append(step.recovery.failure_of(event.worker, event.lease, event.call, event.error))
+                    self._over = True
+            case Withdrawn():
+                if self.origins is not None and self.origins.drop_all(event.origins):
+                    self.purge()
             case RevokeResult():
                 self.step_of(event.worker).handle_revoke_result(event)
             case ProbeResult():
@@ -381,6 +385,14 @@ class Machine:
         if failure is not None and not self._over:
             self.command(failure)
 
+    def purge(self) -> None:
+        """Remove what nobody wants any more of what was submitted from wherever it waits."""
+        from conveyor.core.nodes import traced
+
+        assert self.origins is not None
+        for node in self.nodes:
+            traced.purge(node, self.origins)
+
     def _done_at(self, index: int) -> int:
         step = self.nodes[index]
         assert isinstance(step, Step)
@@ -474,3 +486,5 @@ class Machine:
             )
         for node in self.nodes:
             node.check()
+        if self.origins is not None and not self._cancelled:
+            self.origins.check()

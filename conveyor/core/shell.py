@@ -100,6 +100,10 @@ class Shell(ABC):
                 self.set_flush_interval(command.worker, command.seconds)
             case commands.GaveUp():
                 self.gave_up(command)
+            case commands.Deliver():
+                self.deliver(command)
+            case commands.ItemFailed():
+                self.item_failed(command)
             case commands.Finish():
                 self.finish()
             case commands.Fail():
@@ -143,6 +147,12 @@ class Shell(ABC):
 
     @abstractmethod
     def emit(self, command: commands.Emit) -> None: ...
+
+    @abstractmethod
+    def deliver(self, command: commands.Deliver) -> None: ...
+
+    @abstractmethod
+    def item_failed(self, command: commands.ItemFailed) -> None: ...
 
     @abstractmethod
     def gave_up(self, command: commands.GaveUp) -> None: ...

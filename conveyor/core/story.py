@@ -68,7 +68,7 @@ class Story:
             case events.RunStarted():
                 self._run += 1
                 self._items = self._leases = self._results = 0
-                return f"run {self._run} begins"
+                return f"run {self._run} begins" + (", of items that are submitted one by one" if event.traced else "")
             case events.WorkerReady():
                 return f"{self._worker(event.worker)} is ready, {event.seconds:.3f} s after its start"
             case events.WorkerNotStarted():
@@ -82,6 +82,8 @@ class Story:
                 return f"{self._worker(event.worker)} gives back all after call {event.calls} of lease {event.lease}"
             case events.CreditReturned():
                 return f"the source waits: its items are much heavier than before ({event.items:,} fewer)"
+            case events.Withdrawn():
+                return f"the caller cancels {_count(len(event.origins), 'submitted item')}"
             case events.Cancelled():
                 return f"run {self._run}: the caller gives it up"
             case _:
@@ -95,7 +97,7 @@ class Story:
                 if give_up is None:
                     return ""
                 return f"{self._worker(command.worker)} is to give up items {give_up.first} to {give_up.last}"
-            case commands.Emit():
+            case commands.Emit() | commands.Deliver():
                 self._results += command.items
                 return ""
             case commands.StartWorker():
@@ -111,6 +113,9 @@ class Story:
             case commands.GaveUp():
                 name, attempts = self._names[command.step], command.attempts
                 return f"{name!r} gave up items {command.first} to {command.last} after {_count(attempts, 'attempt')}"
+            case commands.ItemFailed():
+                name = self._names[command.step]
+                return f"submitted item {command.origin} fails at {name!r}, as item {command.number} there"
             case commands.Finish():
                 items, results = _count(self._items, "item"), _count(self._results, "result")
                 return f"run {self._run} is over: {items} in, {results} out, {_count(self._leases, 'lease')}"

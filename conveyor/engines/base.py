@@ -21,6 +21,8 @@ from conveyor.stages.checks import check_redact, setting_code
 from conveyor.stages.settings import check_flag, count, declared, optional, setting, settings_of
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from conveyor.errors import FailedItem
     from conveyor.graph.plan import Plan
     from conveyor.stats import Stats
@@ -32,6 +34,7 @@ ENGINES = {
 }
 START_METHODS = ("fork", "forkserver", "spawn")
 CHANNELS = ("pipe", "queue")
+FORKED = "a pipeline belongs to the process that opened it: this one was forked from there since"
 # Some 24 MB.
 KEPT_FAILURES = 10_000
 
@@ -106,11 +109,14 @@ class Session(Protocol):
     def run(self, items: Iterable[Any]) -> Run:
         """Start a run; there is none going on."""
 
+    def submit_run(self) -> JobRun:
+        """Start a run of items that are submitted one by one; there is none going on."""
+
     def stats(self) -> Stats | None:
         """Return what is known now, or was known at the end; None where nothing ever was."""
 
-    def close(self) -> None:
-        """Have the jobs torn down, however long that takes; raises ProcessorError where a `teardown` raised."""
+    def close(self, deadline: float | None = None) -> None:
+        """Have the jobs torn down, until the deadline at most; raises ProcessorError where a `teardown` raised."""
 
     def abort(self) -> None:
         """End everything at once, and raise nothing."""
@@ -138,6 +144,35 @@ class Run(Protocol):
 
     def cancel(self) -> None:
         """Give the run up; does nothing where it is over."""
+
+
+class JobRun(Protocol):
+    """A run of items that are submitted one by one, from any thread.  A deadline is by the monotonic clock."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come."""
+
+    def submit(self, item: Any, deadline: float | None) -> Future[list[Any]] | None:
+        """Return the Future of an item; None where no more are taken.
+
+        Raises TimeoutError where no room comes for it before the deadline.
+        """
+
+    def close_if_idle(self) -> bool:
+        """Take no more items, where none is pending; return whether that is so."""
+
+    def drain(self, deadline: float | None) -> bool:
+        """Take no more items, and wait for the outcome of each, or for the deadline; return whether all have one."""
+
+    def finish(self, deadline: float | None = None) -> bool:
+        """End the stream of items, and wait for that, or for the deadline; return whether it has ended.
+
+        Raises what it ends with.
+        """
+
+    def cancel(self) -> None:
+        """Give the run up, and cancel all that has no outcome."""
 
 
 def _one_of(choices: Collection[str]) -> Callable[[str, Any], None]:

@@ -96,9 +96,11 @@ class Sum(Processor[Any, Any]):
 FUNCTIONS: tuple[Callable[[Any], Any], ...] = (same, increment, triple, drop_some, drop_all, several, many, pairs)
 
 
-def processor(choose: Choose, single: bool = True, counted: bool = True) -> Processor[Any, Any]:
+def processor(choose: Choose, single: bool = True, counted: bool = True, plain: bool = False) -> Processor[Any, Any]:
     """One Processor; `single` says that what reaches it does not depend on timing, `counted` that neither does the
-    number of its workers, each of which has its say at the end."""
+    number of its workers, each of which has its say at the end; `plain`, that each output is of one item."""
+    if plain:
+        return Processor(FUNCTIONS[choose(len(FUNCTIONS))], workers=1 + choose(3) if choose(3) == 0 else None)
     kind = choose(12)
     if kind == 8 and counted:
         return Trailing()
@@ -116,31 +118,44 @@ def pipe(choose: Choose) -> Pipe:
     return Pipe(maxsize, maxbytes=None if choose(4) else 1 + choose(200))
 
 
-def random_pipeline(choose: Choose, depth: int = 2, longest: int = 3, **settings: Any) -> Pipeline[Any, Any]:
-    """A pipeline of a few elements, valid by construction; `depth` is how far forks may stand in forks."""
+def random_pipeline(
+    choose: Choose, depth: int = 2, longest: int = 3, plain: bool = False, **settings: Any
+) -> Pipeline[Any, Any]:
+    """A pipeline of a few elements, valid by construction; `depth` is how far forks may stand in forks.
+
+    `plain`: no Processor works in batches, or has a `finish`.
+    """
     pipeline: Pipeline[Any, Any] = Pipeline(**settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImplicitPipeWarning)
-        pipeline.add(processor(choose))
-        _extend(pipeline, choose, depth=depth, length=1 + choose(longest), single=True, counted=True)
+        pipeline.add(processor(choose, plain=plain))
+        _extend(pipeline, choose, depth=depth, length=1 + choose(longest), single=True, counted=True, plain=plain)
     return pipeline
 
 
-def _extend(pipeline: Pipeline[Any, Any], choose: Choose, depth: int, length: int, single: bool, counted: bool) -> None:
+def _extend(
+    pipeline: Pipeline[Any, Any],
+    choose: Choose,
+    depth: int,
+    length: int,
+    single: bool,
+    counted: bool,
+    plain: bool,
+) -> None:
     """Add some elements; `single` says that no BalancingFork is open, `counted` that none without a number is."""
     for _ in range(length):
         kind = choose(4) if depth else 0
         if choose(4):
             pipeline.add(pipe(choose))
         if kind <= 1:
-            pipeline.add(processor(choose, single, counted))
+            pipeline.add(processor(choose, single, counted, plain))
         elif kind == 2:
             count = 1 + choose(3)
             pipeline.add(ReplicatingFork(count))
             if choose(2) and single:
                 # On branches of a BalancingFork, different Processors would make results a matter of timing.
-                pipeline.add(*[processor(choose, single, counted) for _ in range(count)])
-            _extend(pipeline, choose, depth - 1, choose(2), single, counted)
+                pipeline.add(*[processor(choose, single, counted, plain) for _ in range(count)])
+            _extend(pipeline, choose, depth - 1, choose(2), single, counted, plain)
             if choose(3):
                 pipeline.add(pipe(choose))
             if count == 2 and choose(3) == 0:
@@ -156,7 +171,7 @@ def _extend(pipeline: Pipeline[Any, Any], choose: Choose, depth: int, length: in
             pipeline.add(BalancingFork(count) if fixed else BalancingFork(max=2))
             if choose(2):
                 pipeline.add(pipe(choose))
-            _extend(pipeline, choose, depth - 1, 1 + choose(2), False, counted and fixed)
+            _extend(pipeline, choose, depth - 1, 1 + choose(2), False, counted and fixed, plain)
             pipeline.add(Join())
 
 

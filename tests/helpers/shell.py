@@ -334,6 +334,12 @@ class FakeShell(Shell):
     def gave_up(self, command: commands.GaveUp) -> None:
         pass
 
+    def deliver(self, command: commands.Deliver) -> None:
+        raise AssertionError("results of submitted items, in a run that has none")
+
+    def item_failed(self, command: commands.ItemFailed) -> None:
+        raise AssertionError("a submitted item failed, in a run that has none")
+
     def see(self, command: commands.Command) -> None:
         """Take in what the machine wants, before it is carried out."""
 

@@ -17,9 +17,9 @@ from unittest import mock
 from conveyor.core.data.group_sizes import Groups
 from conveyor.core.data.pieces import Pieces
 from conveyor.core.leasing.blame import CrashBlame
-from conveyor.core.leasing.credit import CreditLedger, OutputOrder
+from conveyor.core.leasing.credit import CreditLedger, OutputOrder, SourceCredit
 from conveyor.core.leasing.recovery import Recovery
-from conveyor.core.machine import Machine, SourceCredit
+from conveyor.core.machine import Machine
 from conveyor.core.nodes.forks import Replicate
 from conveyor.core.nodes.sink import Sink
 from conveyor.core.nodes.step import Step

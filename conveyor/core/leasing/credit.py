@@ -1,5 +1,5 @@
 """Credit: how many outputs the leases of a step may give before they have to ask for more, and in which order these
-leave.
+leave; and how many items the source may give.
 
 Law: what a lease may give is reserved in the pipe behind before the lease is handed out.  So no worker ever has an
 output that nobody has room for, and a full pipe stops the step.  The reserve, as much room as the next node needs, is
@@ -11,12 +11,16 @@ from __future__ import annotations
 
 from collections import deque
 
+from conveyor._lean.typing import TYPE_CHECKING
 from conveyor.core.commands import Grant
 from conveyor.core.data.group_sizes import Regroup
 from conveyor.core.events import Replied
 from conveyor.core.leasing.leases import Lease, LeaseBook, RequeuedItems, order_key
 from conveyor.core.nodes.base import NodeContext, Output
 from conveyor.core.tuning.chunk_size import WEIGHT
+
+if TYPE_CHECKING:
+    from conveyor.core.nodes.step import Step
 
 
 class CreditLedger:
@@ -169,3 +173,31 @@ class OutputOrder:
         closed = self.regroup.feed([], 0)
         if closed:
             self._credit.output.push((), 0, closed)
+
+
+class SourceCredit:
+    """How many items the source may give, and how many it has given."""
+
+    __slots__ = ("_step", "_traced", "ended", "given", "pulled", "watched")
+
+    def __init__(self, step: Step, pulled: int, traced: bool) -> None:
+        self._step = step
+        self._traced = traced
+        self.pulled = pulled
+        self.given = 0
+        self.ended = False
+        # Whether it has ended, and it is to be noted when nothing is under way any more but calls of `finish`.
+        self.watched = False
+
+    def more(self) -> int:
+        """Allow as many items more as there is room for, in amounts worth a message; return how many."""
+        step, ahead = self._step, self.pulled - self.given
+        credit = step.free_capacity(0) - ahead
+        # A little room is worth a message only where the source has to stop without it, and no worker has a lease that
+        # will make more of it.  Whoever submits an item is not kept waiting for that.
+        if credit < 1 or self.ended:
+            return 0
+        if credit < step.item_weight.limit(step.bound) // 4 and (ahead or (step.outstanding and not self._traced)):
+            return 0
+        self.pulled += credit
+        return credit

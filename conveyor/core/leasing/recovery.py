@@ -21,6 +21,9 @@ from conveyor.core.leasing.leases import Lease, LeaseBook, RequeuedItems, Worker
 from conveyor.core.nodes.base import NodeContext
 from conveyor.graph.plan import StepNode
 
+# Items at one of which so many workers in a row have died are handed out one by one.  A single worker may have died of
+# something else.
+SHARED_DEATHS = 2
 # A worker is killed after so many answers in a row that say that it is overdue at the same call, so far apart.
 OVERDUE_ANSWERS = 3
 PROBE_AGAIN_SECONDS = 0.02

@@ -146,14 +146,15 @@ class Node(ABC):
 class Intake:
     """What has come to a step: the queue of what nobody has, and how much there was."""
 
-    __slots__ = ("batcher", "ended", "entered", "last_arrival", "leased", "queue")
+    __slots__ = ("batcher", "dropped", "ended", "entered", "last_arrival", "leased", "queue")
 
     def __init__(self, batch_size: int, now: float) -> None:
         self.queue = Pieces()
         self.batcher = Batcher(batch_size)
-        # How many items came in, and how many were taken out of the queue.
+        # How many items came in, and how many were taken out of the queue, to be leased or as nobody wants them.
         self.entered = 0
         self.leased = 0
+        self.dropped = 0
         # When the last item came in.
         self.last_arrival = now
         self.ended = False

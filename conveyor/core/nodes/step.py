@@ -7,26 +7,25 @@ give, and when its outputs leave; `recovery.py` what becomes of the items of a l
 
 from __future__ import annotations
 
-from conveyor._lean.typing import Any
+from conveyor._lean.typing import Any, ClassVar
 from conveyor.core.commands import CancelLeases, EndWorker, Fail, GaveUp, Revoke, SendLease
 from conveyor.core.data.group_sizes import GroupSizes
 from conveyor.core.data.pieces import Piece
 from conveyor.core.events import ProbeResult, Replied, RevokeResult, WorkerLost
 from conveyor.core.leasing.credit import CreditLedger, OutputOrder
 from conveyor.core.leasing.leases import Lease, LeaseBook, RequeuedItems, Worker, worker_to_revoke
-from conveyor.core.leasing.recovery import Recovery, TimeoutMonitor
+from conveyor.core.leasing.recovery import SHARED_DEATHS, Recovery, TimeoutMonitor
 from conveyor.core.nodes.base import Intake, Node, NodeContext, Output
 from conveyor.core.tuning.autoscaling import StepLoad
 from conveyor.core.tuning.chunk_size import ChunkSizer
 from conveyor.core.tuning.roster import StepRoster, Utilization
 
-# Items at one of which so many workers in a row have died are handed out one by one.  A single worker may have died of
-# something else.
-SHARED_DEATHS = 2
-
 
 class Step(Node):
     """The running form of a `StepNode`."""
+
+    ORDER: ClassVar[type[OutputOrder]] = OutputOrder
+    RECOVERY: ClassVar[type[Recovery]] = Recovery
 
     def __init__(self, step_roster: StepRoster, context: NodeContext) -> None:
         node = step_roster.node
@@ -37,8 +36,8 @@ class Step(Node):
         self.intake = Intake(self.batch_size, context.now)
         self.book = LeaseBook(step_roster.numbers, self.batch_size, node.max_items, step_roster.next_lease)
         self.credit = CreditLedger(self.book, context)
-        self.order = OutputOrder(node.ordered, self.credit)
-        self.recovery = Recovery(node, self.book, self.order)
+        self.order = self.ORDER(node.ordered, self.credit)
+        self.recovery = self.RECOVERY(node, self.book, self.order)
         self.timeout_monitor = TimeoutMonitor(node.timeout, context)
         self.utilization = Utilization(step_roster.totals, context.now)
         limit = max(1, self.bound // (4 * self.batch_size))
@@ -224,11 +223,15 @@ class Step(Node):
         worker.take(lease, self.context.now)
         book.add_outstanding(worker, items)
         self.credit.promised += credit
-        self.context.command(SendLease(worker.number, number, pieces, items, credit, finish, skip, give_up))
+        self.context.command(SendLease(worker.number, number, self.sent(pieces), items, credit, finish, skip, give_up))
         if worker.calls_left is not None and not finish:
             worker.calls_left -= -(-items // self.batch_size)
             if worker.calls_left <= 0:
                 self._replace(worker)
+
+    def sent(self, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+        """Return pieces as a worker is sent them."""
+        return pieces
 
     def _finish(self) -> None:
         """No more items come, from in front or back: let every job finish, in the order of the workers, then say so."""

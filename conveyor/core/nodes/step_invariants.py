@@ -30,7 +30,7 @@ def check_step(step: Step, cancelled: bool) -> None:
     handed_out = outstanding + step.recovery.items + book.acknowledged
     assert intake.leased == handed_out, "an item was acknowledged twice, or never handed out"
     intake.queue.check()
-    assert intake.entered == intake.queue.items + intake.leased, "an item is in no place, or in two"
+    assert intake.entered == intake.queue.items + intake.leased + intake.dropped, "an item is in no place, or in two"
     assert step.held <= step.bound + step.in_flight, "pipe over its bound"
     _check_outputs(step)
 

@@ -115,6 +115,12 @@ class Walk:
         self.ended = True
         return self.results_of(_END)
 
+    def forget(self) -> None:
+        """Keep nothing of an item that failed half way."""
+        for part in self._parts:
+            if isinstance(part, ZipRows):
+                part.clear()
+
     def settle(self) -> bool:
         """Whether nothing is under way that could give a result before the end of the stream; runs no job."""
         if not all(part.idle for part in self._parts):
@@ -322,7 +328,7 @@ class _Passing:
 class _Replicate(_Passing):
     """A ReplicatingFork: the branches have the item one after another."""
 
-    def __init__(self, outputs: list[Output], zips: list[tuple[int, _Zip]]) -> None:
+    def __init__(self, outputs: list[Output], zips: list[tuple[int, ZipRows]]) -> None:
         self._outputs = outputs
         self._zips = zips
 
@@ -372,7 +378,7 @@ class _Merge(_Passing):
             yield self._output, _END
 
 
-class _Zip:
+class ZipRows:
     """A Join that zips: rows are made when all branches have had the item."""
 
     def __init__(self, ports: int, output: Output) -> None:
@@ -394,6 +400,11 @@ class _Zip:
             lane.clear()
         for row in rows:
             yield self._output, row
+
+    def clear(self) -> None:
+        """Forget what an item has left that failed half way."""
+        for lane in self._lanes:
+            lane.clear()
 
     def end(self, port: int) -> Iterator[Delivery]:
         self._open -= 1
@@ -442,7 +453,7 @@ def build(
             case MergeNode():
                 return _Merge(len(node.inputs), outputs[0])
             case ZipNode():
-                return _Zip(len(node.inputs), outputs[0])
+                return ZipRows(len(node.inputs), outputs[0])
             case LeaveNode():
                 return _Merge(1, outputs[0])
             case SinkNode():

@@ -15,7 +15,7 @@ from functools import partial
 from operator import length_hint
 
 from conveyor._lean.short_repr import Redact, shown_by
-from conveyor._lean.typing import Any
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_postponed
 from conveyor.core.leasing.blame import too_many
@@ -29,6 +29,9 @@ from conveyor.errors import FailedItem, ProcessorError, SourceError, StateError
 from conveyor.graph.plan import Plan, StepNode
 from conveyor.stages.processor import Processor
 from conveyor.stats import History, Sample, Stats, StepSample
+
+if TYPE_CHECKING:
+    from conveyor.engines.inline.jobs import InlineJobRun
 
 # How long a thread that closes a pipeline waits for another one that is at a job.
 LETTING_GO_SECONDS = 1.0
@@ -44,7 +47,7 @@ class Session:
         self.format_item = shown_by(redact)
         self._jobs: dict[int, list[Processor[Any, Any]]] = {}
         self._ready: list[tuple[str, Processor[Any, Any]]] = []
-        self._run: InlineRun | None = None
+        self._run: InlineRun | InlineJobRun | None = None
         self.ended = False
         # Held by whoever is at a job, and whether somebody is.
         self._work = threading.RLock()
@@ -154,12 +157,25 @@ class Session:
 
     def run(self, items: Iterable[Any]) -> InlineRun:
         """Start a run."""
-        self.failures = deque(maxlen=self._plan.setting("keep_failures"))
-        self._progress = progress = RunProgress(known_total(items))
-        self._run = InlineRun(self, self._walk(), items, progress)
-        return self._run
+        progress = self._begin(known_total(items))
+        self._run = run = InlineRun(self, self._walk(), items, progress)
+        return run
 
-    def finished(self, run: InlineRun) -> None:
+    def submit_run(self) -> InlineJobRun:
+        """Start a run of items that are submitted one by one."""
+        # Few pipelines have any.
+        from conveyor.engines.inline.jobs import InlineJobRun
+
+        self._run = run = InlineJobRun(self, self._walk(), self._begin(None))
+        return run
+
+    def _begin(self, total: int | None) -> RunProgress:
+        """Begin to count what comes of a run with so many items; None: that is not known."""
+        self.failures = deque(maxlen=self._plan.setting("keep_failures"))
+        self._progress = progress = RunProgress(total)
+        return progress
+
+    def finished(self, run: InlineRun | InlineJobRun) -> None:
         """Take in that a run is over."""
         if self._run is run:
             self._run = None
@@ -190,8 +206,8 @@ class Session:
             samples = [StepSample(count, 0, *each) for count, each in zip(workers, counts, strict=True)]
             self._history.add(Sample(at, tuple(samples)))
 
-    def close(self) -> None:
-        """Tear the jobs down; raises ProcessorError for the first `teardown` that raised."""
+    def close(self, deadline: float | None = None) -> None:
+        """Tear the jobs down, however long that takes; raises ProcessorError for the first `teardown` that raised."""
         self._unwanted = True
         failures: list[ProcessorError] = []
         self.between_jobs(partial(self._tear_down, failures))

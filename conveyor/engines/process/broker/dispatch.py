@@ -66,10 +66,13 @@ class Dispatch:
                     if self._request is not None:
                         self._conclude(self._request)
             case messages.StartRun():
-                self._start_run(message.run)
+                self._start_run(message.run, message.traced)
             case messages.ReturnCredit():
                 if message.run == shell.run:
                     shell.handle(events.CreditReturned(message.items))
+            case messages.WithdrawItems():
+                if message.run == shell.run:
+                    shell.handle(events.Withdrawn(message.origins))
             case messages.SourceEnded():
                 if message.run == shell.run:
                     shell.handle(events.SourceEnded())
@@ -123,11 +126,12 @@ class Dispatch:
         if conclusion is not None:
             self.shell.caller.results.send(messages.ConclusionReply(request.run, *conclusion))
 
-    def _start_run(self, run: int) -> None:
+    def _start_run(self, run: int, traced: bool) -> None:
         self._request = None
         self.shell.run = run
+        self.shell.traced = traced
         self.shell.trim_at = None
-        self.shell.handle(events.RunStarted())
+        self.shell.handle(events.RunStarted(traced))
         if self._cancelled:
             self._cancelled = False
             for worker in self.shell.pool.workers.values():

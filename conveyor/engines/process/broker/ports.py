@@ -131,8 +131,11 @@ class WorkerPort:
         # How many items are unpickled with those of its lease, as they are in the same blobs: before them, and behind.
         self.beside = 0, 0
 
-    def lease(self, command: commands.SendLease) -> None:
-        """Hand over items.  A blob that is cut into many leases is sent, and unpickled there, only once."""
+    def lease(self, command: commands.SendLease, traced: bool = False) -> None:
+        """Hand over items, submitted ones if `traced`.
+
+        A blob that is cut into many leases is sent, and unpickled there, only once.
+        """
         pieces = command.pieces
         if self._revoked:
             # All that it had by then is settled.
@@ -165,6 +168,7 @@ class WorkerPort:
                 keep_last=kept is not None,
                 skip=command.skip,
                 give_up=command.give_up,
+                traced=traced,
             ),
             data,
         )

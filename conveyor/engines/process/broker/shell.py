@@ -45,6 +45,8 @@ class ProcessShell(Shell):
         # When nobody could run: no call is the older for it.
         self.pauses = PauseDetector()
         self.run = 0
+        # Whether the items of this run are submitted ones.
+        self.traced = False
         self.failed = False
         self.trim_at: float | None = None
         # Whether the user was told that a step has fewer workers than it could use.
@@ -83,7 +85,7 @@ class ProcessShell(Shell):
     # To the workers
 
     def send_lease(self, command: commands.SendLease) -> None:
-        self.pool.workers[command.worker].lease(command)
+        self.pool.workers[command.worker].lease(command, self.traced)
 
     def grant(self, command: commands.Grant) -> None:
         self._send(command.worker, messages.Grant(command.lease, command.credit))
@@ -130,12 +132,23 @@ class ProcessShell(Shell):
     # To the caller
 
     def pull(self, credit: int) -> None:
-        self.caller.feed.send(messages.Pull(self.run, credit))
+        # Submitted items are sent by many threads, of which none listens; one listens for their results.
+        (self.caller.results if self.traced else self.caller.feed).send(messages.Pull(self.run, credit))
 
     def emit(self, command: commands.Emit) -> None:
         spec, blobs = spec_of(command.pieces)
         results = messages.Results(self.run, spec, command.report_within_seconds)
         self.caller.results.send(results, [blob.data for blob in blobs])
+
+    def deliver(self, command: commands.Deliver) -> None:
+        spec, blobs = spec_of(command.pieces)
+        what = command.lineages, command.settled, command.report_within_seconds
+        self.caller.results.send(messages.ItemResults(self.run, spec, *what), [blob.data for blob in blobs])
+
+    def item_failed(self, command: commands.ItemFailed) -> None:
+        number, name = command.number, self._names[command.step]
+        what = name, number, number, command.attempts, 0.0, command.why
+        self.caller.results.send(messages.ItemGivenUp(self.run, *what, command.origin))
 
     def gave_up(self, command: commands.GaveUp) -> None:
         step, *fields = command

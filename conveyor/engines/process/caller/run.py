@@ -1,4 +1,4 @@
-"""One stream of items through a session, as the caller sees it.
+"""One stream of items through a session, as the caller sees it; and which thread ends the session.
 
 Law: the run reports what was taken in amounts worth a message, so that the broker can send more.  Whatever ends the
 iteration early gives the run up.
@@ -7,6 +7,7 @@ iteration early gives the run up.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Generator, Iterator
 from operator import length_hint
 
@@ -30,7 +31,42 @@ THREAD_EXIT_SECONDS = 1.0
 # How long a consumer that stops waits for the broker's word on whether the run is over.
 CONCLUSION_SECONDS = 2.0
 
+# How long a thread waits for another one that ends the same session.
+ENDING_SECONDS = 5.0
+
 CLOSED = "the pipeline was closed while a run was going on"
+
+
+class Ending:
+    """The end of a session: which thread is at it, and whether others want it."""
+
+    def __init__(self) -> None:
+        # The thread that starts the processes just now: it ends the session itself where another one wants that.
+        self.starter: int | None = None
+        self.is_wanted = False
+        self.has_begun = False
+        self.is_over = threading.Event()
+        # Never released: one thread ends the session.
+        self._claim = threading.Lock()
+        self._thread: int | None = None
+
+    def begin(self) -> bool:
+        """Whether this thread is the first, which ends the session."""
+        if not self._claim.acquire(blocking=False):
+            return False
+        self._thread = threading.get_ident()
+        self.has_begun = True
+        return True
+
+    def wait(self) -> None:
+        """Wait, within a bound, until another thread has ended the session."""
+        if threading.get_ident() not in (self.starter, self._thread):
+            self.is_over.wait(ENDING_SECONDS)
+
+    def refuse_when_wanted(self) -> None:
+        """Raise StateError where another thread wants the end."""
+        if self.is_wanted:
+            raise StateError("the pipeline was closed while it was being opened")
 
 
 class Run:
@@ -215,10 +251,7 @@ class Run:
             if self._owner.ended:
                 # Another thread has closed what it was read from.
                 raise StateError(CLOSED) from None
-            raise ResultError(
-                f"A result could not be unpickled in the calling process ({type(error).__name__}: {error}). "
-                "Return plain data, or objects that can be rebuilt from their pickle."
-            ) from error
+            raise unpicklable_result(error) from error
 
     def cancel(self) -> None:
         """Give the run up, where it is not over; a thread that waits for its results gets StateError."""
@@ -234,3 +267,13 @@ class Run:
             self._owner.taking.release()
         else:
             self._owner.abort()
+
+
+def unpicklable_result(cause: BaseException) -> ResultError:
+    """Return the error for a result that cannot be unpickled here."""
+    error = ResultError(
+        f"A result could not be unpickled in the calling process ({type(cause).__name__}: {cause}). "
+        "Return plain data, or objects that can be rebuilt from their pickle."
+    )
+    error.__cause__ = cause
+    return error

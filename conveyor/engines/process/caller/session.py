@@ -20,10 +20,11 @@ from collections.abc import Iterable
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.short_repr import Redact, shown_by
 from conveyor._lean.typing import TYPE_CHECKING, Any, TypeVar
+from conveyor._system.clock import time
 from conveyor._system.limits import resident_memory
 from conveyor._system.signals import interrupts_held
 from conveyor.core.tuning.chunk_size import first_pull
-from conveyor.engines.base import RunProgress, known_total
+from conveyor.engines.base import FORKED, RunProgress, known_total
 from conveyor.engines.failures import death, failed_item, overdue, processor_error, too_many_failures
 from conveyor.engines.process.caller.broker_link import (
     BROKER_EXIT_SECONDS,
@@ -32,7 +33,7 @@ from conveyor.engines.process.caller.broker_link import (
     BrokerProcess,
     config_for,
 )
-from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Run
+from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Ending, Run
 from conveyor.engines.process.caller.source import Source
 from conveyor.engines.process.caller.start_method import FREEZE_SUPPORT, check_importing, is_news, start_for
 from conveyor.engines.process.shm.arena import KEPT_BYTES
@@ -64,47 +65,13 @@ from conveyor.graph.shared_resources import warn_of_shared
 from conveyor.stats import Stats, StepStats
 
 if TYPE_CHECKING:
+    from conveyor.engines.process.caller.jobs import JobRun
     from conveyor.graph.advice import Advisor
 
 # How long `close` waits for workers that are still at an item of a run that was given up.
 DRAIN_SECONDS = 0.3
-# How long a thread waits for another one that ends the same session.
-ENDING_SECONDS = 5.0
-FORKED = "a pipeline belongs to the process that opened it: this one was forked from there since"
 
 Expected = TypeVar("Expected")
-
-
-class Ending:
-    """The end of a session: which thread is at it, and whether others want it."""
-
-    def __init__(self) -> None:
-        # The thread that starts the processes just now: it ends the session itself where another one wants that.
-        self.starter: int | None = None
-        self.is_wanted = False
-        self.has_begun = False
-        self.is_over = threading.Event()
-        # Never released: one thread ends the session.
-        self._claim = threading.Lock()
-        self._thread: int | None = None
-
-    def begin(self) -> bool:
-        """Whether this thread is the first, which ends the session."""
-        if not self._claim.acquire(blocking=False):
-            return False
-        self._thread = threading.get_ident()
-        self.has_begun = True
-        return True
-
-    def wait(self) -> None:
-        """Wait, within a bound, until another thread has ended the session."""
-        if threading.get_ident() not in (self.starter, self._thread):
-            self.is_over.wait(ENDING_SECONDS)
-
-    def refuse_when_wanted(self) -> None:
-        """Raise StateError where another thread wants the end."""
-        if self.is_wanted:
-            raise StateError("the pipeline was closed while it was being opened")
 
 
 class Session:
@@ -119,7 +86,7 @@ class Session:
         check_importing()
         self._start = start_for(plan, redact, start_method)
         self._plan = plan
-        self._format_item = shown_by(redact)
+        self.format_item = shown_by(redact)
         self._owner = os.getpid()
         prints = PrintOutlet()
         kind = kind or (PIPE if os.name == "posix" else QUEUE)
@@ -131,9 +98,9 @@ class Session:
         self._advisor: Advisor | None = None
         # How far the run is that goes on, or was the last.
         self._progress: RunProgress | None = None
-        self._active: Run | None = None
+        self._active: Run | JobRun | None = None
         # A run that was given up, and whose workers are not all free yet.
-        self._draining_run: Run | None = None
+        self._draining_run: Run | JobRun | None = None
         # The items that were given up in the active run, or in the last one.
         self.failures: deque[FailedItem] = deque(maxlen=plan.setting("keep_failures"))
         # Held by the thread that takes results, until they are unpickled; and by one that sends items.
@@ -198,8 +165,11 @@ class Session:
 
     # Runs
 
-    def run(self, items: Iterable[Any]) -> Run:
-        """Start a run, once the workers are free of a run that was given up."""
+    def _prepare_run(self, total: int | None) -> tuple[SinkNode, RunProgress]:
+        """Have the workers free of a run that was given up; return where results come from, and the count of items.
+
+        `total`: how many items there will be; None: that is not known.
+        """
         if self.is_forked_copy:
             raise StateError(FORKED)
         try:
@@ -214,16 +184,40 @@ class Session:
             ) from error
         self._runs += 1
         self.failures = deque(maxlen=self._plan.setting("keep_failures"))
-        self._progress = progress = RunProgress(known_total(items))
-        broker, sink = self._broker, self._plan.nodes[-1]
+        self._progress = progress = RunProgress(total)
+        sink = self._plan.nodes[-1]
         assert isinstance(sink, SinkNode)
+        return sink, progress
+
+    def submit_run(self) -> JobRun:
+        """Start a run of items that are submitted one by one."""
+        # Few pipelines have any, and no other waits for these imports.
+        from conveyor.engines.jobs import PendingJobs
+        from conveyor.engines.process.caller.job_feed import JobFeed
+        from conveyor.engines.process.caller.jobs import JobRun
+
+        sink, progress = self._prepare_run(None)
+        broker, pending = self._broker, PendingJobs()
+        room = first_pull(self._plan), self._plan.steps[0].bound_bytes
+        feed = JobFeed(self._runs, broker.feed, room, broker.arena, self._feeding, pending, progress)
+        self._active = run = JobRun(self, self._runs, feed, pending, sink)
+        self._client.forward_prints(self._feeding)
+        with contextlib.suppress(ConnectionLost), self._feeding:
+            broker.feed.send(messages.StartRun(self._runs, traced=True))
+        run.start()
+        return run
+
+    def run(self, items: Iterable[Any]) -> Run:
+        """Start a run, once the workers are free of a run that was given up."""
+        sink, progress = self._prepare_run(known_total(items))
+        broker = self._broker
         source = Source(
             self._runs,
             items,
             broker.feed,
             first_pull(self._plan),
             self._plan.steps[0].bound_bytes,
-            self._format_item,
+            self.format_item,
             broker.arena,
             self._feeding,
             progress,
@@ -236,7 +230,7 @@ class Session:
         source.start()
         return run
 
-    def finished(self, run: Run) -> None:
+    def finished(self, run: Run | JobRun) -> None:
         """Take in that a run is over, and its workers free for the next."""
         self._give_back_memory()
         if self._draining_run is run:
@@ -244,7 +238,7 @@ class Session:
         if self._active is run:
             self._active = None
 
-    def leave(self, run: Run) -> None:
+    def leave(self, run: Run | JobRun) -> None:
         """Give up a run: its workers finish the item at hand, and are free then."""
         self._draining_run = run
         self._active = None
@@ -303,6 +297,8 @@ class Session:
         match message:
             case messages.Results() | messages.Opened() | messages.RunCancelled() | messages.Closed():
                 pass
+            case messages.ItemResults() | messages.Pull():
+                pass
             case messages.ConclusionReply():
                 # For the run that has asked.
                 pass
@@ -317,7 +313,7 @@ class Session:
         return message, blobs
 
     def _take_in_failure(self, message: messages.ItemGivenUp) -> None:
-        if self._active is not None and message.run == self._active.number:
+        if self._active is not None and message.run == self._active.number and message.origin is None:
             self.failures.append(
                 failed_item(message.processor, message.first, message.last, message.attempts, message.when, message.why)
             )
@@ -396,7 +392,7 @@ class Session:
         self.abort()
         match failure:
             case messages.FailedBySource():
-                assert run is not None
+                assert isinstance(run, Run)
                 return run.source.error()
             case messages.FailedByJob():
                 return processor_error(failure.processor, failure.failure, failure.first, failure.last)
@@ -419,8 +415,8 @@ class Session:
 
     # The end
 
-    def close(self) -> None:
-        """End the workers in peace: they tear down their jobs first, however long that takes.
+    def close(self, deadline: float | None = None) -> None:
+        """End the workers in peace: they tear down their jobs first, until the deadline at most.
 
         Raises ProcessorError where a `teardown` raised.
         """
@@ -440,11 +436,18 @@ class Session:
                 self.abort()
                 return
             self.send(messages.Close())
-            self._expect(messages.Closed)
+            self._await_closed(deadline)
         except BaseException:
             self.abort()
             raise
         self.abort()
+
+    def _await_closed(self, deadline: float | None) -> None:
+        """Wait until the broker says that all is torn down, or for the deadline."""
+        while deadline is None or self.has_message(max(0.0, deadline - time.monotonic())):
+            message, _ = self.receive()
+            if isinstance(message, messages.Closed):
+                return
 
     def abort(self) -> None:
         """End everything now: workers get a moment to tear down their jobs, and are killed then.

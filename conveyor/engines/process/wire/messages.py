@@ -80,9 +80,10 @@ class Abort(NamedTuple):
 
 
 class StartRun(NamedTuple):
-    """Caller to broker: the next run begins."""
+    """Caller to broker: the next run begins.  `traced`: its items are submitted, and each has results of its own."""
 
     run: int
+    traced: bool = False
 
 
 class SourceItems(NamedTuple):
@@ -98,6 +99,13 @@ class ReturnCredit(NamedTuple):
 
     run: int
     items: int
+
+
+class WithdrawItems(NamedTuple):
+    """Caller to broker: nobody wants anything more of these submitted items, by their numbers in the run."""
+
+    run: int
+    origins: tuple[int, ...]
 
 
 class SourceEnded(NamedTuple):
@@ -122,7 +130,7 @@ class ForwardPrints(NamedTuple):
 
 
 class Pull(NamedTuple):
-    """Broker to caller: the source may send `credit` more items."""
+    """Broker to caller: the source may send `credit` more items.  For submitted items it comes over `results`."""
 
     run: int
     credit: int
@@ -171,7 +179,7 @@ class Results(NamedTuple):
 
 
 class ItemGivenUp(NamedTuple):
-    """Broker to caller: the items from `first` to `last` were given up; `why` is a Failure, DiedAt or OverdueAt."""
+    """Broker to caller: items were given up, or a submitted one (`origin`) failed: Failure, DiedAt or OverdueAt."""
 
     run: int
     processor: str
@@ -180,6 +188,17 @@ class ItemGivenUp(NamedTuple):
     attempts: int
     when: float
     why: Any
+    origin: int | None = None
+
+
+class ItemResults(NamedTuple):
+    """Broker to caller: results with their lineages; nothing more comes of the submitted items that have `settled`."""
+
+    run: int
+    spec: Any
+    lineages: Sequence[tuple[int, ...]]
+    settled: Sequence[int]
+    tell_within: float
 
 
 class RunCancelled(NamedTuple):
@@ -276,6 +295,7 @@ class StartLease(NamedTuple):
     The worker may give `credit` outputs for them.  `finish`: no items, the job's `finish` is to run.  `starts_in_kept`:
     the first items are in the blob that the worker has kept.  `keep_last`: the worker is to keep the last blob.
     `skip`: so many outputs of the first call are there already.  `give_up`: the only call of the lease is given up.
+    `traced`: the items are submitted ones, and a call that fails ends nothing else.
     """
 
     lease: int
@@ -286,6 +306,7 @@ class StartLease(NamedTuple):
     keep_last: bool
     skip: int
     give_up: GiveUp | None
+    traced: bool = False
 
 
 class Grant(NamedTuple):
@@ -348,7 +369,7 @@ class Reply(NamedTuple):
 class CallFailed(NamedTuple):
     """Worker to broker: the job raised, at the call that comes `calls` calls after the last one acknowledged.
 
-    None: at one of the calls of the lease.
+    None: at one of the calls of the lease.  The worker works on no other, unless the items are submitted ones.
     """
 
     lease: int
@@ -422,6 +443,7 @@ CallerMessage = (
     | StartRun
     | SourceItems
     | ReturnCredit
+    | WithdrawItems
     | SourceEnded
     | SourceFailed
     | ForwardPrints
@@ -437,6 +459,7 @@ BrokerToCaller = (
     | StatsReply
     | Opened
     | Results
+    | ItemResults
     | ItemGivenUp
     | RunCancelled
     | ConclusionReply

@@ -15,7 +15,7 @@ import pickle
 from collections.abc import Callable
 
 from conveyor._lean.typing import Any, ClassVar
-from conveyor.engines.failures import LeaseFailed, failure_of
+from conveyor.engines.failures import Failure, LeaseFailed, failure_of
 from conveyor.engines.process.shm.shared_blob import SharedBlob
 from conveyor.engines.process.wire.codec import decode, items_of
 from conveyor.engines.process.wire.messages import StartLease
@@ -132,6 +132,8 @@ class LeaseItems:
         self._progress = progress
         self._may_want_again = may_want_again
         self.all: list[Any] = []
+        # Of submitted items, why some could not be unpickled, by their index.
+        self.broken: dict[int, Failure] = {}
         # What they were unpickled from, where a job may be called again that has changed its item; and those once more.
         self._source: tuple[Any, list[Any]] = ((), [])
         self._afresh: list[Any] = []
@@ -155,7 +157,7 @@ class LeaseItems:
             decoded = [*known, *[decode(blob) for blob in all_blobs[len(known) :]]]
             self._kept = decoded[-1:] if keep else []
         except BaseException as error:
-            decoded, self._kept = self._decoded_tolerantly(spec, all_blobs, error, start), []
+            decoded, self._kept = self._decoded_tolerantly(lease, all_blobs, error, start), []
         self._kept_blob = all_blobs[-1] if keep else None
         if not self._may_want_again:
             blobs.clear()
@@ -166,20 +168,28 @@ class LeaseItems:
     def leave(self) -> None:
         """Have no arguments any more: what is in none of the outputs is nobody's then."""
         self.all = []
+        if self.broken:
+            self.broken = {}
         self._source, self._afresh = ((), []), []
 
     def _decoded_tolerantly(
-        self, spec: Any, blobs: list[Any], error: BaseException, start: Callable[[int, int], int]
+        self, lease: StartLease, blobs: list[Any], error: BaseException, start: Callable[[int, int], int]
     ) -> list[Any]:
-        """Return the items of blobs of which some cannot be unpickled; raises LeaseFailed for one of this lease."""
+        """Return the items of blobs of which some cannot be unpickled; raises LeaseFailed for one of this lease.
+
+        Of submitted items it only takes note, as each fails for itself.
+        """
         try:
             decoded = [load_tolerantly(blob) for blob in blobs]
-            broken = list(map(cause_of_unloadable, items_of(spec, decoded)))
+            broken = list(map(cause_of_unloadable, items_of(lease.spec, decoded)))
         except BaseException:
             raise LeaseFailed(None, failure_of(error, "unpickle")) from None
         for index, cause in enumerate(broken):
             if cause is not None:
                 call = index // (self._batch_size or 1)
+                if lease.traced:
+                    self.broken[call] = failure_of(cause, "unpickle")
+                    continue
                 if start(0, call + 1) > call:
                     raise LeaseFailed(call, failure_of(cause, "unpickle"))
                 # The broker has given this item to another worker.  The job is never called with the placeholder.

@@ -37,6 +37,7 @@ from conveyor.stages.processor import Processor, work_of
 from conveyor.stages.settings import policy_of
 
 if TYPE_CHECKING:
+    from conveyor.engines.failures import Failure
     from conveyor.engines.process.shm.arena import Arena
     from conveyor.engines.process.wire.configs import WorkerConfig
     from conveyor.engines.process.worker.log_capture import SharedEndpoint
@@ -66,10 +67,11 @@ class Worker:
         self._processor = processor
         self._call: Callable[[Any], Any] = work_of(processor)
         self._keep_none = config.keep_none
+        self._grouped = config.grouped
         self._progress = progress
         progress.timed = config.timed
         log = CallLog(shown_by(config.redact))
-        self._outbox = Outbox(end, arena, config.grouped, ByteBudget(config.most_bytes), log)
+        self._outbox = Outbox(end, arena, ByteBudget(config.most_bytes), log)
         self._inbox = Inbox(end, arena, progress, self._outbox)
         self._lease_items = LeaseItems(config.batch, progress, may_want_again=not policy_of(processor).strict)
         self._retrier = Retrier(config, processor, self._inbox, self._outbox, self._lease_items)
@@ -109,8 +111,8 @@ class Worker:
     def _serve(self, lease: messages.StartLease, blobs: list[Any]) -> None:
         outbox, retrier, lease_items = self._outbox, self._retrier, self._lease_items
         self._start = self._progress.starter(lease.lease)
-        outbox.begin(lease.lease, lease.credit)
-        retrier.finishing = lease.finish
+        outbox.begin(lease.lease, lease.credit, self._grouped or lease.traced)
+        retrier.finishing, retrier.traced = lease.finish, lease.traced
         try:
             self._inbox.stop_if_told()
             if lease.finish:
@@ -124,15 +126,18 @@ class Worker:
                 retrier.carry_out(lease.give_up)
                 outbox.meter.count_all_as_job()
             else:
-                self._work(lease_items.take(lease, blobs, self._start), lease.skip)
+                self._work_on(lease_items.take(lease, blobs, self._start), lease.skip)
             outbox.flush(final=True, release=lease_items.leave)
         except LeaseStopped:
             outbox.forget()
             outbox.flush(final=True, release=lease_items.leave)
         except LeaseFailed as failed:
-            outbox.send_failure(failed.index, failed.failure)
-            # What still comes is refused until the broker closes this process.
-            self._inbox.refuse_leases()
+            if lease.traced and not lease.finish:
+                self._fail_all(lease, failed.failure)
+            else:
+                outbox.send_failure(failed.index, failed.failure)
+                # What still comes is refused until the broker closes this process.
+                self._inbox.refuse_leases()
         lease_items.leave()
         self._progress.mark(False)
 
@@ -147,12 +152,37 @@ class Worker:
             raise self._retrier.raised(raised.error, "finish", 0) from None
         self._outbox.meter.count_all_as_job()
 
-    def _work(self, arguments: list[Any], skip: int) -> None:
-        """Call the job on each argument, in strides; stop where no more may be started."""
+    def _fail_all(self, lease: messages.StartLease, failure: Failure) -> None:
+        """Report that what is left of a lease of submitted items has failed, and acknowledge it."""
+        outbox = self._outbox
+        outbox.forget()
+        outbox.send_failure(None, failure)
+        calls = sum(stop - start for _, start, stop in lease.spec)
+        for _ in range(outbox.call_at_hand, self._start(0, calls)):
+            outbox.end_call(0)
+        outbox.flush(final=True, release=self._lease_items.leave)
+
+    def _work_on(self, arguments: list[Any], skip: int) -> None:
+        """Work on the arguments of a lease, and report those of submitted items that could not be unpickled."""
+        start, broken = 0, self._lease_items.broken
+        for index in sorted(broken) if broken else ():
+            self._work(arguments, skip, start, index)
+            if self._outbox.call_at_hand < index or self._start(index, index + 1) == index:
+                return
+            self._outbox.send_failure(index, broken[index])
+            self._outbox.end_call(0)
+            start, skip = index + 1, 0
+        self._work(arguments, skip, start)
+
+    def _work(self, arguments: list[Any], skip: int, start: int = 0, count: int | None = None) -> None:
+        """Call the job on the arguments from `start` to `count`, in strides; stop where no more may be started."""
         inbox, outbox, retrier, reuse = self._inbox, self._outbox, self._retrier, self._reuse
-        start, count = self._work_again(arguments, skip) if skip else 0, len(arguments)
-        if start:
-            outbox.meter.count_all_as_job()
+        if count is None:
+            count = len(arguments)
+        if skip and start < count:
+            start = self._work_again(arguments, skip)
+            if start:
+                outbox.meter.count_all_as_job()
         begun, progress, clock = outbox.meter.began, self._progress, time.perf_counter
         while start < count:
             inbox.await_credit()
@@ -170,7 +200,7 @@ class Worker:
             try:
                 heavy = self._call_on(arguments, start, start + stride, returned)
             except BaseException as error:
-                if retrier.policy.strict:
+                if retrier.policy.strict and not retrier.traced:
                     # Nobody waits for what those before it gave.
                     raise retrier.failure(error, outbox.call_at_hand + len(returned)) from None
                 failed = error

@@ -45,12 +45,11 @@ class Outbox:
     in the place of that output, None for nothing.
     """
 
-    def __init__(
-        self, end: BlockingEndpoint, arena: Arena | None, grouped: bool, budget: ByteBudget, log: CallLog
-    ) -> None:
+    def __init__(self, end: BlockingEndpoint, arena: Arena | None, budget: ByteBudget, log: CallLog) -> None:
         self._end = end
         self._arena = arena
-        self._grouped = grouped
+        # Whether the number of outputs of each call of the lease is to be told.
+        self._grouped = False
         self.budget = budget
         self.meter = CpuMeter()
         self.replace: Callable[[int, Any, BaseException], Any]
@@ -72,8 +71,9 @@ class Outbox:
         """The index, in the lease, of the first call that is not done."""
         return self.acknowledged + self.calls
 
-    def begin(self, lease: int, credit: int) -> None:
-        self.lease, self.credit, self.acknowledged = lease, credit, 0
+    def begin(self, lease: int, credit: int, grouped: bool) -> None:
+        """Begin a lease; `grouped`: the number of outputs of each call is to be told."""
+        self.lease, self.credit, self.acknowledged, self._grouped = lease, credit, 0, grouped
         self.meter.begin()
         self.budget.renew(credit)
         self.log.begin()
@@ -192,6 +192,10 @@ class Outbox:
             self._group_sizes = with_one_less(self._group_sizes, call)
         elif self.left_out is not None:
             self.left_out += 1
+
+    def abandon_call(self) -> None:
+        """End the call at hand, which gives nothing more."""
+        self.end_call(len(self.outputs) - total(self._group_sizes))
 
     def send_failure(self, index: int | None, failure: Any) -> None:
         """Tell the broker that the job failed at a call of the lease; None: nobody knows at which."""

@@ -59,6 +59,8 @@ class Retrier:
         self._lease_items = lease_items
         # Whether the lease at hand is the job's `finish`, for which no policy speaks.
         self.finishing = False
+        # Whether the items of the lease at hand are submitted ones: then one that fails ends nothing else.
+        self.traced = False
 
     def recover(self, failed: BaseException, call_again: Callable[[Any, int, int], None]) -> None:
         """Make the call at hand again, or give it up, as the policy says; raises LeaseFailed to end the run.
@@ -87,13 +89,21 @@ class Retrier:
             except CallRaised as again:
                 failed = again
         if not policy.gives_up:
-            raise self.raised(failed.error, "process", index, attempts) from None
+            self._end_or_report(self.raised(failed.error, "process", index, attempts))
+            self._outbox.abandon_call()
+            return
         failure = failure_of(failed.error, "process", self._text_of(index, failed.error), attempts)
         if policy.replaces and self._inbox.await_credit():
             # Before it is noted: what is sent while it waits is not to say so of a call that may be made again.
             failed.unsent = 0
         self._note_given_up(index, attempts, failure)
         self._put_in_place(self._replacement(index, failed.error), failed.unsent)
+
+    def _end_or_report(self, failed: LeaseFailed) -> None:
+        """End the run; of a submitted item, only report that it has failed."""
+        if self.finishing or not self.traced:
+            raise failed from None
+        self._outbox.send_failure(failed.index, failed.failure)
 
     def _put_in_place(self, value: Any, unsent: int) -> None:
         """End the call at hand: `value` goes on in its place, after outputs of which so many are not sent."""
@@ -113,20 +123,21 @@ class Retrier:
             # The type says Exception, for what users are to write; SystemExit is treated like one.
             value = self.policy.on_error(self._lease_items.fresh(index), error)  # type: ignore[arg-type]
         except BaseException as second:
-            raise self.raised(second, "on_error", index) from None
+            return self._end_or_report(self.raised(second, "on_error", index))
         if type(value) is GeneratorType:
             # It is not taken apart, and what cannot be sent would be asked to be replaced again, without end.
-            raise self._unpicklable(TypeError("cannot pickle 'generator' object"), value, index)
+            cause = TypeError("cannot pickle 'generator' object")
+            return self._end_or_report(self._unpicklable(cause, value, index))
         try:
             return frozen(value)
         except Unpicklable as refused:
-            raise self._unpicklable(refused.__cause__ or refused, value, index) from None
+            return self._end_or_report(self._unpicklable(refused.__cause__ or refused, value, index))
 
     def replace(self, index: int, output: Any, cause: BaseException) -> Any:
         """Return what goes on in the place of an output that cannot be pickled, None for nothing."""
         raised = self._unpicklable(cause, output, index)
         if self.finishing or not self.policy.gives_up:
-            raise raised from None
+            return self._end_or_report(raised)
         self._note_given_up(index, 1, raised.failure)
         return self._replacement(index, cause)
 

@@ -1,0 +1,187 @@
+"""Items that are submitted one by one: the Future of each, and which of them have no outcome yet.
+
+Law: each Future gets one outcome, from whoever claims it first: a result, an error, or that it was cancelled.  No lock
+is held while it gets that, as it calls what the user has added to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from conveyor._lean.typing import Any
+from conveyor._system.clock import time
+from conveyor.engines.base import FORKED
+from conveyor.errors import StateError
+
+
+class JobFuture(Future[list[Any]]):
+    """The Future of a submitted item; it can be cancelled until it has an outcome."""
+
+    # What has to be done where it is cancelled.
+    withdraw: Callable[[], object] | None = None
+
+    def cancel(self) -> bool:
+        """Cancel, and return whether there was no outcome yet: what has begun runs on, and nobody gets its outputs."""
+        if not super().cancel():
+            return False
+        withdraw = self.withdraw
+        if withdraw is not None:
+            withdraw()
+        return True
+
+    def disown(self) -> None:
+        """In a process that was forked since: no thread is left there that could give it an outcome."""
+        # Another thread may have held its lock.  Whoever waits for it, or added something, is of the other process.
+        self._condition = threading.Condition()
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Any] = []
+        self.withdraw = None
+        if not self.done():
+            self.set_exception(StateError(FORKED))
+
+
+class Job:
+    """A submitted item, on its way."""
+
+    __slots__ = ("entry", "future", "number", "parts")
+
+    def __init__(self, entry: Any) -> None:
+        # What is sent for it, until that was sent; and its number in the run, from then on.
+        self.entry = entry
+        self.number: int | None = None
+        self.future = JobFuture()
+        # What has come of it, with the place of each.
+        self.parts: list[tuple[Any, Any]] = []
+
+
+_everywhere: weakref.WeakSet[PendingJobs] = weakref.WeakSet()
+
+
+class PendingJobs:
+    """The jobs without an outcome."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[int, Job] = {}
+        # Reentrant, as a signal handler may submit an item as well.
+        self._lock = threading.RLock()
+        self._none_left = threading.Condition(self._lock)
+        # How many threads wait until there is none.
+        self._waiting = 0
+        # Whether no more are taken.
+        self.closed = False
+        _everywhere.add(self)
+
+    def disown(self) -> None:
+        """In a process that was forked since, have none."""
+        self._lock = threading.RLock()
+        self._none_left = threading.Condition(self._lock)
+        self.closed = True
+        jobs, self._jobs = self._jobs, {}
+        for job in jobs.values():
+            job.future.disown()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __contains__(self, job: Job) -> bool:
+        return id(job) in self._jobs
+
+    def add(self, job: Job) -> bool:
+        """Take a job, unless no more are taken."""
+        with self._lock:
+            if self.closed:
+                return False
+            self._jobs[id(job)] = job
+        return True
+
+    def close_if_none(self) -> bool:
+        """Take no more, where there is none; return whether that is so."""
+        with self._lock:
+            if self._jobs:
+                return False
+            self.closed = True
+            return True
+
+    def close(self) -> None:
+        """Take no more."""
+        with self._lock:
+            self.closed = True
+
+    def wait(self, deadline: float | None) -> bool:
+        """Wait until all have an outcome, or for the deadline; return whether they have."""
+        with self._none_left:
+            self._waiting += 1
+            try:
+                while self._jobs:
+                    left = None if deadline is None else deadline - time.monotonic()
+                    if left is not None and left <= 0:
+                        return False
+                    self._none_left.wait(left)
+            finally:
+                self._waiting -= 1
+        return True
+
+    def claim(self, job: Job) -> bool:
+        """Whether the caller of this, and nobody else, is to see to the outcome of a job."""
+        if self._jobs.pop(id(job), None) is None:
+            return False
+        # Else the two would keep each other.
+        job.future.withdraw = None
+        return True
+
+    def notify(self) -> None:
+        """Wake whoever waits until there is none."""
+        # Whoever begins to wait now looks first whether there is any.
+        if self._waiting and not self._jobs:
+            with self._lock:
+                self._none_left.notify_all()
+
+    def resolve(self, job: Job, results: list[Any]) -> None:
+        """Give a job its results."""
+        if self.claim(job) and job.future.set_running_or_notify_cancel():
+            # A callback may raise what `Future` lets through.
+            with contextlib.suppress(BaseException):
+                job.future.set_result(results)
+
+    def fail(self, job: Job, error: BaseException) -> None:
+        """Give a job an error."""
+        if self.claim(job) and job.future.set_running_or_notify_cancel():
+            with contextlib.suppress(BaseException):
+                job.future.set_exception(error)
+        self.notify()
+
+    def withdraw(self, job: Job) -> bool:
+        """Take in that a job was cancelled; return whether it had no outcome."""
+        if not self.claim(job):
+            return False
+        job.future.set_running_or_notify_cancel()
+        self.notify()
+        return True
+
+    def end(self, error: BaseException | None) -> None:
+        """Take no more, and give all that are left an error; None: cancel them."""
+        self.close()
+        while self._jobs:
+            for job in list(self._jobs.values()):
+                if error is not None:
+                    self.fail(job, error)
+                else:
+                    with contextlib.suppress(BaseException):
+                        job.future.cancel()
+                    # Where it was cancelled before, nobody else may have claimed it.
+                    self.withdraw(job)
+        self.notify()
+
+
+def _disown_all() -> None:
+    for pending in list(_everywhere):
+        pending.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_all)
