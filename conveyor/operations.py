@@ -1,172 +1,48 @@
-"""Operations of threads on one pipeline: add, open, run and close, one at a time.
+"""Operations of threads on one pipeline: add, open, run, submit and close.
 
-Law: no lock is ever held.  The turn changes by one call on a dict, which no other thread, signal handler or finalizer
-can interrupt.  So a fork copies no held lock.  A run is ended once, by whoever claims it first: its own loop, another
-thread or a finalizer.
+Law: one operation at a time, as `turns.py` has it; only items may be submitted by many threads at once.  A run is ended
+once, by whoever claims it first: its own loop, another thread or a finalizer.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import threading
 import warnings
 from collections.abc import Generator, Iterable
 
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.typing import TYPE_CHECKING, Any
+from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held, interrupts_postponed
-from conveyor.engines.base import PipelineSettings, Run, Session, new_session
+from conveyor.engines.base import JobRun, PipelineSettings, Run, Session, new_session
 from conveyor.errors import ConveyorError, FailedItem, SourceWarning, StateError
+from conveyor.stages.settings import check_seconds
+from conveyor.turns import (
+    ADD,
+    ADDED_TOO_LATE,
+    CLOSE,
+    ENDING_SECONDS,
+    JOBS,
+    OPEN,
+    RUN,
+    Claim,
+    Guard,
+    Operation,
+    Turn,
+    closed,
+    refusal,
+)
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from conveyor.graph.builder import Description
     from conveyor.stats import Stats
 
-# How long a thread waits until another thread has stopped opening or running the pipeline.
-ENDING_SECONDS = 5.0
-# How long a thread waits until another thread has added its element.
-ADDING_SECONDS = 1.0
+# How often a thread that submits an item looks whether another one has begun the run.
+BEGINNING_SECONDS = 0.005
 
-ADD, OPEN, RUN, CLOSE = "add", "open", "run", "close"
-
-_OPEN_ALREADY = "the pipeline is open or running already: close it, or its stream, first"
-_NOT_YET_ADDED = "an element is being added to the pipeline: wait until `add` has returned"
-_NOT_YET_OPEN = "the pipeline is being opened: wait until `open` has returned"
-_RUNNING = "a run is going on: take all of its results, or close its stream, before the next run"
-_NOT_YET_CLOSED = "the pipeline is being closed: wait until `close` has returned"
-ADDED_TOO_LATE = "nothing can be added while the pipeline is open or running: close it first, or add before you open it"
-
-
-def closed() -> StateError:
-    """Return the error for an operation that another thread or a signal handler has ended."""
-    return StateError("another thread or a signal handler has closed the pipeline meanwhile: open or run it again")
-
-
-def refusal(wanted: str, held: str) -> StateError:
-    """Return the error for an operation of the kind `wanted` while one of the kind `held` has the turn."""
-    if held == ADD:
-        return StateError(_NOT_YET_ADDED)
-    if wanted == ADD:
-        return StateError(ADDED_TOO_LATE)
-    if held == CLOSE:
-        return StateError(_NOT_YET_CLOSED)
-    if wanted == OPEN:
-        return StateError(_OPEN_ALREADY)
-    return StateError(_NOT_YET_OPEN if held == OPEN else _RUNNING)
-
-
-class Claim:
-    """A thread's claim to end an operation."""
-
-    __slots__ = ("thread",)
-
-    def __init__(self) -> None:
-        self.thread = threading.get_ident()
-
-
-class Operation:
-    """One thread's operation on a pipeline: add, open, run or close.
-
-    An operation is ended once, by the thread that claims it first.  Its own thread holds the claim from the beginning.
-    It gives up the claim (`offer`) while the results of a run are taken.
-    """
-
-    __slots__ = ("_claims", "cancelled", "done", "ephemeral", "guard", "kind", "own", "process", "run", "session")
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.process = os.getpid()
-        # The claim of the operation's own thread.
-        self.own = Claim()
-        self._claims: dict[int, Claim] = {0: self.own}
-        # Whether another thread wants to end it.
-        self.cancelled = False
-        self.done = threading.Event()
-        self.session: Session | None = None
-        self.guard: Guard | None = None
-        # Whether the session belongs to this run alone and ends with it.
-        self.ephemeral = False
-        self.run: Run | None = None
-
-    @property
-    def here(self) -> bool:
-        """Whether this process began it; a forked child inherits operations of its parent."""
-        return self.process == os.getpid()
-
-    @property
-    def nested(self) -> bool:
-        """Whether this thread is in the middle of it, and a signal handler or finalizer has interrupted it."""
-        first = self._claims.get(0)
-        return first is not None and first.thread == threading.get_ident()
-
-    @property
-    def starting(self) -> bool:
-        """Whether it is still starting its session or run."""
-        return self.kind == OPEN or (self.kind == RUN and self.run is None)
-
-    def offer(self) -> None:
-        """Let any thread claim it."""
-        self._claims.pop(0, None)
-
-    def claim(self, claim: Claim) -> bool:
-        """Claim the operation, and return whether the claim came first: only its holder ends the operation."""
-        return self._claims.setdefault(0, claim) is claim
-
-    def claimed(self, claim: Claim) -> bool:
-        return self._claims.get(0) is claim
-
-    def wait(self, seconds: float | None) -> bool:
-        """Wait up to `seconds` until another thread has ended it; return whether one has."""
-        # No thread of this process ends an operation of the parent process.
-        return self.here and not self.nested and self.done.wait(seconds)
-
-
-class Turn:
-    """The turn: at most one operation has it."""
-
-    __slots__ = ("_holder",)
-
-    def __init__(self) -> None:
-        self._holder: dict[int, Operation] = {}
-
-    def take(self, operation: Operation) -> Operation:
-        """Return the operation that has the turn; this one takes it if no other has it."""
-        return self._holder.setdefault(0, operation)
-
-    def begin(self, operation: Operation) -> None:
-        """Take the turn for an operation; raises StateError where another operation has it."""
-        while (holder := self.take(operation)) is not operation:
-            if holder.kind == ADD and not holder.here:
-                self.release(holder)
-            elif holder.kind != ADD or not holder.wait(ADDING_SECONDS):
-                raise refusal(operation.kind, holder.kind)
-
-    def release(self, operation: Operation) -> None:
-        """Give back the turn of an operation that is over."""
-        if self._holder.get(0) is operation:
-            self._holder.pop(0, None)
-        if operation.here:
-            # In a forked child, a thread of the parent may have held the lock of the event.
-            operation.done.set()
-
-
-class Guard:
-    """Ends the session of a dropped pipeline whose own finalizer did not complete.
-
-    A Ctrl-C may interrupt a finalizer before it holds signals back; Python prints the KeyboardInterrupt and goes on.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        # The collector may drop the guard before the pipeline, whose finalizer still has to warn.
-        self.was_needed = False
-
-    def __del__(self) -> None:
-        if not self._session.ended:
-            self.was_needed = True
-            with interrupts_held(finalizing=True):
-                self._session.abort()
+_NOT_OPEN = "items are submitted to an open pipeline: enter it with `with pipeline:`, or call `open` before"
 
 
 class Running:
@@ -252,6 +128,8 @@ class Lifecycle:
         self._guard: Guard | None = None
         # The last session, and the last statistics of the one before it.
         self._last: Session | None = None
+        # The run of submitted items, where there is one.
+        self._jobs: JobRun | None = None
         self._known: Stats | None = None
 
     # Each `stacklevel` counts as in a call of `warnings.warn` in place of the method.
@@ -284,9 +162,12 @@ class Lifecycle:
         finally:
             self._turn.release(operation)
 
-    def leave(self, *, abort: bool) -> None:
-        """End the session and the operations of other threads; `abort`: do not wait for jobs."""
-        closing = Operation(CLOSE)
+    def leave(self, *, abort: bool, cancel: bool = False, timeout: float | None = None) -> None:
+        """End the session and the operations of other threads; `abort`: do not wait for jobs.
+
+        Pending items are waited for, for `timeout` seconds at most; with `abort` or `cancel`, they are cancelled.
+        """
+        closing, deadline = Operation(CLOSE), deadline_of("close: timeout", timeout)
         failure: ConveyorError | None = None
         try:
             while (holder := self._turn.take(closing)) is not closing:
@@ -294,6 +175,10 @@ class Lifecycle:
                     # The operation goes on in the parent process.
                     self._turn.release(holder)
                     continue
+                if holder.jobs is not None:
+                    if self._end_jobs(holder, abort, cancel, deadline) or holder.wait(left_until(deadline)):
+                        continue
+                    return
                 holder.cancelled = True
                 try:
                     if self._end_run(holder, abort):
@@ -312,12 +197,105 @@ class Lifecycle:
                 if abort:
                     session.abort()
                 else:
-                    session.close()
+                    session.close(deadline)
             if failure is not None:
                 raise failure
         finally:
             failure = None
             self._turn.release(closing)
+
+    def _end_jobs(self, holder: Operation, abort: bool, cancel: bool, deadline: float | None) -> bool:
+        """End the run of submitted items; return False where another thread is at it."""
+        run, session, claim = holder.jobs, holder.session, Claim()
+        if run is None or session is None:
+            return False
+        try:
+            if not holder.claim(claim):
+                if abort or cancel:
+                    # That thread may wait for what is pending.
+                    run.cancel()
+                return False
+            holder.cancelled = True
+            if abort:
+                session.abort()
+            elif cancel or not (run.drain(deadline) and run.finish(deadline)):
+                run.cancel()
+            return True
+        except BaseException as error:
+            if isinstance(error, StateError) and not run.over:
+                # A callback of a Future cannot wait for the others.
+                holder.cancelled = False
+                holder.offer()
+            else:
+                session.abort()
+            raise
+        finally:
+            if holder.claimed(claim):
+                self._jobs = None
+                self._turn.release(holder)
+
+    def _end_idle_jobs(self) -> None:
+        """Make way for something else, where no submitted item is pending."""
+        run, holder, claim = self._jobs, self._turn.holder, Claim()
+        if run is None or holder is None or holder.jobs is not run:
+            return
+        if not holder.here:
+            # The process that this one was forked from goes on with it.
+            self._jobs = None
+            self._turn.release(holder)
+            return
+        if not run.close_if_idle():
+            return
+        try:
+            if holder.claim(claim) and not run.over:
+                run.finish()
+        finally:
+            if holder.claimed(claim):
+                self._jobs = None
+                self._turn.release(holder)
+
+    def submit(self, given: list[Any], timeout: float | None, stacklevel: int) -> Future[list[Any]]:
+        """Return the Future of the one element of `given`."""
+        deadline = deadline_of("submit: timeout", timeout)
+        while True:
+            run = self._jobs
+            if run is not None:
+                future = run.submit(given[0], deadline)
+                if future is not None:
+                    return future
+                self._end_idle_jobs()
+            self._begin_jobs(stacklevel + 1)
+
+    def _begin_jobs(self, stacklevel: int) -> None:
+        """Begin a run of submitted items, unless another thread has."""
+        operation = Operation(JOBS)
+        holder = self._turn.take(operation)
+        try:
+            if holder is not operation:
+                if holder.kind != JOBS or not holder.here:
+                    raise refusal(JOBS, holder.kind)
+                if holder.cancelled:
+                    raise refusal(JOBS, CLOSE)
+                # Another thread begins it, or is just about to end it.
+                holder.done.wait(BEGINNING_SECONDS)
+                return
+            if not self.opened:
+                raise StateError(_NOT_OPEN)
+            self._description.check_single_items()
+            session = self.session
+            if session is None or session.ended:
+                session = self._start(operation, stacklevel + 1)
+                self.session, self._guard = session, operation.guard
+            else:
+                operation.session = session
+            operation.jobs = self._jobs = session.submit_run()
+            operation.offer()
+            if operation.cancelled:
+                raise closed()
+        except BaseException:
+            if holder is operation:
+                self._abandon(operation)
+            raise
 
     def _end_run(self, operation: Operation, abort: bool) -> bool:
         """End a run whose results another call takes; return False where another thread ends it."""
@@ -379,6 +357,7 @@ class Lifecycle:
         kind = type(given[0])
         if hasattr(kind, "columns") and (hasattr(kind, "__dataframe__") or hasattr(kind, "__arrow_c_stream__")):
             _warn_of_table(kind.__name__, stacklevel + 1)
+        self._end_idle_jobs()
         self._turn.begin(operation)
         session = self.session
         if session is None or session.ended:
@@ -461,6 +440,19 @@ class Lifecycle:
         if stats is None:
             raise StateError("there are no statistics yet: run the pipeline, or open it, before you call stats()")
         return stats
+
+
+def deadline_of(what: str, timeout: float | None) -> float | None:
+    """Return when so many seconds are over, by the monotonic clock; None: never.  Raises for what is no timeout."""
+    if timeout is None:
+        return None
+    check_seconds(what, timeout)
+    return time.monotonic() + timeout
+
+
+def left_until(deadline: float | None) -> float | None:
+    """Return how many seconds are left; None: there is no deadline."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 def _warn_of_table(kind: str, stacklevel: int) -> None:

@@ -19,6 +19,8 @@ from conveyor.stats import Stats
 from conveyor.stream import Stream as Stream
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     # Type checkers bring this module with them.  Only its TypeVar has defaults before Python 3.13.
     from typing_extensions import TypeVar
 
@@ -219,14 +221,23 @@ class Pipeline(Generic[In, Out]):
         self._lifecycle.open(stacklevel=2)
         return self
 
-    def close(self) -> None:
+    def close(self, *, cancel: bool = False, timeout: float | None = None) -> None:
         """Let the workers tear down their jobs, and end them; a run that is going on is given up.
 
-        Does nothing when the pipeline is not open.  Raises ProcessorError where a `teardown` raised.  A thread that
-        waits for results of that run, or is opening the pipeline, gets StateError.  If another
-        thread is closing it, this call waits for that.
+        Items that were submitted are waited for.  `cancel` (False): they are cancelled instead.  `timeout`: after so
+        many seconds, the rest of them is cancelled, and the workers are ended; None: there is no limit.
+
+        Does nothing when the pipeline is not open.  Raises ProcessorError where a `teardown` raised, and StateError in
+        a callback of a Future while others are pending, unless with `cancel`.  A thread that waits for results of that
+        run, or is opening the pipeline, gets StateError.  If another thread is closing it, this call waits for that.
+
+        >>> pipeline = Pipeline(engine="inline").add(Processor(len)).open()
+        >>> future = pipeline.submit("word")
+        >>> pipeline.close()
+        >>> future.result()
+        [4]
         """
-        self._lifecycle.leave(abort=False)
+        self._lifecycle.leave(abort=False, cancel=cancel, timeout=timeout)
 
     def __del__(self) -> None:
         lifecycle = getattr(self, "_lifecycle", None)
@@ -281,6 +292,29 @@ class Pipeline(Generic[In, Out]):
         given: list[Any] = [items]
         del items
         return Stream(self._lifecycle.stream(self, given, stacklevel=2))
+
+    def submit(self, item: In, *, timeout: float | None = None) -> Future[list[Out]]:
+        """Send one item through, and return the Future of the list that `run([item])` would return.
+
+        The pipeline has to be open.  Any thread may submit any number of items at once; none waits for what comes of
+        another.  An item that fails fails its own Future, with the error that `run` would raise, and the pipeline stays
+        open.  `cancel` of the Future succeeds until there is an outcome: what no worker has is dropped, and what has
+        begun runs on for nothing.
+
+        Waits while as many items wait for the first Processor as its Pipe holds; `timeout`: for so many seconds at
+        most.  A callback that was added to a Future does not wait.  The inline engine returns a Future that is done.
+
+        Raises StateError where the pipeline is not open or is being closed, where a run or a stream goes on, and in a
+        process that was forked since; RuleError (rule 9) where a Processor has outputs that belong to no single item;
+        TimeoutError where no room came in time; and what `open` raises, where the workers have to be started anew.
+
+        >>> with Pipeline(engine="inline").add(Processor(len)) as pipeline:
+        ...     pipeline.submit("word").result()
+        [4]
+        """
+        given: list[Any] = [item]
+        del item
+        return self._lifecycle.submit(given, timeout, stacklevel=2)
 
     # Looking on
 

@@ -10,7 +10,7 @@ import warnings
 
 from conveyor._lean.typing import TYPE_CHECKING
 from conveyor.errors import ImplicitJoinWarning, ImplicitPipeWarning, RuleError
-from conveyor.graph.layout import Addition, Layout, closed, extended
+from conveyor.graph.layout import Addition, Layout, StepOperation, closed, extended
 
 if TYPE_CHECKING:
     from conveyor.graph.diagram import Graph
@@ -51,6 +51,28 @@ class Description:
         if addition.piped:
             warnings.warn(_missing_pipe(addition), ImplicitPipeWarning, stacklevel + 1)
         self.layout = layout
+
+    def check_single_items(self) -> None:
+        """Raise RuleError where a Processor has outputs that belong to no single item: rule 9."""
+        # Few pipelines have their items submitted.
+        from conveyor.stages.job_inspection import may_give
+        from conveyor.stages.processor import has_finish, label
+
+        for operation in self.layout.operations:
+            if not isinstance(operation, StepOperation):
+                continue
+            processor, why = operation.processor, ""
+            if processor.batch is not None:
+                why = f"works in batches (batch={processor.batch})"
+                remedy = "leave batch out"
+            elif has_finish(processor) and may_give(type(processor).finish):
+                why, remedy = "may give outputs in `finish`", "have `finish` return nothing"
+            if why:
+                raise RuleError(
+                    f"Processor {label(processor)!r} {why}, and those belong to no single item, so items cannot be "
+                    f"submitted one by one: use run() or stream(), or {remedy}",
+                    rule=9,
+                )
 
     def plan(self, *, cores: int, ordered: bool, memory: int | None = None, stacklevel: int = 1) -> Plan:
         """Return the plan; branches open at the end are merged, with ImplicitJoinWarning.

@@ -26,6 +26,8 @@ from types import (
 from conveyor._lean.typing import Any
 
 _MISSING = object()
+# The flags of generators and of coroutines.
+_SUSPENDS = 0x20 | 0x80 | 0x200
 
 # Values of these types never change, nor does any object that they refer to.
 _ATOMS = frozenset({int, float, complex, bool, str, bytes, range, type(None), type(...), type(NotImplemented)})
@@ -272,3 +274,27 @@ def _described(value: Any) -> str:
     """Return the name of the type of a value, with an article."""
     name = type(value).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def may_give(function: Any) -> bool:
+    """Return whether a function may return something else than None, or yield, as far as its code shows.
+
+    >>> may_give(lambda self: None), may_give(lambda self: 1)
+    (False, True)
+    """
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType) or code.co_flags & _SUSPENDS:
+        return True
+    # Few programs come here.
+    import dis
+
+    before: dis.Instruction | None = None
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "RETURN_CONST" and instruction.argval is not None:
+            return True
+        if instruction.opname == "RETURN_VALUE" and (
+            instruction.is_jump_target or before is None or before.opname != "LOAD_CONST" or before.argval is not None
+        ):
+            return True
+        before = instruction
+    return False

@@ -122,7 +122,7 @@ def _check_retry_on(what: str, value: object) -> None:
         raise TypeError(f"{what} must be an exception class or a tuple of some, not {short(value)}")
 
 
-def _check_seconds(what: str, value: object, least: str = "0 or more") -> None:
+def check_seconds(what: str, value: object, least: str = "0 or more") -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{what} must be a number of seconds, not {short(value)}")
     # Written so that NaN fails.
@@ -159,11 +159,11 @@ class _ProcessorSettings:
         Exception, _check_retry_on, "The exceptions after which the job is called again."
     )
     backoff: float = setting(
-        0.1, _check_seconds, "The seconds before the first retry; they double each time, up to 30, less a random part."
+        0.1, check_seconds, "The seconds before the first retry; they double each time, up to 30, less a random part."
     )
     timeout: float | None = setting(
         None,
-        optional(partial(_check_seconds, least="more than 0")),
+        optional(partial(check_seconds, least="more than 0")),
         "The seconds that a call may take before its worker is killed and replaced; None: no limit.",
     )
     on_error: Any = setting(

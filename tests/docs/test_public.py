@@ -144,7 +144,7 @@ conveyor.pipeline.Pipeline()
     .__exit__(kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None)
     .__str__() -> str
     .add(*elements: Any) -> Any
-    .close()
+    .close(*, cancel: bool = False, timeout: float | None = None)
     .closed -> bool
     .failures -> tuple[FailedItem, ...]
     .graph() -> Graph
@@ -153,6 +153,7 @@ conveyor.pipeline.Pipeline()
     .run(items: Iterable[In] | In) -> list[Out]
     .stats() -> Stats
     .stream(items: Iterable[In] | In) -> Stream[Out]
+    .submit(item: In, *, timeout: float | None = None) -> Future[list[Out]]
 
 conveyor.errors.ProcessError(ConveyorError, RuntimeError)
     (message: str, exitcode: int | None = None)

@@ -90,6 +90,10 @@ Pipeline(engine="inline", cores=2).add(Processor(len)).run(["a"])  # is list[int
 Pipeline().add(Processor(len)).run("word")  # is list[int]
 Pipeline().add(Processor(len)).run([1])  # error: expected "Sized"
 Pipeline().add(Processor(len)).stream(lines)  # is Stream[int]
+Pipeline().add(Processor(len)).submit("word")  # is Future[list[int]]
+Pipeline().add(Processor(len)).submit("word", timeout=1).result()  # is list[int]
+Pipeline().add(Processor(len)).submit(1)  # error: expected "Sized"
+Pipeline().add(Processor(len)).submit("word", timeout="1")  # error: expected "float | None"
 next(Pipeline().add(Processor(len)).stream(lines))  # is int
 Pipeline().add(Processor(len)).open()  # is Pipeline[Sized, int]
 Pipeline().add(Processor(str.split)).run(lines)  # is list[list[str]]
