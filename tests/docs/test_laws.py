@@ -6,6 +6,7 @@ Law: a module that breaks one is named here, with the line; nothing has to be ad
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import pickle
@@ -62,11 +63,27 @@ def is_for_types(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
 
 
-def imports(name: str) -> Iterator[tuple[int, str]]:
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """The syntax tree of a module, which most laws ask for."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def tearDownModule() -> None:
+    """Give the trees back: they are large, and would make each fork of the other tests slow."""
+    tree_of.cache_clear()
+
+
+@functools.cache
+def imports(name: str) -> list[tuple[int, str]]:
     """The lines and names of what a module imports when it runs, wherever in it that is."""
+    return list(find_imports(name))
+
+
+def find_imports(name: str) -> Iterator[tuple[int, str]]:
     path = MODULES[name]
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    waiting: list[ast.AST] = [tree_of(path)]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Import):
@@ -138,7 +155,7 @@ class TheHouse(TestCase):
         wrong = []
         for module, path in MODULES.items():
             here = self.place(module)
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in ast.walk(tree_of(path)):
                 if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("conveyor"):
                     continue
                 names = [f"{node.module}.{each.name}" for each in node.names]
@@ -153,7 +170,7 @@ class TheHouse(TestCase):
         named = [
             (f"{module}:{node.lineno}", node.value)
             for module, path in MODULES.items()
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            for node in ast.walk(tree_of(path))
             if isinstance(node, ast.Constant) and re.fullmatch(r"conveyor(\.\w+)+", str(node.value))
         ]
         assert named
@@ -186,7 +203,7 @@ class TheCore(TestCase):
         broken = []
         for name in MODULES:
             if name.startswith("conveyor.core"):
-                for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+                for node in ast.walk(tree_of(MODULES[name])):
                     if isinstance(node, ast.Name) and node.id in {
                         "open",
                         "print",
@@ -252,16 +269,12 @@ class TheMessages(TestCase):
                 yield match.lineno
 
     def test_no_message_is_built_or_read_by_position(self) -> None:
-        broken = [
-            f"{name}:{line}"
-            for name, path in self.MODULES.items()
-            for line in self.broken(ast.parse(path.read_text(encoding="utf-8")))
-        ]
+        broken = [f"{name}:{line}" for name, path in self.MODULES.items() for line in self.broken(tree_of(path))]
         assert not broken, f"{broken}: build, match and read a message by its class and fields, and raise `unexpected`"
 
     def test_no_kind_is_declared_in_vain(self) -> None:
         """Each is built somewhere and matched somewhere."""
-        trees = [ast.parse(path.read_text(encoding="utf-8")) for path in self.MODULES.values()]
+        trees = [tree_of(path) for path in self.MODULES.values()]
         built = {ast.unparse(call.func).rpartition(".")[2] for tree in trees for call in self.nodes(tree, ast.Call)}
         matched = {
             ast.unparse(pattern.cls).rpartition(".")[2]
@@ -447,7 +460,9 @@ def oversized(path: str, text: str) -> dict[str, str]:
 class Sizes(TestCase):
     """A class has at most 15 attributes, a function at most 60 lines, a module at most 500."""
 
-    def found(self) -> dict[str, str]:
+    @staticmethod
+    @functools.cache
+    def found() -> dict[str, str]:
         """All that is too large in the package."""
         sizes: dict[str, str] = {}
         for path in MODULES.values():
@@ -493,16 +508,12 @@ class Texts(TestCase):
     def test_every_module_says_its_law(self) -> None:
         without = []
         for name, path in MODULES.items():
-            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            text = ast.get_docstring(tree_of(path)) or ""
             # A package says what is in it, its modules say the rest.
             if not text or (path.name != "__init__.py" and "Law: " not in text):
                 without.append(name)
         assert not without, without
 
     def test_every_test_file_says_its_law(self) -> None:
-        without = [
-            path.name
-            for path in sorted((ROOT / "tests").glob("*.py"))
-            if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-        ]
+        without = [path.name for path in sorted((ROOT / "tests").glob("*.py")) if not ast.get_docstring(tree_of(path))]
         assert not without, without
