@@ -32,9 +32,7 @@ class Simulation(TestCase):
     def test_seeds_that_failed_once(self) -> None:
         # A join that is blocked and tells nobody; a worker that dies in `finish` with a state; one that dies of what
         # is given up for that.
-        for seed in (7700510, 7700042, 9900607):
-            with self.subTest(seed=seed):
-                simulate(Scenario(seed, events=3000))
+        spread(lambda seed: simulate(Scenario(seed, events=3000)), (7700510, 7700042, 9900607))
 
     def test_a_seed_is_the_same_each_time(self) -> None:
         for seed in range(3):
@@ -47,7 +45,7 @@ class Failures(TestCase):
     def first_failure(self) -> Failure:
         for seed in range(100):
             try:
-                simulate(Scenario(seed))
+                simulate(Scenario(seed, events=400))
             except Failure as failure:
                 return failure
         raise AssertionError("none of these seeds fails")
