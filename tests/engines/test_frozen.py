@@ -16,7 +16,7 @@ import time
 import unittest
 
 import conveyor
-from tests.helpers.support import ROOT, TestCase
+from tests.helpers.support import ALL, ROOT, TestCase
 
 # What freezers put before the program.  That of `multiprocessing` does nothing here, so they bring a `freeze_support`.
 SUPPORTING = """
@@ -126,7 +126,8 @@ class FrozenTest(TestCase):
         return last
 
     def test_each_start_method(self) -> None:
-        for method in ("fork", "forkserver", "spawn"):
+        # A fresh broker that forks is tried beside a thread, too.
+        for method in ("fork", "forkserver", "spawn") if ALL else ("fork", "spawn"):
             run = RUN.format(settings=f"start_method={method!r}")
             assert self.prints(f"[2, 6] {method}", GUARD, SUPPORT, run) == ""
 
@@ -156,7 +157,7 @@ class FrozenTest(TestCase):
         self.prints("[2, 4]", GUARD, SUPPORT, textwrap.indent(textwrap.dedent(run), "    "))
 
     def test_without_freeze_support(self) -> None:
-        for method in ("forkserver", "spawn"):
+        for method in ("forkserver", "spawn") if ALL else ("spawn",):
             run = RUN.format(settings=f"start_method={method!r}")
             last = self.fails("MissingMainGuardError", GUARD, run)
             assert "ran the program again" in last, last

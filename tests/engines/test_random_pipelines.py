@@ -58,7 +58,7 @@ def check_unordered(seed, **settings):
 class RandomPipelines:
     """So many seeds, for one start method and channel."""
 
-    count = 40
+    count = 24
     settings = {"start_method": "fork", "channel": "pipe"}
 
     def test_as_inline(self):
@@ -82,7 +82,7 @@ class ForkPipeTest(RandomPipelines, TestCase):
 class FusedTest(RandomPipelines, TestCase):
     """With adjacent Processors in one process."""
 
-    count = 20
+    count = 12
     settings = {"start_method": "fork", "channel": "pipe", "fuse": True}
 
 
@@ -96,7 +96,7 @@ class ForkQueueTest(RandomPipelines, TestCase):
 class ForkserverPipeTest(RandomPipelines, TestCase):
     """Workers forked by a fresh broker, over socket pairs."""
 
-    count = 10
+    count = 4
     settings = {"start_method": "forkserver", "channel": "pipe"}
 
 
@@ -104,7 +104,7 @@ class ForkserverPipeTest(RandomPipelines, TestCase):
 class ForkserverQueueTest(RandomPipelines, TestCase):
     """Workers forked by a fresh broker, over queues."""
 
-    count = 6
+    count = 2
     settings = {"start_method": "forkserver", "channel": "queue"}
 
 
@@ -119,7 +119,7 @@ class SpawnPipeTest(RandomPipelines, TestCase):
 class SpawnQueueTest(RandomPipelines, TestCase):
     """Workers that are fresh interpreters, over queues."""
 
-    count = 4
+    count = 2
     settings = {"start_method": "spawn", "channel": "queue"}
 
 

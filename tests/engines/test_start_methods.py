@@ -186,6 +186,7 @@ class StartMethodsTest(ScriptTestCase):
             f"import jobs\npipeline = Pipeline(start_method={method!r}).add(Processor(jobs.double))\n{body}"
             for method in FRESH
             for body in ("print(pipeline.run([1]))", "pipeline.open()", "list(pipeline.stream([1]))")
+            if ALL or body != "list(pipeline.stream([1]))"
         ]
         self.bad("MissingMainGuardError", bodies, "__main__", "guard", causes=False)
 
@@ -335,18 +336,18 @@ class StartMethodsTest(ScriptTestCase):
         body = """
             import gc, itertools, jobs
             if __name__ == "__main__":
-                for method in ("fork", "forkserver", "spawn"):
-                    for channel in ("pipe", "queue"):
-                        pipeline = Pipeline(start_method=method, channel=channel).add(Processor(jobs.double, workers=2))
-                        with pipeline:
-                            for result in pipeline.stream(itertools.count()):
-                                break
-                            pipeline.run([1])
-                        del pipeline
-                        gc.collect()
+                settings = {{"start_method": {method!r}, "channel": {channel!r}}}
+                pipeline = Pipeline(**settings).add(Processor(jobs.double, workers=2))
+                with pipeline:
+                    for result in pipeline.stream(itertools.count()):
+                        break
+                    pipeline.run([1])
+                del pipeline
+                gc.collect()
                 print("good")
         """
-        self.good("good", body)
+        channels = ("pipe", "queue") if ALL else ("pipe",)
+        self.good("good", *(body.format(method=method, channel=channel) for method in METHODS for channel in channels))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import warnings
 from pathlib import Path
 
 from conveyor import ImplicitPipeWarning, Pipe, Pipeline, Processor, StateError
+from tests.helpers.late import mock
 from tests.helpers.support import ALL, TestCase, nothing_left, slow
 
 LIMIT_SECONDS = 8.0
@@ -112,6 +113,10 @@ class Shared:
 
     settings = {"engine": "inline"}
     rounds = 100 if ALL else 25
+    # How often a pipeline is opened while another thread does something to it.
+    openings = 20 if ALL else 5
+    # What a handler of a signal does, and whether the pipeline was opened before.
+    interrupts = tuple(itertools.product(("close", "look", "run"), (True, False)))
 
     def make(self, *elements):
         pipeline = Pipeline(**self.settings)
@@ -187,7 +192,7 @@ class Shared:
         # What is added is there, or the one who adds is told that it is too late.
         restless(self)
         with nothing_left():
-            for _ in range(20 if ALL else 5):
+            for _ in range(self.openings):
                 pipeline = self.make(Processor(increment))
                 adding = Caller(lambda pipeline=pipeline: pipeline.add(Processor(increment, name="second")))
                 results = pipeline.run([1])
@@ -218,7 +223,6 @@ class Shared:
                 opening.outcome()
             assert pipeline.run([1]) == [1]
 
-        # Side by side, as the inline engine waits for a while whether the other thread comes.
         warnings.filterwarnings("ignore", r"This process \(pid=\d+\) is multi-threaded", DeprecationWarning)
         with nothing_left():
             for thread in [Caller(lambda start=start: check(start)) for start in ("open", "run")]:
@@ -270,7 +274,7 @@ class Shared:
 
             assert pipeline.run([1]) == [2]
             looking = Caller(look)
-            for _ in range(5):
+            for _ in range(min(5, self.openings)):
                 assert pipeline.run([1, 2, 3]) == [2, 3, 4]
             stop.set()
             looking.outcome()
@@ -306,6 +310,13 @@ class Shared:
 
 class InlineTest(Shared, TestCase):
     """Everything in this process."""
+
+    def setUp(self):
+        super().setUp()
+        # What opens in this process does not hear of a close, so that is waited for in vain.
+        patch = mock.patch("conveyor.operations.ENDING_SECONDS", 0.2)
+        patch.start()
+        self.addCleanup(patch.stop)
 
 
 class Processes(Shared):
@@ -362,20 +373,20 @@ class Processes(Shared):
 
         before = signal.getsignal(signal.SIGUSR1)
         self.addCleanup(signal.signal, signal.SIGUSR1, before)
-        for handler in (close, look, run):
-            for opened in (True, False):
-                with self.subTest(handler=handler.__name__, opened=opened), nothing_left():
-                    pipeline = self.make(Processor(wait_at_one))
-                    if opened:
-                        pipeline.open()
-                    signal.signal(signal.SIGUSR1, handler)
-                    results = pipeline.stream(range(2))
-                    assert next(results) == 0
-                    threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGUSR1]).start()
-                    with self.assertRaises(StateError):
-                        next(results)
-                    assert pipeline.run([2]) == [2]
-                    pipeline.close()
+        handlers = {"close": close, "look": look, "run": run}
+        for handler, opened in self.interrupts:
+            with self.subTest(handler=handler, opened=opened), nothing_left():
+                pipeline = self.make(Processor(wait_at_one))
+                if opened:
+                    pipeline.open()
+                signal.signal(signal.SIGUSR1, handlers[handler])
+                results = pipeline.stream(range(2))
+                assert next(results) == 0
+                threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGUSR1]).start()
+                with self.assertRaises(StateError):
+                    next(results)
+                assert pipeline.run([2]) == [2]
+                pipeline.close()
 
     def test_an_inherited_pipeline(self):
         # It must not disturb the process that it belongs to.
@@ -407,21 +418,14 @@ class ForkQueueTest(Processes, TestCase):
 
 
 @slow
-class ForkserverTest(Processes, TestCase):
-    """Workers forked by a fresh broker."""
-
-    settings = {"start_method": "forkserver"}
-    # Processes take long to start.
-    rounds = 10
-
-
-@slow
 class SpawnTest(Processes, TestCase):
-    """Workers that are fresh interpreters."""
+    """A fresh broker, which is started in the same way where workers are forked by it; and fresh workers."""
 
     settings = {"start_method": "spawn"}
     # Processes take long to start.
     rounds = 10
+    openings = 3
+    interrupts = (("look", True), ("run", False))
 
 
 if __name__ == "__main__":
