@@ -36,7 +36,7 @@ from tests.helpers.spread import spread
 from tests.helpers.support import ALL, TestCase, slow
 
 EXAMPLES = settings(
-    max_examples=200 if ALL else 25,
+    max_examples=100 if ALL else 20,
     deadline=None,
     derandomize=True,
     database=None,

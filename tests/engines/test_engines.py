@@ -428,11 +428,11 @@ class Behaviour(Basics):
         assert self.make(Turns()).run(range(5000)) == list(range(1, 5001))
 
     def test_a_generator_that_yields_very_much(self):
-        self.check([Processor(countdown), Pipe(maxsize=5), Processor(increment)], [3000], list(range(3001, 1, -1)))
+        self.check([Processor(countdown), Pipe(maxsize=5), Processor(increment)], [2000], list(range(2001, 1, -1)))
 
     def test_generators_and_values_from_one_job(self):
-        expected = [str(n) for n in range(200) for _ in range(20 if n % 3 == 0 else 1)]
-        self.check([Processor(generator_or_value), Pipe(maxsize=2), Processor(str)], range(200), expected)
+        expected = [str(n) for n in range(100) for _ in range(20 if n % 3 == 0 else 1)]
+        self.check([Processor(generator_or_value), Pipe(maxsize=2), Processor(str)], range(100), expected)
 
     def test_a_job_that_runs_a_pipeline(self):
         self.check([Processor(in_a_pipeline_of_its_own)], [1, 3], [[0], [0, 2, 4]])

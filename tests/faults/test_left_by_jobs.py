@@ -302,7 +302,8 @@ class LeftByJobsTest(TestCase):
 
     @unittest.skipUnless(importlib.util.find_spec("joblib"), "needs joblib")
     def test_joblib(self):
-        for method in ("fork", "spawn"):
+        # What the job has left open is found in the same way; a fresh interpreter imports all of joblib for it.
+        for method in ("fork", "spawn") if ALL else ("fork",):
             with self.subTest(method=method):
                 self.ends(open_joblib, "INFO", "'open_joblib' left executors open, whose", start_method=method)
 
@@ -349,7 +350,7 @@ class LeftByJobsTest(TestCase):
     @unittest.skipUnless(sys.platform == "linux", "needs Linux")
     def test_a_worker_that_dies_and_one_that_lives(self):
         for how, settings in (("kill", {}), ("timeout", {"timeout": 3.0, "on_error": "skip"})):
-            for method in ("fork", "spawn"):
+            for method in ("fork", "spawn") if ALL or how == "kill" else ("fork",):
                 with self.subTest(how=how, method=method), self.assertLogs("conveyor") as logs:
                     folder = self.new_folder()
                     with Pipeline(start_method=method).add(DiesAtSecond(folder, how, **settings)) as pipeline:

@@ -312,8 +312,8 @@ class Survival:
 class ForkPipeTest(Survival, TestCase):
     """Forked workers, over socket pairs."""
 
-    kills, items = (100, 20_000) if ALL else (40, 10_000)
-    most_kills, most_items = (500, 100_000) if ALL else (40, 10_000)
+    kills, items = (60, 12_000) if ALL else (20, 5000)
+    most_kills, most_items = (500, 100_000) if ALL else (30, 7500)
 
 
 @slow

@@ -401,17 +401,17 @@ class ForkPipeTest(Behaviour, TestCase):
         with self.make(Processor(same), Pipe(), Processor(touch_first), Pipe(), Processor(slowly)) as pipeline:
             stream = pipeline.stream(buffer(0, 1_000_000) for _ in itertools.count())
             most = 0
-            for _ in itertools.islice(stream, 600):
+            for _ in itertools.islice(stream, 450):
                 most = max(most, memory_of(pipeline))
-        # Three pipes and what is at hand on either side of each; 600 MB went through.
+        # Three pipes and what is at hand on either side of each; 450 MB went through.
         assert most < 300_000_000, most
 
     def test_slots_are_used_again(self):
         with self.make(Processor(same), Pipe(maxsize=2), Processor(touch_first), Pipe(maxsize=2)) as pipeline:
             for _ in range(3):
-                for _ in pipeline.stream(buffers(200, 1_000_000)):
+                for _ in pipeline.stream(buffers(100, 1_000_000)):
                     pass
-            # The first pipe, which nobody has made shorter, holds 16 MiB, and 600 MB went through.
+            # The first pipe, which nobody has made shorter, holds 16 MiB, and 300 MB went through.
             assert memory_of(pipeline) < 100_000_000
 
     def test_memory_is_given_back_when_nothing_runs(self):
