@@ -670,9 +670,19 @@ class _Few(Failures):
 
 @slow
 class ForkserverPipeTest(_Few, TestCase):
-    """Workers forked by a fresh broker."""
+    """Workers forked by a fresh broker: how jobs fail and items travel is the same as with one that was forked."""
 
     settings = {"start_method": "forkserver", "channel": "pipe"}
+    test_a_generator_raises_midway = None
+    test_a_batch_fails = None
+    test_an_item_whose_repr_raises = None
+    test_a_redact_that_raises_shows_nothing = None
+    test_an_input_that_cannot_be_pickled = None
+    test_an_output_that_cannot_be_pickled = None
+    test_an_item_whose_unpickling_raises = None
+    test_a_result_whose_unpickling_raises = None
+    test_finish_raises = None
+    test_teardown_raises = None
 
 
 @slow
@@ -680,6 +690,10 @@ class SpawnPipeTest(_Few, TestCase):
     """Workers that are fresh interpreters, over socket pairs."""
 
     settings = {"start_method": "spawn", "channel": "pipe"}
+    # The same code as in a forked worker, from the call of the job on.
+    test_a_redact_that_raises_shows_nothing = None
+    test_finish_raises = None
+    test_teardown_raises = None
 
 
 if __name__ == "__main__":

@@ -624,8 +624,11 @@ class Deaths(Base):
         each.lease(SendLease(0, 1, ((blob, 4, 8), (other, 0, 3)), 7, 7))
         assert each.beside == (0, 2)
 
+    # A worker spins, is stopped, or sleeps at an item.
+    hanging = (spin_at_seven, stand_still_at_seven, sleep_at_seven)
+
     def test_timeouts(self):
-        for job in (spin_at_seven, stand_still_at_seven, sleep_at_seven):
+        for job in self.hanging:
             with self.subTest(job=job.__name__):
                 begun = time.monotonic()
                 with self.assertRaisesRegex(ItemTimeoutError, "timeout of 0.2 s .item 7") as caught:
@@ -679,8 +682,6 @@ class Deaths(Base):
         assert pipeline.run(range(40)) == list(range(40))
 
     def test_more_workers_than_a_board_of_progress_has_slots(self):
-        if self.settings["start_method"] != "fork":
-            self.skipTest("a broker that is spawned knows no patch")
         with mock.patch.object(progress, "SLOTS", 1):
             pipeline = self.make(Processor(sleep_at_seven, timeout=0.2, on_error="skip", workers=3))
             assert pipeline.run(range(200)) == [item for item in range(200) if item != 7]
@@ -735,6 +736,15 @@ class SpawnPipeTest(Deaths, TestCase):
     test_a_replacement = Policies.test_a_replacement
     test_retries = Policies.test_retries
 
+    # Its clock and its signals are those of any worker; that it shares the board of progress shows with one job.
+    hanging = (stand_still_at_seven,)
+    # What the broker decides, whatever it has started.
+    test_a_generator_that_takes_too_long = None
+    test_a_unit_that_is_done_again_is_given_up_once = None
+    test_what_was_left_out_before_a_death_is_said_once = None
+    test_what_says_so_kills_too = None
+    test_those_that_are_unpickled_together_are_those_of_the_same_blobs = None
+    test_more_workers_than_a_board_of_progress_has_slots = None
     # Each worker takes a while to start.
     test_a_timeout_is_tried_again = None
     test_waiting_is_no_work = None

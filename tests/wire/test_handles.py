@@ -163,7 +163,9 @@ class ConnectionTest(TestCase):
             {"channel": "queue"},
             {"engine": "inline"},
         ):
-            for wrap in (same, lambda each: [each], lambda each: {"end": (1, each)}, Holder, Slotted):
+            wraps = (same, lambda each: [each], lambda each: {"end": (1, each)}, Holder, Slotted)
+            # The caller refuses it, whatever the other processes are.
+            for wrap in wraps if settings in ({"start_method": "fork"}, {"engine": "inline"}) else wraps[-1:]:
                 with self.subTest(settings=settings, item=wrap(1)), nothing_left():
                     with self.assertRaises(SourceError) as caught:
                         Pipeline(**settings).add(Processor(same)).run([1, wrap(self.mine), 3])
