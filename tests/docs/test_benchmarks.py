@@ -42,7 +42,7 @@ class TestCompare(TestCase):
         with tempfile.TemporaryDirectory() as folder:
             path, page = Path(folder, "all.json"), Path(folder, "all.md")
             finished = self.compare(
-                *("--only", "tiny", "start-fork", "--peers", "queues", "pool", "mpipe"),
+                *("--only", "tiny", "start-fork", "--peers", "queues", "mpipe"),
                 *("--json", str(path), "--markdown", str(page)),
             )
             self.assertEqual(finished.returncode, 0, finished.stderr)
@@ -50,8 +50,8 @@ class TestCompare(TestCase):
             text = page.read_text()
         self.assertEqual(list(data["workloads"]), ["tiny", "start-fork"])
         for name, peers in (
-            ("tiny", ["conveyor", "conveyor", "queues", "pool"]),
-            ("start-fork", ["conveyor", "queues", "pool"]),
+            ("tiny", ["conveyor", "conveyor", "queues"]),
+            ("start-fork", ["conveyor", "queues"]),
         ):
             workload: dict[str, Any] = data["workloads"][name]
             self.assertEqual([entry["peer"] for entry in workload["entries"]], peers)
