@@ -186,7 +186,8 @@ class Shared:
             self.make(Writes(self.path, 0, self.seconds)).stream([]).close()
         assert self.written() == ["finish", "teardown"]
         with nothing_left():
-            stream = self.make(Writes(self.path, 0, 0.0)).stream(range(1000))
+            # More than could be through by then.
+            stream = self.make(Writes(self.path, 0, 0.0)).stream(range(1_000_000))
             stream.close()
         assert "finish" not in self.written()
 
