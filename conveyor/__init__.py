@@ -9,6 +9,7 @@ from conveyor._lean.typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     # What freezes a program (PyInstaller, say) looks for imports, and an engine is imported by its name.
+    from conveyor.diagram import Graph, GraphEdge, GraphNode
     from conveyor.engines import inline as inline
     from conveyor.engines import process as process
     from conveyor.errors import (
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
         TooManyFailuresError,
         WorkerDiedError,
     )
-    from conveyor.graph.diagram import Graph, GraphEdge, GraphNode
     from conveyor.pipeline import Pipeline
     from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
     from conveyor.stats import Decision, SlowCall, SourceStats, Stats, StepStats, Unfused, WorkerStats
@@ -84,7 +84,7 @@ __all__ = [
 # spawned worker imports the script again, and would wait for all imports.
 _MODULES = {
     "Pipeline": "pipeline",
-    **dict.fromkeys(("Graph", "GraphEdge", "GraphNode"), "graph.diagram"),
+    **dict.fromkeys(("Graph", "GraphEdge", "GraphNode"), "diagram"),
     **dict.fromkeys(("BalancingFork", "Element", "Join", "Pipe", "Processor", "ReplicatingFork"), "stages"),
     **dict.fromkeys(("Decision", "SlowCall", "SourceStats", "Stats", "StepStats", "Unfused", "WorkerStats"), "stats"),
     "Stream": "stream",

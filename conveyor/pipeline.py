@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     # Type checkers bring this module with them.  Only its TypeVar has defaults before Python 3.13.
     from typing_extensions import TypeVar
 
-    from conveyor.graph.diagram import Graph
+    from conveyor.diagram import Graph
 
     A = TypeVar("A", default=Any)
     B = TypeVar("B", default=Any)

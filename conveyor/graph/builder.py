@@ -13,7 +13,7 @@ from conveyor.errors import ImplicitJoinWarning, ImplicitPipeWarning, RuleError
 from conveyor.graph.layout import Addition, Layout, StepOperation, closed, extended
 
 if TYPE_CHECKING:
-    from conveyor.graph.diagram import Graph
+    from conveyor.diagram import Graph
     from conveyor.graph.plan import Plan
 
 
@@ -105,8 +105,9 @@ class Description:
 
         `fuse`: adjacent Processors that can be are one node.
         """
+        from conveyor.diagram import Graph
         from conveyor.graph.compiler import compiled
-        from conveyor.graph.diagram import Graph, graph_of
+        from conveyor.graph.diagram import graph_of
 
         if self.empty:
             return Graph((), ())

@@ -124,6 +124,7 @@ class TheHouse(TestCase):
         ("conveyor._system",),
         ("conveyor.errors", "conveyor.stats"),
         ("conveyor.stages",),
+        ("conveyor.diagram",),
         ("conveyor.graph",),
         ("conveyor.core",),
         ("conveyor.engines.failures", "conveyor.engines.base"),

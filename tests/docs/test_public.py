@@ -85,7 +85,7 @@ conveyor.errors.FailedItem()
     .attempts: int
     .when: float
 
-conveyor.graph.diagram.Graph()
+conveyor.diagram.Graph()
     (its fields, in this order)
     .nodes: tuple[GraphNode, ...]
     .edges: tuple[GraphEdge, ...]
@@ -93,14 +93,14 @@ conveyor.graph.diagram.Graph()
     .to_mermaid() -> str
     .to_svg() -> str
 
-conveyor.graph.diagram.GraphEdge()
+conveyor.diagram.GraphEdge()
     (its fields, in this order)
     .source: int
     .target: int
     .bound: int | None
     .detail -> str
 
-conveyor.graph.diagram.GraphNode()
+conveyor.diagram.GraphNode()
     (its fields, in this order)
     .index: int
     .kind: Kind

@@ -30,7 +30,7 @@ from conveyor.engines.process.system.spawning import (
     is_frozen,
 )
 from conveyor.engines.process.wire import by_value as by_values
-from conveyor.engines.process.wire.handles import Handles, MadeForFork, guard_connections
+from conveyor.engines.process.wire.handles import CallerHandles, Handles, MadeForFork, guard_connections
 from conveyor.errors import ConveyorError, JobPicklingError, MissingMainGuardError
 from conveyor.graph.plan import Plan
 from conveyor.stages.processor import Processor
@@ -324,7 +324,7 @@ def _fresh(plan: Plan, redact: Redact | None, method: str, reason: str, beside_t
     by_values.forget_definitions()
     # What the program has set since its import reaches the workers, as it would with a fork.
     main.by_value = installed and (beside_threads or bool(main.why_not))
-    handles = Handles([])
+    handles = CallerHandles([])
     try:
         pickled = [
             _pickled(f"The job of Processor {step.name!r}", "the job", step.processor, method, main, step.name, handles)

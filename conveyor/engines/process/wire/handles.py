@@ -118,8 +118,12 @@ class Handles:
         while len(self._descriptors) > first:
             os.close(self._descriptors.pop())
 
-    # A start that an exception breaks off closes nothing itself.
-    __del__ = close
+
+class CallerHandles(Handles):
+    """The caller's: whatever breaks off a start, they are closed when they are dropped."""
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def _inherited(duplicates: list[Any]) -> Handles:

@@ -12,7 +12,7 @@ from itertools import pairwise
 from xml.sax.saxutils import escape
 
 from conveyor._lean.dataclasses import dataclass
-from conveyor.graph.diagram import Graph, GraphEdge, GraphNode, one_line
+from conveyor.diagram import Graph, GraphEdge, GraphNode, one_line
 
 # Sizes in pixels.
 NAME_SIZE, DETAIL_SIZE = 13, 11
