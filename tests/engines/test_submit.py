@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -43,6 +44,7 @@ from tests.helpers.scripts import ScriptTestCase
 from tests.helpers.support import ALL, TestCase, nothing_left
 
 SECONDS = 30.0
+MOST_RESULTS = 2000
 ENGINES = ("process", "inline")
 
 
@@ -183,11 +185,14 @@ class RandomPipelines(TestCase):
         futures: dict[int, Future[list[Any]]] = {}
 
         def submit(first: int) -> None:
-            for index in range(first, items, 4):
+            for index in range(first, len(given), 4):
                 futures[index] = other.submit(given[index])
 
         with nothing_left(), inline, other:
             expected = alone(inline)
+            results_so_far = accumulate(len(expected(item)) for item in given)
+            # Some pipelines make thousands of results of an item.
+            del given[sum(1 for results in results_so_far if results <= MOST_RESULTS) + 1 :]
             threads = [threading.Thread(target=submit, args=(first,)) for first in range(4)]
             for thread in threads:
                 thread.start()
@@ -196,7 +201,7 @@ class RandomPipelines(TestCase):
             for index, future in futures.items():
                 results = future.result(SECONDS)
                 assert results == expected(given[index]), f"seed {seed}: {given[index]} gives {results}\n{other!r}"
-            assert len(futures) == items
+            assert len(futures) == len(given)
             # What follows is a run like any.
             assert other.run(given[:20]) == inline.run(given[:20]), f"seed {seed}\n{other!r}"
 
