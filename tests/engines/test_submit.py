@@ -334,7 +334,7 @@ class Failing(TestCase):
 
     def test_an_item_that_takes_too_long(self) -> None:
         door = Door(self)
-        pipeline = Pipeline().add(Processor(lambda item: door(item) if item == 3 else item, timeout=0.1, name="slow"))
+        pipeline = Pipeline().add(Processor(lambda item: door(item) if item == 3 else item, timeout=1.0, name="slow"))
         outcomes = self.outcomes(pipeline, [1, 2, 3, 4, 5])
         assert isinstance(outcomes[2], ItemTimeoutError) and outcomes[3:] == [[4], [5]]
 
