@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         WorkerDiedError,
     )
     from conveyor.pipeline import Pipeline
+    from conveyor.progress import Progress
     from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
     from conveyor.stats import Decision, SlowCall, SourceStats, Stats, StepStats, Unfused, WorkerStats
     from conveyor.stream import Stream
@@ -60,6 +61,7 @@ __all__ = [
     "ProcessError",
     "Processor",
     "ProcessorError",
+    "Progress",
     "RemoteTraceback",
     "ReplicatingFork",
     "ResultError",
@@ -84,6 +86,7 @@ __all__ = [
 # spawned worker imports the script again, and would wait for all imports.
 _MODULES = {
     "Pipeline": "pipeline",
+    "Progress": "progress",
     **dict.fromkeys(("Graph", "GraphEdge", "GraphNode"), "diagram"),
     **dict.fromkeys(("BalancingFork", "Element", "Join", "Pipe", "Processor", "ReplicatingFork"), "stages"),
     **dict.fromkeys(("Decision", "SlowCall", "SourceStats", "Stats", "StepStats", "Unfused", "WorkerStats"), "stats"),

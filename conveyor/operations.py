@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from conveyor.graph.builder import Description
+    from conveyor.progress import Watch
     from conveyor.stats import Stats
 
 # How often a thread that submits an item looks whether another one has begun the run.
@@ -46,14 +47,16 @@ _NOT_OPEN = "items are submitted to an open pipeline: enter it with `with pipeli
 
 
 class Running:
-    def __init__(self, owner: object, turn: Turn, operation: Operation, session: Session, run: Run) -> None:
+    def __init__(self, owner: object, turn: Turn, operation: Operation, watch: Watch | None) -> None:
+        assert operation.session is not None and operation.run is not None
         # Keeps the pipeline alive: when it is dropped, it ends its session.
         self._owner = owner
         self._turn = turn
         self._operation = operation
-        self._session = session
-        self._run = run
-        self.chunks = run.chunks()
+        self._session = operation.session
+        self._run = operation.run
+        self._watch = watch
+        self.chunks = self._run.chunks()
         # Whether somebody has tried to end it in peace.
         self._was_concluded = False
 
@@ -112,6 +115,8 @@ class Running:
         finally:
             if operation.claimed(claim):
                 self._turn.release(operation)
+            if self._watch is not None:
+                self._watch.end()
 
 
 class Lifecycle:
@@ -323,7 +328,7 @@ class Lifecycle:
         session.abort()
         return True
 
-    def run(self, owner: object, given: list[Any], stacklevel: int) -> list[Any]:
+    def run(self, owner: object, given: list[Any], watch: Watch | None, stacklevel: int) -> list[Any]:
         """Return the results of a run over the input in `given`.
 
         The input is taken out of that list, so that no frame keeps it alive.
@@ -331,7 +336,7 @@ class Lifecycle:
         results: list[Any] = []
         operation = Operation(RUN)
         try:
-            running = self._running(owner, operation, given, stacklevel + 1)
+            running = self._running(owner, operation, given, watch, stacklevel + 1)
             try:
                 for chunk in running.chunks:
                     results += chunk
@@ -343,17 +348,19 @@ class Lifecycle:
             raise
         return results
 
-    def stream(self, owner: object, given: list[Any], stacklevel: int) -> Running:
+    def stream(self, owner: object, given: list[Any], watch: Watch | None, stacklevel: int) -> Running:
         """Return a run over the input in `given`, as in `run`; the run keeps `owner` alive."""
         operation = Operation(RUN)
         try:
-            return self._running(owner, operation, given, stacklevel + 1)
+            return self._running(owner, operation, given, watch, stacklevel + 1)
         except BaseException:
             given.clear()
             self._abandon(operation)
             raise
 
-    def _running(self, owner: object, operation: Operation, given: list[Any], stacklevel: int) -> Running:
+    def _running(
+        self, owner: object, operation: Operation, given: list[Any], watch: Watch | None, stacklevel: int
+    ) -> Running:
         kind = type(given[0])
         if hasattr(kind, "columns") and (hasattr(kind, "__dataframe__") or hasattr(kind, "__arrow_c_stream__")):
             _warn_of_table(kind.__name__, stacklevel + 1)
@@ -368,12 +375,13 @@ class Lifecycle:
                 self.session, self._guard = session, operation.guard
         else:
             operation.session = session
-        run = operation.run = session.run(_iterable(given.pop()))
+        start = session.run if watch is None else watch.start(session)
+        operation.run = start(_iterable(given.pop()))
         # From now on another thread may end the run.  A thread that tried earlier has set `cancelled`.
         operation.offer()
         if operation.cancelled:
             raise closed()
-        return Running(owner, self._turn, operation, session, run)
+        return Running(owner, self._turn, operation, watch)
 
     def _abandon(self, operation: Operation) -> None:
         """End an operation after an exception, which may have come at any moment."""

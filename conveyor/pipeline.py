@@ -15,7 +15,7 @@ from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, Protocol
 from conveyor._system.signals import interrupts_held
 from conveyor.errors import FailedItem
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork
-from conveyor.stats import Stats
+from conveyor.stats import PROGRESS_VARIABLE, Stats
 from conveyor.stream import Stream as Stream
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     from conveyor.diagram import Graph
+    from conveyor.progress import Progress, Watch
 
     A = TypeVar("A", default=Any)
     B = TypeVar("B", default=Any)
@@ -257,11 +258,26 @@ class Pipeline(Generic[In, Out]):
     ) -> None:
         self._lifecycle.leave(abort=kind is not None)
 
-    def run(self, items: Iterable[In] | In) -> list[Out]:
+    def run(
+        self,
+        items: Iterable[In] | In,
+        *,
+        progress: bool | Callable[[Progress], object] | None = None,
+        total: int | None = None,
+    ) -> list[Out]:
         """Send all items through the pipeline and return the list of results.
 
         `items` is any iterable; a str, bytes, bytearray or a value that is not iterable is one item.  The process
-        engine iterates over it in a thread of its own.  Raises the errors of `open`, and with nothing left running:
+        engine iterates over it in a thread of its own.
+
+        - `progress` (None): True shows on the standard error stream how far the run is.  A callable is called with a
+          `Progress`, in a thread of its own: every 0.25 seconds, and at the end.  One that raises is logged and left
+          out.  None and False: nothing, but None is True where the environment has `CONVEYOR_PROGRESS=1`.
+        - `total` (None): the number of items, for `progress` and `stats`.  None: `len` or `operator.length_hint`, where
+          the input has that.
+
+        Raises TypeError or ValueError for a `progress` or a `total` it cannot use.  Raises the errors of `open`, and
+        with nothing left running:
 
         - StateError while another run is going on;
         - ProcessorError when a job fails;
@@ -278,20 +294,26 @@ class Pipeline(Generic[In, Out]):
         # Handed over in a list: no frame keeps the input alive once the run has released it.
         given: list[Any] = [items]
         del items
-        return self._lifecycle.run(self, given, stacklevel=2)
+        return self._lifecycle.run(self, given, _watch_for(progress, total), stacklevel=2)
 
-    def stream(self, items: Iterable[In] | In) -> Stream[Out]:
+    def stream(
+        self,
+        items: Iterable[In] | In,
+        *,
+        progress: bool | Callable[[Progress], object] | None = None,
+        total: int | None = None,
+    ) -> Stream[Out]:
         """Send items through the pipeline and return an iterator over the results, as they come.
 
         The pipeline pulls no more items ahead than its pipes hold.  Closing the iterator, or dropping it, gives up the
-        rest.  Raises the errors of `run`, at once or from the iterator.
+        rest.  `progress` and `total` are those of `run`.  Raises the errors of `run`, at once or from the iterator.
 
         >>> next(Pipeline(engine="inline").add(Processor(len)).stream(["a", "bc"]))
         1
         """
         given: list[Any] = [items]
         del items
-        return Stream(self._lifecycle.stream(self, given, stacklevel=2))
+        return Stream(self._lifecycle.stream(self, given, _watch_for(progress, total), stacklevel=2))
 
     def submit(self, item: In, *, timeout: float | None = None) -> Future[list[Out]]:
         """Send one item through, and return the Future of the list that `run([item])` would return.
@@ -386,6 +408,16 @@ class Pipeline(Generic[In, Out]):
             # No other engine fuses.
             fuse=settings.fuse and settings.engine in (None, "process"),
         )
+
+
+def _watch_for(progress: Any, total: Any) -> Watch | None:
+    """Return what watches a run, None where nobody does; raises TypeError or ValueError."""
+    if progress is None and total is None and PROGRESS_VARIABLE not in os.environ:
+        return None
+    # Imported here: most runs are not watched.
+    from conveyor.progress import watch_for
+
+    return watch_for(progress, total)
 
 
 if TYPE_CHECKING:

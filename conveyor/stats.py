@@ -12,6 +12,8 @@ from conveyor._lean.typing import Any
 # full.
 SAMPLE_SECONDS = 0.25
 HISTORY_SAMPLES = 2000
+# "1": runs show their progress where they do not say otherwise.  "0": none shows a bar.
+PROGRESS_VARIABLE = "CONVEYOR_PROGRESS"
 
 
 @dataclass(frozen=True)

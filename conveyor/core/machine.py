@@ -443,6 +443,13 @@ class Machine:
         seconds, decisions = at - self.roster.opened_at, tuple(self.roster.decisions)
         return Stats(seconds, self._plan.cores, steps, decisions, unfused=self._plan.unfused)
 
+    def items_through(self) -> int:
+        """Return of how many input items nothing is under way any more; changes nothing."""
+        # Only runs whose progress is watched ask.
+        from conveyor.core.nodes.under_way import items_under_way
+
+        return max(0, self.source.given - items_under_way(self._plan, self.nodes))
+
     @property
     def worker_cpu_seconds(self) -> float:
         """The CPU seconds that workers have reported."""

@@ -48,13 +48,20 @@ class Engine(Protocol):
 class RunProgress:
     """How far a run is, as the caller sees it: numbers alone, which stay when the input is gone."""
 
-    def __init__(self, total: int | None = None) -> None:
+    def __init__(self, total: int | None = None, number: int = 0) -> None:
+        # The number of the run in its session, where that counts them; and whether somebody watches its progress.
+        self.number = number
+        self.is_watched = False
         self.pulled = 0
+        # How many items are known to be through; the process engine asks for that where the run is watched.
+        self.through = 0
         self.total = total
         # Whether the input has no more.
         self.ended = False
         # How many results were given out, and how many items, or batches, were given up.
         self.results = self.failed = 0
+        # Whether all is through.
+        self.finished = False
 
     def added_to(self, stats: Stats) -> Stats:
         """Return statistics with what is known here."""
@@ -79,6 +86,15 @@ def known_total(items: Iterable[Any]) -> int | None:
     return None if hint < 0 else hint
 
 
+class Outlet(Protocol):
+    """Where prints of jobs arrive in this process."""
+
+    # Whether jobs send also what they print to a terminal or a file, from the next run on.
+    takes_all: bool
+    # Writes to the stream of that name.
+    put: Callable[[str, str | bytes], None]
+
+
 class Session(Protocol):
     """What is up from `open` to `close`: jobs that are set up, in workers or here.
 
@@ -91,6 +107,10 @@ class Session(Protocol):
     @property
     def names(self) -> list[str]:
         """The names of the Processors, in the order of the plan."""
+
+    @property
+    def prints(self) -> Outlet | None:
+        """Where prints of jobs arrive; None where jobs print in this process."""
 
     @property
     def active(self) -> bool:
@@ -127,6 +147,10 @@ class Run(Protocol):
 
     # Of the results that were yielded last, those that the consumer has not taken yet.
     rest: Iterator[Any]
+
+    @property
+    def progress(self) -> RunProgress:
+        """How far it is."""
 
     @property
     def over(self) -> bool:

@@ -33,6 +33,7 @@ from conveyor import (
     ProcessError,
     Processor,
     ProcessorError,
+    Progress,
     RemoteTraceback,
     ReplicatingFork,
     ResultError,
@@ -150,9 +151,9 @@ conveyor.pipeline.Pipeline()
     .graph() -> Graph
     .open() -> Pipeline[In, Out]
     .opened -> bool
-    .run(items: Iterable[In] | In) -> list[Out]
+    .run(items: Iterable[In] | In, *, progress: bool | Callable[[Progress], object] | None = None, total: int | None = None) -> list[Out]
     .stats() -> Stats
-    .stream(items: Iterable[In] | In) -> Stream[Out]
+    .stream(items: Iterable[In] | In, *, progress: bool | Callable[[Progress], object] | None = None, total: int | None = None) -> Stream[Out]
     .submit(item: In, *, timeout: float | None = None) -> Future[list[Out]]
 
 conveyor.errors.ProcessError(ConveyorError, RuntimeError)
@@ -189,6 +190,15 @@ conveyor.errors.ProcessorError(ConveyorError)
     .kind
     .traceback
     .attempts
+
+conveyor.progress.Progress()
+    (its fields, in this order)
+    .done: int
+    .total: int | None
+    .rate: float | None
+    .eta: float | None
+    .steps: tuple[StepStats, ...]
+    .__str__() -> str
 
 conveyor.errors.RemoteTraceback(Exception)
     (text: str)
@@ -355,6 +365,7 @@ VALUES: tuple[Any, ...] = (
         cls(**{field.name: 1 for field in dataclasses.fields(cls)})
         for cls in (Decision, StepStats, FailedItem, GraphEdge, GraphNode, SlowCall, SourceStats, WorkerStats)
     ),
+    Progress(1, 1, 1.0, 1.0),
     Stats(**{field.name: () for field in dataclasses.fields(Stats)}),
 )
 

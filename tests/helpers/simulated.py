@@ -504,6 +504,7 @@ class SimulatedShell(FakeShell):
         elif self.count % self.chances.every == 0:
             machine.check()
             self._compare()
+            assert self.cancelled or 0 <= machine.items_through() <= machine.source.given, "more is through than came"
             for node in machine.nodes:
                 self.check_flow(node)
         elif self.count % 2:
@@ -580,6 +581,7 @@ class SimulatedShell(FakeShell):
             self.check_flow(node)
         for page in self.pages.values():
             page.settle()
+        assert self.machine.items_through() == self.machine.source.given, "all is through, and is not counted so"
         for step in self.machine.steps:
             assert step.intake.entered == self.pages[step.index].done, "an item was not acknowledged"
         assert self.exhausted, "the end before that of the source"

@@ -134,6 +134,10 @@ class Session:
             raise processor_error(step.name, failure_of(error, "load"), None, None, error) from error
 
     @property
+    def prints(self) -> None:
+        """Jobs print in this process."""
+
+    @property
     def names(self) -> list[str]:
         """The names of the Processors, in their order."""
         return [step.name for step in self._plan.steps]
@@ -239,7 +243,7 @@ class InlineRun:
     def __init__(self, session: Session, walk: Walk, items: Iterable[Any], progress: RunProgress) -> None:
         self._session = session
         self._walk = walk
-        self._progress = progress
+        self.progress = progress
         self._input: _Input | None = _Input(items, session.format_item)
         source = _counted(self._input.copies(), progress, session.sample)
         self._results: Generator[Any, None, None] | None = _results_of(walk, source)
@@ -254,8 +258,9 @@ class InlineRun:
             while (result := self._session.work(self._next)) is not NOTHING:
                 if self._left:
                     raise StateError(LEFT)
-                self._progress.results += 1
+                self.progress.results += 1
                 yield [result]
+            self.progress.finished = True
         except GeneratorExit:
             with interrupts_postponed():
                 self.conclude()
@@ -295,6 +300,7 @@ class InlineRun:
             self._end()
             raise
         if over:
+            self.progress.finished = True
             self._end()
         return over
 
@@ -336,6 +342,7 @@ def _counted(
         for item in source:
             progress.pulled += 1
             yield item
+            progress.through += 1
             sample()
     progress.ended = True
 

@@ -50,7 +50,9 @@ class Dispatch:
     def from_questions(self, message: messages.Message, blobs: list[Any]) -> None:
         match message:
             case messages.StatsRequest():
-                self.shell.caller.questions.send(messages.StatsReply(message.number, self.shell.stats()))
+                shell = self.shell
+                through = shell.machine.items_through() if message.run and message.run == shell.run else 0
+                shell.caller.questions.send(messages.StatsReply(message.number, shell.stats(), through))
             case _:
                 raise messages.unexpected(message, "The broker, over the caller's channel of questions,")
 

@@ -21,6 +21,7 @@ from conveyor._lean.dataclasses import replace
 from conveyor._lean.typing import Any, cast
 from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held
+from conveyor.engines.base import RunProgress
 from conveyor.engines.process.broker import run_broker
 from conveyor.engines.process.broker.observing import RECORD_VARIABLE
 from conveyor.engines.process.caller.fork_gate import gate
@@ -296,22 +297,26 @@ class BrokerClient:
         finally:
             self._sending.release()
 
-    def ask_for_stats(self) -> None:
-        """Get the statistics of now, while `asking` is held; does nothing where the broker is gone."""
+    def ask_for_stats(self, progress: RunProgress | None) -> None:
+        """Get the statistics of now, while `asking` is held, and how far a watched run is.
+
+        Does nothing where the broker is gone.
+        """
         if self._is_asking:
             # This thread asks already, where a signal handler interrupted it, and must get its answer there.
             return
         with contextlib.suppress(ConnectionLost):
             try:
                 self._is_asking = True
-                self._ask()
+                self._ask(progress)
             finally:
                 self._is_asking = False
 
-    def _ask(self) -> None:
+    def _ask(self, progress: RunProgress | None) -> None:
         questions = self._broker.questions
         self._question += 1
-        questions.send(messages.StatsRequest(self._question))
+        run = progress.number if progress is not None and progress.is_watched else 0
+        questions.send(messages.StatsRequest(self._question, run))
         answered = 0
         # The answer to a question that was interrupted is still on its way.
         while answered != self._question:
@@ -320,6 +325,8 @@ class BrokerClient:
                 case messages.StatsReply():
                     answered = message.number
                     self.take_in(message.stats)
+                    if progress is not None:
+                        progress.through = max(progress.through, message.through)
                 case _:
                     raise messages.unexpected(message, "The caller, over its channel of questions,")
 

@@ -22,6 +22,7 @@ from conveyor.errors import ConveyorError, ResultError, StateError
 from conveyor.graph.plan import SinkNode
 
 if TYPE_CHECKING:
+    from conveyor.engines.base import RunProgress
     from conveyor.engines.process.caller.session import Session
 
 # How often a source without a thread of its own looks whether there is room.
@@ -94,6 +95,11 @@ class Run:
         self.finished = False
         self._given_up = False
 
+    @property
+    def progress(self) -> RunProgress:
+        """How far the run is."""
+        return self.source.progress
+
     def chunks(self) -> Generator[list[Any], None, None]:
         """Yield the results in lists, as they come; closing the iterator cancels the run."""
         try:
@@ -107,7 +113,7 @@ class Run:
                 for start in range(0, len(results), stride):
                     part = results[start : start + stride] if len(results) > stride else results
                     self._unreported_items += len(part)
-                    self.source.progress.results += len(part)
+                    self.progress.results += len(part)
                     self._unreported_bytes += size * len(part) // len(results)
                     if self._unreported_items >= self._report_items or self._unreported_bytes >= self._report_bytes:
                         self._report()
@@ -177,7 +183,7 @@ class Run:
                 if not reply.drops:
                     return False
                 self._unreported_items += len(taken[0])
-        self.over = True
+        self.over = self.progress.finished = True
         self._finish()
         return True
 
@@ -234,6 +240,7 @@ class Run:
                     # What is in shared memory lives as long as something here refers to it.
                     return self._decoded(message.spec, blobs), sum(map(len, blobs)), message.tell_within
             elif isinstance(message, RunFinished) and message.run == self.number:
+                self.progress.finished = True
                 self.finished = self.over = True
                 return None
         raise StateError("the stream was closed by another thread, or a signal handler, while it was waited for")

@@ -154,6 +154,10 @@ class Session:
         return self._active is not None
 
     @property
+    def prints(self) -> PrintOutlet:
+        return self._client.prints
+
+    @property
     def is_forked_copy(self) -> bool:
         """Whether this process was forked from the one that opened the session."""
         return os.getpid() != self._owner
@@ -184,7 +188,7 @@ class Session:
             ) from error
         self._runs += 1
         self.failures = deque(maxlen=self._plan.setting("keep_failures"))
-        self._progress = progress = RunProgress(total)
+        self._progress = progress = RunProgress(total, self._runs)
         sink = self._plan.nodes[-1]
         assert isinstance(sink, SinkNode)
         return sink, progress
@@ -340,7 +344,7 @@ class Session:
             with client.asking:
                 if self._broker.child is not None and self._ending.starter is None and not self.ended:
                     is_up = True
-                    client.ask_for_stats()
+                    client.ask_for_stats(self._progress)
         # A forked copy takes no lock: a thread may have held it at the fork.
         stats, progress = client.stats, self._progress
         if stats is None:

@@ -146,16 +146,21 @@ class StopSource(NamedTuple):
 
 
 class StatsRequest(NamedTuple):
-    """Caller to broker: what are the statistics now?"""
+    """Caller to broker: what are the statistics now, and how far is the run of that number?  0: of none."""
 
     number: int
+    run: int
 
 
 class StatsReply(NamedTuple):
-    """Broker to caller: the answer to the request of that number."""
+    """Broker to caller: the answer to the request of that number.
+
+    `through`: of how many input items of the run nothing is under way any more; 0 where it is not going on here.
+    """
 
     number: int
     stats: Stats
+    through: int
 
 
 # From the broker to the caller, over `results`
