@@ -14,7 +14,7 @@ from conveyor._lean.dataclasses import replace
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held, interrupts_postponed
-from conveyor.engines.base import JobRun, PipelineSettings, Run, Session, new_session
+from conveyor.engines.base import JobRun, PipelineSettings, Session, new_session
 from conveyor.errors import ConveyorError, FailedItem, SourceWarning, StateError
 from conveyor.stages.settings import check_seconds
 from conveyor.turns import (

@@ -32,7 +32,7 @@ import sysconfig
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -243,10 +243,12 @@ def build_pipeline(workers: int | None = None, start_method: Any = None) -> Pipe
     )
 
 
-def findings_from_pipeline(paths: Iterable[str], pipeline: Pipeline[Any, Any]) -> Iterator[Findings]:
-    """One pair of findings for each file, worked out by the pipeline's processes."""
+def findings_from_pipeline(
+    paths: Iterable[str], pipeline: Pipeline[Any, Any], progress: bool = False
+) -> Iterator[Findings]:
+    """One pair of findings for each file, worked out by the pipeline's processes; with `progress` it shows how far."""
     with pipeline:
-        yield from pipeline.stream(paths)
+        yield from pipeline.stream(paths, progress=progress)
 
 
 def findings_serially(paths: Iterable[str]) -> Iterator[Findings]:
@@ -256,8 +258,8 @@ def findings_serially(paths: Iterable[str]) -> Iterator[Findings]:
         yield functions_of_module(outline), imports_of_module(outline)
 
 
-def take_census(findings: Iterable[Findings], top: int, report: Callable[[int], None] = lambda done: None) -> Census:
-    """Sum up the findings; `report` is told how many files are done. The order of the findings makes no difference."""
+def take_census(findings: Iterable[Findings], top: int) -> Census:
+    """Sum up the findings. The order of the findings makes no difference."""
     files = lines = functions = 0
     most_complex: list[Function] = []
     imported: Counter[str] = Counter()
@@ -270,7 +272,6 @@ def take_census(findings: Iterable[Findings], top: int, report: Callable[[int], 
         imported.update(by_imports.modules)
         if by_functions.problem is not None:
             broken.append(Broken(by_functions.path, by_functions.problem))
-        report(files)
     most_imported = sorted(imported.items(), key=lambda entry: (-entry[1], entry[0]))[:top]
     return Census(
         files, lines, functions, tuple(most_complex), tuple(most_imported), len(imported), tuple(sorted(broken))
@@ -292,30 +293,6 @@ def source_files(folder: Path) -> list[str]:
         if path.is_file() and not {"site-packages", "dist-packages"} & set(path.relative_to(folder).parts)
     }
     return sorted(sizes, key=lambda path: (-sizes[path], path))
-
-
-class Progress:
-    """Says on standard error how far the work is: one rewritten line on a terminal, a line each quarter elsewhere."""
-
-    def __init__(self, what: str, total: int) -> None:
-        self._what = what
-        self._total = total
-        self._is_terminal = sys.stderr.isatty()
-        self._next_time = 0.0
-        self._next_quarter = 1
-
-    def __call__(self, done: int) -> None:
-        """Note that `done` files are done."""
-        if self._is_terminal:
-            now = time.monotonic()
-            if now < self._next_time and done < self._total:
-                return
-            self._next_time = now + 0.1
-            end = "\n" if done == self._total else ""
-            print(f"\r{self._what}: {done:,} of {self._total:,} files", end=end, file=sys.stderr, flush=True)
-        elif done * 4 >= self._total * self._next_quarter:
-            self._next_quarter = done * 4 // self._total + 1
-            print(f"{self._what}: {done:,} of {self._total:,} files", file=sys.stderr, flush=True)
 
 
 def render(census: Census, folder: Path) -> str:
@@ -372,8 +349,9 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a path or a message may hold what the terminal cannot show
 
     def timed(what: str, findings: Iterator[Findings]) -> tuple[Census, float]:
+        print(f"{what}: {len(paths):,} files", file=sys.stderr)
         started = time.perf_counter()
-        census = take_census(findings, options.top, Progress(what, len(paths)))
+        census = take_census(findings, options.top)
         return census, time.perf_counter() - started
 
     if options.serial:
@@ -383,7 +361,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         census, seconds = timed(
-            "pipeline", findings_from_pipeline(paths, build_pipeline(options.workers, options.start_method))
+            "pipeline",
+            findings_from_pipeline(paths, build_pipeline(options.workers, options.start_method), progress=True),
         )
     except ConveyorError as error:
         print(f"the pipeline failed: {error}", file=sys.stderr)

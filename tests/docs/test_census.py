@@ -130,7 +130,7 @@ class TestCensus(TestCase):
         for name in BROKEN:
             self.assertRegex(output, re.compile(rf"^  {name}: \w+Error: .*$", re.MULTILINE))
         self.assertNotIn("never_counted", output)
-        self.assertIn(f"pipeline: {len(FILES) - 1} of {len(FILES) - 1} files\n", errors)
+        self.assertIn(f"{len(FILES) - 1} of {len(FILES) - 1} items (100 %)", errors)
 
     def test_report_is_as_long_as_asked(self) -> None:
         output = self.run_main("--serial", "--top", "1")[1]
@@ -139,8 +139,8 @@ class TestCensus(TestCase):
 
     def test_difference_is_said_by_the_exit_status(self) -> None:
         class Forgetful(conveyor.Pipeline):
-            def stream(self, items: Any) -> Any:
-                return super().stream(list(items)[1:])
+            def stream(self, items: Any, **settings: Any) -> Any:
+                return super().stream(list(items)[1:], **settings)
 
         original = census_script.Pipeline
         self.addCleanup(setattr, census_script, "Pipeline", original)

@@ -38,7 +38,7 @@ from collections.abc import Generator, Iterator
 from functools import partial
 from typing import Any
 
-from conveyor import BalancingFork, Element, Join, Pipe, Pipeline, Processor, ReplicatingFork
+from conveyor import BalancingFork, Element, Join, Pipe, Pipeline, Processor, Progress, ReplicatingFork
 
 def unannotated(item):  # type: ignore[no-untyped-def]
     return item
@@ -67,6 +67,9 @@ def count(found: list[dict[str, Any]]) -> int:
 def pair(row: tuple[int, str]) -> str:
     return row[0] * row[1]
 
+def done_of(progress: Progress) -> int:
+    return progress.done
+
 class Same(Processor):
     def process(self, item: Any) -> Any:
         return item
@@ -94,6 +97,10 @@ Pipeline().add(Processor(len)).submit("word")  # is Future[list[int]]
 Pipeline().add(Processor(len)).submit("word", timeout=1).result()  # is list[int]
 Pipeline().add(Processor(len)).submit(1)  # error: expected "Sized"
 Pipeline().add(Processor(len)).submit("word", timeout="1")  # error: expected "float | None"
+Pipeline().add(Processor(len)).run(lines, progress=True, total=3)  # is list[int]
+Pipeline().add(Processor(len)).stream(lines, progress=done_of)  # is Stream[int]
+Pipeline().add(Processor(len)).run(lines, progress=count)  # error: "progress"
+Pipeline().add(Processor(len)).run(lines, progress="bar")  # error: "progress"
 next(Pipeline().add(Processor(len)).stream(lines))  # is int
 Pipeline().add(Processor(len)).open()  # is Pipeline[Sized, int]
 Pipeline().add(Processor(str.split)).run(lines)  # is list[list[str]]
