@@ -29,6 +29,8 @@ INTERVAL_SECONDS = 0.25
 LOG_INTERVAL_SECONDS = 10.0
 # How long the end of a run waits for a callable that has not returned.
 JOIN_SECONDS = 5.0
+# How long the thread that tells waits for whoever has ended the run, before it tells the end itself.
+END_SECONDS = 1.0
 # The rate is that of so many of the last intervals.
 RATE_INTERVALS = 40
 # What deletes a line of a terminal, and puts the cursor at its beginning.
@@ -159,6 +161,10 @@ class Watch:
             try:
                 self._run = run = session.run(items)
             except BaseException:
+                # The terminal may show something already.
+                with contextlib.suppress(Exception):
+                    if self._view is not None and self._view.takes_prints:
+                        self._view.close(Progress(0, self._total, None, None))
                 self._stop_showing()
                 raise
             run.progress.total = self._total
@@ -183,7 +189,7 @@ class Watch:
         while (view := self._view) is not None and not self._wanted_end.wait(view.interval):
             if self._run.over or self._session.ended:
                 # Mostly the thread that ends it is about to say so.
-                self._ends_itself |= not self._wanted_end.wait(1.0)
+                self._ends_itself |= not self._wanted_end.wait(END_SECONDS)
                 break
             with gate.passed(), self._guarded():
                 view.show(self._progress())
@@ -254,8 +260,8 @@ class Watch:
             total = max(total, pulled)
         since, before = (self._began, 0) if finished else self._told[0]
         self._told.append((now, done))
-        rate = (done - before) / (now - since) if done > before and now > since else None
-        eta = None if total is None or rate is None else (total - done) / rate
+        rate = (done - before) / (now - since) if done and now > since else None
+        eta = (total - done) / rate if total is not None and rate else None
         return Progress(done, total, rate, 0.0 if finished else eta, steps)
 
 
@@ -437,11 +443,10 @@ class _Tqdm(_Redrawn):
     def __init__(self, stream: Any, total: int | None, in_notebook: bool) -> None:
         super().__init__()
         settings: dict[str, Any] = {"total": total, "unit": " items", "dynamic_ncols": True, "disable": False}
-        if in_notebook:
-            with contextlib.suppress(ImportError):
-                self._bar = _class_of("tqdm.notebook")(**settings)
-                return
-        self._bar = _class_of("tqdm.std")(file=stream, **settings)
+        if in_notebook and (widget := _class_of("tqdm.notebook")) is not None:
+            self._bar = widget(**settings)
+        else:
+            self._bar = _class_of("tqdm.std")(file=stream, **settings)
 
     def draw(self, progress: Progress) -> None:
         self._bar.total, self._bar.n = progress.total, progress.done
@@ -458,8 +463,10 @@ class _Tqdm(_Redrawn):
 
 
 def _class_of(module: str) -> Any:
-    """Return tqdm's class of a bar, without the thread and the semaphore that are left of it."""
+    """Return tqdm's class of a bar, without the thread and the semaphore that are left of it; None without widgets."""
     from importlib import import_module
 
-    base = import_module(module).tqdm
-    return type("Bar", (base,), {"monitor_interval": 0, "_lock": threading.RLock()})
+    found = import_module(module)
+    if getattr(found, "IProgress", found) is None:
+        return None
+    return type("Bar", (found.tqdm,), {"monitor_interval": 0, "_lock": threading.RLock()})

@@ -10,6 +10,7 @@ import struct
 import sys
 import textwrap
 import threading
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -295,6 +296,34 @@ class Written(TestCase):
             got: list[Progress] = []
             self.errors_of(settings, "0", progress=got.append)
             assert got[-1].done == 1000
+
+    def test_a_notebook_has_its_own_bar_where_there_are_widgets(self) -> None:
+        class Bar:
+            def __init__(self, **settings: Any) -> None:
+                made.append((type(self).__mro__[1], "file" in settings))
+                self.total = self.n = 0
+
+            def refresh(self) -> None:
+                pass
+
+            def close(self) -> None:
+                made.append((self.n, self.total))
+
+        class Widget(Bar):
+            pass
+
+        kernel = SimpleNamespace(get_ipython=lambda: SimpleNamespace(config={"IPKernelApp": {}}))
+        for widgets, expected in ((object(), [(Widget, False), (2, 2)]), (None, [(Bar, True), (2, 2)])):
+            made: list[Any] = []
+            fakes: dict[str, Any] = {
+                "IPython": kernel,
+                "tqdm": ModuleType("tqdm"),
+                "tqdm.std": SimpleNamespace(tqdm=Bar),
+                "tqdm.notebook": SimpleNamespace(tqdm=Widget, IProgress=widgets),
+            }
+            with mock.patch.dict(sys.modules, fakes):
+                Pipeline(engine="inline").add(Processor(same)).run([1, 2], progress=True)
+            assert made == expected, made
 
     def test_a_stream_that_is_gone_or_refuses(self) -> None:
         class Refusing(io.StringIO):
