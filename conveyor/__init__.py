@@ -34,9 +34,8 @@ if TYPE_CHECKING:
         WorkerDiedError,
     )
     from conveyor.pipeline import Pipeline
-    from conveyor.progress import Progress
     from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
-    from conveyor.stats import Decision, SlowCall, SourceStats, Stats, StepStats, Unfused, WorkerStats
+    from conveyor.stats import Decision, Progress, SlowCall, SourceStats, Stats, StepStats, Unfused, WorkerStats
     from conveyor.stream import Stream
 
 __version__ = "0.1.0"
@@ -86,10 +85,11 @@ __all__ = [
 # spawned worker imports the script again, and would wait for all imports.
 _MODULES = {
     "Pipeline": "pipeline",
-    "Progress": "progress",
     **dict.fromkeys(("Graph", "GraphEdge", "GraphNode"), "diagram"),
     **dict.fromkeys(("BalancingFork", "Element", "Join", "Pipe", "Processor", "ReplicatingFork"), "stages"),
-    **dict.fromkeys(("Decision", "SlowCall", "SourceStats", "Stats", "StepStats", "Unfused", "WorkerStats"), "stats"),
+    **dict.fromkeys(
+        ("Decision", "Progress", "SlowCall", "SourceStats", "Stats", "StepStats", "Unfused", "WorkerStats"), "stats"
+    ),
     "Stream": "stream",
 }
 

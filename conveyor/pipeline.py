@@ -15,7 +15,7 @@ from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, Protocol
 from conveyor._system.signals import interrupts_held
 from conveyor.errors import FailedItem
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork
-from conveyor.stats import PROGRESS_VARIABLE, Stats
+from conveyor.stats import PROGRESS_VARIABLE, Progress, Stats
 from conveyor.stream import Stream as Stream
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     from conveyor.diagram import Graph
-    from conveyor.progress import Progress, Watch
+    from conveyor.progress import Watch
 
     A = TypeVar("A", default=Any)
     B = TypeVar("B", default=Any)

@@ -308,6 +308,56 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Fields:
+        done: how many items of the input are through: all that came of such an item has left the last Processor, or
+            was filtered or given up.  A Processor that gathers items (with `batch` or `finish`) ends their way when it
+            has taken them.
+        total: how many items there are; None where that is not known yet.
+        rate: how many items have got through per second lately; None before the first.  At the end: of the whole run.
+        eta: the seconds that the rest will take at that rate; None where that is not known.
+        steps: the statistics of each Processor.
+
+    >>> print(Progress(done=410, total=1000, rate=83.0, eta=7.1))
+    410 of 1,000 items (41 %), 83 items/s, 7 s left
+    """
+
+    done: int
+    total: int | None
+    rate: float | None
+    eta: float | None
+    steps: tuple[StepStats, ...] = ()
+
+    def __str__(self) -> str:
+        parts = [f"{self.done:,} items"]
+        if self.total is not None:
+            # 100 % only where all is through.
+            percent = 100 * self.done // self.total if self.total else 100
+            parts = [f"{self.done:,} of {self.total:,} items ({percent} %)"]
+        if self.rate is not None:
+            parts.append(f"{self.rate:,.0f} items/s" if self.rate >= 10 else f"{self.rate:.2g} items/s")
+        if self.eta:
+            parts.append(f"{_in_words(self.eta)} left")
+        return ", ".join(parts)
+
+
+def _in_words(seconds: float) -> str:
+    """Return seconds in words.
+
+    >>> _in_words(7.1), _in_words(187), _in_words(7380)
+    ('7 s', '3 min 07 s', '2 h 03 min')
+    """
+    whole = max(1, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60:02} min"
+
+
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "-"

@@ -191,7 +191,7 @@ conveyor.errors.ProcessorError(ConveyorError)
     .traceback
     .attempts
 
-conveyor.progress.Progress()
+conveyor.stats.Progress()
     (its fields, in this order)
     .done: int
     .total: int | None

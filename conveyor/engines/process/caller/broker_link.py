@@ -123,8 +123,9 @@ class BrokerProcess:
         method = FORK if forked else SPAWN
         context: Any = multiprocessing.get_context(method)
         if forked:
-            # Here, where it is done once for all sessions.
+            # Here, where it is done once for all sessions; also what `stats` needs, as the package may be replaced.
             from conveyor.engines.process.broker import broker  # noqa: F401
+            from conveyor.graph import advice  # noqa: F401
 
             preload()
         brokers_ends: list[NonblockingEndpoint] = []

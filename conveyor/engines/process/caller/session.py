@@ -188,10 +188,10 @@ class Session:
             ) from error
         self._runs += 1
         self.failures = deque(maxlen=self._plan.setting("keep_failures"))
-        self._progress = progress = RunProgress(total, self._runs)
+        self._progress = RunProgress(total, self._runs)
         sink = self._plan.nodes[-1]
         assert isinstance(sink, SinkNode)
-        return sink, progress
+        return sink, self._progress
 
     def submit_run(self) -> JobRun:
         """Start a run of items that are submitted one by one."""
@@ -214,18 +214,9 @@ class Session:
     def run(self, items: Iterable[Any]) -> Run:
         """Start a run, once the workers are free of a run that was given up."""
         sink, progress = self._prepare_run(known_total(items))
-        broker = self._broker
-        source = Source(
-            self._runs,
-            items,
-            broker.feed,
-            first_pull(self._plan),
-            self._plan.steps[0].bound_bytes,
-            self.format_item,
-            broker.arena,
-            self._feeding,
-            progress,
-        )
+        feed, arena, most_bytes = self._broker.feed, self._broker.arena, self._plan.steps[0].bound_bytes
+        pull, shown = first_pull(self._plan), self.format_item
+        source = Source(self._runs, items, feed, pull, most_bytes, shown, arena, self._feeding, progress)
         self._active = run = Run(self, self._runs, source, sink)
         self._client.forward_prints(self._feeding)
         if self.ended:

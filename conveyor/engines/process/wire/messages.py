@@ -153,10 +153,7 @@ class StatsRequest(NamedTuple):
 
 
 class StatsReply(NamedTuple):
-    """Broker to caller: the answer to the request of that number.
-
-    `through`: of how many input items of the run nothing is under way any more; 0 where it is not going on here.
-    """
+    """Broker to caller: the answer; of `through` input items of the run nothing is under way any more (0: no such run)."""
 
     number: int
     stats: Stats
@@ -173,10 +170,7 @@ class Opened(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Broker to caller: results, as `spec` describes them in the blobs.
-
-    `tell_within`: the caller tells the broker of what was consumed within so many seconds, however few it is.
-    """
+    """Broker to caller: results, as `spec` describes them; it is told of each within `tell_within` seconds of its use."""
 
     run: int
     spec: Any
