@@ -153,7 +153,7 @@ class StatsRequest(NamedTuple):
 
 
 class StatsReply(NamedTuple):
-    """Broker to caller: the answer; of `through` input items of the run nothing is under way any more (0: no such run)."""
+    """Broker to caller: the answer; of `through` input items of the run nothing is under way (0: no such run)."""
 
     number: int
     stats: Stats
@@ -170,7 +170,7 @@ class Opened(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Broker to caller: results, as `spec` describes them; it is told of each within `tell_within` seconds of its use."""
+    """Broker to caller: results, as `spec` describes them; told of each within `tell_within` seconds of its use."""
 
     run: int
     spec: Any
