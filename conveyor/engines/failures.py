@@ -29,13 +29,16 @@ if TYPE_CHECKING:
 
 
 class Failure(NamedTuple):
-    """An exception on its way to the caller; `pickled` is None where the caller could not rebuild it."""
+    """An exception on its way to the caller; `pickled` is None where the caller could not rebuild it.
+
+    Where the exception stays in its process, it stands there itself.
+    """
 
     phase: str
     kind: str
     message: str
     traceback: str
-    pickled: bytes | None
+    pickled: bytes | BaseException | None
     item: str | None
     attempts: int = 1
     processor: str | None = None
@@ -52,11 +55,17 @@ class DiedAt(NamedTuple):
     item: str | None
 
 
+# What becomes of a worker that was too long at an item.
+WORKER_KILLED = "the worker was killed"
+THREAD_ABANDONED = "its thread was abandoned, as a thread cannot be killed"
+
+
 class OverdueAt(NamedTuple):
-    """An item was given up because it took longer than the timeout of `seconds`."""
+    """An item was given up because it took longer than the timeout of `seconds`; `end` says what came of that."""
 
     seconds: float
     item: str | None
+    end: str = WORKER_KILLED
 
 
 GivenUpFor = Failure | DiedAt | OverdueAt
@@ -71,12 +80,19 @@ class LeaseFailed(Exception):
         self.failure = failure
 
 
-def failure_of(error: BaseException, phase: str, item: str | None = None, attempts: int = 1) -> Failure:
-    """Describe an exception so that another process can raise it again."""
+def failure_of(
+    error: BaseException, phase: str, item: str | None = None, attempts: int = 1, stays: bool = False
+) -> Failure:
+    """Describe an exception so that another process can raise it again; `stays`: so that this one can."""
     if isinstance(error, StageError) and error.__cause__ is not None:
-        failure = failure_of(error.__cause__, phase, item, attempts)
+        failure = failure_of(error.__cause__, phase, item, attempts, stays)
         return failure._replace(processor=error.processor)
     pickled: bytes | None = None
+    if stays:
+        text = traceback_of(error)
+        # The frames of this package hold items.
+        error = error.with_traceback(without_our_frames(error.__traceback__))
+        return Failure(phase, type(error).__name__, _message_of(error), text, error, item, attempts)
     with contextlib.suppress(BaseException):
         dumped = pickle.dumps(error, 5)
         if type(pickle.loads(dumped)) is type(error):
@@ -120,6 +136,8 @@ def clear_our_frames(frames: TracebackType | None) -> None:
     """
     while frames is not None:
         frame: FrameType | None = frames.tb_frame
+        if not _is_ours(frames.tb_frame):
+            frame = frames.tb_frame.f_back
         while frame is not None and _is_ours(frame):
             # `clear` raises for a frame that still runs.
             with contextlib.suppress(RuntimeError):
@@ -195,11 +213,13 @@ def processor_error(
         traceback=failure.traceback,
         attempts=failure.attempts,
     )
+    if isinstance(failure.pickled, BaseException):
+        original = failure.pickled
     error.__cause__ = original
     if original is None:
         remote = RemoteTraceback(failure.traceback)
         error.__cause__ = remote
-        if failure.pickled is not None:
+        if isinstance(failure.pickled, bytes):
             with contextlib.suppress(Exception):
                 rebuilt = pickle.loads(failure.pickled)
                 rebuilt.__cause__ = remote
@@ -207,12 +227,14 @@ def processor_error(
     return error
 
 
-def overdue(name: str, seconds: float, first: int, last: int, item: str | None = None) -> ItemTimeoutError:
+def overdue(
+    name: str, seconds: float, first: int, last: int, item: str | None = None, end: str = WORKER_KILLED
+) -> ItemTimeoutError:
     """Return the error for an item or a batch that exceeded a Processor's timeout."""
     items = f"item {first}" if last == first else f"items {first} to {last}"
     shown = "" if item is None else f": {item}"
     return ItemTimeoutError(
-        f"Processor {name!r} took longer than its timeout of {seconds:g} s [{items}{shown}]: the worker was killed. "
+        f"Processor {name!r} took longer than its timeout of {seconds:g} s [{items}{shown}]: {end}. "
         "Raise the timeout, or find out what the job waits for.",
         processor=name,
         seconds=seconds,
@@ -229,7 +251,7 @@ def failed_item(name: str, first: int, last: int, attempts: int, when: float, wh
             error = death(name, "process", why.exitcode, first, last, "item")
             error.item = why.item
         case OverdueAt():
-            error = overdue(name, why.seconds, first, last, why.item)
+            error = overdue(name, why.seconds, first, last, why.item, why.end)
         case Failure():
             error = processor_error(name, why, first, last)
         case _:

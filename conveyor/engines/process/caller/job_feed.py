@@ -165,7 +165,7 @@ class JobFeed:
             job.future.withdraw = partial(self.withdraw, job)
             self._waiting.append(job)
             is_first = len(self._waiting) == 1 and self._credit > 0
-            if not (is_first and self._pace.allows_direct and _is_small(job.entry)):
+            if not (is_first and self._pace.allows_direct and self._is_small(job.entry)):
                 self._work.notify()
                 return True
         self._send_directly()
@@ -236,7 +236,7 @@ class JobFeed:
             self._receive_slots()
         first = jobs[0].entry
         try:
-            blob = first.blob if type(first) is Heavy else encode([job.entry for job in jobs], arena=self._arena)
+            blob = first.blob if type(first) is Heavy else self._encoded([job.entry for job in jobs])
         except Exception as error:
             # There is no memory for it, say.
             self._take_back(jobs, error)
@@ -253,6 +253,18 @@ class JobFeed:
                 returned, self._credit = self._credit, 0
         if returned:
             self._end.send(messages.ReturnCredit(self._run, returned))
+
+    def _encoded(self, entries: list[Any]) -> Any:
+        """Return one blob of what `entry_of` has made of items."""
+        return encode(entries, arena=self._arena)
+
+    @staticmethod
+    def _is_small(entry: Any) -> bool:
+        """Whether what is sent for an item has few bytes."""
+        kind = type(entry)
+        if kind is Frozen:
+            return len(entry.data) < DIRECT_BYTES
+        return kind in LIGHT or (kind is not Heavy and len(entry) < DIRECT_BYTES)
 
     def _take_back(self, jobs: list[Job], error: Exception) -> None:
         """Fail jobs that could not be sent; others get their numbers."""
@@ -343,11 +355,3 @@ class JobFeed:
             self._next = None
             self._room.notify_all()
             self._work.notify_all()
-
-
-def _is_small(entry: Any) -> bool:
-    """Whether what is sent for an item has few bytes."""
-    kind = type(entry)
-    if kind is Frozen:
-        return len(entry.data) < DIRECT_BYTES
-    return kind in LIGHT or (kind is not Heavy and len(entry) < DIRECT_BYTES)

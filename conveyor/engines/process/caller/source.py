@@ -18,14 +18,13 @@ from itertools import chain, islice
 from operator import itemgetter
 from types import TracebackType
 
-from conveyor._lean.typing import Any
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held
 from conveyor.engines.base import RunProgress
 from conveyor.engines.failures import clear_our_frames, without_our_frames
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.start_method import importing
-from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.shm.shared_blob import SharedBlob
 from conveyor.engines.process.system.spawning import cause_and_remedy, thread_started
 from conveyor.engines.process.wire import messages
@@ -44,15 +43,16 @@ from conveyor.engines.process.wire.codec import (
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost
 from conveyor.errors import ProcessError, SourceError
 
+if TYPE_CHECKING:
+    from conveyor.engines.process.shm.arena import Arena
+
 # A pull faster than the first makes the next one larger; one slower than the second makes it smaller.
-FAST_PULL_SECONDS = 0.0002
-SLOW_PULL_SECONDS = 0.001
+FAST_PULL_SECONDS, SLOW_PULL_SECONDS = 0.0002, 0.001
 # How long an item may wait for the next one before it is sent alone.
 MAX_ITEM_WAIT_SECONDS = 0.002
 # How long the caller waits for the source's thread: while that asks the caller's own code for an item, and while it
 # closes the caller's generator or does something of ours.
-JOIN_SECONDS = 0.2
-CLOSING_SECONDS = 5.0
+JOIN_SECONDS, CLOSING_SECONDS = 0.2, 5.0
 # A list shorter than this is pulled in the caller's thread; and every item after that many is weighed.
 FEW_ITEMS = 64
 # Iterating over these never makes anyone wait, and nobody changes an item to give it again.
@@ -104,12 +104,14 @@ class Pace:
 class Input:
     """The caller's items, and how they are pulled: another thread can cut a pull short, after the item at hand."""
 
+    freeze, weigh = staticmethod(frozen), staticmethod(weight)
+
     def __init__(self, items: Iterable[Any], max_bytes: int) -> None:
         # Both are None once they were dropped.
         self._items: Iterable[Any] | None = items
         self._iterator: Iterator[Any] | None = None
         self.is_prompt = type(items) in _PROMPT_TYPES
-        self.detector = ReuseDetector()
+        self.detector = ReuseDetector(self.weigh)
         self._interval = interval(FEW_ITEMS, max_bytes)
         # Holds something when there is no more.
         self.exhausted: list[None] = []
@@ -155,7 +157,7 @@ class Input:
             self.pulling.set()
             items = map(itemgetter(1), zip(self._tokens, items, strict=False))
         self.pulled = deque() if stoppable else []
-        self._pull(map(frozen, items) if self.detector.repeats else items, wanted)
+        self._pull(map(self.freeze, items) if self.detector.repeats else items, wanted)
         if stoppable:
             self.pulling.clear()
 
@@ -172,7 +174,7 @@ class Input:
             except IndexError:
                 # Another thread has just sent what there was: nothing is left to be weighed.
                 continue
-            if type(last) not in LIGHT and weight(last) * part > BLOB_BYTES:
+            if type(last) not in LIGHT and self.weigh(last) * part > BLOB_BYTES:
                 return
 
     def cut_pull_short(self) -> None:
@@ -213,7 +215,7 @@ class Input:
         iterator = self._iterator
         self._items = self._iterator = None
         self.pulled = []
-        self.detector = ReuseDetector()
+        self.detector = ReuseDetector(self.weigh)
         frames, self.frames = self.frames, None
         clear_our_frames(frames)
         if isinstance(iterator, Generator):
@@ -222,6 +224,8 @@ class Input:
 
 class Source:
     """What feeds one run, whose first pipe holds `max_bytes`."""
+
+    input_kind: type[Input] = Input
 
     def __init__(
         self,
@@ -241,7 +245,7 @@ class Source:
         self._format_item = format_item
         # Held while something is sent: the thread of the run before may still send.
         self._lock = lock
-        self._input = Input(items, max_bytes)
+        self._input = self.input_kind(items, max_bytes)
         self._pace = Pace(credit, max_bytes)
         self.progress = progress
         # What the input raised, or why an item cannot be pickled, and that item as text.
@@ -275,12 +279,8 @@ class Source:
         context = contextvars.copy_context()
         # A start that is interrupted would leave a thread that is neither there nor gone.
         with interrupts_held():
-            self._thread = threading.Thread(
-                target=context.run,
-                args=(self._feed_beside, (sys.stdin, sys.__stdin__)),
-                name=f"conveyor-source-{self._run}",
-                daemon=True,
-            )
+            name, call = f"conveyor-source-{self._run}", (self._feed_beside, (sys.stdin, sys.__stdin__))
+            self._thread = threading.Thread(target=context.run, args=call, name=name, daemon=True)
             if not thread_started(self._thread):
                 self._thread = None
                 raise ProcessError(f"The thread that pulls the input could not be started: {cause_and_remedy(None)}")

@@ -268,9 +268,10 @@ class ReuseDetector:
     (False, True)
     """
 
-    __slots__ = ("_first", "_known", "repeats", "undecided")
+    __slots__ = ("_first", "_known", "_weigh", "repeats", "undecided")
 
-    def __init__(self) -> None:
+    def __init__(self, weigh: Callable[[Any], int] = weight) -> None:
+        self._weigh = weigh
         self._first: list[Callable[[], Any]] = []
         self._known = False
         self.undecided = False
@@ -284,7 +285,7 @@ class ReuseDetector:
         self._first.append(_watched(item))
         most = (
             OBJECTS_WATCHED
-            if len(self._first) <= HEAVY_OBJECTS_WATCHED or weight(item) < BLOB_BYTES
+            if len(self._first) <= HEAVY_OBJECTS_WATCHED or self._weigh(item) < BLOB_BYTES
             else HEAVY_OBJECTS_WATCHED
         )
         self._known = self.repeats or len(self._first) > most

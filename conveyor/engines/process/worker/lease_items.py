@@ -14,12 +14,14 @@ import io
 import pickle
 from collections.abc import Callable
 
-from conveyor._lean.typing import Any, ClassVar
+from conveyor._lean.typing import TYPE_CHECKING, Any, ClassVar
 from conveyor.engines.failures import Failure, LeaseFailed, failure_of
 from conveyor.engines.process.shm.shared_blob import SharedBlob
 from conveyor.engines.process.wire.codec import decode, items_of
 from conveyor.engines.process.wire.messages import StartLease
-from conveyor.engines.process.wire.progress import ProgressSlot
+
+if TYPE_CHECKING:
+    from conveyor.engines.process.wire.progress import ProgressSlot
 
 
 class Unloadable:

@@ -23,12 +23,9 @@ from conveyor.engines.process.wire.codec import (
     ByteBudget,
     ReuseDetector,
     Unpicklable,
-    frozen,
     interval,
     kinds_of,
-    weight,
 )
-from conveyor.engines.process.wire.progress import ProgressSlot
 from conveyor.engines.process.worker.lease_items import LeaseItems
 from conveyor.engines.process.worker.mailbox import FLUSH_SECONDS, CallLog, Inbox, LeaseStopped, Outbox
 from conveyor.engines.process.worker.retry import CallRaised, Retrier
@@ -40,6 +37,7 @@ if TYPE_CHECKING:
     from conveyor.engines.failures import Failure
     from conveyor.engines.process.shm.arena import Arena
     from conveyor.engines.process.wire.configs import WorkerConfig
+    from conveyor.engines.process.wire.progress import ProgressSlot
     from conveyor.engines.process.worker.log_capture import SharedEndpoint
 
 # A value that a generator took so long to yield is sent at once: who knows when the next one comes.
@@ -54,7 +52,16 @@ NONE_TYPE = type(None)
 
 
 class Worker:
-    """The loop, from the first lease to the last."""
+    """The loop, from the first lease to the last.
+
+    A subclass may have other kinds of what hands items in and out.  `freezes_early`: what is given is kept as it is
+    already while nobody knows yet whether its giver gives it again.
+    """
+
+    outbox_kind: type[Outbox] = Outbox
+    lease_items_kind: type[LeaseItems] = LeaseItems
+    retrier_kind: type[Retrier] = Retrier
+    freezes_early = False
 
     def __init__(
         self,
@@ -71,15 +78,15 @@ class Worker:
         self._progress = progress
         progress.timed = config.timed
         log = CallLog(shown_by(config.redact))
-        self._outbox = Outbox(end, arena, ByteBudget(config.most_bytes), log)
+        self._outbox = self.outbox_kind(end, arena, ByteBudget(config.most_bytes), log)
         self._inbox = Inbox(end, arena, progress, self._outbox)
-        self._lease_items = LeaseItems(config.batch, progress, may_want_again=not policy_of(processor).strict)
-        self._retrier = Retrier(config, processor, self._inbox, self._outbox, self._lease_items)
+        self._lease_items = self.lease_items_kind(config.batch, progress, not policy_of(processor).strict)
+        self._retrier = self.retrier_kind(config, processor, self._inbox, self._outbox, self._lease_items)
         self._outbox.replace = self._retrier.replace
         self._look_calls = 1 if config.timed else interval(LOOK_CALLS, config.most_bytes)
         # Starts calls of the lease at hand: from where, up to where; returns up to where that is allowed.
         self._start: Callable[[int, int], int] = progress.starter(0)
-        self._reuse = ReuseDetector()
+        self._reuse = ReuseDetector(self._outbox.weigh)
         # A `process` that keeps state must not be called again before a generator that it returned has run; nor must
         # the time of a generator count as that of the next call.
         keeps_state = self._call == processor.process and not is_generator_function(self._call)
@@ -223,7 +230,7 @@ class Worker:
             spent = done - called - (inbox.waited_seconds - waited)
             outbox.meter.job_seconds += spent
             if stride == 1 and spent >= SLOW_CALL_SECONDS:
-                outbox.log.note_slow(outbox.call_at_hand - 1, spent, arguments[start - 1])
+                self._note_slow(spent, arguments, start - 1)
             begun = now
             # What is left is sent with the rest where that will be done soon, for a lease of that length.
             patience = max(inbox.flush_seconds, min(count * self._call_seconds, LONGEST_SECONDS) * FLUSH_SHARE)
@@ -237,10 +244,19 @@ class Worker:
         if not self._start(0, 1):
             return 0
         try:
-            self._call_again(arguments[0], skip, 0)
+            argument = arguments[0]
+        except Exception as error:
+            self._retrier.recover(CallRaised(error, skip, 0), self._call_again)
+            return 1
+        try:
+            self._call_again(argument, skip, 0)
         except CallRaised as raised:
             self._retrier.recover(raised, self._call_again)
         return 1
+
+    def _note_slow(self, seconds: float, arguments: list[Any], index: int) -> None:
+        """Take in that the call before the one at hand took long."""
+        self._outbox.log.note_slow(self._outbox.call_at_hand - 1, seconds, arguments[index])
 
     def _call_again(self, argument: Any, given: int, unsent: int) -> None:
         """Call the job on an argument for which so many outputs have been given, and pass on the others."""
@@ -259,6 +275,7 @@ class Worker:
         # What runs once for every few calls costs as much as they do: nothing is looked up twice, or called in vain.
         call, start, repeats, in_turn = self._call, self._start, self._reuse.repeats, self._in_turn
         clock, append, look = time.perf_counter, returned.append, self._look_calls
+        frozen, weight = self._outbox.freeze, self._outbox.weigh
         until = clock() + self._inbox.flush_seconds
         while first < stop:
             end = first + look
@@ -360,7 +377,7 @@ class Worker:
             careful = reuse.undecided
             reuse.observe(value)
             careful = careful or reuse.undecided
-            if reuse.repeats:
+            if reuse.repeats or (careful and self.freezes_early):
                 value, is_left_out = self._frozen(value)
                 if is_left_out:
                     outbox.left_out += 1
@@ -372,7 +389,7 @@ class Worker:
                 step = min(16, step * 2)
                 look = count + step
                 late = careful or slow or clock() - outbox.meter.began > inbox.flush_seconds
-                if late or (type(value) not in LIGHT and weight(value) * step > BLOB_BYTES):
+                if late or (type(value) not in LIGHT and outbox.weigh(value) * step > BLOB_BYTES):
                     outbox.flush()
                     inbox.look()
                     unsent = count = 0
@@ -381,7 +398,7 @@ class Worker:
     def _frozen(self, value: Any) -> tuple[Any, bool]:
         """Return an output as it is now, or what stands in for it, and whether there is none."""
         try:
-            return frozen(value), False
+            return self._outbox.freeze(value), False
         except Unpicklable as refused:
             # Only `refused`, which Python deletes, may hold the error: else it would be in a cycle with this frame.
             value = self._retrier.replace(self._outbox.call_at_hand, value, refused.__cause__ or refused)

@@ -15,7 +15,7 @@ from conveyor._system.clock import time
 from conveyor.core import FLUSH_SHARE, SLOWEST_CALLS, TARGET_SECONDS
 from conveyor.core.data.group_sizes import GroupSizes, append_groups, total, with_one_less
 from conveyor.engines.process.wire import messages
-from conveyor.engines.process.wire.codec import ByteBudget, encode, unpicklable
+from conveyor.engines.process.wire.codec import ByteBudget, encode, frozen, unpicklable, weight
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost
 
 if TYPE_CHECKING:
@@ -42,8 +42,12 @@ class Outbox:
     """What the job gave, until it is sent; and how much more it may give for the lease at hand.
 
     `replace` gets the index of a call, an output of it that cannot be pickled, and the reason.  It returns what goes on
-    in the place of that output, None for nothing.
+    in the place of that output, None for nothing.  `freeze` returns what stands for an output as it is now, and `weigh`
+    about how many bytes one has.
     """
+
+    freeze = staticmethod(frozen)
+    weigh = staticmethod(weight)
 
     def __init__(self, end: BlockingEndpoint, arena: Arena | None, budget: ByteBudget, log: CallLog) -> None:
         self._end = end
@@ -234,9 +238,17 @@ class Inbox:
             self._receive()
         return None if self._closing else self._leases.popleft()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits here, and nothing is to be refused."""
+        return not (self._leases or self._cancelled or self._closing)
+
     def _receive(self) -> None:
         """Wait for a message, and take it in."""
-        message, blobs = self._end.receive()
+        self.take_in(*self._end.receive())
+
+    def take_in(self, message: messages.Message, blobs: list[Any]) -> None:
+        """Take in a message."""
         match message:
             case messages.StartLease():
                 self._leases.append((message, blobs))
@@ -317,11 +329,12 @@ class Inbox:
 class CpuMeter:
     """What time was spent with: using a core, waiting for one, or waiting for something else.
 
+    Of this process or, with `of_thread`, of this thread.
     A job that waits for a disk, a network or a clock gives its core up by itself; one that only waits for its turn on a
     core does not.  Where the system does not count that, whatever is not work is taken to be the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, of_thread: bool = False) -> None:
         self.began = 0.0
         # How much of the time since then was spent in the job.
         self.job_seconds = 0.0
@@ -329,14 +342,17 @@ class CpuMeter:
         self.retried = 0
         self._cpu_seconds = 0.0
         self._switches = 0
+        self._cpu_clock = time.thread_time if of_thread else time.process_time
+        # Not every system counts that for a thread.
+        whose = getattr(resource, "RUSAGE_THREAD" if of_thread else "RUSAGE_SELF", None)
         self._usage: Callable[[], Any] | None = None
-        if resource is not None:
-            self._usage = partial(resource.getrusage, resource.RUSAGE_SELF)
+        if whose is not None:
+            self._usage = partial(resource.getrusage, whose)
 
     def begin(self) -> None:
         self.began = time.perf_counter()
         if self._usage is None:
-            self._cpu_seconds = time.process_time()
+            self._cpu_seconds = self._cpu_clock()
             self._switches += 1
         else:
             usage = self._usage()

@@ -12,8 +12,17 @@ from types import GeneratorType
 from conveyor._lean.short_repr import shown_by
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
-from conveyor.engines.failures import DiedAt, GivenUpFor, LeaseFailed, OverdueAt, death, failure_of, overdue
-from conveyor.engines.process.wire.codec import Unpicklable, frozen
+from conveyor.engines.failures import (
+    WORKER_KILLED,
+    DiedAt,
+    GivenUpFor,
+    LeaseFailed,
+    OverdueAt,
+    death,
+    failure_of,
+    overdue,
+)
+from conveyor.engines.process.wire.codec import Unpicklable
 from conveyor.engines.process.worker.lease_items import LeaseItems
 from conveyor.engines.process.worker.mailbox import Inbox, Outbox
 from conveyor.errors import ProcessorError
@@ -40,7 +49,13 @@ class CallRaised(Exception):
 
 
 class Retrier:
-    """Carries out the policy of one Processor."""
+    """Carries out the policy of one Processor.
+
+    `failure_of` describes an exception; `overdue_end` says what becomes of a worker that takes too long.
+    """
+
+    failure_of = staticmethod(failure_of)
+    overdue_end = WORKER_KILLED
 
     def __init__(
         self,
@@ -84,7 +99,13 @@ class Retrier:
             attempts += 1
             self._outbox.meter.retried += 1
             try:
-                call_again(self._lease_items.fresh(index), failed.given, failed.unsent)
+                argument = self._lease_items.fresh(index)
+            except Exception as error:
+                # It cannot be had once more, and the next attempt may find it.
+                failed = CallRaised(error, failed.given, failed.unsent)
+                continue
+            try:
+                call_again(argument, failed.given, failed.unsent)
                 return
             except CallRaised as again:
                 failed = again
@@ -92,7 +113,7 @@ class Retrier:
             self._end_or_report(self.raised(failed.error, "process", index, attempts))
             self._outbox.abandon_call()
             return
-        failure = failure_of(failed.error, "process", self._text_of(index, failed.error), attempts)
+        failure = self.failure_of(failed.error, "process", self._text_of(index, failed.error), attempts)
         if policy.replaces and self._inbox.await_credit():
             # Before it is noted: what is sent while it waits is not to say so of a call that may be made again.
             failed.unsent = 0
@@ -129,7 +150,7 @@ class Retrier:
             cause = TypeError("cannot pickle 'generator' object")
             return self._end_or_report(self._unpicklable(cause, value, index))
         try:
-            return frozen(value)
+            return self._outbox.freeze(value)
         except Unpicklable as refused:
             return self._end_or_report(self._unpicklable(refused.__cause__ or refused, value, index))
 
@@ -149,10 +170,10 @@ class Retrier:
         cause, first, last = give_up.cause, give_up.first, give_up.last
         is_overdue, replaces = give_up.kind == Reason.OVERDUE, self.policy.replaces and not give_up.skip_unpickling
         item = self._text_of(0) if replaces else None
-        why = OverdueAt(cause, item) if is_overdue else DiedAt(cause, item)
+        why = OverdueAt(cause, item, self.overdue_end) if is_overdue else DiedAt(cause, item)
         self._note_given_up(0, give_up.attempts, why)
         error: ProcessorError = (
-            overdue(self._name, cause, first, last, item)
+            overdue(self._name, cause, first, last, item, self.overdue_end)
             if is_overdue
             else death(self._name, "process", cause, first, last, Loss.ITEM)
         )
@@ -171,7 +192,7 @@ class Retrier:
 
     def raised(self, error: BaseException, phase: str, index: int, attempts: int = 1) -> LeaseFailed:
         """Return what ends the run, of a call of the lease."""
-        return LeaseFailed(index, failure_of(error, phase, self._text_of(index, error), attempts))
+        return LeaseFailed(index, self.failure_of(error, phase, self._text_of(index, error), attempts))
 
     def _unpicklable(self, cause: BaseException, output: Any, index: int) -> LeaseFailed:
         """Return what ends the run, for an output that cannot be pickled."""
