@@ -207,6 +207,7 @@ ENTRIES: dict[str, list[Entry]] = {
     "tiny": [
         Entry("conveyor", "", "conveyor", short=True),
         Entry("conveyor", "fuse=True", "conveyor", ({"fuse": True},), short=True),
+        Entry("conveyor", "in threads", "conveyor", ({"engine": "thread"},)),
         *_chains(4096, 1024, 16384, 0.1),
         *_mapping(4096, 1024, 16384, 0.1),
     ],
@@ -219,6 +220,7 @@ ENTRIES: dict[str, list[Entry]] = {
     "arrays": [
         Entry("conveyor", "", "conveyor_stream", short=True),
         Entry("conveyor", "fuse=True", "conveyor_stream", ({"fuse": True},)),
+        Entry("conveyor", "in threads", "conveyor_stream", ({"engine": "thread"},)),
         Entry("ring", "", "ring", short=True),
         Entry("loop", "in the calling process", "plain_loop", short=True),
         Entry("queues", "best", "queues", each("window", 4, 1), short=True),
@@ -250,6 +252,7 @@ ENTRIES: dict[str, list[Entry]] = {
     "latency": [
         Entry("conveyor", "", "conveyor_trips", short=True),
         Entry("conveyor", "a run for each item", "conveyor_runs", short=True),
+        Entry("conveyor", "in threads", "conveyor_trips", ({"engine": "thread"},)),
         Entry("queues", "", "queues_trips", short=True),
         Entry("pipes", "", "pipes_trips", short=True),
         Entry("pool", "apply", "pool_trips", short=True),

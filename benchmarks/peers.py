@@ -121,11 +121,11 @@ def conveyor_fan_out(work: Work) -> Run:
     return lambda collect: collect(pipeline.run(work.items))
 
 
-def conveyor_trips(work: Work) -> Trips:
+def conveyor_trips(work: Work, **settings: Any) -> Trips:
     """One item at a time through one stream: from where the source gives it to where its result is had."""
     import threading
 
-    pipeline = conveyor_pipeline(work.jobs, {})
+    pipeline = conveyor_pipeline(work.jobs, settings)
 
     def trips() -> list[float]:
         taken = threading.Event()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from conveyor.engines import inline as inline
     from conveyor.engines import process as process
     from conveyor.errors import (
+        AbandonedThreadWarning,
         ConveyorError,
         FailedItem,
         ImplicitJoinWarning,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AbandonedThreadWarning",
     "BalancingFork",
     "ConveyorError",
     "Decision",

@@ -266,6 +266,13 @@ class StartMethodWarning(UserWarning):
     """
 
 
+class AbandonedThreadWarning(UserWarning):
+    """A thread of the thread engine goes on although nobody waits for it any more: its job has not returned.
+
+    It was too long at an item, or the pipeline has ended meanwhile.
+    """
+
+
 class ImplicitJoinWarning(ImplicitPipeWarning):
     """Branches still open at the end of a pipeline were joined into its results."""
 

@@ -46,8 +46,9 @@ class Pipeline(Generic[In, Out]):
 
     All arguments are keywords.  None, the default of most, lets the pipeline choose.
 
-    - `engine`: "process" or "inline".  With "process" each Processor runs in processes of its own.  With "inline"
-      the calling process runs everything, one item at a time (for a debugger).
+    - `engine`: "process", "thread" or "inline".  With "process" each Processor runs in processes of its own.  With
+      "thread" each runs in threads of the calling process and gets the objects themselves, for jobs that release the
+      interpreter lock or wait.  With "inline" the calling process runs everything, one item at a time (for a debugger).
     - `start_method`: how processes start.  "fork": jobs may be lambdas and closures.  "forkserver": a fresh process
       forks the workers.  "spawn": each worker is a fresh interpreter.
     - `channel`: "pipe" (on POSIX systems) or "queue" (everywhere).
@@ -63,7 +64,7 @@ class Pipeline(Generic[In, Out]):
       remember earlier items stays alone; `stats().unfused` tells which ones did, and why.
     - `seed`: an int from which each worker derives the random numbers of `random`, and of numpy and torch where they
       are loaded.  None: workers derive them from the caller's `random`, and they differ at each opening.  The
-      inline engine ignores it: jobs use the generators of the calling process.
+      inline and the thread engine ignore it: jobs use the generators of the calling process.
     - `redact`: a callable that takes an item (or a batch) and returns the str that shows it in errors and
       statistics.  None: the shortened repr.
     - `trace`: the path of a file in the Trace Event Format, for Perfetto or `chrome://tracing`.  It is written when the
@@ -88,7 +89,7 @@ class Pipeline(Generic[In, Out]):
     def __init__(  # type: ignore[misc]
         self: EmptyPipeline,
         *,
-        engine: Literal["process", "inline"] | None = None,
+        engine: Literal["process", "thread", "inline"] | None = None,
         start_method: Literal["fork", "forkserver", "spawn"] | None = None,
         channel: Literal["pipe", "queue"] | None = None,
         ordered: bool = True,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ENGINES = {
     "process": "conveyor.engines.process:new_session",
     "inline": "conveyor.engines.inline:new_session",
+    "thread": "conveyor.engines.thread:new_session",
 }
 START_METHODS = ("fork", "forkserver", "spawn")
 CHANNELS = ("pipe", "queue")
@@ -257,10 +258,10 @@ class PipelineSettings:
     def __post_init__(self) -> None:
         for name, each in settings_of(type(self)).items():
             each.check(f"Pipeline: {name}", getattr(self, name))
-        if self.trace is not None and self.engine not in (None, "process"):
+        if self.trace is not None and self.engine == "inline":
             raise ValueError(
-                f"Pipeline: trace={os.fspath(self.trace)!r} needs the process engine, as engine={self.engine!r} has no "
-                "workers to tell of: leave one of the two out"
+                f"Pipeline: trace={os.fspath(self.trace)!r} needs workers to tell of, and engine={self.engine!r} "
+                "has none: leave one of the two out"
             )
 
     def plain(self) -> tuple[tuple[str, Any], ...]:

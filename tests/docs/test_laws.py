@@ -134,6 +134,7 @@ class TheHouse(TestCase):
         ("conveyor.engines.process.worker",),
         ("conveyor.engines.process.broker",),
         ("conveyor.engines.process.caller", "conveyor.engines.inline"),
+        ("conveyor.engines.thread",),
         ("conveyor.progress", "conveyor.turns"),
         ("conveyor.operations",),
         ("conveyor.stream",),

@@ -17,6 +17,7 @@ from typing import Any
 
 import conveyor
 from conveyor import (
+    AbandonedThreadWarning,
     BalancingFork,
     ConveyorError,
     Decision,
@@ -56,6 +57,8 @@ from tests.helpers.support import TestCase
 # A name with its public bases, and the module that it says it is of; then what it is called with and what it has.  A
 # field or an attribute of a class is `.name: type`, what is computed `.name -> type`; a field of an error is `.name`.
 PUBLIC = """
+conveyor.errors.AbandonedThreadWarning(UserWarning)
+
 conveyor.stages.BalancingFork(Element)
     (n: int | None = None, *, min: int | None = None, max: int | None = None)
     .n: int | None
@@ -139,7 +142,7 @@ conveyor.stages.Pipe(Element)
     .bound -> int
 
 conveyor.pipeline.Pipeline()
-    (*, engine: Literal['process', 'inline'] | None = None, start_method: Literal['fork', 'forkserver', 'spawn'] | None = None, channel: Literal['pipe', 'queue'] | None = None, ordered: bool = True, cores: int | None = None, max_failures: int | float | None = None, keep_failures: int | None = 10000, fuse: bool = False, redact: Callable[[Any], str] | None = None, seed: int | None = None, trace: str | os.PathLike[str] | None = None)
+    (*, engine: Literal['process', 'thread', 'inline'] | None = None, start_method: Literal['fork', 'forkserver', 'spawn'] | None = None, channel: Literal['pipe', 'queue'] | None = None, ordered: bool = True, cores: int | None = None, max_failures: int | float | None = None, keep_failures: int | None = 10000, fuse: bool = False, redact: Callable[[Any], str] | None = None, seed: int | None = None, trace: str | os.PathLike[str] | None = None)
     .__class_getitem__(...)
     .__enter__() -> Pipeline[In, Out]
     .__exit__(kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None)
@@ -352,6 +355,7 @@ ERRORS: tuple[BaseException, ...] = (
     RemoteTraceback("Traceback ..."),
     ImplicitPipeWarning("text"),
     ImplicitJoinWarning("text"),
+    AbandonedThreadWarning("text"),
 )
 
 # What is no error, and can be sent to another process as well.

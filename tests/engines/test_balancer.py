@@ -323,6 +323,14 @@ class MeetAlone(Meet):
         self.name = name
 
 
+class ThreadTest(Balancer, TestCase):
+    """Threads of this process."""
+
+    settings = {"engine": "thread"}
+    # It tells workers apart by their process.
+    test_workers_that_are_not_needed_leave_and_lose_nothing = None
+
+
 class ForkPipeTest(Balancer, TestCase):
     """Forked workers, over socket pairs."""
 

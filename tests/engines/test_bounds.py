@@ -438,6 +438,12 @@ def waits_for_the_consumer(path):
             time.sleep(0.001)
 
 
+class ThreadTest(Bounds, TestCase):
+    """Threads of this process."""
+
+    settings = {"engine": "thread"}
+
+
 class PipeBoundsTest(Bounds, TestCase):
     """Over socket pairs."""
 

@@ -717,6 +717,12 @@ class InlineTest(Behaviour, TestCase):
     """Everything in this process."""
 
 
+class ThreadTest(Behaviour, TestCase):
+    """Threads of this process."""
+
+    settings = {"engine": "thread"}
+
+
 class ForkPipeTest(Behaviour, TestCase):
     """Forked workers, over socket pairs."""
 

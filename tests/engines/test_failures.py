@@ -302,9 +302,10 @@ def read_number(path):
 
 
 class Failures:
-    """The table."""
+    """The table; `crosses`: what a job raises crosses to another process."""
 
     settings = {"start_method": "fork", "channel": "pipe"}
+    crosses = True
     started = 0.0
 
     def setUp(self):
@@ -356,14 +357,14 @@ class Failures:
                     self.make(*processors).run(range(1000))
                 error = caught[0]
                 assert type(error.__cause__) is ValueError and error.__cause__.args == ("bad item", 7)
-                assert isinstance(error.__cause__.__cause__, RemoteTraceback)
+                assert isinstance(error.__cause__.__cause__, RemoteTraceback) == self.crosses
                 text = "".join(traceback.format_exception(error))
                 assert "# the line that is looked for" in text, text
                 assert "conveyor/engines/worker.py" not in error.traceback
                 assert "'fail_on_seven' raised ValueError" in str(error) and "[item 7: 7]" in str(error)
 
     def test_a_lambda_raises(self):
-        if self.settings["start_method"] != "fork":
+        if self.settings.get("start_method", "fork") != "fork":
             self.skipTest("lambdas cannot be sent")
         with self.fails(ProcessorError, processor="lambda", number=3) as caught:
             self.make(Processor(lambda item: 1 // (3 - item))).run(range(10))
@@ -403,7 +404,10 @@ class Failures:
                 with self.fails(ProcessorError, kind=name, number=0, item=repr(kind)) as caught:
                     self.make(Processor(raise_kind)).run([kind])
                 error = caught[0]
-                assert type(error.__cause__) is cause, error.__cause__
+                if self.crosses:
+                    assert type(error.__cause__) is cause, error.__cause__
+                else:
+                    assert type(error.__cause__).__name__ == name, "it is what the job raised"
                 assert name in error.traceback
                 if kind == "detailed":
                     assert (error.__cause__.code, error.__cause__.extra) == (5, {"a": [1]})
@@ -423,6 +427,8 @@ class Failures:
         with self.fails(ProcessorError, number=0, item="number 3") as caught:
             Pipeline(**settings).add(Processor(fail_on_secret)).run([secret])
         assert "[item 0: number 3]" in str(caught[0]) and "hush" not in str(caught[0]) + caught[0].traceback
+        if not self.crosses:
+            return
         with self.fails(ProcessorError, phase="pickle", item="number 3") as caught:
             Pipeline(**settings).add(Processor(unpicklable_secret)).run([secret])
         assert "(the output was number 5)" in str(caught[0]) and "hush" not in str(caught[0])
@@ -626,6 +632,26 @@ def raise_without_descriptors(item):
     """As one does that has used up all, so that nothing can be imported any more."""
     sys.modules["traceback"] = None
     raise ValueError("plain")
+
+
+class ThreadTest(Failures, TestCase):
+    """Threads of this process."""
+
+    settings = {"engine": "thread"}
+    # Nothing is pickled, and there is no process that could be killed.
+    crosses = False
+    test_an_input_that_cannot_be_pickled = None
+    test_an_output_that_cannot_be_pickled = None
+    test_an_item_whose_unpickling_raises = None
+    test_a_result_whose_unpickling_raises = None
+    test_a_source_that_raises_while_what_it_gave_is_being_sent = None
+    test_a_job_ends_its_worker = None
+    test_a_worker_dies_in_setup = None
+    test_an_idle_worker_with_state_is_killed_between_two_runs = None
+    test_a_worker_is_killed_amid_a_large_message = None
+    test_the_broker_is_killed = None
+    test_the_broker_is_killed_while_a_worker_is_busy = None
+    test_a_worker_that_stands_still_does_not_hold_up_the_end = None
 
 
 class ForkPipeTest(Failures, TestCase):

@@ -367,7 +367,7 @@ class Policies(Base):
             self.make(Processor(refuse_thirds, on_error=fail_to_apologize)).run([1, 2, 3])
         assert (caught.exception.phase, caught.exception.number) == ("on_error", 2)
         # A generator is one output, as anything else: it is not taken apart.
-        for apology in (unpicklable_apology, yielded_apology):
+        for apology in (unpicklable_apology, yielded_apology)[self.settings == {"engine": "thread"} :]:
             pipeline = self.make(Processor(refuse_thirds, on_error=apology))
             with self.subTest(apology=apology), self.assertRaises(ProcessorError) as caught:
                 pipeline.run([1, 2, 3])
@@ -536,6 +536,16 @@ class Policies(Base):
 
 class InlineTest(Policies, TestCase):
     """In the calling process."""
+
+
+class ThreadTest(Policies, TestCase):
+    """Threads of this process."""
+
+    settings = {"engine": "thread"}
+    # What is not pickled cannot fail at that.
+    test_it_is_said_which_output_cannot_be_pickled = None
+    test_outputs_that_cannot_be_pickled = None
+    test_what_finish_gives_is_no_items_and_is_not_given_up = None
 
 
 class Deaths(Base):

@@ -18,7 +18,13 @@ from conveyor import Pipe, Pipeline, Processor, ProcessorError, Progress, progre
 from tests.helpers.scripts import Script, ScriptTestCase
 from tests.helpers.support import ROOT, TestCase
 
-ENGINES: tuple[dict[str, Any], ...] = ({"engine": "inline"}, {}, {"channel": "queue"}, {"start_method": "spawn"})
+ENGINES: tuple[dict[str, Any], ...] = (
+    {"engine": "inline"},
+    {"engine": "thread"},
+    {},
+    {"channel": "queue"},
+    {"start_method": "spawn"},
+)
 
 PRELUDE = """
     import sys, time

@@ -1,4 +1,4 @@
-"""Random pipelines: on processes each gives what it gives inline.
+"""Random pipelines: on processes and threads each gives what it gives inline.
 
 Law: the inline engine is the specification.  A pipeline and its input are made from a seed alone, so that a
 failure can be had again: it says the seed, and
@@ -62,8 +62,9 @@ class RandomPipelines:
     settings = {"start_method": "fork", "channel": "pipe"}
 
     def test_as_inline(self):
-        first = {"fork": 0, "forkserver": 10_000, "spawn": 20_000}[self.settings["start_method"]]
-        first += 5000 * (self.settings["channel"] == "queue") + 30_000 * ("fuse" in self.settings)
+        methods = {"fork": 0, "forkserver": 10_000, "spawn": 20_000, "thread": 40_000}
+        first = methods[self.settings.get("start_method") or self.settings["engine"]]
+        first += 5000 * (self.settings.get("channel") == "queue") + 30_000 * ("fuse" in self.settings)
         count = self.count if ALL else max(2, self.count // 4)
         for seed in range(first, first + count):
             with self.subTest(seed=seed), nothing_left():
@@ -77,6 +78,20 @@ class ForkPipeTest(RandomPipelines, TestCase):
         for seed in range(25 if ALL else 10):
             with self.subTest(seed=seed):
                 check_unordered(seed, **self.settings)
+
+
+class ThreadTest(ForkPipeTest):
+    """Threads of this process."""
+
+    count = 120
+    settings = {"engine": "thread"}
+
+
+class FusedThreadTest(RandomPipelines, TestCase):
+    """Threads, with adjacent Processors in one."""
+
+    count = 20
+    settings = {"engine": "thread", "fuse": True}
 
 
 class FusedTest(RandomPipelines, TestCase):
@@ -128,12 +143,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--first", type=int, default=None, help="the first seed; by default a random one")
     parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--engine", default="process")
     parser.add_argument("--start-method", default="fork")
     parser.add_argument("--channel", default="pipe")
     parser.add_argument("--fuse", action="store_true")
     arguments = parser.parse_args()
     first = random.randrange(10**9) if arguments.first is None else arguments.first
     settings = {"start_method": arguments.start_method, "channel": arguments.channel, "fuse": arguments.fuse}
+    settings["engine"] = arguments.engine
     begun, failed = time.monotonic(), 0
     for seed in range(first, first + arguments.count):
         try:

@@ -88,9 +88,10 @@ def fail_on_seven(item):
 
 
 class Shared:
-    """What holds for every engine."""
+    """What holds for every engine; `pickles`: an item that cannot be pickled is a failure."""
 
     settings = {"engine": "inline"}
+    pickles = True
 
     def setUp(self):
         gc.collect()
@@ -166,6 +167,8 @@ class Shared:
             for opened in (False, True):
                 for shape in (Given.generator, Given.list, Given.map):
                     given = Given(items(), **settings)
+                    if given.kind is Stubborn and not self.pickles:
+                        continue
                     if shape is not Given.generator and (items is itertools.count or given.kind is Item):
                         given.items = range(20)
                     if shape is Given.list and kind is SourceError and given.kind is Item:
@@ -179,8 +182,8 @@ class Shared:
                             except kind as error:
                                 caught = error
                             assert caught is not None
-                            if given.kind is Stubborn:
-                                # This is the frame of its own `__reduce__`.
+                            if given.kind is Stubborn or not self.pickles:
+                                # This is the frame of its own `__reduce__`, or of the job that has it.
                                 caught.__cause__.__traceback__ = None
                             given.check()
 
@@ -298,6 +301,15 @@ def sleep_after_five(number):
     if number >= 5:
         time.sleep(3)
     return number
+
+
+class ThreadTest(Processes, TestCase):
+    """Threads of this process."""
+
+    settings = {"engine": "thread"}
+    pickles = False
+    # A job that goes on sleeping is in `test_thread_engine.py`.
+    test_a_source_that_waits_for_room = None
 
 
 class ForkPipeTest(Processes, TestCase):

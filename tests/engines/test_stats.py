@@ -57,7 +57,13 @@ KEYS = [
     "advice",
     "bottleneck",
 ]
-ENGINES: tuple[dict[str, Any], ...] = ({"engine": "inline"}, {}, {"channel": "queue"}, {"start_method": "spawn"})
+ENGINES: tuple[dict[str, Any], ...] = (
+    {"engine": "inline"},
+    {"engine": "thread"},
+    {},
+    {"channel": "queue"},
+    {"start_method": "spawn"},
+)
 
 
 def flaky(item):

@@ -23,6 +23,7 @@ from typing import Any
 from unittest import mock
 
 from conveyor import (
+    AbandonedThreadWarning,
     ItemTimeoutError,
     Join,
     Pipe,
@@ -39,13 +40,14 @@ from conveyor import (
     WorkerDiedError,
 )
 from conveyor.core.recording import Replay
+from conveyor.engines.thread import worker_pool
 from tests.helpers.pipelines import random_pipeline
 from tests.helpers.scripts import ScriptTestCase
 from tests.helpers.support import ALL, TestCase, nothing_left
 
 SECONDS = 30.0
 MOST_RESULTS = 2000
-ENGINES = ("process", "inline")
+ENGINES = ("process", "thread", "inline")
 
 
 def add_one(item: int) -> int:
@@ -225,6 +227,11 @@ class RandomPipelines(TestCase):
             with self.subTest(seed=seed):
                 self.check(seed, items=200, start_method="spawn")
 
+    def test_threads(self) -> None:
+        for seed in range(500, 600 if ALL else 510):
+            with self.subTest(seed=seed):
+                self.check(seed, items=200, engine="thread")
+
     def test_inline_engine(self) -> None:
         for seed in range(300, 400 if ALL else 320):
             with self.subTest(seed=seed):
@@ -299,7 +306,8 @@ class Failing(TestCase):
                 assert outcomes[1].phase == "on_error" and outcomes[::2] == [[1], [2]]
 
     def test_what_cannot_be_pickled_on_its_way(self) -> None:
-        for engine in ENGINES:
+        # Threads pickle nothing.
+        for engine in ("process", "inline"):
             with self.subTest(engine):
                 pipeline: Pipeline[Any, Any] = Pipeline(engine=engine)
                 pipeline.add(Processor(lambda item: Unpicklable() if item == 3 else item, name="gives"))
@@ -331,6 +339,44 @@ class Failing(TestCase):
             with self.assertRaises(WorkerDiedError):
                 pipeline.submit(Fatal()).result(SECONDS)
             assert pipeline.submit(2).result(SECONDS) == ["2"]
+
+    def test_threads_take_what_cannot_be_copied_and_copy_all_else(self) -> None:
+        lock, row = threading.Lock(), [1]
+        door = Door(self)
+
+        def job(item: Any) -> Any:
+            if item == 0:
+                return door(item)
+            return item if item is lock else [*item, 2]
+
+        with Pipeline(engine="thread").add(Processor(job)) as pipeline:
+            first, second, third = (pipeline.submit(item) for item in (0, row, lock))
+            door.wait()
+            row.append(7)
+            door.open()
+            assert first.result(SECONDS) and second.result(SECONDS) == [[1, 2]]
+            assert third.result(SECONDS)[0] is lock
+
+    def test_a_branch_that_gets_no_copy(self) -> None:
+        pipeline: Pipeline[Any, Any] = Pipeline(engine="thread").add(Processor(lambda item: item, name="gives"))
+        pipeline.add(Pipe()).add(ReplicatingFork(2)).add(Processor(type, name="left"), Processor(type, name="right"))
+        with pipeline.add(Pipe()).add(Join(how="zip")):
+            failed = pipeline.submit(threading.Lock())
+            assert pipeline.submit(1).result(SECONDS) == [(int, int)]
+            with self.assertRaisesRegex(ProcessorError, "cannot be copied"):
+                failed.result(SECONDS)
+
+    def test_an_item_that_takes_too_long_in_a_thread(self) -> None:
+        door = Door(self)
+        job = Processor(lambda item: door(item) if item == 3 else item, timeout=0.1, name="slow")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            outcomes = self.outcomes(Pipeline(engine="thread").add(job), [1, 2, 3, 4, 5])
+            door.open(9)
+            for thread in worker_pool.abandoned_threads():
+                thread.join(SECONDS)
+        assert isinstance(outcomes[2], ItemTimeoutError) and outcomes[3:] == [[4], [5]]
+        assert {each.category for each in caught} == {AbandonedThreadWarning}
 
     def test_an_item_that_takes_too_long(self) -> None:
         door = Door(self)
@@ -529,13 +575,13 @@ class Costs(ScriptTestCase):
             import sys
             from conveyor import Join, Pipe, Pipeline, Processor, ReplicatingFork
             if __name__ == "__main__":
-                for engine in ("process", "inline"):
+                for engine in ("process", "thread", "inline"):
                     pipeline = Pipeline(engine=engine).add(Processor(abs)).add(Pipe()).add(ReplicatingFork(2))
                     print(pipeline.add(Processor(str), Processor(hex)).add(Pipe()).add(Join()).run([1]))
                 names = "core.nodes.traced", "core.data.lineage", "engines.jobs", "engines.process.caller.jobs"
                 print([name for name in names if f"conveyor.{name}" in sys.modules], "concurrent.futures" in sys.modules)
         """
-        self.prints("['1', '0x1']\n['1', '0x1']\n[] False", script)
+        self.prints("['1', '0x1']\n" * 3 + "[] False", script)
 
     def test_a_program_ends_although_items_are_pending(self) -> None:
         script = """

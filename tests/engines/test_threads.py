@@ -18,7 +18,7 @@ import unittest
 import warnings
 from pathlib import Path
 
-from conveyor import ImplicitPipeWarning, Pipe, Pipeline, Processor, StateError
+from conveyor import AbandonedThreadWarning, ImplicitPipeWarning, Pipe, Pipeline, Processor, StateError
 from tests.helpers.late import mock
 from tests.helpers.support import ALL, TestCase, nothing_left, slow
 
@@ -317,6 +317,17 @@ class InlineTest(Shared, TestCase):
         patch = mock.patch("conveyor.operations.ENDING_SECONDS", 0.2)
         patch.start()
         self.addCleanup(patch.stop)
+
+
+class ThreadTest(Shared, TestCase):
+    """Threads of this process."""
+
+    settings = {"engine": "thread"}
+
+    def setUp(self):
+        super().setUp()
+        # Of a job that waits until the test is over.
+        warnings.filterwarnings("ignore", category=AbandonedThreadWarning)
 
 
 class Processes(Shared):

@@ -93,7 +93,7 @@ class Files(TestCase):
             return check(json.load(file))
 
     def test_slices_say_what_was_done(self) -> None:
-        for settings in ({}, {"start_method": "spawn"}, {"channel": "queue"}):
+        for settings in ({}, {"start_method": "spawn"}, {"channel": "queue"}, {"engine": "thread"}):
             with self.subTest(**settings):
                 found = self.traced(Processor(nap, workers=2), Processor(sum, batch=7), items=range(60), **settings)
                 slices = [event for event in found if event["ph"] == "X"]
@@ -150,8 +150,8 @@ class Files(TestCase):
 
     def test_a_path_that_cannot_be_written(self) -> None:
         folder = self.new_folder()
-        for path in (folder, os.path.join(folder, "none", "run.json")):
-            pipeline = Pipeline(trace=path).add(Processor(abs))
+        for path, engine in ((folder, "process"), (os.path.join(folder, "none", "run.json"), "thread")):
+            pipeline = Pipeline(trace=path, engine=engine).add(Processor(abs))
             with self.assertRaisesRegex(ProcessError, "trace=.*the trace cannot be written .*Remedy: name a file"):
                 pipeline.run([1])
             with self.assertRaisesRegex(ProcessError, "the trace cannot be written"):
@@ -160,8 +160,8 @@ class Files(TestCase):
     def test_a_full_disk_is_told_and_harms_nothing(self) -> None:
         if not os.path.exists("/dev/full"):
             self.skipTest("there is no /dev/full")
-        for path in ("/dev/full", self.to_full_disk()):
-            pipeline = Pipeline(trace=path).add(Processor(abs))
+        for path, engine in (("/dev/full", "process"), (self.to_full_disk(), "process"), ("/dev/full", "thread")):
+            pipeline = Pipeline(trace=path, engine=engine).add(Processor(abs))
             with self.assertLogs("conveyor", logging.WARNING) as caught:
                 self.assertEqual(pipeline.run([-1, 2]), [1, 2])
             self.assertIn(f"The trace {path} could not be written: ", caught.output[0])
@@ -183,7 +183,7 @@ class Files(TestCase):
         for value, kind in ((7, TypeError), (b"run.json", TypeError), ("", ValueError)):
             with self.subTest(value), self.assertRaisesRegex(kind, "^Pipeline: trace must"):
                 Pipeline(trace=value)  # type: ignore[arg-type]
-        with self.assertRaisesRegex(ValueError, "trace='run.json' needs the process engine"):
+        with self.assertRaisesRegex(ValueError, "trace='run.json' needs workers to tell of"):
             Pipeline(trace="run.json", engine="inline")
 
 

@@ -122,7 +122,13 @@ class StopIterationTest(TestCase):
         assert 'raise StopIteration("no header in", item)' in error.traceback, error.traceback
 
     def test_from_a_job(self):
-        for settings in ({}, {"engine": "inline"}, {"channel": "queue"}, {"start_method": "spawn"}):
+        for settings in (
+            {},
+            {"engine": "inline"},
+            {"engine": "thread"},
+            {"channel": "queue"},
+            {"start_method": "spawn"},
+        ):
             for arguments in ({}, {"workers": 2}, {"timeout": 30}, {"retries": 1, "backoff": 0}, {"max_items": 9}):
                 with self.subTest(settings=settings, arguments=arguments):
                     error = self.caught(Processor(stop_at_five, **arguments), **settings)
@@ -131,7 +137,7 @@ class StopIterationTest(TestCase):
                     assert error.attempts == 1 + arguments.get("retries", 0)
 
     def test_from_a_batch_a_subclass_and_a_job_that_reuses_a_buffer(self):
-        for settings in ({}, {"engine": "inline"}):
+        for settings in ({}, {"engine": "inline"}, {"engine": "thread"}):
             for processor in (Processor(stop_at_batch_of_five, batch=3), Stop(), Stop(timeout=30), Processor(Reused())):
                 with self.subTest(settings=settings, processor=processor):
                     error = self.caught(processor, items=[*range(9)] * 50, **settings)
@@ -159,7 +165,7 @@ class StopIterationTest(TestCase):
         assert caught.exception.__cause__.args == FIVE.args
 
     def test_next_on_what_is_empty(self):
-        for settings in ({}, {"engine": "inline"}, {"fuse": True}):
+        for settings in ({}, {"engine": "inline"}, {"engine": "thread"}, {"fuse": True}):
             with self.subTest(settings=settings):
                 error = self.caught(Processor(next_row), Processor(same), items=[3, 2, 1, 0], **settings)
                 assert (type(error.__cause__), error.number) == (StopIteration, 3)
@@ -167,14 +173,14 @@ class StopIterationTest(TestCase):
 
     def test_from_a_generator(self):
         # Python makes a RuntimeError of it; the line is in the traceback.
-        for settings in ({}, {"engine": "inline"}, {"fuse": True}):
+        for settings in ({}, {"engine": "inline"}, {"engine": "thread"}, {"fuse": True}):
             with self.subTest(settings=settings):
                 error = self.caught(Processor(yield_and_stop), Processor(same), **settings)
                 assert (type(error.__cause__), error.number) == (RuntimeError, 5)
                 assert 'raise StopIteration("no header in", item)' in error.traceback
 
     def test_what_is_given_up_has_it(self):
-        for engine in ("process", "inline"):
+        for engine in ("process", "thread", "inline"):
             for on_error in ("skip", lambda item, error: error.args):
                 with self.subTest(engine=engine, on_error=on_error), nothing_left():
                     pipeline = Pipeline(engine=engine).add(Processor(stop_at_five, on_error=on_error))
@@ -193,7 +199,7 @@ class StopIterationTest(TestCase):
                 assert sorted(map(int, path.read_text().split())) == list(range(100))
 
     def test_from_on_error(self):
-        for engine in ("process", "inline"):
+        for engine in ("process", "thread", "inline"):
             with self.subTest(engine=engine):
                 error = self.caught(
                     Processor(int, on_error=lambda item, error: stop_at_five(5)), items="a", engine=engine
@@ -201,7 +207,7 @@ class StopIterationTest(TestCase):
                 self.check(error, "on_error")
 
     def test_from_the_other_methods(self):
-        for engine in ("process", "inline"):
+        for engine in ("process", "thread", "inline"):
             for moment in ("setup", "finish", "teardown"):
                 with self.subTest(engine=engine, moment=moment):
                     self.check(self.caught(StopAt(moment), engine=engine), moment)

@@ -225,6 +225,12 @@ class LeaseBook:
         prefetched = after - batch_size if after > batch_size else 0
         self.prefetched += prefetched - (before - batch_size if before > batch_size else 0)
 
+    def forget(self) -> None:
+        """Refer to no item any more."""
+        for lease in self.leases.values():
+            lease.pieces, lease.held = (), []
+        self.leases.clear()
+
 
 def order_key(each: Lease | RequeuedItems) -> tuple[int, int]:
     """Return the place of a lease in the order; one without items is behind what was handed out before it."""

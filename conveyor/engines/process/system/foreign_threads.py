@@ -28,6 +28,8 @@ HARMLESS_PACKAGES = frozenset(
 # The main thread is harmless while it waits in one of these functions, for another thread or for events.
 WAITING_FUNCTIONS = frozenset(
     {
+        ("conveyor.engines.thread.port", "ready"),
+        ("conveyor.engines.thread.port", "receive"),
         ("multiprocessing.connection", "_recv"),
         ("multiprocessing.popen_fork", "poll"),
         ("selectors", "select"),
@@ -43,7 +45,11 @@ WAITING_MODULES = (
     "conveyor.engines.process.wire.queue",
 )
 # The threads of these modules are harmless while they wait for work in these functions.
-POOL_LOOPS = {"anyio._backends._asyncio": "run", "concurrent.futures.thread": "_worker"}
+POOL_LOOPS = {
+    "anyio._backends._asyncio": "run",
+    "concurrent.futures.thread": "_worker",
+    "conveyor.engines.thread.worker": "_serve_all",
+}
 # Native threads of these names hold no lock over a fork.  ZeroMQ's serve sockets of this process alone, and jemalloc
 # takes its locks itself before a fork.
 HARMLESS_NATIVE_NAMES = ("ZMQbg/", "jemalloc_bg")
@@ -126,7 +132,9 @@ def is_harmless(thread: threading.Thread) -> bool:
     if thread.name.startswith("conveyor-"):
         # What a source thread calls is a method of a context, whose module says nothing.
         return True
-    # `multiprocessing` prepares the threads of its queues for forks itself.
+    # Workers of the thread engine run jobs.  `multiprocessing` prepares the threads of its queues for forks itself.
+    if module in POOL_LOOPS:
+        return False
     return module.partition(".")[0] in HARMLESS_PACKAGES or module == "multiprocessing.queues"
 
 
