@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from conveyor.diagram import Graph, GraphEdge, GraphNode
     from conveyor.engines import inline as inline
     from conveyor.engines import process as process
+    from conveyor.engines import thread as thread
     from conveyor.errors import (
         AbandonedThreadWarning,
         ConveyorError,

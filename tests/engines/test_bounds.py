@@ -50,7 +50,7 @@ def large_later(item):
 
 
 def large_later_in_a_generator(item):
-    for number in range(4000):
+    for number in range(3600):
         yield large_later(number)
 
 

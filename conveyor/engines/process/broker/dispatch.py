@@ -102,6 +102,9 @@ class Dispatch:
             case messages.ConclusionRequest():
                 if message.run == shell.run:
                     self._conclude(message)
+                elif message.run > shell.run:
+                    # Its start comes over another channel, and later.
+                    self._request = message
             case messages.CancelRun():
                 # Another thread of the caller may wait for results.
                 shell.caller.results.send(messages.RunCancelled(message.run))
@@ -129,7 +132,8 @@ class Dispatch:
             self.shell.caller.results.send(messages.ConclusionReply(request.run, *conclusion))
 
     def _start_run(self, run: int, traced: bool) -> None:
-        self._request = None
+        if self._request is not None and self._request.run != run:
+            self._request = None
         self.shell.run = run
         self.shell.traced = traced
         self.shell.trim_at = None
