@@ -15,10 +15,14 @@ import threading
 import time
 import unittest
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ProcessorError, ReplicatingFork
+from conveyor.core.machine import Conclusion
+from conveyor.engines.process.broker.dispatch import Dispatch
 from conveyor.engines.process.system.waiting import GRACE_SECONDS
+from conveyor.engines.process.wire import messages
 from tests.helpers.support import ALL, TestCase, nothing_left
 
 # Longer than a worker of a run that was given up may still take.
@@ -371,6 +375,39 @@ class SpawnOverQueuesTest(ProcessTest):
     test_a_failure_of_what_nobody_waits_for = None  # type: ignore[assignment]
     # The broker alone decides it, and each graph takes many workers.
     test_forks_and_joins = None  # type: ignore[assignment]
+
+
+class QuestionsTest(TestCase):
+    """The question whether a run is over, and its start, come to the broker over two channels."""
+
+    def setUp(self) -> None:
+        self.sent: list[messages.Message] = []
+        answers = iter([None, Conclusion(True, True)])
+        machine = SimpleNamespace(conclusion=lambda taken: next(answers))
+        caller = SimpleNamespace(results=SimpleNamespace(send=self.sent.append), cpu_seconds=0.0)
+        pool = SimpleNamespace(workers={})
+        self.dispatch = Dispatch()
+        shell: Any = SimpleNamespace(run=1, handle=lambda event: None, machine=machine, caller=caller, pool=pool)
+        self.dispatch.shell = shell
+
+    def tell(self, message: messages.Message) -> None:
+        self.dispatch.from_source(message, [b"items"])
+
+    def test_one_that_comes_before_the_start_of_its_run_is_kept(self) -> None:
+        self.dispatch.from_consumer(messages.ConclusionRequest(2, 0), [])
+        # The run before goes on meanwhile, and is not what was asked about.
+        self.tell(messages.SourceItems(1, 1, 0.0))
+        self.tell(messages.SourceEnded(1))
+        self.tell(messages.StartRun(2))
+        self.tell(messages.SourceItems(2, 1, 0.0))
+        self.assertEqual(self.sent, [])
+        self.tell(messages.SourceEnded(2))
+        self.assertEqual(self.sent, [messages.ConclusionReply(2, True, True)])
+
+    def test_one_about_a_run_that_is_over_is_dropped(self) -> None:
+        self.dispatch.from_consumer(messages.ConclusionRequest(0, 0), [])
+        self.tell(messages.SourceEnded(1))
+        self.assertEqual(self.sent, [])
 
 
 if __name__ == "__main__":

@@ -65,8 +65,7 @@ class Dispatch:
                     shell.caller.cpu_seconds = message.cpu_seconds
                     blob = Blob(blobs[0], message.items)
                     shell.handle(events.SourceItems(blob, message.items, len(blob)))
-                    if self._request is not None:
-                        self._conclude(self._request)
+                    self._conclude(self._request)
             case messages.StartRun():
                 self._start_run(message.run, message.traced)
             case messages.ReturnCredit():
@@ -78,8 +77,7 @@ class Dispatch:
             case messages.SourceEnded():
                 if message.run == shell.run:
                     shell.handle(events.SourceEnded())
-                    if self._request is not None:
-                        self._conclude(self._request)
+                    self._conclude(self._request)
             case messages.SourceFailed():
                 if message.run == shell.run and not self._cancelled:
                     # The caller knows what happened, and only has to be woken.
@@ -100,11 +98,11 @@ class Dispatch:
             case messages.SlotsReleased():
                 shell.pool.refcounts.gone(None, message.slots)
             case messages.ConclusionRequest():
-                if message.run == shell.run:
-                    self._conclude(message)
-                elif message.run > shell.run:
+                if message.run > shell.run:
                     # Its start comes over another channel, and later.
                     self._request = message
+                else:
+                    self._conclude(message)
             case messages.CancelRun():
                 # Another thread of the caller may wait for results.
                 shell.caller.results.send(messages.RunCancelled(message.run))
@@ -124,8 +122,10 @@ class Dispatch:
             case _:
                 raise messages.unexpected(message, "The broker, from the caller,")
 
-    def _conclude(self, request: messages.ConclusionRequest) -> None:
-        """Tell a consumer that stops whether the run is over, or keep the request until that is known."""
+    def _conclude(self, request: messages.ConclusionRequest | None) -> None:
+        """Tell a consumer that stops whether the run at hand is over, or keep the request until that is known."""
+        if request is None or request.run != self.shell.run:
+            return
         conclusion = self.shell.machine.conclusion(request.taken)
         self._request = request if conclusion is None else None
         if conclusion is not None:
