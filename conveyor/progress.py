@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
 from operator import length_hint
@@ -291,7 +292,7 @@ class _Log(_Quiet):
     close = show
 
 
-class _Redrawn:
+class _Redrawn(ABC):
     """A line at the bottom of a terminal, with prints of jobs above it."""
 
     interval = INTERVAL_SECONDS
@@ -303,18 +304,18 @@ class _Redrawn:
         self._begun: dict[str, Any] = {}
         self._is_open = True
 
-    def draw(self, progress: Progress) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def draw(self, progress: Progress) -> None: ...
 
-    def erase(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def erase(self) -> None: ...
 
-    def redraw(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def redraw(self) -> None: ...
 
+    @abstractmethod
     def leave(self) -> None:
         """Leave the line as it is, and go to the next."""
-        raise NotImplementedError
 
     def show(self, progress: Progress) -> None:
         with self._drawing:
