@@ -12,7 +12,6 @@ import os
 import sys
 import threading
 import warnings
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
 from conveyor._lean.dataclasses import replace
@@ -22,7 +21,7 @@ from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held
 from conveyor.core.machine import Machine
 from conveyor.core.tuning.chunk_size import first_pull
-from conveyor.engines.base import FORKED, RunProgress, known_total
+from conveyor.engines.base import FORKED, known_total
 from conveyor.engines.failures import (
     THREAD_ABANDONED,
     Failure,
@@ -32,7 +31,7 @@ from conveyor.engines.failures import (
     processor_error,
     too_many_failures,
 )
-from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Run
+from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Run, RunKeeper
 from conveyor.engines.process.wire import messages
 from conveyor.engines.thread.gil import ContentionProbe, GilPolicy
 from conveyor.engines.thread.items import takes_of
@@ -43,13 +42,12 @@ from conveyor.engines.thread.worker_pool import WorkerPool, add_abandoned
 from conveyor.errors import (
     AbandonedThreadWarning,
     ConveyorError,
-    FailedItem,
     ItemTimeoutError,
     ProcessError,
     RemoteTraceback,
     StateError,
 )
-from conveyor.graph.plan import Plan, SinkNode
+from conveyor.graph.plan import Plan
 from conveyor.stats import Stats
 
 if TYPE_CHECKING:
@@ -60,18 +58,16 @@ if TYPE_CHECKING:
 EXIT_SECONDS = 0.7
 # How long a thread waits for workers that are still at an item of a run that was given up.
 SETTLING_SECONDS = 0.2
-# How long a thread waits for another one that ends the same session.
-ENDING_SECONDS = 5.0
 
 
-class Session:
+class Session(RunKeeper):
     """Worker threads, from `open` to `close`.
 
     Raises, from any method, what ended the session.
     """
 
     def __init__(self, plan: Plan, redact: Redact | None) -> None:
-        self._plan = plan
+        super().__init__(plan)
         self.format_item = shown_by(redact)
         self._owner = this_process.number
         pool = WorkerPool(plan, redact)
@@ -81,18 +77,7 @@ class Session:
         self._shell = ThreadShell(machine, (), pool, probe)
         self._shell.observers = _observers(plan, opened, self._shell)
         self._results = Results(self._shell)
-        self._runs = 0
-        self._active: ThreadRun | JobRun | None = None
-        # A run that was given up, and whose workers are not all free yet.
-        self._draining_run: ThreadRun | JobRun | None = None
-        # The items that were given up in the active run, or in the last one.
-        self.failures: deque[FailedItem] = deque(maxlen=plan.setting("keep_failures"))
-        # Held by the thread that takes results.
-        self.taking = threading.RLock()
         self._stats: Stats | None = None
-        # How far the run is that goes on, or was the last; None before the first.
-        self._progress: RunProgress | None = None
-        self._ending = Ending()
 
     def warn(self, stacklevel: int) -> None:
         """There is nothing to warn of: nothing is started in another way than the user may expect."""
@@ -115,55 +100,16 @@ class Session:
                 shell.start_worker(index, number)
 
     @property
-    def names(self) -> list[str]:
-        """The names of the Processors, in their order."""
-        return [step.name for step in self._plan.steps]
-
-    @property
     def prints(self) -> None:
         """Jobs print in this process."""
         return None
-
-    @property
-    def active(self) -> bool:
-        """Whether a run is going on."""
-        return self._active is not None
 
     @property
     def is_forked_copy(self) -> bool:
         """Whether this process was forked from the one that opened the session."""
         return this_process.number != self._owner
 
-    @property
-    def ended(self) -> bool:
-        """Whether the session is over, one way or the other."""
-        return self._ending.has_begun
-
     # Runs
-
-    def _prepare_run(self, total: int | None) -> tuple[SinkNode, RunProgress]:
-        """Have the workers free of a run that was given up; return where results come from, and the count of items.
-
-        `total`: how many items there will be; None: that is not known.
-        """
-        if self.is_forked_copy:
-            raise StateError(FORKED)
-        try:
-            while self._draining_run is not None:
-                self._drain()
-        except StateError:
-            raise
-        except ConveyorError as error:
-            raise StateError(
-                "the workers had to be ended, because the rest of the run before, which was given up, failed: "
-                "what follows starts anew"
-            ) from error
-        self._runs += 1
-        self.failures = deque(maxlen=self._plan.setting("keep_failures"))
-        self._progress = progress = RunProgress(total, self._runs)
-        sink = self._plan.nodes[-1]
-        assert isinstance(sink, SinkNode)
-        return sink, progress
 
     def submit_run(self) -> JobRun:
         """Start a run of items that are submitted one by one."""
@@ -191,13 +137,6 @@ class Session:
         source.start()
         return run
 
-    def finished(self, run: Run | JobRun) -> None:
-        """Take in that a run is over, and its workers free for the next."""
-        if self._draining_run is run:
-            self._draining_run = None
-        if self._active is run:
-            self._active = None
-
     def leave(self, run: Run | JobRun) -> None:
         """Give up a run: its workers finish the item at hand, and are free then."""
         self._draining_run = None if run.finished else cast(Any, run)
@@ -212,15 +151,6 @@ class Session:
             while self._draining_run is not None and (left := until - time.monotonic()) > 0:
                 if self.has_message(left):
                     self._drain()
-
-    def _drain(self) -> None:
-        """Take in one message while no run is active."""
-        message, _ = self.receive()
-        run = self._draining_run
-        if run is not None and isinstance(message, messages.RunFinished) and message.run == run.number:
-            run.finished = True
-            run.source.join()
-            self.finished(run)
 
     # Messages
 
@@ -362,7 +292,7 @@ class Session:
                 finally:
                     self._ending.is_over.set()
         if not first:
-            self._ending.wait(ENDING_SECONDS)
+            self._ending.wait()
         elif left:
             names = ", ".join(repr(thread.name) for thread in left)
             warnings.warn(
@@ -451,27 +381,3 @@ class Results(End):
     def __init__(self, shell: ThreadShell) -> None:
         super().__init__()
         self._inbox = shell.results
-
-
-class Ending:
-    """The end of a session: one thread is at it, and others may wait for that."""
-
-    def __init__(self) -> None:
-        # Never released: one thread ends the session.
-        self._claim = threading.Lock()
-        self._thread: int | None = None
-        self.has_begun = False
-        self.is_over = threading.Event()
-
-    def begin(self) -> bool:
-        """Whether this thread is the first, which ends the session."""
-        if not self._claim.acquire(blocking=False):
-            return False
-        self._thread = threading.get_ident()
-        self.has_begun = True
-        return True
-
-    def wait(self, seconds: float) -> None:
-        """Wait, within a bound, until another thread has ended the session."""
-        if self._thread != threading.get_ident():
-            self.is_over.wait(seconds)

@@ -1,4 +1,4 @@
-"""One stream of items through a session, as the caller sees it; and which thread ends the session.
+"""One stream of items through a session, as the caller sees it; which runs a session has, and which thread ends it.
 
 Law: the run reports what was taken in amounts worth a message, so that the broker can send more.  Whatever ends the
 iteration early gives the run up.
@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import math
 import threading
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Generator, Iterator
 from operator import length_hint
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_postponed
+from conveyor.engines.base import FORKED, RunProgress
 from conveyor.engines.process.caller.source import JOIN_SECONDS, Source
 from conveyor.engines.process.system.waiting import GracePeriod
 from conveyor.engines.process.wire.codec import decode, items_of
 from conveyor.engines.process.wire.messages import ConclusionReply, ConclusionRequest, Consumed, Results, RunFinished
 from conveyor.errors import ConveyorError, ResultError, StateError
-from conveyor.graph.plan import SinkNode
+from conveyor.graph.plan import Plan, SinkNode
 
 if TYPE_CHECKING:
-    from conveyor.engines.base import RunProgress
+    from conveyor.engines.process.caller.jobs import JobRun
     from conveyor.engines.process.caller.session import Session
+    from conveyor.engines.process.wire.endpoint import Frame
+    from conveyor.errors import FailedItem
 
 # How often a source without a thread of its own looks whether there is room.
 FEED_INTERVAL_SECONDS = 0.002
@@ -68,6 +73,88 @@ class Ending:
         """Raise StateError where another thread wants the end."""
         if self.is_wanted:
             raise StateError("the pipeline was closed while it was being opened")
+
+
+class RunKeeper(ABC):
+    """What every session of workers does about its runs: one at a time, after those that were given up."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._runs = 0
+        # How far the run is that goes on, or was the last; None before the first.
+        self._progress: RunProgress | None = None
+        self._active: Run | JobRun | None = None
+        # A run that was given up, and whose workers are not all free yet.
+        self._draining_run: Run | JobRun | None = None
+        # The items that were given up in the active run, or in the last one.
+        self.failures: deque[FailedItem] = deque(maxlen=plan.setting("keep_failures"))
+        # Held by the thread that takes results, until they are unpickled.
+        self.taking = threading.RLock()
+        self._ending = Ending()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the Processors, in their order."""
+        return [step.name for step in self._plan.steps]
+
+    @property
+    def active(self) -> bool:
+        """Whether a run is going on."""
+        return self._active is not None
+
+    @property
+    @abstractmethod
+    def is_forked_copy(self) -> bool:
+        """Whether this process was forked from the one that opened the session."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the session is over, one way or the other."""
+        return self._ending.has_begun
+
+    @abstractmethod
+    def receive(self) -> Frame:
+        """Wait for a message about results; raises the error that it brings, with the session ended."""
+
+    def _prepare_run(self, total: int | None) -> tuple[SinkNode, RunProgress]:
+        """Have the workers free of a run that was given up; return where results come from, and the count of items.
+
+        `total`: how many items there will be; None: that is not known.
+        """
+        if self.is_forked_copy:
+            raise StateError(FORKED)
+        try:
+            while self._draining_run is not None:
+                self._drain()
+        except StateError:
+            raise
+        except ConveyorError as error:
+            raise StateError(
+                "the workers had to be ended, because the rest of the run before, which was given up, failed: "
+                "what follows starts anew"
+            ) from error
+        self._runs += 1
+        self.failures = deque(maxlen=self._plan.setting("keep_failures"))
+        self._progress = RunProgress(total, self._runs)
+        sink = self._plan.nodes[-1]
+        assert isinstance(sink, SinkNode)
+        return sink, self._progress
+
+    def finished(self, run: Run | JobRun) -> None:
+        """Take in that a run is over, and its workers free for the next."""
+        if self._draining_run is run:
+            self._draining_run = None
+        if self._active is run:
+            self._active = None
+
+    def _drain(self) -> None:
+        """Take in one message while no run is active."""
+        message, _ = self.receive()
+        run = self._draining_run
+        if run is not None and isinstance(message, RunFinished) and message.run == run.number:
+            run.finished = True
+            run.source.join()
+            self.finished(run)
 
 
 class Run:

@@ -14,7 +14,6 @@ import multiprocessing.util  # noqa: F401
 import os
 import threading
 import warnings
-from collections import deque
 from collections.abc import Iterable
 
 from conveyor._lean.dataclasses import replace
@@ -24,7 +23,7 @@ from conveyor._system.clock import time
 from conveyor._system.limits import resident_memory
 from conveyor._system.signals import interrupts_held
 from conveyor.core.tuning.chunk_size import first_pull
-from conveyor.engines.base import FORKED, RunProgress, known_total
+from conveyor.engines.base import FORKED, known_total
 from conveyor.engines.failures import death, failed_item, overdue, processor_error, too_many_failures
 from conveyor.engines.process.caller.broker_link import (
     BROKER_EXIT_SECONDS,
@@ -33,7 +32,7 @@ from conveyor.engines.process.caller.broker_link import (
     BrokerProcess,
     config_for,
 )
-from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Ending, Run
+from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Run, RunKeeper
 from conveyor.engines.process.caller.source import Source
 from conveyor.engines.process.caller.start_method import FREEZE_SUPPORT, check_importing, is_news, start_for
 from conveyor.engines.process.shm.arena import KEPT_BYTES
@@ -52,7 +51,6 @@ from conveyor.engines.process.wire.endpoint import ConnectionLost, Frame
 from conveyor.engines.process.wire.pipe import PIPE, QUEUE
 from conveyor.errors import (
     ConveyorError,
-    FailedItem,
     MissingMainGuardError,
     ProcessError,
     RemoteTraceback,
@@ -60,7 +58,7 @@ from conveyor.errors import (
     StateError,
     cause_of_death,
 )
-from conveyor.graph.plan import Plan, SinkNode
+from conveyor.graph.plan import Plan
 from conveyor.graph.shared_resources import warn_of_shared
 from conveyor.stats import Stats, StepStats
 
@@ -74,7 +72,7 @@ DRAIN_SECONDS = 0.3
 Expected = TypeVar("Expected")
 
 
-class Session:
+class Session(RunKeeper):
     """Workers, from `open` to `close`.
 
     Raises, from any method, what ended the session; nothing of it is left then.
@@ -84,8 +82,8 @@ class Session:
         self, plan: Plan, start_method: str | None, kind: str | None, redact: Redact | None, seed: int | None = None
     ) -> None:
         check_importing()
+        super().__init__(plan)
         self._start = start_for(plan, redact, start_method)
-        self._plan = plan
         self.format_item = shown_by(redact)
         self._owner = os.getpid()
         prints = PrintOutlet()
@@ -93,18 +91,8 @@ class Session:
         config = config_for(plan, self._start, kind, seed, prints.newly_wanted())
         self._broker = BrokerProcess(self._start, config, plan.steps[0].bound_bytes)
         self._client = BrokerClient(self._broker, prints)
-        self._ending = Ending()
-        self._runs = 0
         self._advisor: Advisor | None = None
-        # How far the run is that goes on, or was the last.
-        self._progress: RunProgress | None = None
-        self._active: Run | JobRun | None = None
-        # A run that was given up, and whose workers are not all free yet.
-        self._draining_run: Run | JobRun | None = None
-        # The items that were given up in the active run, or in the last one.
-        self.failures: deque[FailedItem] = deque(maxlen=plan.setting("keep_failures"))
-        # Held by the thread that takes results, until they are unpickled; and by one that sends items.
-        self.taking = threading.RLock()
+        # Held by the thread that sends items.
         self._feeding = threading.RLock()
 
     def open(self) -> None:
@@ -145,15 +133,6 @@ class Session:
             warn_of_shared(self._plan, forked, script, stacklevel + 1)
 
     @property
-    def names(self) -> list[str]:
-        """The names of the Processors, in their order."""
-        return [step.name for step in self._plan.steps]
-
-    @property
-    def active(self) -> bool:
-        return self._active is not None
-
-    @property
     def prints(self) -> PrintOutlet:
         return self._client.prints
 
@@ -162,36 +141,7 @@ class Session:
         """Whether this process was forked from the one that opened the session."""
         return os.getpid() != self._owner
 
-    @property
-    def ended(self) -> bool:
-        """Whether the session is over, one way or the other."""
-        return self._ending.has_begun
-
     # Runs
-
-    def _prepare_run(self, total: int | None) -> tuple[SinkNode, RunProgress]:
-        """Have the workers free of a run that was given up; return where results come from, and the count of items.
-
-        `total`: how many items there will be; None: that is not known.
-        """
-        if self.is_forked_copy:
-            raise StateError(FORKED)
-        try:
-            while self._draining_run is not None:
-                self._drain()
-        except StateError:
-            raise
-        except ConveyorError as error:
-            raise StateError(
-                "the workers had to be ended, because the rest of the run before, which was given up, failed: "
-                "what follows starts anew"
-            ) from error
-        self._runs += 1
-        self.failures = deque(maxlen=self._plan.setting("keep_failures"))
-        self._progress = RunProgress(total, self._runs)
-        sink = self._plan.nodes[-1]
-        assert isinstance(sink, SinkNode)
-        return sink, self._progress
 
     def submit_run(self) -> JobRun:
         """Start a run of items that are submitted one by one."""
@@ -228,10 +178,7 @@ class Session:
     def finished(self, run: Run | JobRun) -> None:
         """Take in that a run is over, and its workers free for the next."""
         self._give_back_memory()
-        if self._draining_run is run:
-            self._draining_run = None
-        if self._active is run:
-            self._active = None
+        super().finished(run)
 
     def leave(self, run: Run | JobRun) -> None:
         """Give up a run: its workers finish the item at hand, and are free then."""
@@ -243,15 +190,6 @@ class Session:
         elif not self._client.try_send(messages.CancelRun(run.number)):
             # The broker is stopped, or an exception broke off a message to it: nothing can be asked of it any more.
             self.abort()
-
-    def _drain(self) -> None:
-        """Take in one message while no run is active."""
-        message, _ = self.receive()
-        run = self._draining_run
-        if run is not None and isinstance(message, messages.RunFinished) and message.run == run.number:
-            run.finished = True
-            run.source.join()
-            self.finished(run)
 
     def _give_back_memory(self) -> None:
         """Give back memory that the run was given; some is kept for the next."""
