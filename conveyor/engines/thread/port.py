@@ -20,12 +20,10 @@ from conveyor.core.events import Replied
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.configs import WorkerConfig
 from conveyor.engines.process.wire.endpoint import ConnectionLost
+from conveyor.engines.process.wire.progress import NEVER, CallClock, position_of, word_of
 
 if TYPE_CHECKING:
     from conveyor.core import commands
-
-# As in `wire/progress.py`: a position is one number, of a lease and how many of its calls.
-NEVER = (1 << 64) - 1
 
 Post = Callable[[Any, Any, Any], None]
 # A message, of those in `wire/messages.py` or of this engine, and its blobs.
@@ -48,7 +46,7 @@ class ThisProcess:
 this_process = ThisProcess()
 
 
-class Progress:
+class Progress(CallClock):
     """How far a worker has started what it was handed, and how far it may: the progress slot of a thread.
 
     >>> progress = Progress()
@@ -58,14 +56,11 @@ class Progress:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._lock = threading.Lock()
         self._started = 0
         self._stop_at = NEVER
         self._since: float | None = None
-        # Whether the shell wants to know since when the worker is at each call.
-        self.timed = False
-        # Whether the worker notes it as well where the shell need not know, as the call may take long.
-        self._closely = False
         self.unpickling = False
 
     def starter(self, lease: int) -> Callable[[int, int], int]:
@@ -83,31 +78,20 @@ class Progress:
 
         return start
 
-    def mark(self, working: bool) -> None:
-        """The worker says that it is at a call from now on, or at none."""
-        if self.timed or self._closely:
-            with self._lock:
-                self._since = time.monotonic() if working else None
-
-    def follow(self, closely: bool) -> None:
-        """The worker notes that it begins the next call now, where that may take long, and nothing of quick ones."""
-        if self.timed or not (closely or self._closely):
-            return
-        # The time of an earlier call must not be taken for that of the next.
-        self._closely = True
-        self.mark(closely)
-        self._closely = closely
+    def _note(self, working: bool) -> None:
+        with self._lock:
+            self._since = time.monotonic() if working else None
 
     def working_since(self) -> tuple[tuple[int, int], float | None]:
         """Return how far the worker has started, and when it started the last call; None: it is at no call."""
         with self._lock:
-            return self._position(self._started), self._since
+            return position_of(self._started), self._since
 
     def revoke(self, lease: int, calls: int) -> tuple[int, int]:
         """Have nothing started beyond that position, but for what has been; return how far may have been."""
         with self._lock:
-            self._stop_at = max(self._started, lease << 32 | calls)
-            return self._position(self._stop_at)
+            self._stop_at = max(self._started, word_of(lease, calls))
+            return position_of(self._stop_at)
 
     def allow_all(self) -> None:
         """Let everything be started again."""
@@ -118,17 +102,13 @@ class Progress:
         """Have nothing started any more; return how far the worker has started what it was handed."""
         with self._lock:
             self._stop_at = 0
-            return self._position(self._started)
+            return position_of(self._started)
 
     @property
     def started(self) -> tuple[int, int]:
         """How far the worker has started what it was handed."""
         with self._lock:
-            return self._position(self._started)
-
-    @staticmethod
-    def _position(word: int) -> tuple[int, int]:
-        return word >> 32, word & 0xFFFFFFFF
+            return position_of(self._started)
 
 
 class End:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import count
 from multiprocessing import reduction
@@ -41,20 +42,44 @@ def position_of(word: int) -> tuple[int, int]:
     return word >> 32, word & 0xFFFFFFFF
 
 
-class ProgressSlot:
+class CallClock(ABC):
+    """Notes when a worker began the call that it is at, as far as anybody wants to know."""
+
+    def __init__(self) -> None:
+        # Whether the broker wants to know since when the worker is at each call.
+        self.timed = False
+        # Whether the worker notes it as well where the broker need not know, as the call may take long.
+        self._closely = False
+
+    def mark(self, working: bool) -> None:
+        """The worker notes that it is at a call from now on, or at none."""
+        if self.timed or self._closely:
+            self._note(working)
+
+    def follow(self, closely: bool) -> None:
+        """The worker notes that it begins the next call now, where that may take long, and nothing of quick ones."""
+        if self.timed or not (closely or self._closely):
+            return
+        # The time of an earlier call must not be taken for that of the next.
+        self._closely = True
+        self.mark(closely)
+        self._closely = closely
+
+    @abstractmethod
+    def _note(self, working: bool) -> None: ...
+
+
+class ProgressSlot(CallClock):
     """The words of one worker, on either side."""
 
     def __init__(self, memory: BoardMemory, index: int) -> None:
+        super().__init__()
         self.memory = memory
         self.index = index
         first = index * SLOT_WORDS
         self._started, self._stop_at = first + STARTED, first + STOP_AT
         self._since, self._unpickling = first + SINCE, first + UNPICKLING
         self._fence = threading.Lock()
-        # Whether the broker wants to know since when the worker is at each call.
-        self.timed = False
-        # Whether the worker writes it as well where the broker need not know, as the call may take long.
-        self._closely = False
 
     def __getstate__(self) -> tuple[BoardMemory, int]:
         return self.memory, self.index
@@ -85,21 +110,10 @@ class ProgressSlot:
 
         return mark_and_start if self.timed else start
 
-    def mark(self, working: bool) -> None:
-        """The worker writes that it is at a call from now on, or at none."""
-        if self.timed or self._closely:
-            self.memory.words[self._since] = time.monotonic_ns() if working else 0
-            with self._fence:
-                pass
-
-    def follow(self, closely: bool) -> None:
-        """The worker writes that it begins the next call now, where that may take long, and nothing of quick ones."""
-        if self.timed or not (closely or self._closely):
-            return
-        # The time of an earlier call must not be taken for that of the next.
-        self._closely = True
-        self.mark(closely)
-        self._closely = closely
+    def _note(self, working: bool) -> None:
+        self.memory.words[self._since] = time.monotonic_ns() if working else 0
+        with self._fence:
+            pass
 
     @property
     def unpickling(self) -> bool:
