@@ -103,10 +103,6 @@ class Origins:
             self.dropped.add(scope)
         return scope
 
-    def is_open(self, origin: int) -> bool:
-        """Whether something of an origin is under way."""
-        return origin in self._open
-
     def add(self, origin: int, items: int) -> None:
         """Count that so many items more of an origin are under way, or fewer; none left means that it settles."""
         left = self._open[origin] = self._open[origin] + items
