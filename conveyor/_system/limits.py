@@ -2,7 +2,7 @@
 
 Law: the least of what the system says.  Of cores: the processor count, this process's affinity, and the CPU quota of
 its control groups (versions 1 and 2), rounded up.  Of memory: the physical memory, and the memory limits of these
-groups.  It is what there is in all and not what is free just now, so that a pipeline has the same bounds in every run.
+groups.  It counts all memory, free or not, so that a pipeline has the same bounds in every run.
 What cannot be read says nothing.
 """
 

@@ -1,7 +1,7 @@
 """A session of the thread engine, as the caller sees it: worker threads, from `open` to `close`, and the runs in it.
 
-Law: whatever ends a run early ends the session.  No thread goes on when it raises the error, but for those that were
-abandoned, and those that are at a job which has not returned within a second: these are named.
+Law: whatever ends a run early ends the session.  When the session raises the error, its threads have ended.  Only
+abandoned threads go on, and threads whose job has not returned within a second.  A warning names these.
 """
 
 from __future__ import annotations
