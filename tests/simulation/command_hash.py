@@ -159,8 +159,8 @@ class Writer:
 
     @property
     def missing(self) -> list[str]:
-        """The kinds of commands that nobody wanted."""
-        return sorted({letter for letter, _ in KINDS.values()} - {"V"} - self.kinds.keys())
+        """The kinds of commands that nobody wanted, though they may be: no item is submitted here."""
+        return sorted({letter for letter, _ in KINDS.values()} - {"V", "D", "I"} - self.kinds.keys())
 
 
 def clocked_plan(source: random.Random) -> Plan:
