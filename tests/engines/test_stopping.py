@@ -17,10 +17,11 @@ import unittest
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from conveyor import BalancingFork, Join, Pipe, Pipeline, Processor, ProcessorError, ReplicatingFork
 from conveyor.core.machine import Conclusion
-from conveyor.engines.process.broker.dispatch import Dispatch
+from conveyor.engines.process.broker import dispatch
 from conveyor.engines.process.system.waiting import GRACE_SECONDS
 from conveyor.engines.process.wire import messages
 from tests.helpers.support import ALL, TestCase, nothing_left
@@ -386,7 +387,9 @@ class QuestionsTest(TestCase):
         machine = SimpleNamespace(conclusion=lambda taken: next(answers))
         caller = SimpleNamespace(results=SimpleNamespace(send=self.sent.append), cpu_seconds=0.0)
         pool = SimpleNamespace(workers={})
-        self.dispatch = Dispatch()
+        # Else this process would adopt the orphans of all tests that follow.
+        with mock.patch.object(dispatch, "Orphans"):
+            self.dispatch = dispatch.Dispatch()
         shell: Any = SimpleNamespace(run=1, handle=lambda event: None, machine=machine, caller=caller, pool=pool)
         self.dispatch.shell = shell
 
