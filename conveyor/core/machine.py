@@ -38,6 +38,7 @@ from conveyor.core.leasing.recovery import was_overdue
 from conveyor.core.nodes.base import Node, Output
 from conveyor.core.nodes.forks import Balance, Fork, ForkExit, Replicate
 from conveyor.core.nodes.joins import BalanceMerge, FreeMerge, Join, ReplicateMerge, Zip
+from conveyor.core.nodes.lone import give, pass_on
 from conveyor.core.nodes.sink import Sink
 from conveyor.core.nodes.step import Step
 from conveyor.core.tuning.autoscaling import decide
@@ -202,7 +203,9 @@ class Machine:
     def _take_in(self, event: Event) -> None:
         match event:
             case Replied():
-                self.step_of(event.worker).handle_reply(event)
+                step = self.step_of(event.worker)
+                if self._cancelled or self.origins is not None or not pass_on(step, event, self.now):
+                    step.handle_reply(event)
             case SourceItems():
                 self.source.given += event.items
                 assert self.source.given <= self.source.pulled, "the source gave more than it was asked for"
@@ -210,7 +213,7 @@ class Machine:
                     self.first.feed(self.origins.enter(event.blob, event.items), event.items, event.size)
                     # Whoever submits the next one may wait for what is little room.
                     self._pull()
-                elif not self._cancelled:
+                elif not (self._cancelled or (event.items == 1 and give(self.first, event.blob, event.size, self.now))):
                     self.first.feed(event.blob, event.items, event.size)
             case CreditReturned():
                 # What the source has been allowed since is on its way, and stays good.
@@ -488,9 +491,6 @@ class Machine:
             assert self.source.given == self.first.intake.entered, "an item got lost on its way in"
             ahead = self.source.pulled - self.source.given
             assert ahead + self.first.held <= self.first.bound, "the source was asked for too much"
-            assert self.source.pulled - self.source.given + self.first.held <= self.first.bound, (
-                "the source was asked for too much"
-            )
         for node in self.nodes:
             node.check()
         if self.origins is not None and not self._cancelled:

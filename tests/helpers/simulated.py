@@ -76,6 +76,11 @@ class Counted(Output):
         if items or runs:
             self.node.push(self.port, pieces, items, runs)
 
+    def hand(self, hand_out: Any, *arguments: Any) -> None:
+        """Hand on one item."""
+        self.passed += 1
+        super().hand(hand_out, *arguments)
+
 
 class SimulatedShell(FakeShell):
     """A plan with its workers, over many runs."""

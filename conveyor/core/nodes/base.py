@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from conveyor._lean.typing import Protocol
+from conveyor._lean.typing import Any, Protocol
 from conveyor.core.commands import Command, GaveUp
 from conveyor.core.data.group_sizes import Batcher, Groups, GroupSizes
 from conveyor.core.data.pieces import Piece, Pieces
@@ -58,6 +58,10 @@ class Output:
     def push(self, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
         if items or group_sizes:
             self.node.push(self.port, pieces, items, group_sizes)
+
+    def hand(self, hand_out: Callable[..., None], *arguments: Any) -> None:
+        """Hand on one item in the short way of `nodes/lone.py`, which calls `hand_out` with the node."""
+        hand_out(self.node, *arguments)
 
     def end(self) -> None:
         self.node.end(self.port)
