@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 from conveyor import Pipeline, ProcessError, Processor, SourceWarning
+from conveyor.engines.process.caller.source import Input
 from tests.helpers.late import mock
 from tests.helpers.scripts import METHODS, Script, ScriptTestCase
 from tests.helpers.support import TestCase
@@ -70,6 +72,30 @@ class TablesTest(TestCase):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert self.pipeline().run(Columns()) == ["A", "B"]
+
+
+class TakenInPassingTest(TestCase):
+    """What another thread takes of a pull that is under way."""
+
+    def pulled(self, wanted: int, stoppable: bool) -> tuple[list[Any], list[Any]]:
+        """Return what is taken while the third item, or the only one, is pulled, and what is taken after it."""
+        passing: list[Any] = []
+
+        def items() -> Iterator[int]:
+            for number in range(wanted):
+                if number == wanted - 1:
+                    passing.extend(source.take_pulled(in_passing=True))
+                yield number
+
+        source = Input(items(), 1_000_000)
+        source.detector.observe(0)
+        source.pull(source.open(), wanted, stoppable)
+        return passing, source.take_pulled()
+
+    def test_nothing_is_lost(self) -> None:
+        assert self.pulled(3, stoppable=True) == ([0, 1], [2])
+        assert self.pulled(3, stoppable=False) == ([], [0, 1, 2])
+        assert self.pulled(1, stoppable=True) == ([], [0])
 
 
 class SemaphoresTest(TestCase):

@@ -201,14 +201,14 @@ class Input:
         self._tokens = []
         return True
 
-    def take_pulled(self) -> list[Any]:
-        """Return what was pulled, and keep it no more."""
+    def take_pulled(self, in_passing: bool = False) -> list[Any]:
+        """Return what was pulled, and keep it no more; `in_passing`: another thread may be pulling."""
         pulled = self.pulled
-        if isinstance(pulled, deque):
-            # The pulling thread may be appending, so only what is known to be there is taken.
-            return [pulled.popleft() for _ in range(len(pulled))]
+        if in_passing:
+            # Only what is known to be there; what is pulled into a list is sent as soon as it is there.
+            return [pulled.popleft() for _ in range(len(pulled))] if isinstance(pulled, deque) else []
         self.pulled = []
-        return pulled
+        return list(pulled) if isinstance(pulled, deque) else pulled
 
     def drop(self) -> None:
         """Refer to nothing of the input any more, and close a generator that gave it: here, where it ran."""
@@ -438,7 +438,7 @@ class Source:
             while not self._over.is_set():
                 if self._input.cut_slow_pull_short(self._over):
                     with gate.passed():
-                        self._send()
+                        self._send(in_passing=True)
         except ConnectionLost as error:
             # The thread that waits for results raises that.
             clear_our_frames(error.__traceback__)
@@ -449,12 +449,12 @@ class Source:
             if not self._stopped:
                 self._end.send(message)
 
-    def _send(self) -> bool:
+    def _send(self, in_passing: bool = False) -> bool:
         """Send everything that was pulled, as one blob; return whether that went well."""
         with self._lock:
             if self._stopped or self._failure is not None:
                 return False
-            items = self._input.take_pulled()
+            items = self._input.take_pulled(in_passing)
             if not items:
                 return True
             blob = self._encoded(items)
