@@ -50,6 +50,10 @@ class ThreadOutbox(Outbox):
         self.meter = CpuMeter(of_thread=True)
         self._takes = end.takes
 
+    def add_numbers(self, returned: list[Any]) -> bool:
+        # Nothing is encoded here.
+        return False
+
     def _encoded(self, final: bool) -> tuple[list[Any], list[int]]:
         outputs, kinds = self.outputs, self.kinds
         if not outputs:
@@ -228,7 +232,7 @@ class ThreadWorker(Worker):
         with suppress(TypeError):
             super()._note_slow(seconds, arguments, index)
 
-    def _take(self, returned: list[Any]) -> bool:
+    def _take(self, returned: list[Any], whole: bool = False) -> bool:
         reuse, outbox = self._reuse, self._outbox
         # What was frozen, or is the job's argument, or what nobody else has, the job cannot change later on.
         if len(returned) > 1 or reuse.repeats or is_alone(returned, 0) or self._is_argument(returned[0]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import islice
+from operator import length_hint
 from types import GeneratorType
 
 from conveyor._lean.short_repr import shown_by
@@ -47,6 +48,9 @@ SLOW_SECONDS = 0.002
 # as long as those before it.
 STRIDE_SECONDS = 0.002
 LOOK_CALLS = 128
+# Calls that take next to nothing: as many as take so long, up to this number.
+LOOK_SECONDS = 0.000064
+MOST_LOOK_CALLS = 512
 
 NONE_TYPE = type(None)
 
@@ -207,17 +211,17 @@ class Worker:
             try:
                 heavy = self._call_on(arguments, start, start + stride, returned)
             except BaseException as error:
-                if retrier.policy.strict and not retrier.traced:
+                if retrier.fails_at_once:
                     # Nobody waits for what those before it gave.
                     raise retrier.failure(error, outbox.call_at_hand + len(returned)) from None
                 failed = error
             done = clock()
             outbox.end_if_forked_copy()
             if returned:
-                if self._take(returned):
+                start += len(returned)
+                if self._take(returned, start == count and failed is None):
                     # The job went on in generators.
                     done = clock()
-                start += len(returned)
             elif failed is None:
                 return
             now = clock()
@@ -275,7 +279,9 @@ class Worker:
         # What runs once for every few calls costs as much as they do: nothing is looked up twice, or called in vain.
         call, start, repeats, in_turn = self._call, self._start, self._reuse.repeats, self._in_turn
         clock, append, look = time.perf_counter, returned.append, self._look_calls
-        frozen, weight = self._outbox.freeze, self._outbox.weigh
+        frozen, weight, fails_at_once = self._outbox.freeze, self._outbox.weigh, self._retrier.fails_at_once
+        if look == LOOK_CALLS:
+            look = max(look, min(MOST_LOOK_CALLS, int(LOOK_SECONDS / (self._call_seconds or 1.0))))
         until = clock() + self._inbox.flush_seconds
         while first < stop:
             end = first + look
@@ -295,6 +301,14 @@ class Worker:
                     append(frozen(value) if repeats else value)
                     if in_turn and type(value) is GeneratorType:
                         return False
+            elif fails_at_once:
+                waiting = iter(part)
+                try:
+                    returned += [call(argument) for argument in waiting]
+                except BaseException:
+                    # The first failure ends the run: only its place counts.
+                    returned += [None] * (end - first - 1 - length_hint(waiting))
+                    raise
             else:
                 for argument in part:
                     append(call(argument))
@@ -306,9 +320,14 @@ class Worker:
             first = end
         return False
 
-    def _take(self, returned: list[Any]) -> bool:
-        """Turn what the next calls returned into outputs; return whether generators were among it."""
+    def _take(self, returned: list[Any], whole: bool = False) -> bool:
+        """Turn what the next calls returned into outputs; return whether generators were among it.
+
+        `whole`: the calls of the lease return no more.
+        """
         outbox = self._outbox
+        if whole and outbox.add_numbers(returned):
+            return False
         try:
             kinds = kinds_of(returned)
         except BaseException as error:

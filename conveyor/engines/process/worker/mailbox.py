@@ -15,7 +15,7 @@ from conveyor._system.clock import time
 from conveyor.core import FLUSH_SHARE, SLOWEST_CALLS, TARGET_SECONDS
 from conveyor.core.data.group_sizes import GroupSizes, append_groups, total, with_one_less
 from conveyor.engines.process.wire import messages
-from conveyor.engines.process.wire.codec import ByteBudget, encode, frozen, unpicklable, weight
+from conveyor.engines.process.wire.codec import ByteBudget, encode, encode_numbers, frozen, unpicklable, weight
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ class Outbox:
         # What those gave, and its types; how many outputs each of them gave.
         self.outputs: list[Any] = []
         self.kinds: set[type] = set()
+        # Those outputs, where they are encoded already.
+        self._blob: bytes | None = None
         self._group_sizes: GroupSizes = []
         # How many outputs of the call that the job is amid were left out; None between two calls.
         self.left_out: int | None = None
@@ -86,7 +88,7 @@ class Outbox:
     def forget(self) -> None:
         self.outputs, self.calls, self._group_sizes = [], 0, []
         self.kinds = set()
-        self.left_out = None
+        self._blob = self.left_out = None
 
     def grant(self, lease: int, credit: int) -> None:
         """Take in that the job may give more outputs for a lease."""
@@ -114,6 +116,14 @@ class Outbox:
         self.credit -= len(returned)
         self.calls += len(returned)
         append_groups(self._group_sizes, 1, len(returned))
+
+    def add_numbers(self, returned: list[Any]) -> bool:
+        """Take in what all calls of a lease returned since the last reply, if those are many numbers; say whether."""
+        if self.outputs or (blob := encode_numbers(returned)) is None:
+            return False
+        self.add_returned(returned)
+        self._blob = blob
+        return True
 
     def add_returned_but_none(self, returned: list[Any]) -> None:
         """Take in what the next calls returned: each is one output, but for None, which is none."""
@@ -156,6 +166,9 @@ class Outbox:
     def _encoded(self, final: bool) -> tuple[list[Any], list[int]]:
         """Return the outputs in blobs, and how many each has; outputs that cannot be pickled are replaced first."""
         outputs, budget = self.outputs, self.budget
+        if self._blob is not None and len(outputs) <= budget.items_per_blob:
+            budget.take(len(outputs), len(self._blob))
+            return [self._blob], [len(outputs)]
         blobs: list[Any] = []
         blob_items: list[int] = []
         start = 0

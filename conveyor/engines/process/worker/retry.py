@@ -77,6 +77,11 @@ class Retrier:
         # Whether the items of the lease at hand are submitted ones: then one that fails ends nothing else.
         self.traced = False
 
+    @property
+    def fails_at_once(self) -> bool:
+        """Whether the run is over when a call fails, so that nobody waits for what the calls before it gave."""
+        return self.policy.strict and not self.traced
+
     def recover(self, failed: BaseException, call_again: Callable[[Any, int, int], None]) -> None:
         """Make the call at hand again, or give it up, as the policy says; raises LeaseFailed to end the run.
 
