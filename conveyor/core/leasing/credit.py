@@ -22,6 +22,9 @@ from conveyor.core.tuning.chunk_size import WEIGHT
 if TYPE_CHECKING:
     from conveyor.core.nodes.step import Step
 
+# Where calls are cheap, the source of a small pipe is asked for so many items at least.
+PAIR = 2
+
 
 class CreditLedger:
     """The outputs that a step has promised room for, and the leases that wait for a promise."""
@@ -197,7 +200,8 @@ class SourceCredit:
         # will make more of it.  Whoever submits an item is not kept waiting for that.
         if credit < 1 or self.ended:
             return 0
-        if credit < step.item_weight.limit(step.bound) // 4 and (ahead or (step.outstanding and not self._traced)):
+        little = max(step.item_weight.limit(step.bound) // 4, min(step.chunk_sizer.size, PAIR))
+        if credit < little and (ahead or (step.outstanding and not self._traced)):
             return 0
         self.pulled += credit
         return credit

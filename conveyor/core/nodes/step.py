@@ -17,7 +17,7 @@ from conveyor.core.leasing.leases import Lease, LeaseBook, RequeuedItems, Worker
 from conveyor.core.leasing.recovery import SHARED_DEATHS, Recovery, TimeoutMonitor
 from conveyor.core.nodes.base import Intake, Node, NodeContext, Output
 from conveyor.core.tuning.autoscaling import StepLoad
-from conveyor.core.tuning.chunk_size import ChunkSizer
+from conveyor.core.tuning.chunk_size import ChunkSizer, most_calls
 from conveyor.core.tuning.roster import StepRoster, Utilization
 
 
@@ -40,8 +40,9 @@ class Step(Node):
         self.recovery = self.RECOVERY(node, self.book, self.order)
         self.timeout_monitor = TimeoutMonitor(node.timeout, context)
         self.utilization = Utilization(step_roster.totals, context.now)
-        limit = max(1, self.bound // (4 * self.batch_size))
-        self.chunk_sizer = ChunkSizer(limit, self.item_weight, context.chunk_target, self.batch_size)
+        self.chunk_sizer = ChunkSizer(
+            most_calls(self.bound // self.batch_size), self.item_weight, context.chunk_target, self.batch_size
+        )
         # When to look whether a worker that does not reply is stuck while another is idle.
         self.steal_at: float | None = None
         # Whether the node in front deals items out by the demand, and has to hear when there is some.

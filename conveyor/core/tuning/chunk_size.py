@@ -26,6 +26,8 @@ BUSY_SHARE, EASY_SHARE = 0.7, 0.2
 TARGET_BYTES = 64 * 1024
 FEW_ITEMS, FEW_ITEMS_BYTES = 256, 256 * 1024
 MAX_CHUNK_ITEMS = 16384
+# A chunk of so many calls may be all that a small pipe holds.
+FEW_CALLS = 8
 # The weight of a new observation in a running mean: about the last ten replies count.
 WEIGHT = 0.2
 # An observation counts for at most so many times the mean, until another one confirms it.
@@ -41,6 +43,18 @@ def first_pull(plan: Plan) -> int:
     """Return how many items the source may give without being asked, so that a run begins with an item."""
     first = plan.steps[0]
     return min(max(first.bound, first.batch or 1), UNWEIGHED_ITEMS)
+
+
+def most_calls(bound: int) -> int:
+    """Return how many calls a chunk has at most, where the pipe in front holds the items of so many.
+
+    Of a large pipe a share, so that what comes in fills the rest meanwhile.  Of a small one that would be an item, and
+    each message costs more than that gains.
+
+    >>> [most_calls(bound) for bound in (1, 2, 10, 100)]
+    [1, 2, 8, 25]
+    """
+    return max(1, bound // 4, min(bound, FEW_CALLS))
 
 
 class ItemWeight:
