@@ -27,20 +27,25 @@ import ast
 import contextlib
 import heapq
 import io
+import os
 import sys
 import sysconfig
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 try:
-    from conveyor import BalancingFork, ConveyorError, Join, Pipe, Pipeline, Processor, ReplicatingFork
+    from conveyor import BalancingFork, ConveyorError, Join, Pipe, Pipeline, Processor, ReplicatingFork, Stats
 except ModuleNotFoundError:  # run from a checkout, without an installation
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from conveyor import BalancingFork, ConveyorError, Join, Pipe, Pipeline, Processor, ReplicatingFork
+    from conveyor import BalancingFork, ConveyorError, Join, Pipe, Pipeline, Processor, ReplicatingFork, Stats
+
+
+# Where other programs use more than this share of the cores, a comparison of times says nothing.
+MOST_OTHERS = 0.1
 
 
 class Import(NamedTuple):
@@ -120,6 +125,14 @@ class Census(NamedTuple):
     most_imported: tuple[tuple[str, int], ...]
     imported_modules: int
     broken: tuple[Broken, ...]
+
+
+class Timed(NamedTuple):
+    """A census, the seconds that it took, and how many cores other programs used meanwhile."""
+
+    census: Census
+    seconds: float
+    others: float
 
 
 Findings = tuple[FunctionsOfModule, ImportsOfModule]
@@ -251,6 +264,28 @@ def findings_from_pipeline(
         yield from pipeline.stream(paths, progress=progress)
 
 
+def where_the_time_went(stats: Stats, seconds: float) -> str:
+    """What each step took, and how many cores did work, as text for a person."""
+    whole = sum(step.busy_seconds for step in stats.steps) or 1.0
+    width = max(len(step.processor) for step in stats.steps)
+    text = ["Where the time went", f"  {'step':<{width}}  workers  seconds  share"]
+    for step in stats.steps:
+        share = step.busy_seconds / whole
+        text.append(f"  {step.processor:<{width}}  {step.most_workers:>7}  {step.busy_seconds:>7.2f}  {share:>5.0%}")
+    text.append(f"  {stats.cpu_seconds / seconds:.1f} cores did work on average, of {stats.cores} that may be used")
+    return "\n".join([*text, *(f"  {advice}" for advice in stats.advice)])
+
+
+def machine_cpu_seconds() -> float | None:
+    """The CPU seconds that all programs of the machine have used since it started; None where it does not say."""
+    try:
+        first = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+        user, nice, system, _, _, irq, soft_irq, stolen = map(int, first[1:9])
+    except (OSError, ValueError):
+        return None
+    return (user + nice + system + irq + soft_irq + stolen) / os.sysconf("SC_CLK_TCK")
+
+
 def findings_serially(paths: Iterable[str]) -> Iterator[Findings]:
     """The same findings, by the same functions, in this process alone."""
     for path in paths:
@@ -348,32 +383,48 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path or a message may hold what the terminal cannot show
 
-    def timed(what: str, findings: Iterator[Findings]) -> tuple[Census, float]:
+    def timed(what: str, findings: Iterator[Findings], ours: Callable[[], float]) -> Timed:
         print(f"{what}: {len(paths):,} files", file=sys.stderr)
-        started = time.perf_counter()
+        before, started = machine_cpu_seconds(), time.perf_counter()
         census = take_census(findings, options.top)
-        return census, time.perf_counter() - started
+        seconds, after = time.perf_counter() - started, machine_cpu_seconds()
+        others = 0.0 if before is None or after is None else max(0.0, after - before - ours()) / seconds
+        return Timed(census, seconds, others)
+
+    used_before = time.process_time()
+
+    def used_here() -> float:
+        return time.process_time() - used_before
 
     if options.serial:
-        census, seconds = timed("serial", findings_serially(paths))
-        print(render(census, folder))
-        print(f"\nSerial: {seconds:.2f} s")
+        serial = timed("serial", findings_serially(paths), used_here)
+        print(render(serial.census, folder))
+        print(f"\nSerial: {serial.seconds:.2f} s")
         return 0
+    pipeline = build_pipeline(options.workers, options.start_method)
     try:
-        census, seconds = timed(
+        parallel = timed(
             "pipeline",
-            findings_from_pipeline(paths, build_pipeline(options.workers, options.start_method), progress=True),
+            findings_from_pipeline(paths, pipeline, progress=True),
+            lambda: pipeline.stats().cpu_seconds,
         )
     except ConveyorError as error:
         print(f"the pipeline failed: {error}", file=sys.stderr)
         return 2
-    expected, serial_seconds = timed("serial", findings_serially(paths))
-    print(render(census, folder))
+    used_before = time.process_time()
+    serial = timed("serial", findings_serially(paths), used_here)
+    stats, is_equal = pipeline.stats(), parallel.census == serial.census
+    print(render(parallel.census, folder))
+    print(f"\n{where_the_time_went(stats, parallel.seconds)}")
+    times_as_fast = f"{serial.seconds / parallel.seconds:.2f} times as fast"
+    others = max(parallel.others, serial.others)
+    if others > MOST_OTHERS * stats.cores:
+        times_as_fast = f"not compared, as other programs used {others:.1f} cores meanwhile"
     print(
-        f"\nPipeline: {seconds:.2f} s   serial: {serial_seconds:.2f} s   "
-        f"{serial_seconds / seconds:.2f} times as fast   results: {'equal' if census == expected else 'NOT EQUAL'}"
+        f"\nPipeline: {parallel.seconds:.2f} s   serial: {serial.seconds:.2f} s   "
+        f"{times_as_fast}   results: {'equal' if is_equal else 'NOT EQUAL'}"
     )
-    return 0 if census == expected else 1
+    return 0 if is_equal else 1
 
 
 def _positive(text: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import itertools
 import multiprocessing
 import os
 import re
@@ -13,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import conveyor
 from tests.helpers.support import ALL, ROOT, TestCase, nothing_left
@@ -130,7 +132,20 @@ class TestCensus(TestCase):
         for name in BROKEN:
             self.assertRegex(output, re.compile(rf"^  {name}: \w+Error: .*$", re.MULTILINE))
         self.assertNotIn("never_counted", output)
+        self.assertRegex(output, re.compile(r"^  parse +\d+ +\d+\.\d\d +\d+%$", re.MULTILINE))
+        self.assertRegex(output, re.compile(r"^  \d+\.\d cores did work on average, of \d+", re.MULTILINE))
         self.assertIn(f"{len(FILES) - 1} of {len(FILES) - 1} items (100 %)", errors)
+
+    def test_times_are_compared_where_nothing_else_used_the_machine(self) -> None:
+        for used, expected in (
+            (0.0, r"\d times as fast   results: equal"),
+            (1e6, r"not compared, as other programs used "),
+        ):
+            seconds = itertools.count(0.0, used)
+            with self.subTest(used), mock.patch.object(census_script, "machine_cpu_seconds", seconds.__next__):
+                self.assertRegex(self.run_main()[1], expected)
+        with mock.patch.object(census_script, "machine_cpu_seconds", lambda: None):
+            self.assertIn("times as fast", self.run_main()[1])
 
     def test_report_is_as_long_as_asked(self) -> None:
         output = self.run_main("--serial", "--top", "1")[1]
