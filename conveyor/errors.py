@@ -237,6 +237,19 @@ class FailedItem:
     when: float
 
 
+class FailedItems(tuple[FailedItem, ...]):
+    """What `Pipeline.failures` is: a tuple, which a notebook shows as a table."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        # By its name: what is told does not know who shows it.
+        from importlib import import_module
+
+        shown: str = import_module("conveyor.views.html").failures_table(self)
+        return shown
+
+
 class RemoteTraceback(Exception):
     """The traceback that an exception had in another process, as the cause of that exception.
 

@@ -15,7 +15,7 @@ from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held, interrupts_postponed
 from conveyor.engines.base import JobRun, PipelineSettings, Session, new_session
-from conveyor.errors import ConveyorError, FailedItem, SourceWarning, StateError
+from conveyor.errors import ConveyorError, FailedItems, SourceWarning, StateError
 from conveyor.stages.settings import check_seconds
 from conveyor.turns import (
     ADD,
@@ -432,14 +432,14 @@ class Lifecycle:
         return session
 
     @property
-    def failures(self) -> tuple[FailedItem, ...]:
+    def failures(self) -> FailedItems:
         """The items that the current or last run gave up, by Processor, and by number within each."""
         last = self._last
         if last is None:
-            return ()
+            return FailedItems()
         places = {name: place for place, name in enumerate(last.names)}
         # A copy: the run may append meanwhile.
-        return tuple(sorted(last.failures.copy(), key=lambda failed: (places[failed.processor], failed.number)))
+        return FailedItems(sorted(last.failures.copy(), key=lambda failed: (places[failed.processor], failed.number)))
 
     def stats(self) -> Stats:
         """Return the statistics of the last session; raises StateError before the first."""

@@ -7,13 +7,14 @@ operations of threads, `stages/` the elements, `graph/` the rules of their order
 from __future__ import annotations
 
 import os
+import sys
 import types
 import warnings
 from collections.abc import Callable, Iterable
 
 from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 from conveyor._system.signals import interrupts_held
-from conveyor.errors import FailedItem
+from conveyor.errors import FailedItem, StateError
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork
 from conveyor.stats import PROGRESS_VARIABLE, Progress, Stats
 from conveyor.stream import Stream as Stream
@@ -409,6 +410,42 @@ class Pipeline(Generic[In, Out]):
             # No other engine fuses.
             fuse=settings.fuse and settings.engine in (None, "process"),
         )
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write what is known of the pipeline to one file: a page of HTML that needs no other file and no network.
+
+        It shows the graph with numbers, the steps, workers and waiting items over time, the decisions of the balancer,
+        failures, the slowest calls, advice and the environment, and holds the same as JSON, in the element `data`.
+        Items are shown as `redact` shows them.  The file at `path` is replaced as a whole.  May be called while the
+        pipeline is open, and after it was closed.  Raises StateError before the first run, and OSError where the file
+        cannot be written.
+
+        >>> import os, tempfile
+        >>> pipeline = Pipeline(engine="inline").add(Processor(len))
+        >>> pipeline.run(["a", "bc"])
+        [1, 2]
+        >>> path = os.path.join(tempfile.mkdtemp(), "run.html")
+        >>> pipeline.report(path)
+        >>> with open(path) as file:
+        ...     file.readline()
+        '<!doctype html>\\n'
+        """
+        # Imported here: a run has no use for it.
+        from conveyor.views.report import report_html, write_report
+
+        stats, graph = self.stats(), self.graph()
+        version = str(vars(sys.modules["conveyor"])["__version__"])
+        write_report(path, report_html(graph, stats, self.failures, self._settings.code(), version))
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the graph, with numbers once it has run."""
+        from conveyor.views.html import graph_with_numbers
+
+        try:
+            stats = self.stats()
+        except StateError:
+            stats = None
+        return graph_with_numbers(self.graph(), stats)
 
 
 def _watch_for(progress: Any, total: Any) -> Watch | None:

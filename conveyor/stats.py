@@ -287,13 +287,21 @@ class Stats:
             )
             lines.append(
                 f"{step.processor:{width}} {workers:>8} {step.items_in:>10,} {step.items_out:>10,} {step.waiting:>8,} "
-                f"{_duration(step.mean):>9} {_duration(step.p99):>9} {step.busy:>5.0%} {step.cpu:>5.0%}"
+                f"{duration(step.mean):>9} {duration(step.p99):>9} {step.busy:>5.0%} {step.cpu:>5.0%}"
                 + "".join(f" {getattr(step, name):>9,}" for _, name in troubles)
             )
         bottleneck = self.bottleneck
         if bottleneck is not None:
             lines.append(f"bottleneck: {bottleneck}, {self[bottleneck].stalled:.2f} s of {self.seconds:.2f} s")
         return "\n".join([*lines, *map(str, self.unfused), *map(str, self.decisions), *self.advice])
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the table, and the advice."""
+        # By its name: what is told does not know who shows it.
+        from importlib import import_module
+
+        html = import_module("conveyor.views.html")
+        return f"{html.steps_table(self)}{html.advice_list(self)}"
 
 
 # The columns that are there only where something is in them.
@@ -358,7 +366,12 @@ def _in_words(seconds: float) -> str:
     return f"{whole // 3600:,} h {whole % 3600 // 60:02} min"
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """Return seconds as a person reads them.
+
+    >>> duration(None), duration(2.5), duration(0.012), duration(3e-6)
+    ('-', '2.5 s', '12 ms', '3 µs')
+    """
     if seconds is None:
         return "-"
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):

@@ -125,6 +125,7 @@ class TheHouse(TestCase):
         ("conveyor.errors", "conveyor.stats"),
         ("conveyor.stages",),
         ("conveyor.diagram",),
+        ("conveyor.views",),
         ("conveyor.graph",),
         ("conveyor.core",),
         ("conveyor.engines.failures", "conveyor.engines.base"),

@@ -154,6 +154,7 @@ conveyor.pipeline.Pipeline()
     .graph() -> Graph
     .open() -> Pipeline[In, Out]
     .opened -> bool
+    .report(path: str | os.PathLike[str])
     .run(items: Iterable[In] | In, *, progress: bool | Callable[[Progress], object] | None = None, total: int | None = None) -> list[Out]
     .stats() -> Stats
     .stream(items: Iterable[In] | In, *, progress: bool | Callable[[Progress], object] | None = None, total: int | None = None) -> Stream[Out]
