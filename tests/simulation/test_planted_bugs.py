@@ -42,7 +42,7 @@ class Bug(NamedTuple):
     old: str
     new: str
     found: str
-    # The seed to begin with, where only a rare course of things shows it, and in how many of a hundred an item is bad.
+    # The seed to begin with, where those before it do not show the bug, and in how many of a hundred an item is bad.
     first: int = 0
     poison: int = 25
 
@@ -84,6 +84,7 @@ BUGS = (
         "lease.held.append(event)",
         "self.emit(event)",
         "the results differ",
+        first=8,
     ),
     Bug(
         "a join lets out what arrives as it arrives",
@@ -145,6 +146,7 @@ BUGS = (
         "closed.extend(group_sizes[1:])",
         "closed.extend(group_sizes[2:])",
         "groups and items disagree|the results differ|nothing can happen any more",
+        first=11,
     ),
     Bug(
         "a batch is made up before its time",
@@ -153,7 +155,7 @@ BUGS = (
         "if short and (requeued is not None or self.intake.ended):",
         "if short and (requeued is not None or self.intake.ended or calls):",
         "the results differ",
-        first=58,
+        first=70,
     ),
     Bug(
         "a generator that runs again gives again what is there already",
@@ -162,6 +164,7 @@ BUGS = (
         "requeued.first, requeued.skip, requeued.deaths",
         "requeued.first, 0, requeued.deaths",
         "the results differ|one too many",
+        first=4,
     ),
     Bug(
         "what the source was allowed and has not given is allowed again",
@@ -178,6 +181,7 @@ BUGS = (
         "self.source.pulled -= event.items",
         "self.source.pulled = self.source.given",
         "the source gave more than it was asked for",
+        first=4,
     ),
     Bug(
         "the end is passed on before the last lease is back",
@@ -267,6 +271,7 @@ BUGS = (
         "*lease.call_range(index, batch_size)",
         "*lease.call_range(index + 1, batch_size)",
         "that nobody had judged|is not to blame",
+        first=13,
         poison=100,
     ),
     Bug(
@@ -285,7 +290,7 @@ BUGS = (
         "self.flush_requested = False",
         "pass",
         "nothing can happen any more",
-        first=95,
+        first=131,
     ),
     Bug(
         "the last branch of a fork is left out",

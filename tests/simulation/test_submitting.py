@@ -36,6 +36,7 @@ BUGS = (
         "index, given = self.at",
         "index, given = self.at[0], 0",
         "two results have one place|the results differ",
+        first=11,
     ),
     Bug(
         "what nobody wants any more is handed on",
@@ -52,6 +53,7 @@ BUGS = (
         "if origins.drop(origin):",
         "if origins.drop(origin) or True:",
         "failed twice|that nobody waits for",
+        first=83,
     ),
     Bug(
         "a failure is that of the item in front",
@@ -60,6 +62,7 @@ BUGS = (
         "lineages_of(lease.pieces)[index]",
         "lineages_of(lease.pieces)[index - 1]",
         "that is innocent|the results differ|settled",
+        first=177,
     ),
     Bug(
         "a branch of a fork is not counted",
@@ -76,6 +79,7 @@ BUGS = (
         "sorted(each, key=_lineage_of)",
         "each",
         "the results differ",
+        first=33,
     ),
     Bug(
         "a zip does not say that it has room for more",
@@ -84,6 +88,7 @@ BUGS = (
         "if moved or self._scopes < self._most_scopes:",
         "if False:",
         "nothing can happen any more",
+        first=14,
     ),
     Bug(
         "a result of something else settles an item",
@@ -108,6 +113,7 @@ BUGS = (
         "self.root_of(scope) == origin",
         "self.root_of(scope) == scope",
         "waits there still",
+        first=14,
     ),
 )
 
