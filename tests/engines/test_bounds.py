@@ -159,18 +159,26 @@ class Bounds:
 
         What is pulled is what `give` makes of 0, 1, 2 and so on.
         """
-        pulled = itertools.count()
-        count = [0]
+        return self.all_pulled_ahead([(pipeline, taken, give)], least)[0]
 
-        def source():
-            for number in pulled:
-                count[0] = number + 1
+    def all_pulled_ahead(self, cases, least=0):
+        """Likewise for several pipelines, which come to rest side by side."""
+        counts = [0] * len(cases)
+
+        def source(case, give):
+            for number in itertools.count():
+                counts[case] = number + 1
                 yield give(number)
 
-        with pipeline.stream(source()) as stream:
-            for _ in range(taken):
-                next(stream)
-            return settled(lambda: count[0], least=least)
+        with contextlib.ExitStack() as stack:
+            # All are open before the first runs: a thread of a run is no company for those that start.
+            opened = [stack.enter_context(pipeline) for pipeline, _, _ in cases]
+            for case, (pipeline, (_, taken, give)) in enumerate(zip(opened, cases, strict=True)):
+                stream = stack.enter_context(pipeline.stream(source(case, give)))
+                for _ in range(taken):
+                    next(stream)
+            settled(lambda: sum(counts), least=least)
+            return counts.copy()
 
     def test_no_more_is_pulled_than_the_pipes_hold(self):
         def chain(size, steps, **settings):
@@ -179,32 +187,40 @@ class Bounds:
                 elements += [Pipe(maxsize=size), Processor(same, **settings)]
             return self.make(*elements)
 
-        for size, steps, taken in [(1, 2, 1), (5, 2, 1), (5, 3, 7), (5, 4, 50), (50, 3, 1), (50, 3, 500)]:
+        cases = [(1, 2, 1), (5, 2, 1), (5, 3, 7), (5, 4, 50), (50, 3, 1), (50, 3, 500)]
+        pulled = self.all_pulled_ahead([(chain(size, steps), taken, same) for size, steps, taken in cases])
+        for (size, steps, taken), count in zip(cases, pulled, strict=True):
             with self.subTest(size=size, steps=steps, taken=taken):
-                ahead = self.pulled_ahead(chain(size, steps), taken) - taken
+                ahead = count - taken
                 # The pipes between, one in front of and one behind them all, and what is in hands: one for each
                 # worker, one in the source's, and what the consumer is handed at once, a quarter of the last pipe.
                 assert 0 < ahead <= size * (steps - 1) + 2 * size + steps + 1 + size // 4, ahead
         with self.subTest("batch and workers"):
-            ahead = self.pulled_ahead(chain(5, 3, workers=2), 10) - 10
-            assert ahead <= 4 * 5 + 6 + 1, ahead
-            pipeline = self.make(Processor(tuple, batch=8), Pipe(maxsize=2), Processor(same))
-            ahead = self.pulled_ahead(pipeline, 3) - 3 * 8
-            assert ahead <= 8 + 8 + (2 + 2 + 2) * 8 + 1, ahead
+            batches = self.make(Processor(tuple, batch=8), Pipe(maxsize=2), Processor(same))
+            pulled = self.all_pulled_ahead([(chain(5, 3, workers=2), 10, same), (batches, 3, same)])
+            assert pulled[0] - 10 <= 4 * 5 + 6 + 1, pulled
+            assert pulled[1] - 3 * 8 <= 8 + 8 + (2 + 2 + 2) * 8 + 1, pulled
 
-    def given_ahead(self, job, taken):
-        """How many items a job gives while the consumer has so many results of a megabyte's pipes and asks for no more."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "ticks")
-            pipeline = self.make(Processor(Counted(path, job)), Pipe(maxbytes=1_000_000), Processor(same))
-            with pipeline.stream(range(10_000)) as stream:
+    def all_given_ahead(self, cases):
+        """How many items each job gives while the consumer has so many results of a megabyte's pipes and asks for no more."""
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            paths = [os.path.join(folder, str(number)) for number in range(len(cases))]
+            opened = [
+                stack.enter_context(self.make(Processor(Counted(path, job)), Pipe(maxbytes=1_000_000), Processor(same)))
+                for path, (job, _) in zip(paths, cases, strict=True)
+            ]
+            for pipeline, (_, taken) in zip(opened, cases, strict=True):
+                stream = stack.enter_context(pipeline.stream(range(10_000)))
                 for _ in range(taken):
                     next(stream)
-                return settled(lambda: os.path.getsize(path)) - taken
+            settled(lambda: sum(map(os.path.getsize, paths)))
+            return [os.path.getsize(path) - taken for path, (_, taken) in zip(paths, cases, strict=True)]
 
     def test_heavy_items_are_bounded_in_bytes(self):
         # Three of them fill a pipe.
         slim = Pipe(maxbytes=1_000_000)
+        cases = []
         for pipes, elements in (
             (2, [Processor(same), slim]),
             (3, [Processor(same), slim, Processor(same)]),
@@ -214,11 +230,12 @@ class Bounds:
             (5, [Processor(same), slim, ReplicatingFork(2), slim, Processor(same), slim, Join(how="zip"), slim]),
         ):
             # A record is weighed in the same way whatever comes behind.
-            for give in (heavy, heavy_record)[: 2 if ALL or pipes < 4 else 1]:
-                with self.subTest(elements=elements, give=give):
-                    ahead = self.pulled_ahead(self.make(*elements), 4, give) - 4
-                    # One more is in the hand of the source, of each worker, and of the consumer.
-                    assert 2 <= ahead <= 3 * pipes + 6, ahead
+            cases += [(pipes, elements, give) for give in (heavy, heavy_record)[: 2 if ALL or pipes < 4 else 1]]
+        pulled = self.all_pulled_ahead([(self.make(*elements), 4, give) for _, elements, give in cases])
+        for (pipes, elements, give), count in zip(cases, pulled, strict=True):
+            with self.subTest(elements=elements, give=give):
+                # One more is in the hand of the source, of each worker, and of the consumer.
+                assert 2 <= count - 4 <= 3 * pipes + 6, count
 
     def test_light_items_are_not_held_up_by_a_bound_in_bytes(self):
         slim = Pipe(maxbytes=1_000_000)
@@ -233,15 +250,10 @@ class Bounds:
         assert 2 <= ahead <= 9 + 3 + 40, ahead
 
     def test_jobs_whose_outputs_are_heavy_are_bounded_in_bytes(self):
-        for job, taken, most in (
-            (heavy, 5, 15),
-            (heavy_later, 3000, 60),
-            (heavy_many, 5, 15),
-            (heavy_many_later, 3000, 60),
-        ):
+        cases = [(heavy, 5), (heavy_later, 3000), (heavy_many, 5), (heavy_many_later, 3000)]
+        for (job, taken), ahead in zip(cases, self.all_given_ahead(cases), strict=True):
             with self.subTest(job=job):
-                ahead = self.given_ahead(job, taken)
-                assert 2 <= ahead <= most, ahead
+                assert 2 <= ahead <= (15 if taken == 5 else 60), ahead
 
     def test_everything_goes_through_a_pipe_that_holds_less_than_an_item(self):
         for job in (heavy, heavy_many):
@@ -255,20 +267,12 @@ class Bounds:
         assert pipeline.run([bytes(300_000)] * 40) == [8] * 5
 
     def test_forks_are_bounded_too(self):
-        for fork in (ReplicatingFork(2), BalancingFork(2)):
-            with self.subTest(fork=fork):
-                pipeline = self.make(
-                    Processor(same),
-                    Pipe(maxsize=5),
-                    fork,
-                    Pipe(maxsize=5),
-                    Processor(same),
-                    Pipe(maxsize=5),
-                    Join(),
-                    Pipe(maxsize=5),
-                    Processor(same),
-                )
-                assert self.pulled_ahead(pipeline, 10) <= 10 + 60
+        def forked(fork):
+            pipe = Pipe(maxsize=5)
+            return self.make(Processor(same), pipe, fork, pipe, Processor(same), pipe, Join(), pipe, Processor(same))
+
+        pulled = self.all_pulled_ahead([(forked(fork), 10, same) for fork in (ReplicatingFork(2), BalancingFork(2))])
+        assert max(pulled) <= 10 + 60, pulled
 
     def test_generators_are_bounded_by_their_outputs(self):
         pipeline = self.make(Processor(triple), Pipe(maxsize=5), Processor(same))
@@ -456,6 +460,7 @@ class QueueBoundsTest(Bounds, TestCase):
     # What is weighed, and how the core counts, is the same for both channels.
     test_items_that_become_heavy_fill_the_pipes_all_the_same = None
     test_items_that_become_heavy_are_bounded_in_bytes = None
+    test_what_becomes_heavy_behind_a_join_goes_on = None
     test_jobs_whose_outputs_are_heavy_are_bounded_in_bytes = None
     test_everything_goes_through_a_pipe_that_holds_less_than_an_item = None
     test_forks_are_bounded_too = None
@@ -466,7 +471,7 @@ class SpawnQueueBytesTest(TestCase):
     """One look at fresh interpreters, over queues."""
 
     settings = {"start_method": "spawn", "channel": "queue"}
-    make, pulled_ahead = Bounds.make, Bounds.pulled_ahead
+    make, pulled_ahead, all_pulled_ahead = Bounds.make, Bounds.pulled_ahead, Bounds.all_pulled_ahead
 
     def test_heavy_items_are_bounded_in_bytes(self):
         with nothing_left():

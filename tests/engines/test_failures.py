@@ -32,7 +32,7 @@ from conveyor import (
 )
 from conveyor.errors import RemoteTraceback
 from tests.helpers.late import tempfile
-from tests.helpers.support import TestCase, _descendants, _everyone, slow
+from tests.helpers.support import ALL, TestCase, _descendants, _everyone, slow
 
 # More would be a hang; a machine at rest takes a tenth of it, which CONVEYOR_TEST_TIMES prints.
 LIMIT_SECONDS = 10.0
@@ -309,8 +309,9 @@ class Failures:
     started = 0.0
 
     def setUp(self):
-        # The fork server and the tracker of resources are no part of what is timed or counted.
-        Pipeline(**self.settings).add(Processor(same)).run([])
+        # The fork server and the tracker of resources are no part of what is timed or counted; a fork needs neither.
+        if self.settings.get("start_method", "fork") != "fork":
+            Pipeline(**self.settings).add(Processor(same)).run([])
         self.leave_nothing()
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
@@ -505,7 +506,7 @@ class Failures:
             time.sleep(0.008)
             raise KeyError("behind a large one")
 
-        for _ in range(5):
+        for _ in range(5 if ALL else 2):
             with self.fails(SourceError, number=8):
                 self.make(Processor(same)).run(source())
 
@@ -617,7 +618,7 @@ class Failures:
         # Leaving says nothing of it; the next run says that the workers had to be ended, and the one after starts anew.
         pipeline = self.make(Processor(same), Processor(fail_on_seven))
         with pipeline:
-            for _ in range(10):
+            for _ in range(10 if ALL else 3):
                 for result in pipeline.stream(itertools.count()):
                     if result == 2:
                         break
