@@ -21,9 +21,9 @@ from conveyor.core.tuning.chunk_size import (
     ChunkTarget,
     ItemWeight,
 )
-from tests.helpers.support import TestCase
+from tests.helpers.support import ALL, TestCase
 
-EXAMPLES = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+EXAMPLES = settings(max_examples=200 if ALL else 50, deadline=None, derandomize=True, database=None)
 
 
 def sizes(seconds: float, limit: int = 1000, replies: int = 20, weight: int = 0) -> list[int]:

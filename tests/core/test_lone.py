@@ -13,7 +13,7 @@ from conveyor import Pipe, Processor, ReplicatingFork
 from conveyor.core import machine
 from conveyor.core.commands import Command, SendLease
 from tests.helpers.driving import Driven
-from tests.helpers.support import TestCase
+from tests.helpers.support import ALL, TestCase
 
 CHAINS: tuple[tuple[Any, ...], ...] = (
     (Processor(abs), Pipe(8), Processor(abs), Pipe(1), Processor(abs)),
@@ -91,7 +91,7 @@ class TwoWays(TestCase):
             return mock.patch.object(machine, name, take)
 
         for index, rows in enumerate(CHAINS):
-            for seed in range(6):
+            for seed in range(6 if ALL else 2):
                 # Between a fork and its ordered end, replies say which outputs belong together: no case of the short way.
                 ordered = seed % 2 == 0 and not any(isinstance(row, ReplicatingFork) for row in rows)
                 with mock.patch.object(machine, "give", _not_taken), mock.patch.object(machine, "pass_on", _not_taken):
@@ -99,7 +99,7 @@ class TwoWays(TestCase):
                 with counted("give"), counted("pass_on"):
                     found = Course(rows, ordered, seed).run()
                 assert found == expected, f"chain {index}, seed {seed}"
-        assert min(ways.values()) > 300, f"the short way was hardly ever taken: {ways}"
+        assert min(ways.values()) > (300 if ALL else 100), f"the short way was hardly ever taken: {ways}"
 
 
 def _not_taken(*arguments: Any) -> bool:

@@ -16,9 +16,9 @@ from conveyor.core.data.pieces import Piece, Pieces, Weave, woven
 from conveyor.core.nodes.base import Lane
 from conveyor.core.nodes.joins import closed_groups, weave
 from conveyor.engines.process.wire.codec import items_of, spec_of
-from tests.helpers.support import TestCase
+from tests.helpers.support import ALL, TestCase
 
-EXAMPLES = settings(max_examples=200, deadline=None, derandomize=True, database=None)
+EXAMPLES = settings(max_examples=200 if ALL else 50, deadline=None, derandomize=True, database=None)
 
 
 def items_in(pieces: tuple[Piece, ...]) -> list[Any]:

@@ -58,7 +58,7 @@ def check_unordered(seed, **settings):
 class RandomPipelines:
     """So many seeds, for one start method and channel."""
 
-    count = 24
+    count = 12
     settings = {"start_method": "fork", "channel": "pipe"}
 
     def test_as_inline(self):
@@ -75,7 +75,7 @@ class ForkPipeTest(RandomPipelines, TestCase):
     """Forked workers, over socket pairs."""
 
     def test_without_order(self):
-        for seed in range(25 if ALL else 10):
+        for seed in range(25 if ALL else 8):
             with self.subTest(seed=seed):
                 check_unordered(seed, **self.settings)
 
@@ -83,28 +83,28 @@ class ForkPipeTest(RandomPipelines, TestCase):
 class ThreadTest(ForkPipeTest):
     """Threads of this process."""
 
-    count = 120
+    count = 40
     settings = {"engine": "thread"}
 
 
 class FusedThreadTest(RandomPipelines, TestCase):
     """Threads, with adjacent Processors in one."""
 
-    count = 20
+    count = 10
     settings = {"engine": "thread", "fuse": True}
 
 
 class FusedTest(RandomPipelines, TestCase):
     """With adjacent Processors in one process."""
 
-    count = 12
+    count = 8
     settings = {"start_method": "fork", "channel": "pipe", "fuse": True}
 
 
 class ForkQueueTest(RandomPipelines, TestCase):
     """Forked workers, over queues."""
 
-    count = 10
+    count = 6
     settings = {"start_method": "fork", "channel": "queue"}
 
 

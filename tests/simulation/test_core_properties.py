@@ -32,7 +32,7 @@ SHRINK = os.environ.get("CONVEYOR_TEST_SHRINK", "0") not in ("", "0")
 
 MOST_RESULTS = 3000
 # What one example may take of the time of all.
-MOST_WORK = 10_000 if ALL else 3000
+MOST_WORK = 3000
 
 
 def bounded(examples: int) -> settings:
@@ -41,7 +41,7 @@ def bounded(examples: int) -> settings:
     Making a failure smaller can take minutes, so it is done only where it is asked for.
     """
     return settings(
-        max_examples=examples if ALL else examples // 4,
+        max_examples=examples if ALL else examples // 2,
         deadline=None,
         derandomize=True,
         database=None,
@@ -87,7 +87,7 @@ class Properties(TestCase):
 
     time_limit = 120.0
 
-    @bounded(24)
+    @bounded(12)
     @given(SOURCES, SEEDS, MANNERS, WEIGHTS)
     def test_results_equal_those_of_the_inline_engine(
         self, source: random.Random, seed: int, manner: Manner, heaviest: int
@@ -101,7 +101,7 @@ class Properties(TestCase):
         # Nothing that comes late changes anything.
         shell.assert_over()
 
-    @bounded(20)
+    @bounded(10)
     @given(SOURCES, SEEDS, MANNERS, st.booleans())
     def test_workers_that_die_change_nothing(
         self, source: random.Random, seed: int, manner: Manner, ordered: bool
@@ -116,7 +116,7 @@ class Properties(TestCase):
         assert results == expected if ordered else Counter(map(repr, results)) == Counter(map(repr, expected))
         shell.assert_over()
 
-    @bounded(16)
+    @bounded(8)
     @given(SOURCES, SEEDS, MANNERS, WEIGHTS)
     def test_without_order_the_results_are_the_same_ones(
         self, source: random.Random, seed: int, manner: Manner, heaviest: int
@@ -127,7 +127,7 @@ class Properties(TestCase):
         assert Counter(map(repr, shell.run())) == Counter(map(repr, expected))
         shell.assert_over()
 
-    @bounded(20)
+    @bounded(10)
     @given(SOURCES, SEEDS, MANNERS, st.integers(0, 300), st.booleans())
     def test_a_cancelled_run_ends_in_bounded_steps(
         self, source: random.Random, seed: int, manner: Manner, events: int, ordered: bool
@@ -152,7 +152,7 @@ class Properties(TestCase):
         if ordered:
             assert shell.results == expected[:results]
 
-    @bounded(20)
+    @bounded(10)
     @given(SOURCES, SEEDS, MANNERS, st.integers(1, 6), st.booleans())
     def test_a_consumer_that_takes_nothing_stops_the_source(
         self, source: random.Random, seed: int, manner: Manner, most: int, ordered: bool
@@ -168,7 +168,7 @@ class Properties(TestCase):
         # And no less: what the results hold has been pulled.
         assert shell.unconsumed >= shell.machine.sink.bound
 
-    @bounded(20)
+    @bounded(10)
     @given(SOURCES, SEEDS, MANNERS, st.booleans())
     def test_pipes_hold_no_more_than_their_bytes(
         self, source: random.Random, seed: int, manner: Manner, ordered: bool

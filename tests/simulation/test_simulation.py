@@ -26,7 +26,7 @@ class Simulation(TestCase):
             said: list[str] = []
             return main(["--seeds", "1", "--events", "3000", "--first-seed", str(seed)], said.append), said
 
-        for result, said in spread(simulated, range(500, 520 if ALL else 505)):
+        for result, said in spread(simulated, range(500, 510 if ALL else 504)):
             assert result == 0 and len(said) == 1, "\n".join(said)
 
     def test_seeds_that_failed_once(self) -> None:

@@ -128,7 +128,7 @@ class Submitted(TestCase):
             shell = simulate(seed)
             return len(shell.settled), len(shell.failed), len(shell.withdrawn)
 
-        found = spread(ends, range(300 if ALL else 30))
+        found = spread(ends, range(100 if ALL else 20))
         settled, failed, withdrawn = map(sum, zip(*found, strict=True))
         assert settled > 300 and failed and withdrawn > 30, (settled, failed, withdrawn)
 
