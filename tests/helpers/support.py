@@ -50,6 +50,9 @@ def slow(what: Any) -> Any:
     return unittest.skipUnless(ALL, "CONVEYOR_TEST_ALL is not set")(what)
 
 
+# What is frozen and in a cycle is never collected, and a file of which that is true is not flushed at the end.
+atexit.register(gc.unfreeze)
+
 # The names of the semaphores of this process and of all that it starts, so that they can be told from others.  Private to
 # the standard library; where it has changed, no semaphore is counted.
 _OWNER = os.getpid()
