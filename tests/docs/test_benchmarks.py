@@ -38,6 +38,7 @@ class TestCompare(TestCase):
                 timeout=50,
             )
 
+    @slow
     def test_two_workloads(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path, page = Path(folder, "all.json"), Path(folder, "all.md")

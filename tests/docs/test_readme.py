@@ -38,7 +38,7 @@ from typing import NamedTuple
 
 import conveyor
 from conveyor.engines.process.wire import by_value
-from tests.helpers.support import ROOT, TestCase, nothing_left
+from tests.helpers.support import ROOT, TestCase, nothing_left, slow
 
 FENCE = re.compile(r"^```python[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!--\s*test:\s*(continues|skip)\b.*-->\s*\Z")
@@ -295,8 +295,15 @@ def _add(case: type[unittest.TestCase], name: str, test: Callable[..., None]) ->
     setattr(case, test.__name__, test)
 
 
+_pages_with_scripts: set[str] = set()
 for _block in all_blocks():
-    _add(TestDocuments, f"{_block.path}_line_{_block.line}", _block_test(_block))
+    _test = _block_test(_block)
+    if _block.is_script and _block.path in _pages_with_scripts:
+        # Each takes a Python of its own, and often more for its workers.
+        _test = slow(_test)
+    elif _block.is_script and _block.path != "README.md":
+        _pages_with_scripts.add(_block.path)
+    _add(TestDocuments, f"{_block.path}_line_{_block.line}", _test)
 for _name in _module_names():
     _add(TestDocstrings, _name, _docstring_test(_name))
 
