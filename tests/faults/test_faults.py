@@ -37,9 +37,9 @@ from conveyor import (
 )
 from conveyor.engines.process.wire import pipe, queue
 from tests.engines.test_bounds import settled
-from tests.engines.test_failures import read_number, wait_until
 from tests.faults.test_shutdown import Script, tracebacks
 from tests.faults.test_survival import kill, workers_of_the_pipeline
+from tests.helpers.jobs_of_failures import read_number, wait_until
 from tests.helpers.late import mock
 from tests.helpers.support import TestCase, _everyone, slow
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from conveyor import ItemTimeoutError, Pipe, Pipeline, ProcessError, Processor, ProcessorError
 from conveyor.engines.process.system.descendants import _PR_SET_CHILD_SUBREAPER, prctl
 from conveyor.engines.process.worker import main
-from tests.engines.test_failures import wait_until
 from tests.faults.test_survival import kill
+from tests.helpers.jobs_of_failures import wait_until
 from tests.helpers.late import mock, subprocess
 from tests.helpers.support import ALL, TestCase, _everyone, slow
 

@@ -26,8 +26,9 @@ from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.shm.region import CALLER_REGION, REGION_BYTES, Region
 from conveyor.engines.process.shm.shared_blob import SharedBlob
 from conveyor.engines.process.wire.codec import decode, encode
+from tests.helpers.jobs_of_shared_memory import Buffer, Onlooker, buffer
 from tests.helpers.support import TestCase
-from tests.shm.test_shared_memory import HAS_ARENA, Buffer, Onlooker, buffer
+from tests.shm.test_shared_memory import HAS_ARENA
 
 MIB = 1 << 20
 
