@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         WorkerDiedError,
     )
     from conveyor.pipeline import Pipeline
-    from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
+    from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork, WorkerContext, worker
     from conveyor.stats import Decision, Progress, SlowCall, SourceStats, Stats, StepStats, Unfused, WorkerStats
     from conveyor.stream import Stream
 
@@ -80,8 +80,10 @@ __all__ = [
     "Stream",
     "TooManyFailuresError",
     "Unfused",
+    "WorkerContext",
     "WorkerDiedError",
     "WorkerStats",
+    "worker",
 ]
 
 # The module of each public name that is no error.  A module is imported when the program asks for a name in it.  A
@@ -89,7 +91,10 @@ __all__ = [
 _MODULES = {
     "Pipeline": "pipeline",
     **dict.fromkeys(("Graph", "GraphEdge", "GraphNode"), "diagram"),
-    **dict.fromkeys(("BalancingFork", "Element", "Join", "Pipe", "Processor", "ReplicatingFork"), "stages"),
+    **dict.fromkeys(
+        ("BalancingFork", "Element", "Join", "Pipe", "Processor", "ReplicatingFork", "WorkerContext", "worker"),
+        "stages",
+    ),
     **dict.fromkeys(
         ("Decision", "Progress", "SlowCall", "SourceStats", "Stats", "StepStats", "Unfused", "WorkerStats"), "stats"
     ),

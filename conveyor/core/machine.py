@@ -409,7 +409,7 @@ class Machine:
     def start_worker(self, step_roster: StepRoster) -> None:
         """Have one more worker started."""
         number = self.roster.new_number()
-        step_roster.starting.add(number)
+        step_roster.start(number)
         self._step_of[number] = step_roster.node.index
         self.command(StartWorker(step_roster.node.index, number))
 

@@ -93,7 +93,7 @@ class Advisor:
             return ""
         if self._chains is None:
             jobs = [step.processor.job for step in fused(self._plan).steps]
-            self._chains = [[name for name, _ in job.named] for job in jobs if type(job) is Fused]
+            self._chains = [[name for name, *_ in job.named] for job in jobs if type(job) is Fused]
         shares = [(self._handing_on([steps[name] for name in chain if name in steps]), chain) for chain in self._chains]
         known = [(share, chain) for share, chain in shares if share is not None and share >= HANDING_ON_SHARE]
         if not known:

@@ -11,7 +11,7 @@ from conveyor._lean.dataclasses import replace
 from conveyor._lean.typing import Any
 from conveyor.graph.plan import Node, Plan, StepNode
 from conveyor.stages.outputs import Fused
-from conveyor.stages.processor import Processor
+from conveyor.stages.processor import Processor, setup_of
 from conveyor.stages.settings import PROCESSOR_SETTINGS
 from conveyor.stats import Unfused
 
@@ -82,23 +82,28 @@ def _why_alone(step: StepNode) -> str | None:
     if step.most is None:
         # "auto" allows several workers, whatever the job remembers.
         return None
+    one_worker = (
+        'and it has one worker. If several workers, each with a memory of its own, are right too, say workers="auto"'
+    )
+    if setup_of(processor) is not None:
+        return f"its job may remember something from one item to the next (what its `setup` returns), {one_worker}"
     # Imported here: workers import this module and need no inspection.
     from conveyor.stages.job_inspection import memory_of
 
     memory = memory_of(processor.job)
     if memory is None:
         return None
-    return (
-        f"its job may remember something from one item to the next ({memory}), and it has one worker. If several "
-        'workers, each with a memory of its own, are right too, say workers="auto"'
-    )
+    return f"its job may remember something from one item to the next ({memory}), {one_worker}"
 
 
 def _merged(chain: list[StepNode], cores: int, alone: bool) -> StepNode:
     first, last = chain[0], chain[-1]
     stages: list[tuple[str, Any, bool]] = [(node.name, node.processor.job, node.processor.keep_none) for node in chain]
     name = "+".join(node.name for node in chain)
-    processor: Processor[Any, Any] = Processor(Fused(stages), name=name, keep_none=last.processor.keep_none)
+    setups = tuple(setup_of(node.processor) for node in chain)
+    job = Fused(stages, setups if any(setups) else ())
+    setup = job.set_up if job.setups else None
+    processor: Processor[Any, Any] = Processor(job, name=name, keep_none=last.processor.keep_none, setup=setup)
     return replace(first, name=name, processor=processor, workers=cores if alone else 1, most=cores, to=last.to)
 
 

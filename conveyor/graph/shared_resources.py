@@ -87,8 +87,8 @@ def holds_resource(processor: Processor[Any, Any]) -> bool:
 def _jobs(name: str, processor: Processor[Any, Any]) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
     """Yield the name and the objects, with their places, of a Processor or of each one fused in it."""
     if isinstance(processor.job, Fused):
-        for each, job in processor.job.named:
-            yield each, [("its job", job)]
+        for each, job, setup in processor.job.named:
+            yield each, [("its job", job), *([] if setup is None else [("its setup", setup)])]
         return
     classes = type(processor).__mro__[: type(processor).__mro__.index(Processor)]
     of_class = [(f"the class attribute {name!r}", each) for base in classes for name, each in vars(base).items()]

@@ -5,12 +5,23 @@ from collections.abc import Callable as Callable
 
 from conveyor._lean.typing import Any as Any
 from conveyor._lean.typing import Literal as Literal
+from conveyor.stages.outputs import WorkerContext, worker
 from conveyor.stages.processor import Processor
 from conveyor.stages.routing import DEFAULT_MAXSIZE, BalancingFork, Element, Join, Pipe, ReplicatingFork
 from conveyor.stages.routing import How_co as How_co
 
-__all__ = ["DEFAULT_MAXSIZE", "BalancingFork", "Element", "Join", "Pipe", "Processor", "ReplicatingFork"]
+__all__ = [
+    "DEFAULT_MAXSIZE",
+    "BalancingFork",
+    "Element",
+    "Join",
+    "Pipe",
+    "Processor",
+    "ReplicatingFork",
+    "WorkerContext",
+    "worker",
+]
 
-for _element in (BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork):
+for _public in (BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork, WorkerContext, worker):
     # Where users find them.
-    _element.__module__ = __name__
+    _public.__module__ = __name__

@@ -105,6 +105,17 @@ def _check_replacement(kind: str, processor: Processor[Any, Any]) -> None:
     )
 
 
+def check_setup(processor: Processor[Any, Any], setup: object) -> None:
+    """Raise TypeError unless `setup` can be the argument of that name."""
+    kind = type(processor).__name__
+    what = f"{kind}: setup={code_of(setup)}"
+    if type(processor) is not Processor:
+        raise TypeError(f"{what}: a subclass has a method `setup`: define that, and keep the state on `self`")
+    if not callable(setup):
+        raise TypeError(f"{kind}: setup must be a callable without arguments, or None, not {short(setup)}")
+    check_call(what, setup, "a function such as `def setup()`", arguments=0)
+
+
 def check_redact(what: str, redact: object) -> None:
     """Raise TypeError unless `redact` is None or can be called with an item."""
     if redact is None:
@@ -157,5 +168,5 @@ def check_call(what: str, call: Callable[..., Any], remedy: str, arguments: int 
     try:
         signature.bind(*[None] * arguments)
     except TypeError:
-        called = "one item" if arguments == 1 else "an item and its error"
+        called = ("no argument", "one item", "an item and its error")[arguments]
         raise TypeError(f"{what} takes {signature}, but is called with {called}: pass {remedy}") from None

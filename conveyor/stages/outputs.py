@@ -1,16 +1,20 @@
-"""The meaning of a job's return value, and several fused jobs as one callable.
+"""The call of a job: which worker calls, what the return value means, and several fused jobs as one callable.
 
 Law: no processes and no pickling.  The inline engine and the workers share these rules, so they cannot differ.  A None
 is dropped unless `keep_none`.  A generator gives each value that it yields.  Any other value is one output.
+
+What a worker is, an engine says once, and a job asks when it likes.  So a job that does not ask costs nothing.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from operator import length_hint
 from types import GeneratorType
 
 from conveyor._lean.typing import Any
+from conveyor.errors import StateError
 
 
 def outputs_of(returned: Any, keep_none: bool) -> Iterator[Any]:
@@ -58,20 +62,51 @@ class StageError(Exception):
 class Fused:
     """Several jobs as one callable: the outputs of each are the items of the next.
 
-    Each of `stages` is the name of a job, the job, and its `keep_none`.
+    Each of `stages` is the name of a job, the job, and its `keep_none`.  `setups`: what the `setup` of each is, where
+    any has one.
 
     >>> Fused([("strip", str.strip, False), ("int", int, False)])(" 7 ")
     7
     """
 
-    def __init__(self, stages: list[tuple[str, Callable[[Any], Any], bool]]) -> None:
+    def __init__(
+        self,
+        stages: list[tuple[str, Callable[[Any], Any], bool]],
+        setups: tuple[Callable[[], Any] | None, ...] = (),
+    ) -> None:
         self._names = [name for name, _, _ in stages]
         self._jobs = tuple(job for _, job, _ in stages)
         self._keep_none = [keep_none for _, _, keep_none in stages]
+        self.setups = setups
+
+    def set_up(self) -> list[Any]:
+        """Call each `setup`, and return what they return, by the number of the job."""
+        states: list[Any] = []
+        for index, setup in enumerate(self.setups):
+            try:
+                states.append(None if setup is None else setup())
+            except BaseException as error:
+                raise StageError(self._names[index]) from error
+        return states
+
+    def stage_at_work(self) -> int:
+        """Return the number of the job that called this, by the frames of its thread; the last one where none did."""
+        frame = sys._getframe(1).f_back
+        while frame is not None:
+            stage_of = _STAGE_OF.get(frame.f_code)
+            if stage_of is not None and (local := frame.f_locals).get("self") is self:
+                return stage_of(len(self._jobs) - 1, local)
+            frame = frame.f_back
+        return len(self._jobs) - 1
+
+    def name_of(self, stage: int) -> str:
+        return self._names[stage]
 
     @property
-    def named(self) -> list[tuple[str, Callable[[Any], Any]]]:
-        return list(zip(self._names, self._jobs, strict=True))
+    def named(self) -> list[tuple[str, Callable[[Any], Any], Callable[[], Any] | None]]:
+        """The name, the job and the `setup` of each."""
+        setups = self.setups or (None,) * len(self._jobs)
+        return list(zip(self._names, self._jobs, setups, strict=True))
 
     @property
     def last(self) -> str:
@@ -160,3 +195,123 @@ def _then_raise(error: StageError | None, values: Iterable[Any]) -> Iterator[Any
 
 def _nothing() -> Iterator[Any]:
     yield from ()
+
+
+# Which job is at work in a frame of a method of `Fused`: from the number of the last job, and the local variables.
+_STAGE_OF: dict[Any, Callable[[int, dict[str, Any]], int]] = {
+    Fused.set_up.__code__: lambda last, local: local["index"],
+    Fused.over.__code__: lambda last, local: local["index"],
+    Fused._run.__code__: lambda last, local: last - length_hint(local["calls"]),
+    Fused._each.__code__: lambda last, local: last - local["left"],
+}
+
+
+class WorkerRecord:
+    """What an engine says of a worker.
+
+    `attempt` changes while a call is made again.  `is_stopping` looks whether the worker is to stop.
+    """
+
+    __slots__ = ("attempt", "fused", "index", "is_stopping", "name", "state")
+
+    def __init__(self, name: str, index: int, job: Any) -> None:
+        self.name = name
+        self.index = index
+        self.fused: Fused | None = job if isinstance(job, Fused) else None
+        self.attempt = 1
+        self.state: Any = None
+        self.is_stopping: Callable[[], bool] = bool
+
+
+class WorkerContext:
+    """What a job can know of the worker that calls it: the object that `conveyor.worker()` returns."""
+
+    __slots__ = ("_record",)
+
+    def __init__(self, record: WorkerRecord) -> None:
+        self._record = record
+
+    @property
+    def processor(self) -> str:
+        """The name of the Processor, as in errors and statistics."""
+        record = self._record
+        return record.name if record.fused is None else record.fused.name_of(record.fused.stage_at_work())
+
+    @property
+    def index(self) -> int:
+        """The place of this worker among those of the Processor, from 0 on.
+
+        Whoever replaces the worker gets the same place.  With `workers="auto"` a new worker gets the lowest free one.
+        """
+        return self._record.index
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt at the item at hand this is: 1 at first, and one more with each retry."""
+        return self._record.attempt
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the pipeline is being closed, or the run was given up: nobody wants what the job still gives."""
+        return self._record.is_stopping()
+
+    @property
+    def state(self) -> Any:
+        """What the `setup` of the Processor has returned in this worker; None without one, and until it returns."""
+        record = self._record
+        if record.fused is None or record.state is None:
+            return record.state
+        return record.state[record.fused.stage_at_work()]
+
+    def __repr__(self) -> str:
+        return f"WorkerContext(processor={self.processor!r}, index={self.index}, attempt={self.attempt})"
+
+
+# The worker that this process is, where it is one.
+_of_process: WorkerRecord | None = None
+# Which worker calls the job that runs: a ContextVar, where several workers share a process.
+_of_context: Any = None
+
+
+def become_worker(record: WorkerRecord | None) -> None:
+    """Take in which worker this process is from now on; None: none, and nothing of its job is kept."""
+    global _of_process
+    _of_process = record
+    if _of_context is not None:
+        # A job of the process that was forked may have opened the pipeline.
+        _of_context.set(record)
+
+
+def worker_variable() -> Any:
+    """Return the ContextVar that tells which worker calls the job that runs."""
+    global _of_context
+    if _of_context is None:
+        # A worker process has no use for it.
+        from contextvars import ContextVar
+
+        _of_context = ContextVar("conveyor worker")
+    return _of_context
+
+
+def worker() -> WorkerContext:
+    """Return what the worker is that calls this job: its Processor, its index, the attempt and its state.
+
+    A job may call it, and whatever runs in its stead: `setup`, `finish`, `teardown` and `on_error`.
+
+    Raises StateError anywhere else.
+
+    >>> from conveyor import Pipeline, Processor, worker
+    >>> def device(item):
+    ...     return f"{worker().processor} on cuda:{worker().index}"
+    >>> Pipeline(engine="inline").add(Processor(device, workers=2)).run([1, 2, 3])
+    ['device on cuda:0', 'device on cuda:1', 'device on cuda:0']
+    """
+    record: WorkerRecord | None = None if _of_context is None else _of_context.get(None)
+    record = record or _of_process
+    if record is None:
+        raise StateError(
+            "conveyor.worker() was called outside of a job, where there is no worker: call it in a job, a `setup`, "
+            "`finish`, `teardown` or `on_error`. A thread that a job starts knows its worker where it was started with "
+            "`contextvars.copy_context().run`"
+        )
+    return WorkerContext(record)

@@ -64,6 +64,8 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
       output.  The error is the job's own, an ItemTimeoutError or a WorkerDiedError.  `Pipeline.failures` lists the
       items that were given up.
     - `max_items` (None): a worker is replaced after this many items, or batches.
+    - `setup` (a callable without arguments; None): called in each worker before its first item.  What it returns, such
+      as a model, is `conveyor.worker().state` in the job.
 
     Instead of passing a job, write a subclass with `process(item)`, and keep its state on `self`.  It may have
     `setup()`, `finish()` and `teardown()` too.  Open files, connections and clients in `setup()`: forked workers share
@@ -191,10 +193,10 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
         **policy: Unpack[PolicySettings],
     ) -> None: ...
 
-    def __init__(self, job: Any = None, **settings: Any) -> None:
+    def __init__(self, job: Any = None, *, setup: Any = None, **settings: Any) -> None:
         for name in settings:
             if name not in PROCESSOR_ARGUMENTS:
-                known = ", ".join(PROCESSOR_ARGUMENTS)
+                known = ", ".join((*PROCESSOR_ARGUMENTS, "setup"))
                 raise TypeError(f"{type(self).__name__}: there is no setting {name!r}; there are {known}")
         # A setting that was not given must not hide a class attribute of a subclass.
         if job is not None:
@@ -202,9 +204,12 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
         for name, value in settings.items():
             setattr(self, name, value)
         # Imported here: workers that import the script do not need it.
-        from conveyor.stages.checks import check_processor
+        from conveyor.stages.checks import check_processor, check_setup
 
         check_processor(self)
+        if setup is not None:
+            check_setup(self, setup)
+            vars(self)["setup"] = setup
 
     def process(self, item: Any) -> Any:
         """Turn one item (with `batch`, a list of items) into one output, None, or a generator of outputs."""
@@ -212,8 +217,9 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
             raise TypeError(lacks_job(type(self)))
         return self.job(item)
 
-    def setup(self) -> None:
+    def setup(self) -> Any:
         """Prepare a worker; called once in each, before its first item."""
+        return None
 
     def finish(self) -> Any:
         """Return or yield trailing outputs, which follow those of the last item; called at the end of each stream."""
@@ -236,6 +242,8 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
         for name in PROCESSOR_ARGUMENTS:
             if name in vars(self) and (value := getattr(self, name)) != getattr(type(self), name):
                 arguments.append(f"{name}={setting_code(value)}")
+        if (setup := setup_of(self)) is not None:
+            arguments.append(f"setup={setting_code(setup)}")
         return f"{type(self).__name__}({', '.join(arguments)})"
 
 
@@ -247,6 +255,12 @@ if not TYPE_CHECKING:
 def overrides(processor: Processor[Any, Any], method: str) -> bool:
     """Whether the class of `processor` overrides this method of Processor."""
     return getattr(type(processor), method) is not getattr(Processor, method)
+
+
+def setup_of(processor: Processor[Any, Any]) -> Callable[[], Any] | None:
+    """Return the `setup` that was given as an argument; None where there is none."""
+    setup: Callable[[], Any] | None = vars(processor).get("setup")
+    return setup
 
 
 def is_restartable(processor: Processor[Any, Any]) -> bool:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         timeout: float | None
         on_error: Literal["raise", "skip"] | Callable[[Any, Exception], Any]
         max_items: int | None
+        setup: Callable[[], object] | None
 
 
 MOST_BACKOFF_SECONDS = 30.0
@@ -210,6 +211,10 @@ class ProcessorSignature:
         from inspect import Parameter, Signature
 
         types = _ProcessorSettings.__annotations__
+        setup = [Parameter("setup", Parameter.KEYWORD_ONLY, default=None, annotation="Callable[[], Any] | None")]
+        if owner is not _ProcessorSettings and vars(owner).get("__init__") is not self._initialize:
+            # A subclass has a method of that name.
+            setup = []
         return Signature(
             [
                 Parameter("self", Parameter.POSITIONAL_OR_KEYWORD),
@@ -218,6 +223,7 @@ class ProcessorSignature:
                     Parameter(name, Parameter.KEYWORD_ONLY, default=getattr(owner, name), annotation=types[name])
                     for name in PROCESSOR_ARGUMENTS
                 ),
+                *setup,
             ],
             return_annotation="None",
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 from conveyor import Pipe, Pipeline, Processor
 from conveyor.core.commands import Emit, EndWorker, Finish, Revoke, SendLease, StartWorker
-from conveyor.core.events import RunStarted
+from conveyor.core.events import RunStarted, WorkerNotStarted
 from conveyor.core.leasing.leases import SILENT_WORKER_SECONDS, STEAL_WORTH_SECONDS
 from conveyor.core.tuning.roster import Durations
 from tests.helpers.driving import Driven
@@ -56,6 +56,33 @@ class Coming(TestCase):
             Emit((("b", 0, 1),), 1),
             Emit((("c", 0, 1),), 1),
         ]
+
+    def test_each_has_the_lowest_place_that_is_free(self) -> None:
+        core = Driven(Processor(job, workers="auto", max_items=2), Pipe(64), Processor(job, workers=3), Pipe(64))
+
+        def places(step: int) -> dict[int, int]:
+            roster = core.machine.roster.step_rosters[step]
+            return {number: roster.index_of(number) for number in [*roster.numbers, *roster.starting]}
+
+        assert places(1) == {1: 0, 2: 1, 3: 2}
+        core.lose(0.1, 2, "killed")
+        assert places(1) == {1: 0, 3: 2, 4: 1}, "a replacement has the place of the one that died"
+        core.lose(0.2, 4, "killed", ready=False)
+        assert places(1) == {1: 0, 3: 2, 5: 1}, "also of one that was never up"
+        core.resize(0.3, 0, 3)
+        core.handle(WorkerNotStarted(6), 0.4)
+        assert places(0) == {0: 0, 7: 2}
+        roster = core.machine.roster.step_rosters[0]
+        roster.left(0)
+        roster.start(8)
+        assert places(0) == {7: 2, 8: 0}, "the place of one that was told to leave is free"
+
+    def test_a_replacement_after_max_items_has_the_place_of_the_one_before(self) -> None:
+        core = Driven(Processor(job, workers=2, max_items=1), Pipe(64))
+        roster = core.machine.roster.step_rosters[0]
+        commands = core.feed(0.0, "A", 2)
+        started = [each.worker for each in commands if isinstance(each, StartWorker)]
+        assert [roster.index_of(each) for each in started] == [0, 1], commands
 
     def test_numbers_go_on_behind_those_of_all_steps(self) -> None:
         core = Driven(auto(), Pipe(64), Processor(job, workers=2), Pipe(64))

@@ -165,7 +165,7 @@ conveyor.errors.ProcessError(ConveyorError, RuntimeError)
     .exitcode
 
 conveyor.stages.Processor(Element)
-    (job: Any = None, *, name: str | None = None, workers: int | Literal['auto'] | None = None, batch: int | None = None, keep_none: bool = False, retries: int = 0, retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception, backoff: float = 0.1, timeout: float | None = None, on_error: Any = 'raise', max_items: int | None = None)
+    (job: Any = None, *, name: str | None = None, workers: int | Literal['auto'] | None = None, batch: int | None = None, keep_none: bool = False, retries: int = 0, retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception, backoff: float = 0.1, timeout: float | None = None, on_error: Any = 'raise', max_items: int | None = None, setup: Callable[[], Any] | None = None)
     .__class_getitem__(...)
     .backoff: float = 0.1
     .batch: int | None = None
@@ -179,7 +179,7 @@ conveyor.stages.Processor(Element)
     .restartable: bool = False
     .retries: int = 0
     .retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception
-    .setup()
+    .setup() -> Any
     .teardown()
     .timeout: float | None = None
     .workers: int | Literal['auto'] | None = None
@@ -310,6 +310,13 @@ conveyor.stats.Unfused()
     .reason: str
     .__str__() -> str
 
+conveyor.stages.WorkerContext()
+    .attempt -> int
+    .index -> int
+    .processor -> str
+    .state -> Any
+    .stopping -> bool
+
 conveyor.errors.WorkerDiedError(ProcessorError)
     (message: str, *, processor: str, exitcode: int | None, number: int | None, last: int | None)
     .exitcode
@@ -324,6 +331,8 @@ conveyor.stats.WorkerStats()
     .last: int | None
     .item: int | None
     .seconds: float | None
+
+conveyor.stages.worker() -> WorkerContext
 """
 
 # One of each error and warning, with all its fields.
@@ -375,7 +384,7 @@ VALUES: tuple[Any, ...] = (
 )
 
 # What only Conveyor makes: what it is called with is nobody's concern.
-MADE_BY_CONVEYOR = ("Stream",)
+MADE_BY_CONVEYOR = ("Stream", "WorkerContext")
 
 # What a `with`, a loop or an index calls.
 PROTOCOLS = re.compile(r"__(a?enter|a?exit|a?iter|a?next|await|getitem|contains|len|bool|str|class_getitem)__")
@@ -425,8 +434,11 @@ def attributes(cls: type) -> dict[str, tuple[Any, type]]:
     return found
 
 
-def lines_of(cls: type) -> Iterator[str]:
-    """What there is to say of a class."""
+def lines_of(cls: Any) -> Iterator[str]:
+    """What there is to say of a class, or of a function."""
+    if isinstance(cls, types.FunctionType):
+        yield f"{cls.__module__}.{cls.__name__}{signature(cls, False)}"
+        return
     bases = [base.__name__ for base in cls.__bases__ if base is not object and not base.__name__.startswith("_")]
     yield f"{cls.__module__}.{cls.__name__}({', '.join(bases)})"
     is_value = dataclasses.is_dataclass(cls)
@@ -486,7 +498,8 @@ class Public(TestCase):
                 self.assertIs(getattr(importlib.import_module(value.__module__), name), value)
 
     def test_there_is_an_example_of_every_error(self) -> None:
-        errors = {name for name in conveyor.__all__ if issubclass(getattr(conveyor, name), BaseException)}
+        public = {name: getattr(conveyor, name) for name in conveyor.__all__}
+        errors = {name for name, kind in public.items() if isinstance(kind, type) and issubclass(kind, BaseException)}
         self.assertEqual({type(error).__name__ for error in ERRORS}, errors)
 
     def test_errors_go_to_another_process_with_their_fields(self) -> None:

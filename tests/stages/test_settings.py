@@ -39,13 +39,16 @@ class SignatureTest(TestCase):
 
     def test_the_defaults_are_those_that_hold(self) -> None:
         for shown in (defaults(Processor), defaults(Processor.__init__)):
-            self.assertEqual(shown, {name: getattr(Processor, name) for name in settings.PROCESSOR_ARGUMENTS})
+            declared = {name: getattr(Processor, name) for name in settings.PROCESSOR_ARGUMENTS}
+            self.assertEqual(shown, {**declared, "setup": None})
         self.assertEqual(str(inspect.signature(Processor)).count("\n"), 0)
         self.assertEqual(next(iter(inspect.signature(Processor).parameters)), "job")
         self.assertEqual(next(iter(inspect.signature(Processor.__init__).parameters)), "self")
 
     def test_a_class_that_declares_settings_shows_them(self) -> None:
-        self.assertEqual(defaults(Tenfold), {**defaults(Processor), "batch": 10, "retries": 3})
+        # It has a method `setup`, and takes no such argument.
+        shown = {name: value for name, value in defaults(Processor).items() if name != "setup"}
+        self.assertEqual(defaults(Tenfold), {**shown, "batch": 10, "retries": 3})
         self.assertEqual((Tenfold().batch, Tenfold(batch=2).batch, Tenfold(batch=2).retries), (10, 2, 3))
 
     def test_a_class_with_an_init_of_its_own_shows_that(self) -> None:
@@ -88,7 +91,7 @@ class DeclarationTest(TestCase):
             return {node.target.id for node in classes[name].body if isinstance(node, ast.AnnAssign)}  # type: ignore[union-attr]
 
         in_each_overload = {"name", "workers", "batch", "keep_none"}
-        self.assertEqual(fields("PolicySettings"), set(settings.PROCESSOR_ARGUMENTS) - in_each_overload)
+        self.assertEqual(fields("PolicySettings"), {*settings.PROCESSOR_ARGUMENTS, "setup"} - in_each_overload)
         self.assertEqual(fields("_ProcessorSettings"), set(settings.PROCESSOR_SETTINGS))
 
 

@@ -38,7 +38,7 @@ from collections.abc import Generator, Iterator
 from functools import partial
 from typing import Any
 
-from conveyor import BalancingFork, Element, Join, Pipe, Pipeline, Processor, Progress, ReplicatingFork
+from conveyor import BalancingFork, Element, Join, Pipe, Pipeline, Processor, Progress, ReplicatingFork, worker
 
 def unannotated(item):  # type: ignore[no-untyped-def]
     return item
@@ -144,6 +144,15 @@ Pipeline().add(Processor(unannotated)).run([1])  # is list[Any]
 Pipeline().add(Processor(json.loads)).run(lines)  # is list[Any]
 Pipeline().add(Same()).run([1])  # is list[Any]
 
+# What a job can know of its worker.
+Pipeline().add(Processor(str.upper, setup=dict)).run(lines)  # is list[str]
+Pipeline().add(Processor(known, keep_none=True, setup=lambda: 1)).run([1])  # is list[str | None]
+Processor(str.upper, setup=3)  # error: No overload variant of "Processor"
+worker()  # is WorkerContext
+worker().index  # is int
+worker().state  # is Any
+worker().attempt = 2  # error: Property "attempt" defined in "WorkerContext" is read-only
+
 # Chains.
 Pipeline().add(Processor(str.strip)).add(Pipe()).add(Processor(len)).run(lines)  # is list[int]
 Pipeline().add(Processor(len)).add(Pipe()).add(Processor(str.upper))  # error: expected "Callable[[int],
@@ -203,7 +212,7 @@ with Pipeline().add(Processor(len)) as opened:
 # Mistakes.
 Pipeline().add(len)  # error: No overload variant of "add"
 Pipeline().add(Processor(len)).add(Pipe)  # error: No overload variant of "add"
-Pipeline(engine="thread")  # error: expected "Literal['process', 'inline'] | None"
+Pipeline(engine="cluster")  # error: expected "Literal['process', 'thread', 'inline'] | None"
 Pipeline(core=2)  # error: Unexpected keyword argument "core"
 Processor(len, workers="all")  # error: No overload variant of "Processor"
 Processor(divmod)  # error: incompatible type

@@ -23,6 +23,7 @@ from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionL
 from conveyor.engines.process.wire.progress import ProgressBoard, ProgressSlot
 from conveyor.engines.process.worker import loop, mailbox
 from conveyor.engines.process.worker.loop import Worker
+from conveyor.stages.outputs import WorkerRecord
 from conveyor.stats import Measures
 from tests.helpers.support import TestCase
 
@@ -67,7 +68,7 @@ class WorkerTest(TestCase):
         self.addCleanup(board.close)
         end = FakeEnd(frames)
         config = WorkerConfig("job", b"", None, processor.keep_none, grouped=True, timed=False, most_bytes=1 << 24)
-        worker = Worker(config, processor, end, board.new(), None)
+        worker = Worker(config, processor, end, board.new(), None, WorkerRecord("job", 0, processor.job))
         # No time passes, so that nothing is sent because it is late.
         still = mock.Mock(perf_counter=lambda: 0.0, process_time=lambda: 0.0)
         patched = (mock.patch.object(module, "time", still) for module in (loop, mailbox))

@@ -14,7 +14,7 @@ import textwrap
 from pathlib import Path
 
 from conveyor import Join, Pipe, Pipeline, Processor, ReplicatingFork
-from conveyor.engines.process.worker.seeding import Seats, seed_of_pipeline
+from conveyor.engines.process.worker.seeding import seed_of_pipeline
 from tests.helpers.late import subprocess
 from tests.helpers.support import ALL, ROOT, TestCase
 
@@ -182,10 +182,3 @@ class RandomNumbersTest(TestCase):
             with self.subTest(seed=wrong), self.assertRaisesRegex(TypeError, "seed must be an int, or None"):
                 Pipeline(seed=wrong)
         self.assertEqual(repr(Pipeline(seed=0)), "Pipeline(seed=0)")
-
-    def test_seats(self):
-        seats = Seats()
-        self.assertEqual([seats.take(1, number, range(number)) for number in range(3)], [(0, 0), (1, 0), (2, 0)])
-        self.assertEqual(seats.take(2, 3, [0, 1, 2]), (0, 0), "another Processor")
-        self.assertEqual(seats.take(1, 4, [0, 2, 3]), (1, 1), "the seat of one that has died")
-        self.assertEqual(seats.take(1, 5, [0, 2, 3, 4]), (3, 0))

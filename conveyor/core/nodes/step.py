@@ -353,6 +353,7 @@ class Step(Node):
         worker.leaving = True
         if not worker.replaced:
             worker.replaced = True
+            self.step_roster.give_index_back(worker.number)
             self.context.start_worker(self.step_roster)
 
     # What is taken back

@@ -118,6 +118,8 @@ class StepRoster:
         # The workers that are up, and those being started.
         self.numbers = list(numbers)
         self.starting: set[int] = set()
+        # The place of each among the workers of the step, by its number: the lowest that was free.
+        self._index_of = {number: index for index, number in enumerate(self.numbers)}
         self.peak = len(self.numbers)
         # Numbers of leases go on from run to run, so that no progress slot of an earlier run is taken for a new one.
         self.next_lease = 0
@@ -133,6 +135,20 @@ class StepRoster:
         self._times: dict[int, list[float]] = {}
         # How many workers were killed because a call took too long, and how many died unasked.
         self.timed_out = self.workers_lost = 0
+
+    def start(self, number: int) -> None:
+        """Take in that one more worker is being started."""
+        self.starting.add(number)
+        taken = set(self._index_of.values())
+        self._index_of[number] = next(index for index in range(len(taken) + 1) if index not in taken)
+
+    def index_of(self, number: int) -> int:
+        """Return the place of a worker among those of the step, from 0 on."""
+        return self._index_of[number]
+
+    def give_index_back(self, number: int) -> None:
+        """Let the next worker that is started have the place of this one."""
+        self._index_of.pop(number, None)
 
     def ready(self, number: int, seconds: float, clock: float = 0.0) -> bool:
         """Take in that a worker is up, at `clock` by the clock of runs; return whether it is one more."""
@@ -152,6 +168,7 @@ class StepRoster:
     def not_started(self, number: int, now: float) -> None:
         """Take in that a worker could not be started."""
         self.starting.discard(number)
+        self.give_index_back(number)
         self._retry_at = now + RETRY_SECONDS
 
     def most(self, present: int, now: float) -> int | None:
@@ -180,12 +197,14 @@ class StepRoster:
         if not ready:
             self._crashes.add(Loss.SETUP, 0, now)
         self.starting.discard(number)
+        self.give_index_back(number)
         if number in self.numbers:
             self.left(number)
 
     def left(self, number: int) -> None:
         """Take in that a worker is not up any more."""
         self.numbers.remove(number)
+        self.give_index_back(number)
         self._times.pop(number, None)
 
     def add_busy(self, number: int, seconds: float) -> None:

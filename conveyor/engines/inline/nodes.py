@@ -13,7 +13,7 @@ from functools import partial
 from itertools import islice, zip_longest
 from types import GeneratorType
 
-from conveyor._lean.typing import Any, Protocol
+from conveyor._lean.typing import Any, Protocol, TypeVar
 from conveyor._system.clock import sleep, time
 from conveyor.core import SLOW_CALL_SECONDS
 from conveyor.core.tuning.roster import StepRoster
@@ -32,9 +32,11 @@ from conveyor.graph.plan import (
     Target,
     ZipNode,
 )
-from conveyor.stages.outputs import outputs_of
+from conveyor.stages.outputs import WorkerRecord, outputs_of, worker_variable
 from conveyor.stages.processor import Processor, work_of
 from conveyor.stages.settings import policy_of
+
+Returned = TypeVar("Returned")
 
 NOTHING = object()
 # What is delivered at the end of the stream, in the place of an item.
@@ -133,13 +135,37 @@ class Walk:
         return True
 
 
+class InlineWorker:
+    """A copy of a Processor's job, and what it can know of itself."""
+
+    def __init__(self, name: str, index: int, job: Processor[Any, Any], is_stopping: Callable[[], bool]) -> None:
+        self.job = job
+        self.record = WorkerRecord(name, index, job.job)
+        self.record.is_stopping = is_stopping
+        self._variable = worker_variable()
+
+    def calling(self, call: Callable[[], Returned]) -> Returned:
+        """Return what a call gives that runs the job."""
+        token = self._variable.set(self.record)
+        try:
+            return call()
+        finally:
+            self._variable.reset(token)
+
+    def set_up(self) -> None:
+        self.record.state = self.calling(self.job.setup)
+
+    def tear_down(self) -> None:
+        self.calling(self.job.teardown)
+
+
 class InlineStep:
     """A Processor: its workers take turns."""
 
     def __init__(
         self,
         node: StepNode,
-        jobs: list[Processor[Any, Any]],
+        workers: list[InlineWorker],
         roster: StepRoster,
         output: Output,
         format_item: Callable[[Any], str],
@@ -150,7 +176,7 @@ class InlineStep:
         self._policy = policy_of(node.processor)
         self._failures = failures
         self._given_up = 0
-        self._jobs = jobs
+        self._workers = workers
         self._roster = roster
         self._output = output
         self._turn = 0
@@ -176,50 +202,52 @@ class InlineStep:
             batch, self._batch = self._batch, []
             yield from self.process(port, batch, len(batch))
         if self._node.finishes:
-            for job in self._jobs:
-                yield from self._finish(job)
+            for worker in self._workers:
+                yield from self._finish(worker)
         self._failures.judge(self._given_up, self._started, ended=True)
         yield self._output, _END
 
-    def _finish(self, job: Processor[Any, Any]) -> Iterator[Delivery]:
-        outputs = self._raising("finish", lambda: outputs_of(job.finish(), False))
-        while (output := self._raising("finish", lambda: next(outputs, NOTHING))) is not NOTHING:
+    def _finish(self, worker: InlineWorker) -> Iterator[Delivery]:
+        outputs = self._finishing(worker, lambda: outputs_of(worker.job.finish(), False))
+        while (output := self._finishing(worker, lambda: next(outputs, NOTHING))) is not NOTHING:
             yield self._output, self._copy(output, None, None)
 
-    def _raising(self, phase: str, call: Callable[[], Any]) -> Any:
+    def _finishing(self, worker: InlineWorker, call: Callable[[], Any]) -> Any:
         try:
-            return call()
+            return worker.calling(call)
         except (Exception, SystemExit) as error:
-            raise self._error(error, phase, None) from error
+            raise self._error(error, "finish", None) from error
 
     def process(self, port: int, argument: Any, items: int = 1) -> Iterator[Delivery]:
         """Call the job with an item or a batch of so many `items`, and yield where its outputs go."""
         number = self._started
         self._started += items
         self._roster.totals.items_in += items
-        job = self._jobs[self._turn]
-        self._turn = (self._turn + 1) % len(self._jobs)
-        attempts = self._attempts(job, argument, number, items)
+        worker = self._workers[self._turn]
+        self._turn = (self._turn + 1) % len(self._workers)
+        attempts = self._attempts(worker, argument, number, items)
+        following = partial(next, attempts, NOTHING)
         seconds = 0.0
         while True:
             started = time.perf_counter()
-            output = next(attempts, NOTHING)
+            output = worker.calling(following)
             seconds += time.perf_counter() - started
             if output is NOTHING:
                 self._roster.calls_done(1, seconds)
                 if seconds >= SLOW_CALL_SECONDS and self._roster.is_slow(seconds):
                     self._roster.note_slow(number, seconds, self._format_item(argument))
                 return
-            copy = self._copy(output, argument, (job, number, items))
+            copy = self._copy(output, argument, (worker, number, items))
             if copy is not NOTHING:
                 yield self._output, copy
 
-    def _attempts(self, job: Processor[Any, Any], argument: Any, number: int, items: int) -> Iterator[Any]:
+    def _attempts(self, worker: InlineWorker, argument: Any, number: int, items: int) -> Iterator[Any]:
         """Yield what the job gives for a argument, in as many attempts as it may have."""
-        policy, call, attempts, given = self._policy, work_of(job), 0, 0
+        policy, call, attempts, given = self._policy, work_of(worker.job), 0, 0
         failed: BaseException | None = None
         while True:
             attempts += 1
+            worker.record.attempt = attempts
             try:
                 # The job may change what it gets, and has to get the same with each attempt.
                 got = argument if policy.strict else copied(argument)
@@ -242,7 +270,7 @@ class InlineStep:
                     raise self._error(
                         failed, "process", number, items, self._format_item(argument), attempts
                     ) from failed
-                replacement = self._give_up(job, failed, "process", argument, number, items, attempts)
+                replacement = self._give_up(worker, failed, "process", argument, number, items, attempts)
             finally:
                 # Its traceback refers to this frame.
                 failed = None
@@ -252,7 +280,7 @@ class InlineStep:
 
     def _give_up(
         self,
-        job: Processor[Any, Any],
+        worker: InlineWorker,
         error: BaseException,
         phase: str,
         argument: Any,
@@ -262,12 +290,13 @@ class InlineStep:
         output: Any = NOTHING,
     ) -> Any:
         """Report a argument, or an output of it; return what goes on in its place."""
-        policy, shown, replacement, when = policy_of(job), self._format_item(argument), None, time.time()
+        policy, shown, replacement, when = policy_of(worker.job), self._format_item(argument), None, time.time()
         failed = self._error(error, phase, number, items, shown, attempts, output)
         if policy.replaces:
-            assert callable(policy.on_error)
+            on_error = policy.on_error
+            assert callable(on_error)
             try:
-                replacement = policy.on_error(copied(argument), error)  # type: ignore[arg-type]
+                replacement = worker.calling(lambda: on_error(copied(argument), error))  # type: ignore[arg-type]
             except (Exception, SystemExit) as second:
                 raise self._error(second, "on_error", number, items, shown) from second
             try:
@@ -282,7 +311,7 @@ class InlineStep:
         self._failures.judge(self._given_up, self._started, ended=False)
         return replacement
 
-    def _copy(self, output: Any, argument: Any, source: tuple[Processor[Any, Any], int, int] | None) -> Any:
+    def _copy(self, output: Any, argument: Any, source: tuple[InlineWorker, int, int] | None) -> Any:
         """Return an output as it is behind a hop, or what goes on in its place.
 
         One that cannot be pickled is given up, or ends the run; NOTHING where nothing goes on.
@@ -293,10 +322,10 @@ class InlineStep:
         except Exception as error:
             if source is None:
                 raise self._error(error, "pickle", None, output=output) from error
-            job, number, items = source
+            worker, number, items = source
             if not self._policy.gives_up:
                 raise self._error(error, "pickle", number, items, self._format_item(argument), output=output) from error
-            copy = self._give_up(job, error, "pickle", argument, number, items, output=output)
+            copy = self._give_up(worker, error, "pickle", argument, number, items, output=output)
             if copy is None:
                 self._roster.totals.items_out -= 1
                 return NOTHING
@@ -425,12 +454,12 @@ class _Sink(_Passing):
 
 def build(
     plan: Plan,
-    jobs: dict[int, list[Processor[Any, Any]]],
+    workers: dict[int, list[InlineWorker]],
     rosters: dict[int, StepRoster],
     format_item: Callable[[Any], str],
     failures: Failures,
 ) -> Walk:
-    """Return the way of a run's items; `jobs` and `rosters` are by the index of their step."""
+    """Return the way of a run's items; `workers` and `rosters` are by the index of their step."""
     parts: dict[int, Any] = {}
 
     def output(target: Target) -> Output:
@@ -440,7 +469,7 @@ def build(
         outputs = [output(target) for target in node.outputs]
         match node:
             case StepNode():
-                return InlineStep(node, jobs[node.index], rosters[node.index], outputs[0], format_item, failures)
+                return InlineStep(node, workers[node.index], rosters[node.index], outputs[0], format_item, failures)
             case ReplicateNode():
                 zips = [
                     (each.last_branch, parts[each.index])

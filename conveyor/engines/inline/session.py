@@ -22,7 +22,7 @@ from conveyor.core.leasing.blame import too_many
 from conveyor.core.tuning.roster import StepRoster
 from conveyor.engines.base import RunProgress, known_total
 from conveyor.engines.failures import failure_of, processor_error, too_many_failures, without_our_frames
-from conveyor.engines.inline.nodes import NOTHING, Walk, build
+from conveyor.engines.inline.nodes import NOTHING, InlineWorker, Walk, build
 from conveyor.engines.process.wire.codec import copied
 from conveyor.engines.process.wire.handles import guard_connections, shared_in
 from conveyor.errors import FailedItem, ProcessorError, SourceError, StateError
@@ -45,8 +45,8 @@ class Session:
     def __init__(self, plan: Plan, redact: Redact | None) -> None:
         self._plan = plan
         self.format_item = shown_by(redact)
-        self._jobs: dict[int, list[Processor[Any, Any]]] = {}
-        self._ready: list[tuple[str, Processor[Any, Any]]] = []
+        self._workers: dict[int, list[InlineWorker]] = {}
+        self._ready: list[InlineWorker] = []
         self._run: InlineRun | InlineJobRun | None = None
         self.ended = False
         # Held by whoever is at a job, and whether somebody is.
@@ -75,15 +75,21 @@ class Session:
 
     def _set_up(self) -> None:
         for step in self._plan.steps:
-            self._jobs[step.index] = [self._copy(step) for _ in range(step.workers)]
-            for job in self._jobs[step.index]:
+            self._workers[step.index] = [
+                InlineWorker(step.name, index, self._copy(step), self._is_stopping) for index in range(step.workers)
+            ]
+            for worker in self._workers[step.index]:
                 if self._unwanted:
                     return
                 try:
-                    job.setup()
+                    worker.set_up()
                 except BaseException as error:
                     raise processor_error(step.name, failure_of(error, "setup"), None, None, error) from error
-                self._ready.append((step.name, job))
+                self._ready.append(worker)
+
+    def _is_stopping(self) -> bool:
+        """Whether nobody wants what the job at hand still gives: another thread closes the pipeline, or the stream."""
+        return self._unwanted or (isinstance(self._run, InlineRun) and self._run.is_left)
 
     def work(self, call: Callable[[], Any]) -> Any:
         """Return what a call gives that runs jobs; raises StateError where the pipeline was closed meanwhile.
@@ -185,7 +191,7 @@ class Session:
             self._run = None
 
     def _walk(self) -> Walk:
-        return build(self._plan, self._jobs, self._rosters, self.format_item, self)
+        return build(self._plan, self._workers, self._rosters, self.format_item, self)
 
     def stats(self) -> Stats:
         """Return what is known of the steps; the one that takes longest counts as having stalled all others."""
@@ -222,11 +228,11 @@ class Session:
         if self.ended:
             return
         self.ended = True
-        for name, job in self._ready:
+        for worker in self._ready:
             try:
-                job.teardown()
+                worker.tear_down()
             except (Exception, SystemExit) as error:
-                failures.append(processor_error(name, failure_of(error, "teardown"), None, None, error))
+                failures.append(processor_error(worker.record.name, failure_of(error, "teardown"), None, None, error))
         self._closed = time.monotonic()
         if self._run is not None:
             self._run.let_go()
@@ -250,13 +256,13 @@ class InlineRun:
         self.rest: Iterator[Any] = iter(())
         # Whether nothing more will come, and whether it was given up.
         self.over = False
-        self._left = False
+        self.is_left = False
 
     def chunks(self) -> Generator[list[Any], None, None]:
         """Yield the results, each in a list of its own."""
         try:
             while (result := self._session.work(self._next)) is not NOTHING:
-                if self._left:
+                if self.is_left:
                     raise StateError(LEFT)
                 self.progress.results += 1
                 yield [result]
@@ -266,7 +272,7 @@ class InlineRun:
                 self.conclude()
             raise
         except BaseException:
-            if not self._left:
+            if not self.is_left:
                 self._session.abort()
             raise
         finally:
@@ -291,7 +297,7 @@ class InlineRun:
 
         An input whose length nobody knows has not ended before it says so, and it is not asked: it may take its time.
         """
-        if self.over or self._left or length_hint(self.rest):
+        if self.over or self.is_left or length_hint(self.rest):
             return self.over
         try:
             over = self._session.at_last(self._conclude)
@@ -321,7 +327,7 @@ class InlineRun:
 
     def cancel(self) -> None:
         """Give the run up; whoever waits for its results gets StateError."""
-        self._left = self.over = True
+        self.is_left = self.over = True
         self._session.between_jobs(self.let_go)
         self._session.finished(self)
 

@@ -333,7 +333,7 @@ class ThreadShell(Shell):
         self.pool.ports[worker].tell(messages.SetFlushInterval(seconds))
 
     def start_worker(self, step: int, worker: int) -> None:
-        self.pool.start(step, worker, self)
+        self.pool.start(step, worker, self.machine.roster.step_rosters[step].index_of(worker), self)
 
     def end_worker(self, worker: int) -> None:
         self.pool.ports[worker].tell(messages.Close())

@@ -30,6 +30,7 @@ from conveyor.engines.process.worker.mailbox import CallLog, CpuMeter, Outbox
 from conveyor.engines.process.worker.retry import Retrier
 from conveyor.engines.thread.items import Blob, gathered, is_alone, size_of, size_of_all, snapshot, taken, without_twins
 from conveyor.engines.thread.port import Port
+from conveyor.stages.outputs import WorkerRecord, worker_variable
 from conveyor.stages.processor import Processor, overrides
 from conveyor.stats import Measures
 
@@ -145,8 +146,8 @@ class ThreadWorker(Worker):
     # What was given cannot be taken back when the next object turns out to be the same.
     freezes_early = True
 
-    def __init__(self, config: WorkerConfig, processor: Processor[Any, Any], port: Port) -> None:
-        super().__init__(config, processor, port, port.progress, None)  # type: ignore[arg-type]
+    def __init__(self, config: WorkerConfig, processor: Processor[Any, Any], port: Port, record: WorkerRecord) -> None:
+        super().__init__(config, processor, port, port.progress, None, record)  # type: ignore[arg-type]
         self._port = port
         # Whether the last call took long: then the next is asked for its CPU time, which takes calls of the system.
         self._was_long = False
@@ -282,14 +283,16 @@ def _run_job(port: Port) -> None:
     try:
         processor = job_copy(port.config.job)  # type: ignore[arg-type]
         phase = "setup"
-        processor.setup()
+        record = WorkerRecord(port.config.name, port.config.place, processor.job)
+        worker_variable().set(record)
+        record.state = processor.setup()
     except BaseException as error:
         port.send(messages.WorkerFailed(failure_of(error, phase, stays=True)))
     else:
         port.send(messages.Ready())
         phase = "wait"
         try:
-            ThreadWorker(port.config, processor, port).run()
+            ThreadWorker(port.config, processor, port, record).run()
             phase = "teardown"
             processor.teardown()
         except ConnectionLost:

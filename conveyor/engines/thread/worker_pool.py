@@ -81,9 +81,9 @@ class WorkerPool:
         """Return the name of a Processor."""
         return self._configs[step].name
 
-    def start(self, step: int, number: int, shell: ThreadShell) -> None:
-        """Start a worker."""
-        config = self._configs[step]
+    def start(self, step: int, number: int, index: int, shell: ThreadShell) -> None:
+        """Start a worker, at that place among those of its step."""
+        config = self._configs[step]._replace(place=index)
         port = Port(number, config, self._takes[step], partial(_post, shell))
         self.ports[number] = port
         context: Context = self._context.copy()

@@ -153,7 +153,7 @@ class Broker:
             elif not pool.closing:
                 for index, roster in self._shell.machine.roster.step_rosters.items():
                     for number in roster.numbers:
-                        pool.start(index, number)
+                        pool.start(index, number, roster.index_of(number))
             while not (pool.closing and pool.all_dead):
                 for callback in self._ready():
                     callback()

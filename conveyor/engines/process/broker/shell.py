@@ -105,7 +105,7 @@ class ProcessShell(Shell):
 
     def start_worker(self, step: int, worker: int) -> None:
         try:
-            self.pool.start(step, worker)
+            self.pool.start(step, worker, self.machine.roster.step_rosters[step].index_of(worker))
         except ProcessError as error:
             if not self.machine.can_do_without(worker):
                 raise

@@ -33,7 +33,6 @@ from conveyor.engines.process.wire.handles import Handles
 from conveyor.engines.process.wire.pipe import PIPE, channel
 from conveyor.engines.process.wire.progress import ProgressBoard
 from conveyor.engines.process.worker import preload, run_worker
-from conveyor.engines.process.worker.seeding import Seats
 from conveyor.errors import ProcessError
 
 if TYPE_CHECKING:
@@ -71,16 +70,20 @@ class WorkerPool:
         self._handles = handles
         self.refcounts = SlotRefcounts()
         self.waiter = Waiter()
-        self._seats = Seats()
+        # How many workers have had each place, by step and index.
+        self._seated: dict[tuple[int, int], int] = {}
         self.workers: dict[int, WorkerPort] = {}
         self._dispatch = dispatch
         # Whether workers are to leave, and how long they may still take; None: as long as they like.
         self.closing = False
         self.grace: GracePeriod | None = None
 
-    def start(self, step: int, number: int) -> None:
-        """Start one more; raises ProcessError where there is nothing left to start it with."""
-        config = self._seeded(step, number)
+    def start(self, step: int, number: int, index: int) -> None:
+        """Start one more, at that place among those of its step.
+
+        Raises ProcessError where there is nothing left to start it with.
+        """
+        config = self._placed(step, index)
         try:
             if self._fork:
                 # Done once; here, where it is an error of the start if it fails.
@@ -95,12 +98,13 @@ class WorkerPool:
                 f"A worker of Processor {config.name!r} could not be started: {cause_and_remedy(error)}"
             ) from error
 
-    def _seeded(self, step: int, number: int) -> WorkerConfig:
-        """Return what a worker is told, with a seed that no other has."""
-        config = self._config.workers[step]
+    def _placed(self, step: int, index: int) -> WorkerConfig:
+        """Return what a worker is told: its place, and a seed that no other has."""
+        config = self._config.workers[step]._replace(place=index)
         if config.seed is None:
             return config
-        index, before = self._seats.take(step, number, [each.number for each in self.workers.values() if not each.dead])
+        before = self._seated.get((step, index), 0)
+        self._seated[step, index] = before + 1
         return config._replace(seed=f"{config.seed} {step} {index} {before}")
 
     def _launch(self, config: WorkerConfig, number: int) -> None:

@@ -57,7 +57,7 @@ class WorkerConfig(NamedTuple):
     the broker has to know since when the worker is at each unit.  `most_bytes` is what the pipe holds that its outputs
     go to.  `levels`: what log records it makes.  `redact`, or the pickle of it, shows items in errors.
     Random numbers derive from `seed`, where there is one.  What the job writes to the streams of `sys` in `forwarded`
-    goes to the caller.  `settings` are those of the plan.
+    goes to the caller.  `settings` are those of the plan.  `place` is that among the workers of its step, from 0 on.
     """
 
     name: str
@@ -73,6 +73,7 @@ class WorkerConfig(NamedTuple):
     seed: str | None = None
     forwarded: tuple[str, ...] = ()
     settings: tuple[tuple[str, Any], ...] = ()
+    place: int = 0
 
     def setting(self, name: str) -> Any:
         """Return what the user set for the pipeline by this name."""

@@ -30,7 +30,7 @@ from conveyor.engines.process.wire.codec import (
 from conveyor.engines.process.worker.lease_items import LeaseItems
 from conveyor.engines.process.worker.mailbox import FLUSH_SECONDS, CallLog, Inbox, LeaseStopped, Outbox
 from conveyor.engines.process.worker.retry import CallRaised, Retrier
-from conveyor.stages.outputs import Fused, is_generator_function, outputs_of
+from conveyor.stages.outputs import Fused, WorkerRecord, is_generator_function, outputs_of
 from conveyor.stages.processor import Processor, work_of
 from conveyor.stages.settings import policy_of
 
@@ -74,6 +74,7 @@ class Worker:
         end: SharedEndpoint,
         progress: ProgressSlot,
         arena: Arena | None,
+        record: WorkerRecord,
     ) -> None:
         self._processor = processor
         self._call: Callable[[Any], Any] = work_of(processor)
@@ -84,8 +85,9 @@ class Worker:
         log = CallLog(shown_by(config.redact))
         self._outbox = self.outbox_kind(end, arena, ByteBudget(config.most_bytes), log)
         self._inbox = Inbox(end, arena, progress, self._outbox)
+        record.is_stopping = self._inbox.is_stopping
         self._lease_items = self.lease_items_kind(config.batch, progress, not policy_of(processor).strict)
-        self._retrier = self.retrier_kind(config, processor, self._inbox, self._outbox, self._lease_items)
+        self._retrier = self.retrier_kind(config, processor, self._inbox, self._outbox, self._lease_items, record)
         self._outbox.replace = self._retrier.replace
         self._look_calls = 1 if config.timed else interval(LOOK_CALLS, config.most_bytes)
         # Starts calls of the lease at hand: from where, up to where; returns up to where that is allowed.

@@ -6,6 +6,7 @@ sent yet belongs to the lease at hand.  Nothing here calls the job.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -244,6 +245,8 @@ class Inbox:
         self.flush_seconds = FLUSH_SECONDS
         # How long it has waited for room, or before another attempt.
         self.waited_seconds = 0.0
+        # The thread that takes messages in.
+        self._thread = threading.get_ident()
 
     def next_lease(self, look: bool) -> tuple[messages.StartLease, list[Any]] | None:
         """Wait for a lease; return None when the worker is to close.  `look`: take in first what else has come."""
@@ -294,6 +297,16 @@ class Inbox:
         """Raise LeaseStopped where the broker wants no more of the lease at hand."""
         if self._cancelled or self._closing:
             raise LeaseStopped
+
+    def is_stopping(self) -> bool:
+        """Whether the broker wants no more of the lease at hand; the job asks, in the middle of a call."""
+        if threading.get_ident() == self._thread and not self._end.is_forked_copy:
+            try:
+                while self._end.ready():
+                    self._receive()
+            except ConnectionLost:
+                return True
+        return self._cancelled or self._closing
 
     def look(self) -> None:
         """Take in what has come amid a lease."""

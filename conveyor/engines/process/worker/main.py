@@ -35,6 +35,7 @@ from conveyor.engines.process.wire.handles import Handles
 from conveyor.engines.process.wire.progress import ProgressSlot
 from conveyor.engines.process.worker.log_capture import LogCapture, SharedEndpoint
 from conveyor.engines.process.worker.loop import Worker
+from conveyor.stages.outputs import WorkerRecord, become_worker
 from conveyor.stages.processor import Processor
 
 
@@ -128,20 +129,23 @@ def _run_job(
         inherited = Inherited(processor) if processor is job else None
         log_capture.install()
         phase = "setup"
-        processor.setup()
+        record = WorkerRecord(config.name, config.place, processor.job)
+        become_worker(record)
+        record.state = processor.setup()
     except BaseException as error:
         end.send(messages.WorkerFailed(failure_of(error, phase)))
     else:
         end.send(messages.Ready())
         phase = "wait"
         try:
-            Worker(config, processor, end, progress, arena).run()
+            Worker(config, processor, end, progress, arena, record).run()
             phase = "teardown"
             processor.teardown()
         except ConnectionLost:
             raise
         except BaseException as error:
             end.send(messages.WorkerFailed(failure_of(error, phase)))
+    become_worker(None)
     # Before the job goes: what its finalizers do has an end then.
     end.send(messages.Closed())
     return inherited

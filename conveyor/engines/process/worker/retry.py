@@ -26,7 +26,7 @@ from conveyor.engines.process.wire.codec import Unpicklable
 from conveyor.engines.process.worker.lease_items import LeaseItems
 from conveyor.engines.process.worker.mailbox import Inbox, Outbox
 from conveyor.errors import ProcessorError
-from conveyor.stages.outputs import Fused, StageError
+from conveyor.stages.outputs import Fused, StageError, WorkerRecord
 from conveyor.stages.processor import Processor, work_of
 from conveyor.stages.settings import policy_of
 
@@ -64,6 +64,7 @@ class Retrier:
         inbox: Inbox,
         outbox: Outbox,
         lease_items: LeaseItems,
+        record: WorkerRecord,
     ) -> None:
         self.policy = policy_of(processor)
         self._name = config.name
@@ -72,6 +73,7 @@ class Retrier:
         self._inbox = inbox
         self._outbox = outbox
         self._lease_items = lease_items
+        self._record = record
         # Whether the lease at hand is the job's `finish`, for which no policy speaks.
         self.finishing = False
         # Whether the items of the lease at hand are submitted ones: then one that fails ends nothing else.
@@ -87,6 +89,12 @@ class Retrier:
 
         `call_again` makes the call once more, without the outputs that were given; it raises CallRaised.
         """
+        try:
+            self._recover(failed, call_again)
+        finally:
+            self._record.attempt = 1
+
+    def _recover(self, failed: BaseException, call_again: Callable[[Any, int, int], None]) -> None:
         policy, attempts = self.policy, 1
         if isinstance(failed, Unpicklable):
             # A second attempt would give the same.  What is sent while it waits is not to say yet that it was given up.
@@ -102,6 +110,7 @@ class Retrier:
             if self._inbox.pause(policy.delay(attempts)):
                 failed.unsent = 0
             attempts += 1
+            self._record.attempt = attempts
             self._outbox.meter.retried += 1
             try:
                 argument = self._lease_items.fresh(index)

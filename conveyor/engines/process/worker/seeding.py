@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 
 from conveyor._lean.typing import Any
@@ -34,27 +34,6 @@ def seed_of_pipeline(seed: int | None) -> str | None:
             # The numbers alone: their hash is the same in every process, unlike that of a text.
             return f"state {hash(sys.modules['random'].getstate()[1])} {count}"
     return None
-
-
-class Seats:
-    """Where each worker sits at its Processor, so that one that replaces another has the same seat."""
-
-    def __init__(self) -> None:
-        self._seat_of: dict[int, tuple[int, int]] = {}
-        self._taken: dict[tuple[int, int], int] = {}
-
-    def take(self, step: int, number: int, living: Collection[int]) -> tuple[int, int]:
-        """Return the first free seat for a worker, and how many have had it before.
-
-        `living` are the numbers of the workers that may have a seat.
-        """
-        self._seat_of = {other: seat for other, seat in self._seat_of.items() if other in living}
-        held = set(self._seat_of.values())
-        seat = next((step, index) for index in itertools.count() if (step, index) not in held)
-        self._seat_of[number] = seat
-        before = self._taken.get(seat, 0)
-        self._taken[seat] = before + 1
-        return seat[1], before
 
 
 def seed_generators(seed: str) -> None:
