@@ -409,6 +409,7 @@ class Lifecycle:
             cores=settings.cores or usable_cores(),
             ordered=settings.ordered,
             memory=usable_memory(),
+            auto=settings.workers == "auto",
             stacklevel=stacklevel + 1,
         )
         plan = replace(plan, settings=settings.plain())

@@ -56,6 +56,9 @@ class Pipeline(Generic[In, Out]):
     - `ordered` (True): results come in the order of the input, then of the branch, then as yielded.  False: they come
       as soon as they are ready.
     - `cores`: how many cores to use; None: those that this process may use.
+    - `workers`: "auto" decides while the pipeline runs how many workers each Processor with a plain callable has.  A
+      Processor with `workers` of its own keeps to that, a subclass to one worker, and so does one on a branch of
+      `BalancingFork(n)`.  None: each has one worker, unless it says otherwise.
     - `max_failures`: a run ends when it has given up more items, or batches, than this int.  A float is the share of
       the items of one Processor.  None: no limit.
     - `keep_failures` (10,000): how many of the items that a run gave up stay in `failures`: the last ones.  None: all.
@@ -95,6 +98,7 @@ class Pipeline(Generic[In, Out]):
         channel: Literal["pipe", "queue"] | None = None,
         ordered: bool = True,
         cores: int | None = None,
+        workers: Literal["auto"] | None = None,
         max_failures: int | float | None = None,
         keep_failures: int | None = 10_000,
         fuse: bool = False,
@@ -113,6 +117,7 @@ class Pipeline(Generic[In, Out]):
             channel=channel,
             ordered=ordered,
             cores=cores,
+            workers=workers,
             max_failures=max_failures,
             keep_failures=keep_failures,
             fuse=fuse,
@@ -407,6 +412,7 @@ class Pipeline(Generic[In, Out]):
         return self._description.graph(
             cores=settings.cores or usable_cores(),
             ordered=settings.ordered,
+            auto=settings.workers == "auto",
             # No other engine fuses.
             fuse=settings.fuse and settings.engine in (None, "process"),
         )

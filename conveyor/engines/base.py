@@ -214,6 +214,11 @@ def _check_channel(what: str, value: Any) -> None:
         raise ValueError(f'{what}="pipe" needs a POSIX system; leave it out, or use "queue"')
 
 
+def _check_workers(what: str, value: Any) -> None:
+    if value not in (None, "auto"):
+        raise ValueError(f"{what} must be 'auto' or None, not {short(value)}: give a number to a Processor")
+
+
 def _check_max_failures(what: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(
@@ -236,6 +241,10 @@ def _check_path(what: str, value: Any) -> None:
         raise ValueError(f"{what} must name a file, not {short(value)}")
 
 
+# The settings that only the caller reads, or that are no plain data.
+_OF_THE_CALLER = frozenset({"redact", "workers"})
+
+
 @dataclass(frozen=True)
 @declared
 class PipelineSettings:
@@ -246,6 +255,7 @@ class PipelineSettings:
     channel: str | None = setting(None, _check_channel, "What a worker and the broker talk through.")
     ordered: bool = setting(True, check_flag, "Whether results come in the order of the input.")
     cores: int | None = setting(None, optional(count(1, ", or None")), "How many cores to use.")
+    workers: str | None = setting(None, _check_workers, "How many workers a plain callable has.")
     max_failures: int | float | None = setting(
         None, optional(_check_max_failures), "More failures than this end a run."
     )
@@ -265,8 +275,8 @@ class PipelineSettings:
             )
 
     def plain(self) -> tuple[tuple[str, Any], ...]:
-        """Return the names and values that are plain data, so that every process can have them: all but `redact`."""
-        return tuple((name, getattr(self, name)) for name in settings_of(type(self)) if name != "redact")
+        """Return the names and values that are plain data and that any process may need."""
+        return tuple((name, getattr(self, name)) for name in settings_of(type(self)) if name not in _OF_THE_CALLER)
 
     def code(self) -> str:
         """Return what differs from the defaults, as it would stand in a call."""

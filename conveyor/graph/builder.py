@@ -74,12 +74,14 @@ class Description:
                     rule=9,
                 )
 
-    def plan(self, *, cores: int, ordered: bool, memory: int | None = None, stacklevel: int = 1) -> Plan:
+    def plan(
+        self, *, cores: int, ordered: bool, memory: int | None = None, auto: bool = False, stacklevel: int = 1
+    ) -> Plan:
         """Return the plan; branches open at the end are merged, with ImplicitJoinWarning.
 
         `cores` bounds the workers of all steps whose number the pipeline decides.  `memory` is the machine's, in bytes,
-        if known; pipes without `maxbytes` get a share of it.  Raises RuleError when nothing was added, ValueError for
-        less than one core.  `stacklevel` is as for `add`.
+        if known; pipes without `maxbytes` get a share of it.  `auto`: the pipeline decides that of all plain callables.
+        Raises RuleError when nothing was added, ValueError for less than one core.  `stacklevel` is as for `add`.
         """
         # Imported here: a process that only describes a pipeline does not need it.
         from conveyor.graph.compiler import compiled
@@ -98,12 +100,12 @@ class Description:
                 ImplicitJoinWarning,
                 stacklevel + 1,
             )
-        return compiled(layout, cores=cores, ordered=ordered, memory=memory)
+        return compiled(layout, cores=cores, ordered=ordered, memory=memory, auto=auto)
 
-    def graph(self, *, cores: int, ordered: bool, fuse: bool) -> Graph:
+    def graph(self, *, cores: int, ordered: bool, fuse: bool, auto: bool) -> Graph:
         """The graph as a value: what would run now, with branches that are open merged; without nodes if it is empty.
 
-        `fuse`: adjacent Processors that can be are one node.
+        `fuse`: adjacent Processors that can be are one node.  `auto` is as for `plan`.
         """
         from conveyor.diagram import Graph
         from conveyor.graph.compiler import compiled
@@ -111,7 +113,7 @@ class Description:
 
         if self.empty:
             return Graph((), ())
-        plan = compiled(closed(self.layout), cores=cores, ordered=ordered)
+        plan = compiled(closed(self.layout), cores=cores, ordered=ordered, auto=auto)
         if fuse:
             from conveyor.graph.fusion import fused
 

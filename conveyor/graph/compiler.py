@@ -41,7 +41,7 @@ from conveyor.graph.plan import (
     Target,
     ZipNode,
 )
-from conveyor.stages.processor import has_finish, is_restartable, label
+from conveyor.stages.processor import Processor, has_finish, is_restartable, label
 from conveyor.stages.routing import BalancingFork, Pipe, ReplicatingFork
 from conveyor.stages.settings import policy_of
 
@@ -157,9 +157,11 @@ class _Survey:
 
 
 class _Compiler:
-    def __init__(self, layout: Layout, *, cores: int, ordered: bool, pipe_bytes: int) -> None:
+    def __init__(self, layout: Layout, *, cores: int, ordered: bool, pipe_bytes: int, auto: bool = False) -> None:
         self._layout = layout
         self._cores = cores
+        # Whether the number of workers of a plain callable follows the load, unless the Processor says otherwise.
+        self._auto = auto
         # How many bytes a Pipe without `maxbytes` holds.
         self._pipe_bytes = pipe_bytes
         self._ordered = ordered
@@ -269,12 +271,18 @@ class _Compiler:
 
     def _workers(self, step: StepOperation, enclosing: tuple[EnclosingFork, ...]) -> tuple[int, int | None]:
         """Return the first number of workers, and the greatest."""
-        for outer in reversed(enclosing):
-            element = self._layout.fork(outer.fork)
+        processor = step.processor
+        forks = [self._layout.fork(outer.fork) for outer in reversed(enclosing)]
+        for element in forks:
             if isinstance(element, BalancingFork) and element.auto:
-                return element.min or 1, element.max
-        workers = step.processor.workers
-        return (1, None) if workers == "auto" else (workers or 1, workers or 1)
+                bounds = [each for each in (element.max, processor.max_workers) if each is not None]
+                return element.min or 1, min(bounds, default=None)
+        # A BalancingFork with a number has as many branches as there are to be workers.
+        auto = (
+            self._auto and type(processor) is Processor and not any(isinstance(each, BalancingFork) for each in forks)
+        )
+        workers = processor.workers or ("auto" if auto else 1)
+        return (1, processor.max_workers) if workers == "auto" else (workers, workers)
 
     def _name(self, wanted: str) -> str:
         name, count = wanted, self._names.get(wanted, 0) + 1
@@ -356,13 +364,35 @@ class _Compiler:
         return _Wire(node.index, behind=wire.room)
 
 
-def compiled(layout: Layout, *, cores: int, ordered: bool, memory: int | None = None) -> Plan:
-    """Return the plan of a layout without open branches; `cores` and `memory` are as for `Description.plan`."""
-    plan = _Compiler(layout, cores=cores, ordered=ordered, pipe_bytes=PIPE_BYTES).plan()
+def compiled(layout: Layout, *, cores: int, ordered: bool, memory: int | None = None, auto: bool = False) -> Plan:
+    """Return the plan of a layout without open branches; `cores`, `memory` and `auto` are as for `Description.plan`.
+
+    Raises ValueError where a `max_workers` contradicts a number of workers.
+    """
+    plan = _Compiler(layout, cores=cores, ordered=ordered, pipe_bytes=PIPE_BYTES, auto=auto).plan()
+    for step in plan.steps:
+        _check_max_workers(step)
     if memory is None:
         return plan
     pipe_bytes = max(_LEAST_BYTES, min(PIPE_BYTES, int(memory * _MEMORY_SHARE / plan.pipes)))
-    return _Compiler(layout, cores=cores, ordered=ordered, pipe_bytes=pipe_bytes).plan()
+    return _Compiler(layout, cores=cores, ordered=ordered, pipe_bytes=pipe_bytes, auto=auto).plan()
+
+
+def _check_max_workers(step: StepNode) -> None:
+    """Raise ValueError where the `max_workers` of a Processor says something else than its number of workers."""
+    bound, least = step.processor.max_workers, step.workers
+    if bound is None:
+        return
+    if step.auto and least > bound:
+        raise ValueError(
+            f"Processor {step.name!r} has max_workers={bound}, and its BalancingFork has min={least}: "
+            "raise the one, or lower the other"
+        )
+    if not step.auto and bound != least:
+        raise ValueError(
+            f"Processor {step.name!r} has max_workers={bound}, and the number of its workers is {least}, whatever the "
+            'load: say workers="auto", or leave max_workers out'
+        )
 
 
 def names_of(layout: Layout) -> list[str]:

@@ -142,7 +142,7 @@ def _text(element: Element, names: Sequence[str] = ()) -> str:
         return repr(Pipe(element.bound, element.maxbytes))
     if not isinstance(element, Processor):
         return repr(element)
-    set_values = (("workers", element.workers), ("batch", element.batch))
+    set_values = (("workers", element.workers), ("max_workers", element.max_workers), ("batch", element.batch))
     settings = [f"{name}={value}" for name, value in set_values if value is not None]
     shown = [*names[:_NAMED], "…", names[-1]] if len(names) > _NAMED + 1 else names
     name = ", ".join(shown)

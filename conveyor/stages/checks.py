@@ -85,6 +85,11 @@ def check_processor(processor: Processor[Any, Any]) -> None:
         check_call(
             f"{kind}: on_error", processor.on_error, "a function such as `def on_error(item, error)`", arguments=2
         )
+    if processor.max_workers is not None and isinstance(processor.workers, int):
+        raise ValueError(
+            f"{kind}: workers={processor.workers} is a number of workers, and max_workers={processor.max_workers} "
+            'bounds that of workers="auto": leave out one of the two, or say workers="auto"'
+        )
     _check_replacement(kind, processor)
     if overrides(processor, "process"):
         check_call(f"{kind}.process", processor.process, "`def process(self, item)`")

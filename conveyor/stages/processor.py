@@ -64,6 +64,7 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
       output.  The error is the job's own, an ItemTimeoutError or a WorkerDiedError.  `Pipeline.failures` lists the
       items that were given up.
     - `max_items` (None): a worker is replaced after this many items, or batches.
+    - `max_workers` (an int; None: as many as help): the greatest number of processes with `workers="auto"`.
     - `setup` (a callable without arguments; None): called in each worker before its first item.  What it returns, such
       as a model, is `conveyor.worker().state` in the job.
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         timeout: float | None
         on_error: Literal["raise", "skip"] | Callable[[Any, Exception], Any]
         max_items: int | None
+        max_workers: int | None
         setup: Callable[[], object] | None
 
 
@@ -174,6 +175,11 @@ class _ProcessorSettings:
         None,
         optional(count(1, ", or None for no limit")),
         "How many items, or batches, a worker has before it is replaced; None: no limit.",
+    )
+    max_workers: int | None = setting(
+        None,
+        optional(count(1, ", or None")),
+        'The greatest number of processes with workers="auto"; None: as many as help.',
     )
     restartable: bool = setting(
         False,

@@ -142,7 +142,7 @@ conveyor.stages.Pipe(Element)
     .bound -> int
 
 conveyor.pipeline.Pipeline()
-    (*, engine: Literal['process', 'thread', 'inline'] | None = None, start_method: Literal['fork', 'forkserver', 'spawn'] | None = None, channel: Literal['pipe', 'queue'] | None = None, ordered: bool = True, cores: int | None = None, max_failures: int | float | None = None, keep_failures: int | None = 10000, fuse: bool = False, redact: Callable[[Any], str] | None = None, seed: int | None = None, trace: str | os.PathLike[str] | None = None)
+    (*, engine: Literal['process', 'thread', 'inline'] | None = None, start_method: Literal['fork', 'forkserver', 'spawn'] | None = None, channel: Literal['pipe', 'queue'] | None = None, ordered: bool = True, cores: int | None = None, workers: Literal['auto'] | None = None, max_failures: int | float | None = None, keep_failures: int | None = 10000, fuse: bool = False, redact: Callable[[Any], str] | None = None, seed: int | None = None, trace: str | os.PathLike[str] | None = None)
     .__class_getitem__(...)
     .__enter__() -> Pipeline[In, Out]
     .__exit__(kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None)
@@ -165,7 +165,7 @@ conveyor.errors.ProcessError(ConveyorError, RuntimeError)
     .exitcode
 
 conveyor.stages.Processor(Element)
-    (job: Any = None, *, name: str | None = None, workers: int | Literal['auto'] | None = None, batch: int | None = None, keep_none: bool = False, retries: int = 0, retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception, backoff: float = 0.1, timeout: float | None = None, on_error: Any = 'raise', max_items: int | None = None, setup: Callable[[], Any] | None = None)
+    (job: Any = None, *, name: str | None = None, workers: int | Literal['auto'] | None = None, batch: int | None = None, keep_none: bool = False, retries: int = 0, retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception, backoff: float = 0.1, timeout: float | None = None, on_error: Any = 'raise', max_items: int | None = None, max_workers: int | None = None, setup: Callable[[], Any] | None = None)
     .__class_getitem__(...)
     .backoff: float = 0.1
     .batch: int | None = None
@@ -173,6 +173,7 @@ conveyor.stages.Processor(Element)
     .job: Callable[[Any], Any] | None = None
     .keep_none: bool = False
     .max_items: int | None = None
+    .max_workers: int | None = None
     .name: str | None = None
     .on_error: Any = 'raise'
     .process(item: Any) -> Any

@@ -192,6 +192,20 @@ class KnowsItselfTest(TestCase):
         places = Counter(Path(folder, name).read_text() for name in names)
         self.assertEqual(places, {"0": 1, "1": 2})
 
+    def test_all_plain_callables_may_follow_the_load(self):
+        def nap(item):
+            time.sleep(0.002)
+            return conveyor.worker().index
+
+        for settings in CHEAP:
+            with self.subTest(**settings):
+                pipeline = Pipeline(workers="auto", **settings).add(Processor(nap, max_workers=2))
+                self.assertLessEqual(set(pipeline.run(range(300))), {0, 1})
+                self.assertLessEqual(pipeline.stats()["nap"].most_workers, 2)
+        with self.assertRaisesRegex(ValueError, "workers must be 'auto' or None, not 4: give a number to a Processor"):
+            Pipeline(workers=4)
+        self.assertEqual(repr(Pipeline(workers="auto")), "Pipeline(workers='auto')")
+
     def test_replacements_after_max_items_keep_to_the_places(self):
         processor = Processor(lambda _: time.sleep(0.001) or (who()[1], os.getpid()), workers=2, max_items=4)
         rows = Pipeline(start_method="fork").add(processor).run(range(32))

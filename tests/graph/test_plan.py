@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -223,6 +224,75 @@ def test_workers():
         step(0, four, 5, 1, workers=4),
         step(1, auto, 5, 2, name="load-2", auto=True),
         sink(2, 5),
+    ]
+
+
+def workers_of(*rows, auto=False):
+    """The least and the greatest number of workers of each step."""
+    description = Description()
+    for row in rows:
+        description.add(row if isinstance(row, tuple) else (row,))
+    return [(step.workers, step.most) for step in description.plan(cores=4, ordered=True, auto=auto).steps]
+
+
+class Stateful(Processor):
+    def process(self, item):
+        return item
+
+
+def test_a_bound_of_workers():
+    bounded = Processor(parse, workers="auto", max_workers=3)
+    assert workers_of(LOAD, Pipe(), bounded, Pipe(), Processor(train, workers="auto")) == [(1, 1), (1, 3), (1, None)]
+    assert workers_of(Processor(parse, workers="auto", max_workers=1)) == [(1, 1)]
+    for fork, expected in ((BalancingFork(), 3), (BalancingFork(max=2), 2), (BalancingFork(max=9), 3)):
+        assert workers_of(LOAD, Pipe(), fork, bounded, Pipe(), Join()) == [(1, 1), (1, expected)]
+    assert "max_workers=3" in draw_of(bounded)
+
+
+def draw_of(*elements):
+    description = Description()
+    for each in elements:
+        description.add((each,))
+    return draw(description)
+
+
+def test_a_bound_that_contradicts_a_number():
+    for made, words in (
+        (lambda: Processor(parse, workers=2, max_workers=3), "workers=2 .* max_workers=3"),
+        (lambda: Processor(parse, max_workers=0), "max_workers must be 1 or more"),
+        (lambda: workers_of(Processor(parse, max_workers=3)), "'parse' has max_workers=3, and the number .* is 1"),
+        (
+            lambda: workers_of(LOAD, Pipe(), BalancingFork(2), Processor(parse, max_workers=3), Pipe(), Join()),
+            "'parse' has max_workers=3, and the number .* is 2",
+        ),
+        (
+            lambda: workers_of(LOAD, Pipe(), BalancingFork(min=4), Processor(parse, max_workers=3), Pipe(), Join()),
+            "'parse' has max_workers=3, and its BalancingFork has min=4",
+        ),
+    ):
+        try:
+            made()
+        except ValueError as error:
+            assert re.search(words, str(error)), error
+        else:
+            raise AssertionError(words)
+
+
+def test_all_plain_callables_may_follow_the_load():
+    rows = (
+        LOAD,
+        Pipe(),
+        Processor(parse, workers=2),
+        Pipe(),
+        Stateful(),
+        Pipe(),
+        Processor(train, max_workers=3),
+        Pipe(),
+    )
+    rows += (ReplicatingFork(2), (Processor(parse), Stateful(workers="auto")), Pipe(), Join(), Pipe())
+    rows += (BalancingFork(2), Processor(parse), Pipe(), Join(), Pipe(), Processor(parse, workers=1))
+    assert workers_of(*rows, auto=True) == [
+        *((1, None), (2, 2), (1, 1), (1, 3), (1, None), (1, None), (2, 2), (1, 1)),
     ]
 
 

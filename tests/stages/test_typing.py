@@ -153,6 +153,11 @@ worker().index  # is int
 worker().state  # is Any
 worker().attempt = 2  # error: Property "attempt" defined in "WorkerContext" is read-only
 
+# How many workers.
+Pipeline(workers="auto").add(Processor(known, workers="auto", max_workers=3)).run([1])  # is list[str]
+Pipeline(workers=4)  # error: expected "Literal['auto'] | None"
+Processor(known, max_workers="3")  # error: No overload variant of "Processor"
+
 # Chains.
 Pipeline().add(Processor(str.strip)).add(Pipe()).add(Processor(len)).run(lines)  # is list[int]
 Pipeline().add(Processor(len)).add(Pipe()).add(Processor(str.upper))  # error: expected "Callable[[int],
