@@ -10,7 +10,7 @@ import os
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 from conveyor._system.signals import interrupts_held
@@ -71,6 +71,9 @@ class Pipeline(Generic[In, Out]):
       inline and the thread engine ignore it: jobs use the generators of the calling process.
     - `redact`: a callable that takes an item (or a batch) and returns the str that shows it in errors and
       statistics.  None: the shortened repr.
+    - `shared`: a dict of objects that every worker reads as `conveyor.worker().shared[name]`, such as a large table.
+      They are sent once, and large arrays not at all or through shared memory.  Nobody may change them: arrays are
+      read-only.
     - `trace`: the path of a file in the Trace Event Format, for Perfetto or `chrome://tracing`.  It is written when the
       pipeline is closed, or at the end of a run that opened it, and compressed where its name ends in ".gz".
 
@@ -104,6 +107,7 @@ class Pipeline(Generic[In, Out]):
         fuse: bool = False,
         redact: Callable[[Any], str] | None = None,
         seed: int | None = None,
+        shared: Mapping[str, Any] | None = None,
         trace: str | os.PathLike[str] | None = None,
     ) -> None:
         # Imported here: a worker that imports the script rarely makes a pipeline.
@@ -123,6 +127,7 @@ class Pipeline(Generic[In, Out]):
             fuse=fuse,
             redact=redact,
             seed=seed,
+            shared=shared,
             trace=trace,
         )
         self._description = Description()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from importlib import import_module
 from operator import length_hint
 
@@ -219,6 +219,11 @@ def _check_workers(what: str, value: Any) -> None:
         raise ValueError(f"{what} must be 'auto' or None, not {short(value)}: give a number to a Processor")
 
 
+def _check_shared(what: str, value: Any) -> None:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise TypeError(f"{what} must be a mapping from names (str) to objects, or None, not {short(value)}")
+
+
 def _check_max_failures(what: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(
@@ -242,7 +247,7 @@ def _check_path(what: str, value: Any) -> None:
 
 
 # The settings that only the caller reads, or that are no plain data.
-_OF_THE_CALLER = frozenset({"redact", "workers"})
+_OF_THE_CALLER = frozenset({"redact", "shared", "workers"})
 
 
 @dataclass(frozen=True)
@@ -263,6 +268,7 @@ class PipelineSettings:
     fuse: bool = setting(False, check_flag, "Whether adjacent plain functions run in one process.")
     redact: Callable[[Any], str] | None = setting(None, check_redact, "What shows an item in errors.")
     seed: int | None = setting(None, optional(_check_seed), "What random numbers of workers derive from.")
+    shared: Mapping[str, Any] | None = setting(None, optional(_check_shared), "What all workers read.")
     trace: str | os.PathLike[str] | None = setting(None, optional(_check_path), "Where the trace is written.")
 
     def __post_init__(self) -> None:
@@ -281,7 +287,14 @@ class PipelineSettings:
     def code(self) -> str:
         """Return what differs from the defaults, as it would stand in a call."""
         given = [(name, getattr(self, name), each.default) for name, each in settings_of(type(self)).items()]
-        return ", ".join(f"{name}={setting_code(value)}" for name, value, default in given if value != default)
+        return ", ".join(f"{name}={_code_of(name, value)}" for name, value, default in given if value != default)
+
+
+def _code_of(name: str, value: Any) -> str:
+    if name == "shared":
+        # What a name stands for may be large.
+        return f"{{{', '.join(f'{each!r}: ...' for each in value)}}}"
+    return setting_code(value)
 
 
 def new_session(plan: Plan, settings: PipelineSettings) -> Session:

@@ -9,9 +9,9 @@ What a worker is, an engine says once, and a job asks when it likes.  So a job t
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import length_hint
-from types import GeneratorType
+from types import GeneratorType, MappingProxyType
 
 from conveyor._lean.typing import Any
 from conveyor.errors import StateError
@@ -212,14 +212,15 @@ class WorkerRecord:
     `attempt` changes while a call is made again.  `is_stopping` looks whether the worker is to stop.
     """
 
-    __slots__ = ("attempt", "fused", "index", "is_stopping", "name", "state")
+    __slots__ = ("attempt", "fused", "index", "is_stopping", "name", "shared", "state")
 
-    def __init__(self, name: str, index: int, job: Any) -> None:
+    def __init__(self, name: str, index: int, job: Any, shared: Mapping[str, Any] | None) -> None:
         self.name = name
         self.index = index
         self.fused: Fused | None = job if isinstance(job, Fused) else None
         self.attempt = 1
         self.state: Any = None
+        self.shared: Mapping[str, Any] = MappingProxyType({}) if shared is None else shared
         self.is_stopping: Callable[[], bool] = bool
 
 
@@ -262,6 +263,11 @@ class WorkerContext:
         if record.fused is None or record.state is None:
             return record.state
         return record.state[record.fused.stage_at_work()]
+
+    @property
+    def shared(self) -> Mapping[str, Any]:
+        """The objects of `Pipeline(shared=...)` by their names; empty without any.  Nobody may change them."""
+        return self._record.shared
 
     def __repr__(self) -> str:
         return f"WorkerContext(processor={self.processor!r}, index={self.index}, attempt={self.attempt})"

@@ -158,6 +158,11 @@ Pipeline(workers="auto").add(Processor(known, workers="auto", max_workers=3)).ru
 Pipeline(workers=4)  # error: expected "Literal['auto'] | None"
 Processor(known, max_workers="3")  # error: No overload variant of "Processor"
 
+# Shared objects.
+Pipeline(shared={"ages": ages}).add(Processor(len)).run(lines)  # is list[int]
+Pipeline(shared=["ages"])  # error: expected "Mapping[str, Any] | None"
+worker().shared["ages"]  # is Any
+
 # Chains.
 Pipeline().add(Processor(str.strip)).add(Pipe()).add(Processor(len)).run(lines)  # is list[int]
 Pipeline().add(Processor(len)).add(Pipe()).add(Processor(str.upper))  # error: expected "Callable[[int],

@@ -68,7 +68,7 @@ class WorkerTest(TestCase):
         self.addCleanup(board.close)
         end = FakeEnd(frames)
         config = WorkerConfig("job", b"", None, processor.keep_none, grouped=True, timed=False, most_bytes=1 << 24)
-        worker = Worker(config, processor, end, board.new(), None, WorkerRecord("job", 0, processor.job))
+        worker = Worker(config, processor, end, board.new(), None, WorkerRecord("job", 0, processor.job, None))
         # No time passes, so that nothing is sent because it is late.
         still = mock.Mock(perf_counter=lambda: 0.0, process_time=lambda: 0.0)
         patched = (mock.patch.object(module, "time", still) for module in (loop, mailbox))

@@ -16,4 +16,10 @@ def new_session(plan: Plan, settings: base.PipelineSettings) -> base.Session:
     """Return a session of this engine: what `conveyor.engines.base.ENGINES` names."""
     from conveyor.engines.inline.session import Session
 
+    if settings.shared is not None:
+        # Most pipelines have nothing of that kind.
+        from conveyor._lean.dataclasses import replace
+        from conveyor.engines.process.wire.shared_objects import shared_here
+
+        plan = replace(plan, settings=(*plan.settings, ("shared", shared_here(settings.shared))))
     return Session(plan, settings.redact)

@@ -138,10 +138,9 @@ class Walk:
 class InlineWorker:
     """A copy of a Processor's job, and what it can know of itself."""
 
-    def __init__(self, name: str, index: int, job: Processor[Any, Any], is_stopping: Callable[[], bool]) -> None:
+    def __init__(self, record: WorkerRecord, job: Processor[Any, Any]) -> None:
         self.job = job
-        self.record = WorkerRecord(name, index, job.job)
-        self.record.is_stopping = is_stopping
+        self.record = record
         self._variable = worker_variable()
 
     def calling(self, call: Callable[[], Returned]) -> Returned:

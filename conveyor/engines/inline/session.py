@@ -27,6 +27,7 @@ from conveyor.engines.process.wire.codec import copied
 from conveyor.engines.process.wire.handles import guard_connections, shared_in
 from conveyor.errors import FailedItem, ProcessorError, SourceError, StateError
 from conveyor.graph.plan import Plan, StepNode
+from conveyor.stages.outputs import WorkerRecord
 from conveyor.stages.processor import Processor
 from conveyor.stats import History, Sample, Stats, StepSample
 
@@ -75,9 +76,7 @@ class Session:
 
     def _set_up(self) -> None:
         for step in self._plan.steps:
-            self._workers[step.index] = [
-                InlineWorker(step.name, index, self._copy(step), self._is_stopping) for index in range(step.workers)
-            ]
+            self._workers[step.index] = [self._new_worker(step, index) for index in range(step.workers)]
             for worker in self._workers[step.index]:
                 if self._unwanted:
                     return
@@ -86,6 +85,12 @@ class Session:
                 except BaseException as error:
                     raise processor_error(step.name, failure_of(error, "setup"), None, None, error) from error
                 self._ready.append(worker)
+
+    def _new_worker(self, step: StepNode, index: int) -> InlineWorker:
+        job = self._copy(step)
+        record = WorkerRecord(step.name, index, job.job, self._plan.setting("shared"))
+        record.is_stopping = self._is_stopping
+        return InlineWorker(record, job)
 
     def _is_stopping(self) -> bool:
         """Whether nobody wants what the job at hand still gives: another thread closes the pipeline, or the stream."""

@@ -13,9 +13,11 @@ def new_session(plan: Plan, settings: PipelineSettings) -> Session:
     """Return a session of this engine: what `conveyor.engines.base.ENGINES` names."""
     # Broker and workers have no use for the caller's side.
     from conveyor.engines.process.caller import session
+    from conveyor.engines.process.caller.start_method import Carried
 
     if settings.fuse:
         from conveyor.graph.fusion import fused
 
         plan = fused(plan)
-    return session.Session(plan, settings.start_method, settings.channel, settings.redact, settings.seed)
+    carried = Carried(settings.redact, settings.shared)
+    return session.Session(plan, settings.start_method, settings.channel, carried, settings.seed)

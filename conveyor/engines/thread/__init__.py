@@ -21,4 +21,10 @@ def new_session(plan: Plan, settings: PipelineSettings) -> Session:
         from conveyor.graph.fusion import fused
 
         plan = fused(plan)
+    if settings.shared is not None:
+        # Most pipelines have nothing of that kind.
+        from conveyor._lean.dataclasses import replace
+        from conveyor.engines.process.wire.shared_objects import shared_here
+
+        plan = replace(plan, settings=(*plan.settings, ("shared", shared_here(settings.shared))))
     return session.Session(plan, settings.redact)

@@ -283,7 +283,8 @@ def _run_job(port: Port) -> None:
     try:
         processor = job_copy(port.config.job)  # type: ignore[arg-type]
         phase = "setup"
-        record = WorkerRecord(port.config.name, port.config.place, processor.job)
+        config = port.config
+        record = WorkerRecord(config.name, config.place, processor.job, config.shared)  # type: ignore[arg-type]
         worker_variable().set(record)
         record.state = processor.setup()
     except BaseException as error:

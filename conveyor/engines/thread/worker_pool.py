@@ -62,6 +62,7 @@ class WorkerPool:
                 most_bytes=plan.bytes_at(step.to),
                 redact=redact,
                 settings=plan.settings,
+                shared=plan.setting("shared"),
             )
             for step in plan.steps
         }

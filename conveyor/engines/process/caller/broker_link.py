@@ -409,6 +409,7 @@ def config_for(plan: Plan, start: Start, channel: str, seed: int | None, forward
             seed=seed_text,
             forwarded=forwarded,
             settings=plan.settings,
+            shared=start.shared,
         )
         for step, job in zip(plan.steps, start.jobs, strict=True)
     }

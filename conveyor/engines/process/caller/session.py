@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterable
 
 from conveyor._lean.dataclasses import replace
-from conveyor._lean.short_repr import Redact, shown_by
+from conveyor._lean.short_repr import shown_by
 from conveyor._lean.typing import TYPE_CHECKING, Any, TypeVar
 from conveyor._system.clock import time
 from conveyor._system.limits import resident_memory
@@ -34,7 +34,7 @@ from conveyor.engines.process.caller.broker_link import (
 )
 from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Run, RunKeeper
 from conveyor.engines.process.caller.source import Source
-from conveyor.engines.process.caller.start_method import FREEZE_SUPPORT, check_importing, is_news, start_for
+from conveyor.engines.process.caller.start_method import FREEZE_SUPPORT, Carried, check_importing, is_news, start_for
 from conveyor.engines.process.shm.arena import KEPT_BYTES
 from conveyor.engines.process.system.child_setup import NO_THREAD_EXITCODE, kill_resource_tracker
 from conveyor.engines.process.system.spawning import (
@@ -79,12 +79,12 @@ class Session(RunKeeper):
     """
 
     def __init__(
-        self, plan: Plan, start_method: str | None, kind: str | None, redact: Redact | None, seed: int | None = None
+        self, plan: Plan, start_method: str | None, kind: str | None, carried: Carried, seed: int | None = None
     ) -> None:
         check_importing()
         super().__init__(plan)
-        self._start = start_for(plan, redact, start_method)
-        self.format_item = shown_by(redact)
+        self._start = start_for(plan, carried, start_method)
+        self.format_item = shown_by(carried.redact)
         self._owner = os.getpid()
         prints = PrintOutlet()
         kind = kind or (PIPE if os.name == "posix" else QUEUE)

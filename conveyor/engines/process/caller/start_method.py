@@ -1,8 +1,6 @@
 """The start method: which way to start processes is safe here, and whether the jobs can be sent that way.
 
-Law: the caller decides and checks before it starts anything.  An error names the Processor and the remedy.  Of the
-script, the module `__main__`, the caller looks at the module, its source and the line that runs now; it runs nothing of
-it.
+Law: the caller decides and checks before it starts anything.  An error names the Processor and the remedy.
 """
 
 from __future__ import annotations
@@ -12,13 +10,11 @@ import os
 import pickle
 import select
 import sys
-import threading
-from collections.abc import Iterator
-from types import CodeType, FrameType
+from types import FrameType
 
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.short_repr import Redact
-from conveyor._lean.typing import Any
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.engines.process.system.foreign_threads import ForeignThreads, foreign_threads
 from conveyor.engines.process.system.spawning import (
     FORK,
@@ -31,154 +27,15 @@ from conveyor.engines.process.system.spawning import (
 )
 from conveyor.engines.process.wire import by_value as by_values
 from conveyor.engines.process.wire.handles import CallerHandles, Handles, MadeForFork, guard_connections
-from conveyor.errors import ConveyorError, JobPicklingError, MissingMainGuardError
+from conveyor.errors import ConveyorError, JobPicklingError, MissingMainGuardError, ProcessError
 from conveyor.graph.plan import Plan
 from conveyor.stages.processor import Processor
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-def why_not_importable() -> str:
-    """Return why new processes will not find what is defined in `__main__`; "" where they will."""
-    if is_frozen():
-        return ""
-    main = sys.modules.get("__main__")
-    spec = getattr(main, "__spec__", None)
-    if spec is not None and spec.name.rpartition(".")[2] == "__main__":
-        # `multiprocessing` leaves these out.
-        return (
-            "it is defined in the __main__.py of a package, a folder or an archive, which other processes do not import"
-        )
-    if spec is None and getattr(main, "__file__", None) is None:
-        return (
-            "it is defined in an interactive session, or a script that has ended, which other processes cannot import"
-        )
-    return ""
-
-
-def is_findable() -> bool:
-    """Whether new processes will find the file that `__main__` says it was read from."""
-    main = sys.modules.get("__main__")
-    path = getattr(main, "__file__", None)
-    return is_frozen() or getattr(main, "__spec__", None) is not None or path is None or os.path.exists(path)
-
-
-def is_guarded() -> bool:
-    """Whether new processes may import the script: the line that runs now stands under its main guard.
-
-    They may also where the script has ended, or is not what runs here.  A frozen program calls
-    `multiprocessing.freeze_support` instead, as far as can be seen.
-    """
-    if is_frozen():
-        return _calls_freeze_support()
-    frame = _frame_of_script()
-    if frame is None or _is_plainly_guarded(frame):
-        return True
-    # Imported here, as it takes a while, and is seldom needed: beside other threads, without a start method.
-    import ast
-
-    try:
-        with open(frame.f_code.co_filename, "rb") as file:
-            tree = ast.parse(file.read())
-    except (OSError, SyntaxError, ValueError):
-        return False
-    return _stands_under_guard(tree, frame.f_lineno)
-
-
-def _calls_freeze_support() -> bool:
-    """Whether something that runs in the main thread, or a function that it defines, names `freeze_support`."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    waiting: list[CodeType] = []
-    while frame is not None:
-        waiting.append(frame.f_code)
-        frame = frame.f_back
-    while waiting:
-        code = waiting.pop()
-        if "freeze_support" in code.co_names:
-            return True
-        waiting += [each for each in code.co_consts if isinstance(each, CodeType)]
-    return False
-
-
-def _is_plainly_guarded(frame: FrameType) -> bool:
-    """Whether the last line without indentation is a main guard: to see that is quicker than to parse the script."""
-    try:
-        with open(frame.f_code.co_filename, "rb") as file:
-            lines = file.read().splitlines()[: frame.f_lineno]
-    except OSError:
-        return False
-    outermost = next(
-        (line for line in reversed(lines) if line[:1] not in (b"", b" ", b"\t", b"#", b")", b"]", b"}")), b""
-    )
-    return outermost.startswith(b"if ") and b"__name__" in outermost
-
-
-def _frame_of_script() -> FrameType | None:
-    """Return the frame in which the script's own lines run."""
-    variables = vars(sys.modules["__main__"]) if "__main__" in sys.modules else None
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame is not None:
-        if frame.f_globals is variables and frame.f_code.co_name == "<module>":
-            return frame
-        frame = frame.f_back
-    return None
-
-
-def _stands_under_guard(node: Any, line: int) -> bool:
-    """Whether a line of a module stands under an `if` that tests `__name__`."""
-    import ast
-
-    for each in ast.iter_child_nodes(node):
-        if getattr(each, "lineno", line + 1) <= line <= (getattr(each, "end_lineno", None) or 0):
-            if isinstance(each, ast.If) and _tests_name(each):
-                return True
-            return _stands_under_guard(each, line)
-    return False
-
-
-def is_under_guard(name: str) -> bool:
-    """Whether the script binds this name under its main guard alone: other processes, which import it, lack it."""
-    try:
-        with open(getattr(sys.modules["__main__"], "__file__", None) or os.devnull, "rb") as file:
-            source = file.read()
-    except OSError:
-        return False
-    # Most are plain definitions: to see that is quicker than to parse the script.
-    if any(line.startswith((f"def {name}(", f"class {name}")) for line in source.decode("latin-1").splitlines()):
-        return False
-    import ast
-
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return False
-    guarded = [each for each in tree.body if isinstance(each, ast.If) and _tests_name(each)]
-    elsewhere = {found for each in tree.body if each not in guarded for found in _names_bound(each)}
-    elsewhere |= {found for each in guarded for other in each.orelse for found in _names_bound(other)}
-    inside = {found for each in guarded for other in each.body for found in _names_bound(other)}
-    return name in inside - elsewhere
-
-
-def _names_bound(node: Any) -> Iterator[str]:
-    """Yield the names that a statement binds in its own scope."""
-    import ast
-
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        yield node.name
-        return
-    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-        yield node.id
-    elif isinstance(node, ast.alias):
-        yield node.asname or node.name.partition(".")[0]
-    elif isinstance(node, ast.Lambda):
-        return
-    for each in ast.iter_child_nodes(node):
-        yield from _names_bound(each)
-
-
-def _tests_name(node: Any) -> bool:
-    """Whether an `if` tests `__name__`."""
-    import ast
-
-    return any(isinstance(name, ast.Name) and name.id == "__name__" for name in ast.walk(node.test))
+    from conveyor.engines.process.caller.script import Main
+    from conveyor.engines.process.wire.shared_objects import SharedObjects, SharedWriter
 
 
 def importing() -> FrameType | None:
@@ -201,6 +58,7 @@ def importing() -> FrameType | None:
 _UNPICKLING_MODULES = (
     "conveyor.engines.process.wire.codec",
     "conveyor.engines.process.wire.handles",
+    "conveyor.engines.process.wire.shared_objects",
     "conveyor.engines.process.worker.lease_items",
     "conveyor._lean.short_repr",
 )
@@ -254,7 +112,7 @@ class Start(NamedTuple):
     `import_main`: a fresh interpreter imports the script.  `by_value`: what the script defines travels by value.
     `jobs`: each step's job as it reaches a worker, pickled unless workers are forked from here; so is `redact`.
     `threads`: those that may hold a lock, where this process forks.  `handles`: the descriptors that pickled jobs
-    refer to.
+    refer to.  `shared`: the shared objects, as they reach a worker.
     """
 
     method: str
@@ -266,9 +124,17 @@ class Start(NamedTuple):
     threads: ForeignThreads = ForeignThreads()
     warning: str | None = None
     handles: Handles | None = None
+    shared: SharedObjects | bytes | None = None
 
 
-def start_for(plan: Plan, redact: Redact | None, wanted: str | None) -> Start:
+class Carried(NamedTuple):
+    """What goes to the workers beside their jobs: the `redact` and the `shared` of the pipeline."""
+
+    redact: Redact | None = None
+    shared: Mapping[str, Any] | None = None
+
+
+def start_for(plan: Plan, carried: Carried, wanted: str | None) -> Start:
     """Return how the processes are to be started; raises ConveyorError where they cannot be started as wanted.
 
     Where the user names no method and the system forks safely, it is "fork": nothing has to be pickled, so jobs may be
@@ -284,42 +150,51 @@ def start_for(plan: Plan, redact: Redact | None, wanted: str | None) -> Start:
             )
         reason = f"start_method={wanted!r} was asked for"
         if wanted == FORK:
-            return _forked(plan, redact, reason, foreign_threads())
-        return _fresh(plan, redact, wanted, reason)
+            return _forked(plan, carried, reason, foreign_threads())
+        return _fresh(plan, carried, wanted, reason)
     if FORK not in available:
-        return _fresh(plan, redact, SPAWN, "this system knows no other way")
+        return _fresh(plan, carried, SPAWN, "this system knows no other way")
     if not hasattr(select, "poll"):
         # A forked copy of eventlet's loop would go on with the greenlets of this process.
-        return _fresh(plan, redact, SPAWN, "the module select was replaced, as eventlet does")
+        return _fresh(plan, carried, SPAWN, "the module select was replaced, as eventlet does")
     if sys.platform == "darwin":
-        return _fresh(plan, redact, FORKSERVER, "a fork is not safe beside the libraries of macOS")
+        return _fresh(plan, carried, FORKSERVER, "a fork is not safe beside the libraries of macOS")
     threads = foreign_threads()
     if not threads:
-        return _forked(plan, redact, "no thread is alive that could hold a lock at a fork", threads)
+        return _forked(plan, carried, "no thread is alive that could hold a lock at a fork", threads)
     try:
-        start = _fresh(plan, redact, FORKSERVER, f"other threads are alive: {threads}", beside_threads=True)
+        start = _fresh(plan, carried, FORKSERVER, f"other threads are alive: {threads}", beside_threads=True)
     except ConveyorError as error:
-        start = _forked(plan, redact, f"other threads are alive ({threads}), but {_first_sentence(error)}", threads)
+        start = _forked(plan, carried, f"other threads are alive ({threads}), but {_first_sentence(error)}", threads)
         return start._replace(warning=_warning_of_fork(threads, error))
     return start._replace(warning=_warning_of_fresh(threads, start))
 
 
-def _forked(plan: Plan, redact: Redact | None, reason: str, threads: ForeignThreads) -> Start:
+def _forked(plan: Plan, carried: Carried, reason: str, threads: ForeignThreads) -> Start:
     jobs: list[Processor[Any, Any] | bytes] = [step.processor for step in plan.steps]
-    return Start(FORK, reason, jobs, redact, threads=threads)
+    shared = None
+    if carried.shared is not None:
+        # Few pipelines have any.
+        from conveyor.engines.process.wire.shared_objects import shared_here
+
+        shared = shared_here(carried.shared)
+    return Start(FORK, reason, jobs, carried.redact, threads=threads, shared=shared)
 
 
-def _fresh(plan: Plan, redact: Redact | None, method: str, reason: str, beside_threads: bool = False) -> Start:
+def _fresh(plan: Plan, carried: Carried, method: str, reason: str, beside_threads: bool = False) -> Start:
     """Return a start with fresh interpreters; raises ConveyorError where the jobs cannot go there.
 
     `beside_threads`: the user named no start method, so the script may lack its main guard.
     """
+    # A start by fork needs nothing of it.
+    from conveyor.engines.process.caller.script import Main, is_guarded
+
     if beside_threads and is_frozen() and not is_guarded():
         raise ConveyorError(
             f"the frozen program does not call `multiprocessing.freeze_support()`. Remedy: {FREEZE_SUPPORT}"
         )
     installed = by_values.is_installed()
-    main = _Main(guarded=not (installed or beside_threads) or is_guarded(), optional=installed or beside_threads)
+    main = Main(guarded=not (installed or beside_threads) or is_guarded(), optional=installed or beside_threads)
     main.check(method)
     by_values.forget_definitions()
     # What the program has set since its import reaches the workers, as it would with a fork.
@@ -330,43 +205,32 @@ def _fresh(plan: Plan, redact: Redact | None, method: str, reason: str, beside_t
             _pickled(f"The job of Processor {step.name!r}", "the job", step.processor, method, main, step.name, handles)
             for step in plan.steps
         ]
+        redact = carried.redact
         sent = None if redact is None else _pickled("The `redact` of the pipeline", "it", redact, method, main, None)
+        shared = None if carried.shared is None else _shared_in_file(carried.shared, method, main, handles)
     except BaseException:
         handles.close()
         raise
-    return Start(method, reason, [*pickled], sent, main.imported, main.by_value, handles=handles)
+    return Start(method, reason, [*pickled], sent, main.imported, main.by_value, handles=handles, shared=shared)
 
 
-class _Main:
-    """What is known of the script that new processes import.
+def _shared_in_file(objects: Mapping[str, Any], method: str, main: Main, handles: Handles) -> bytes:
+    """Write the shared objects to a file without a name; return what each worker needs to map it."""
+    from conveyor.engines.process.wire.shared_objects import SharedWriter
 
-    `guarded`: it may be imported as it is.  `optional`: new processes need not import it.
-    """
-
-    def __init__(self, guarded: bool, optional: bool) -> None:
-        self._optional = optional
-        self.why_not = why_not_importable()
-        if not self.why_not and not guarded:
-            self.why_not = 'it is defined in a script that has no `if __name__ == "__main__":` guard'
-        # Whether what it defines travels by value.
-        self.by_value = False
-        self.imported = is_findable() and not (optional and self.why_not)
-
-    def check(self, method: str) -> None:
-        """Raise ConveyorError where new processes would not find the script, or the directory that they begin in."""
-        remedy = 'or use Pipeline(start_method="fork") where the system has it.'
-        if not self.imported and not self._optional:
-            raise ConveyorError(
-                f'The script was not read from a file, and start_method="{method}" has each process read it again: '
-                f"save it as a file, {remedy}"
-            )
-        try:
-            os.getcwd()
-        except OSError as error:
-            raise ConveyorError(
-                f'The working directory is gone, and start_method="{method}" has new processes begin there ({error}): '
-                f"change to one that exists, {remedy}"
-            ) from error
+    writer = SharedWriter()
+    try:
+        for name, value in objects.items():
+            what = f"The shared object {name!r}"
+            writer.add(name, _pickled(what, "what it is made of", value, method, main, None, writer))
+        return writer.sent(handles)
+    except OSError as error:
+        raise ProcessError(
+            f"The shared objects of the pipeline could not be written to memory: {error}. Remedy: share less, or raise "
+            "the limit on memory."
+        ) from error
+    finally:
+        writer.close()
 
 
 def _pickled(
@@ -374,13 +238,13 @@ def _pickled(
     short: str,
     value: Any,
     method: str,
-    main: _Main,
+    main: Main,
     processor: str | None,
-    handles: Handles | None = None,
+    handles: Handles | SharedWriter | None = None,
 ) -> bytes:
     """Return the pickle of a value that workers need; `what` and `short` name it in errors.
 
-    `handles` take the descriptors that a job refers to.
+    `handles` make it: they take the descriptors that a job refers to, or the buffers of a shared object.
     """
     guard_connections()
     try:
@@ -391,7 +255,7 @@ def _pickled(
         if not main.by_value:
             why_not = main.why_not
             if not why_not:
-                missing = sorted(name for name in names if is_under_guard(name))
+                missing = main.lacking(names)
                 if not missing:
                     return pickled
                 why_not = (

@@ -40,10 +40,13 @@ def is_installed() -> bool:
     return find_spec("cloudpickle") is not None
 
 
-def dumps(value: Any, reducers: Mapping[type, Callable[[Any], Any]] = _NONE) -> bytes:
-    """Return the pickle of a value, with what the script defines by value; `reducers` pickle objects of their types."""
+def dumps(value: Any, reducers: Mapping[type, Callable[[Any], Any]] = _NONE, buffer_callback: Any = None) -> bytes:
+    """Return the pickle of a value, with what the script defines by value.
+
+    `reducers` pickle objects of their types; `buffer_callback` is that of `pickle.dumps`.
+    """
     file = io.BytesIO()
-    pickler = _pickler_class()(file, 5)
+    pickler = _pickler_class()(file, 5, buffer_callback)
     pickler.reducers = reducers
     pickler.dump(value)
     return file.getvalue()

@@ -12,6 +12,8 @@ from conveyor._lean.short_repr import Redact
 from conveyor._lean.typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from conveyor.graph.plan import Plan
     from conveyor.stages.processor import Processor
 
@@ -58,6 +60,7 @@ class WorkerConfig(NamedTuple):
     go to.  `levels`: what log records it makes.  `redact`, or the pickle of it, shows items in errors.
     Random numbers derive from `seed`, where there is one.  What the job writes to the streams of `sys` in `forwarded`
     goes to the caller.  `settings` are those of the plan.  `place` is that among the workers of its step, from 0 on.
+    `shared` are the objects of the pipeline's `shared`, or the pickle of what maps them.
     """
 
     name: str
@@ -74,6 +77,7 @@ class WorkerConfig(NamedTuple):
     forwarded: tuple[str, ...] = ()
     settings: tuple[tuple[str, Any], ...] = ()
     place: int = 0
+    shared: Mapping[str, Any] | bytes | None = None
 
     def setting(self, name: str) -> Any:
         """Return what the user set for the pipeline by this name."""

@@ -125,11 +125,15 @@ def _run_job(
     phase = "load"
     try:
         job = config.job
+        # Before the job, with which the handles go.
+        shared: Any = config.shared
+        if isinstance(shared, bytes) and handles is not None:
+            shared = handles.loads(shared)
         processor = job if isinstance(job, Processor) else _loaded(job, handles)
         inherited = Inherited(processor) if processor is job else None
         log_capture.install()
         phase = "setup"
-        record = WorkerRecord(config.name, config.place, processor.job)
+        record = WorkerRecord(config.name, config.place, processor.job, shared)
         become_worker(record)
         record.state = processor.setup()
     except BaseException as error:
