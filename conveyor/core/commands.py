@@ -70,7 +70,8 @@ class SendLease(NamedTuple):
 
     `finish`: the stream has ended, there are no items, and the worker runs the job's `finish`.  `skip`: a worker was
     lost with these items; so many outputs of the first call are there already and are not given again.  `give_up`: the
-    lease is one call, which the worker gives up.
+    lease is one call, which the worker gives up.  `attempt`: which attempt its first call is; with a later one than the
+    first, there is no other call.
     """
 
     worker: int
@@ -81,6 +82,7 @@ class SendLease(NamedTuple):
     finish: bool = False
     skip: int = 0
     give_up: GiveUp | None = None
+    attempt: int = 1
 
 
 class Grant(NamedTuple):

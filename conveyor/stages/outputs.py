@@ -248,7 +248,10 @@ class WorkerContext:
 
     @property
     def attempt(self) -> int:
-        """Which attempt at the item at hand this is: 1 at first, and one more with each retry."""
+        """Which attempt at the item at hand this is: 1 at first, and one more with each retry.
+
+        A call that its worker did not survive counts, where it is known which one that was.
+        """
         return self._record.attempt
 
     @property

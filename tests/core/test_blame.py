@@ -166,12 +166,12 @@ class Timeouts(TestCase):
         core.tick(1.0)
         too_long(core, 1.0, 0, 0, 1)
         assert core.lose(1.1, 0, -9, started=(0, 1), killed=True) == [StartWorker(0, 1)]
-        assert core.ready(1.2, 1) == [SendLease(1, 1, (("A", 0, 1),), 1, 1)]
+        assert core.ready(1.2, 1) == [SendLease(1, 1, (("A", 0, 1),), 1, 1, attempt=2)]
         core.tick(2.2)
         too_long(core, 2.2, 1, 1, 1)
         core.lose(2.3, 1, -9, started=(1, 1), killed=True)
         give_up = GiveUp("overdue", 1.0, 2, 0, 0)
-        assert core.ready(2.4, 2) == [SendLease(2, 2, (("A", 0, 1),), 1, 1, give_up=give_up)]
+        assert core.ready(2.4, 2) == [SendLease(2, 2, (("A", 0, 1),), 1, 1, give_up=give_up, attempt=2)]
 
     def test_state_is_lost(self) -> None:
         core = Driven(Stateful(timeout=1.0, on_error="skip"), Pipe(64))
@@ -191,15 +191,15 @@ class Deaths(TestCase):
         for attempt in range(2):
             assert core.lose(0.1, attempt, 3, started=(attempt, 1)) == [StartWorker(0, attempt + 1)]
             give_up = GiveUp("died", 3, 2, 0, 0) if attempt else None
-            lease = SendLease(attempt + 1, attempt + 1, (("A", 0, 1),), 1, 1, give_up=give_up)
+            lease = SendLease(attempt + 1, attempt + 1, (("A", 0, 1),), 1, 1, give_up=give_up, attempt=2)
             assert core.ready(0.2, attempt + 1) == [lease]
         # One that dies of that, too, is not even looked at.
         assert core.lose(0.3, 2, 4, started=(2, 1)) == [StartWorker(0, 3)]
         blind = GiveUp("died", 3, 2, 0, 0, skip_unpickling=True)
-        assert core.ready(0.4, 3) == [SendLease(3, 3, (("A", 0, 1),), 1, 1, give_up=blind)]
+        assert core.ready(0.4, 3) == [SendLease(3, 3, (("A", 0, 1),), 1, 1, give_up=blind, attempt=2)]
         # However often.
         assert core.lose(0.5, 3, -9, started=(3, 1), killed=True) == [StartWorker(0, 4)]
-        assert core.ready(0.6, 4) == [SendLease(4, 4, (("A", 0, 1),), 1, 1, give_up=blind)]
+        assert core.ready(0.6, 4) == [SendLease(4, 4, (("A", 0, 1),), 1, 1, give_up=blind, attempt=2)]
         assert core.end(0.7) == []
         assert core.reply(0.8, 4, 4, 1, given_up=[(0, 2, 7.0, "why")]) == [GaveUp(0, 0, 0, 2, 7.0, "why"), Finish()]
 
@@ -334,4 +334,4 @@ class Replacing(TestCase):
         assert core.feed(0.0, "A", 1) == [SendLease(0, 0, (("A", 0, 1),), 1, 1), StartWorker(0, 1)]
         # There is another already.
         assert core.lose(0.1, 0, -9, started=(0, 1), killed=True) == []
-        assert core.ready(0.2, 1) == [SendLease(1, 1, (("A", 0, 1),), 1, 1), StartWorker(0, 2)]
+        assert core.ready(0.2, 1) == [SendLease(1, 1, (("A", 0, 1),), 1, 1, attempt=2), StartWorker(0, 2)]

@@ -164,7 +164,7 @@ class Leaving(TestCase):
         assert core.resize(2.0, 0, 1) == [EndWorker(2)]
         # The other may have no room for its outputs until those before them are there.
         assert core.lose(2.2, 1, "killed") == [StartWorker(0, 3)]
-        assert core.ready(2.3, 3) == [SendLease(3, 2, (("A", 1, 2),), 1, 1)]
+        assert core.ready(2.3, 3) == [SendLease(3, 2, (("A", 1, 2),), 1, 1, attempt=2)]
 
     def test_one_that_dies_before_it_has_gone_and_had_nothing_is_not_replaced(self) -> None:
         core = self.three()
@@ -314,7 +314,7 @@ class TakingBack(TestCase):
         # It had one item left, and that is all that runs again.
         core.reply(1.013, 1, 6, 1, ("f", 1), seconds=0.0001)
         core.reply(1.014, 1, 7, 8, ("g", 8), seconds=0.0001)
-        assert core.lose(1.1, 0, "killed") == [StartWorker(0, 2), SendLease(1, 8, (("C", 0, 1),), 1, 1)]
+        assert core.lose(1.1, 0, "killed") == [StartWorker(0, 2), SendLease(1, 8, (("C", 0, 1),), 1, 1, attempt=2)]
 
     def test_an_answer_that_comes_in_the_next_run_takes_nothing_back(self) -> None:
         core = self.unequal()

@@ -103,7 +103,7 @@ class Sizes(TestCase):
         ]
         # Who comes later is told, too.
         assert core.lose(0.5, 0, "killed") == [StartWorker(0, 1)]
-        assert core.ready(0.6, 1) == [SetFlushInterval(1, 0.02), SendLease(1, 4, (("A", 2, 3),), 1, 1)]
+        assert core.ready(0.6, 1) == [SetFlushInterval(1, 0.02), SendLease(1, 4, (("A", 2, 3),), 1, 1, attempt=2)]
         assert core.observe_load(0.7, 0.1) == [SetFlushInterval(1, 0.01)]
 
     def test_a_long_line_is_cut_into_long_leases_and_its_end_into_short_ones(self) -> None:
@@ -450,7 +450,7 @@ class Losses(TestCase):
         ]
         assert core.reply(0.2, 0, 0, 0, ("b", 3), final=False, partial=3) == [Emit((("b", 0, 3),), 3)]
         assert core.lose(0.3, 0, "killed") == [StartWorker(0, 1)]
-        assert core.ready(0.4, 1) == [SendLease(1, 1, (("A", 0, 1),), 1, 1, skip=4)]
+        assert core.ready(0.4, 1) == [SendLease(1, 1, (("A", 0, 1),), 1, 1, skip=4, attempt=2)]
         assert core.reply(0.5, 1, 1, 1, ("c", 1)) == [Emit((("c", 0, 1),), 1)]
 
     def test_what_it_had_not_begun_is_beyond_suspicion(self) -> None:
@@ -479,7 +479,7 @@ class Losses(TestCase):
         core.reply(0.3, 0, 1, 1, ("b", 1))
         # It had one item alone, so it is known which.
         assert core.lose(0.4, 0, "killed", started=(2, 1)) == [StartWorker(0, 1)]
-        assert core.ready(0.5, 1) == [SendLease(1, 3, (("B", 1, 2),), 1, 1)]
+        assert core.ready(0.5, 1) == [SendLease(1, 3, (("B", 1, 2),), 1, 1, attempt=2)]
         assert core.lose(0.6, 1, "again", started=(3, 1)) == [Fail(0, 1, 2, 2, "again", "item")]
         assert core.machine.over
 
@@ -509,8 +509,11 @@ class Losses(TestCase):
         assert core.lose(0.4, 0, "killed", started=(2, 1)) == [StartWorker(0, 1)]
         assert core.ready(0.5, 1) == [SendLease(1, 3, (("B", 0, 1),), 1, 1)]
         assert core.lose(0.6, 1, "killed", started=(3, 1)) == [StartWorker(0, 2)]
-        assert core.ready(0.7, 2) == [SendLease(2, 4, (("B", 0, 1),), 1, 1)]
-        assert core.reply(0.8, 2, 4, 1, ("b", 1)) == [Emit((("b", 0, 1),), 1), SendLease(2, 5, (("C", 0, 1),), 1, 1)]
+        assert core.ready(0.7, 2) == [SendLease(2, 4, (("B", 0, 1),), 1, 1, attempt=2)]
+        assert core.reply(0.8, 2, 4, 1, ("b", 1)) == [
+            Emit((("b", 0, 1),), 1),
+            SendLease(2, 5, (("C", 0, 1),), 1, 1, attempt=2),
+        ]
         # At this one two have died now.
         assert core.lose(0.9, 2, "killed", started=(5, 1)) == [Fail(0, 2, 2, 2, "killed", "item")]
 

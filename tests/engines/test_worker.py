@@ -117,6 +117,20 @@ def forked_child(item):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def hang_once(item):
+    """The first attempts at some items take too long, or end the worker."""
+    attempt = conveyor.worker().attempt
+    if item == "hang" and attempt < 3:
+        time.sleep(60)
+    if item == "die" and attempt < 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item, attempt
+
+
+def attempt_of(item, error):
+    return item, type(error).__name__, conveyor.worker().attempt
+
+
 class KnowsItselfTest(TestCase):
     """What is true of a worker."""
 
@@ -154,6 +168,16 @@ class KnowsItselfTest(TestCase):
                 )
                 pipeline = Pipeline(**settings).add(Processor(refuse, retries=1, backoff=0, on_error=instead))
                 self.assertEqual(pipeline.run([1]), [(1, "refuse", 0, 2)])
+
+    def test_attempts_that_ended_a_worker_count(self):
+        for channel in ("pipe", "queue"):
+            with self.subTest(channel=channel):
+                job = Processor(hang_once, timeout=0.2, retries=2)
+                rows = Pipeline(start_method="fork", channel=channel).add(job).run(["a", "hang", "b", "die", "c"])
+                self.assertEqual(rows, [("a", 1), ("hang", 3), ("b", 1), ("die", 2), ("c", 1)])
+        job = Processor(hang_once, timeout=0.2, retries=1, on_error=attempt_of)
+        rows = Pipeline(start_method="fork").add(job).run(["hang", "b"])
+        self.assertEqual(rows, [("hang", "ItemTimeoutError", 2), ("b", 1)])
 
     def test_each_worker_has_a_place(self):
         for settings in CHEAP:

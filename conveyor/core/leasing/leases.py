@@ -91,7 +91,7 @@ class Lease:
 class RequeuedItems:
     """Items that were taken back from a lease and keep their place in the order until they are handed out again."""
 
-    __slots__ = ("deaths", "first", "give_up", "held", "in_hand", "number", "pieces", "skip")
+    __slots__ = ("attempt", "deaths", "first", "give_up", "held", "in_hand", "number", "pieces", "skip")
 
     def __init__(self, number: int, first: int, pieces: tuple[Piece, ...], items: int) -> None:
         # The number of the lease that they were taken from.
@@ -105,10 +105,17 @@ class RequeuedItems:
         self.deaths = 0
         # Why the first call is to be given up.
         self.give_up: GiveUp | None = None
+        # Which attempt that is.
+        self.attempt = 1
         # How many items still count as in the hand of the worker that gave them back.
         self.in_hand = 0
         # Replies behind these items are held by the leases behind them, so this stays empty.
         self.held: list[Replied | None] = []
+
+    @property
+    def terms(self) -> tuple[int, int, int, GiveUp | None, int]:
+        """The first item, and on what terms it is handed out: the skip, the deaths, the give-up and the attempt."""
+        return self.first, self.skip, self.deaths, self.give_up, self.attempt
 
 
 class Worker:

@@ -88,13 +88,15 @@ def was_overdue(worker: Worker, event: WorkerLost) -> bool:
 class Recovery:
     """The requeued items of a step, and who is to blame for the deaths of its workers."""
 
-    __slots__ = ("_book", "_node", "_order", "crash_blame", "requeued")
+    __slots__ = ("_attempts", "_book", "_node", "_order", "crash_blame", "requeued")
 
     def __init__(self, node: StepNode, book: LeaseBook, order: OutputOrder) -> None:
         self._node = node
         self._book = book
         self._order = order
         self.crash_blame = CrashBlame(node)
+        # Which attempt the only call of a lease is, by the number of the lease; any other is the first.
+        self._attempts: dict[int, int] = {}
         # In their order.
         self.requeued: list[RequeuedItems] = []
 
@@ -117,6 +119,7 @@ class Recovery:
         if items == lease.items:
             requeued.skip = lease.partial
             requeued.give_up = lease.give_up
+            requeued.attempt = self._attempts.get(lease.number, 1)
         lease.items -= items
         lease.given -= items
         before = self._book.prefetched
@@ -127,10 +130,13 @@ class Recovery:
         self._order.requeue(lease, requeued)
         return requeued
 
-    def handed_out(self, requeued: RequeuedItems, items: int) -> None:
-        """Take in that the first of these items were handed out."""
+    def handed_out(self, requeued: RequeuedItems, items: int, lease: int) -> None:
+        """Take in that the first of these items were handed out, with the lease of that number."""
+        if requeued.attempt > 1:
+            self._attempts = {each: self._attempts[each] for each in self._attempts if each in self._book.leases}
+            self._attempts[lease] = requeued.attempt
         requeued.first += items
-        requeued.skip, requeued.give_up = 0, None
+        requeued.skip, requeued.give_up, requeued.attempt = 0, None, 1
         if not requeued.pieces.items:
             self.requeued.remove(requeued)
             self._order.remove(requeued)
@@ -160,6 +166,8 @@ class Recovery:
             return Fail(self._node.index, event.worker, first, last, give_up.cause, loss)
         requeued = self.requeue(lease, last - first + 1)
         requeued.deaths = lease.deaths + (at_work and not overdue)
+        if exact and give_up is None:
+            requeued.attempt = 1 + self._attempts.get(lease.number, 1)
         if lease.give_up is not None:
             give_up = lease.give_up
             if at_work and self.crash_blame.died_of_that(first, give_up, event):

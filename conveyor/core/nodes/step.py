@@ -208,9 +208,9 @@ class Step(Node):
         """Hand a worker items that have just been taken out of the queue, or those of `requeued`."""
         book, intake, number = self.book, self.intake, self.step_roster.next_lease
         if requeued is None:
-            first, skip, deaths, give_up = intake.leased, 0, 0, None
+            first, skip, deaths, give_up, attempt = intake.leased, 0, 0, None, 1
         else:
-            first, skip, deaths, give_up = requeued.first, requeued.skip, requeued.deaths, requeued.give_up
+            first, skip, deaths, give_up, attempt = requeued.terms
         lease = Lease(number, worker, first, pieces, items, credit, skip, finish, deaths, give_up)
         self.step_roster.next_lease += 1
         book.leases[number] = lease
@@ -218,13 +218,14 @@ class Step(Node):
         if requeued is None:
             intake.leased += items
         else:
-            self.recovery.handed_out(requeued, items)
+            self.recovery.handed_out(requeued, items, number)
         if not worker.leases:
             self.timeout_monitor.heard(worker)
         worker.take(lease, self.context.now)
         book.add_outstanding(worker, items)
         self.credit.promised += credit
-        self.context.command(SendLease(worker.number, number, self.sent(pieces), items, credit, finish, skip, give_up))
+        terms = items, credit, finish, skip, give_up, attempt
+        self.context.command(SendLease(worker.number, number, self.sent(pieces), *terms))
         if worker.calls_left is not None and not finish:
             worker.calls_left -= -(-items // self.batch_size)
             if worker.calls_left <= 0:

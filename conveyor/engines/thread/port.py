@@ -168,7 +168,7 @@ class Port(End):
             self._revoked = False
             self.progress.allow_all()
         what = command.lease, command.pieces, command.credit, command.finish
-        self.tell(messages.StartLease(*what, False, False, command.skip, command.give_up, traced))
+        self.tell(messages.StartLease(*what, False, False, command.skip, command.give_up, traced, command.attempt))
 
     def revoke(self, lease: int, calls: int) -> tuple[int, int]:
         """Have nothing started beyond that position; return how far may have been."""

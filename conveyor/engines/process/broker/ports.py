@@ -169,6 +169,7 @@ class WorkerPort:
                 skip=command.skip,
                 give_up=command.give_up,
                 traced=traced,
+                attempt=command.attempt,
             ),
             data,
         )

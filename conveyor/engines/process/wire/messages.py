@@ -294,7 +294,7 @@ class StartLease(NamedTuple):
     The worker may give `credit` outputs for them.  `finish`: no items, the job's `finish` is to run.  `starts_in_kept`:
     the first items are in the blob that the worker has kept.  `keep_last`: the worker is to keep the last blob.
     `skip`: so many outputs of the first call are there already.  `give_up`: the only call of the lease is given up.
-    `traced`: the items are submitted ones, and a call that fails ends nothing else.
+    `traced`: the items are submitted, and a call that fails ends nothing else.  `attempt`: that at the first call.
     """
 
     lease: int
@@ -306,6 +306,7 @@ class StartLease(NamedTuple):
     skip: int
     give_up: GiveUp | None
     traced: bool = False
+    attempt: int = 1
 
 
 class Grant(NamedTuple):

@@ -105,6 +105,7 @@ class Worker:
         try:
             self._serve_all()
         finally:
+            self._retrier.record.attempt = 1
             # No cycle keeps the job then: its finalizers run when it goes, in the order in which Python has them.
             del self._outbox.replace
 
@@ -125,7 +126,7 @@ class Worker:
         outbox, retrier, lease_items = self._outbox, self._retrier, self._lease_items
         self._start = self._progress.starter(lease.lease)
         outbox.begin(lease.lease, lease.credit, self._grouped or lease.traced)
-        retrier.finishing, retrier.traced = lease.finish, lease.traced
+        retrier.finishing, retrier.traced, retrier.record.attempt = lease.finish, lease.traced, lease.attempt
         try:
             self._inbox.stop_if_told()
             if lease.finish:

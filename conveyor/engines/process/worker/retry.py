@@ -73,7 +73,7 @@ class Retrier:
         self._inbox = inbox
         self._outbox = outbox
         self._lease_items = lease_items
-        self._record = record
+        self.record = record
         # Whether the lease at hand is the job's `finish`, for which no policy speaks.
         self.finishing = False
         # Whether the items of the lease at hand are submitted ones: then one that fails ends nothing else.
@@ -89,10 +89,11 @@ class Retrier:
 
         `call_again` makes the call once more, without the outputs that were given; it raises CallRaised.
         """
+        before = self.record.attempt
         try:
             self._recover(failed, call_again)
         finally:
-            self._record.attempt = 1
+            self.record.attempt = before
 
     def _recover(self, failed: BaseException, call_again: Callable[[Any, int, int], None]) -> None:
         policy, attempts = self.policy, 1
@@ -110,7 +111,7 @@ class Retrier:
             if self._inbox.pause(policy.delay(attempts)):
                 failed.unsent = 0
             attempts += 1
-            self._record.attempt = attempts
+            self.record.attempt += 1
             self._outbox.meter.retried += 1
             try:
                 argument = self._lease_items.fresh(index)
@@ -185,6 +186,7 @@ class Retrier:
         is_overdue, replaces = give_up.kind == Reason.OVERDUE, self.policy.replaces and not give_up.skip_unpickling
         item = self._text_of(0) if replaces else None
         why = OverdueAt(cause, item, self.overdue_end) if is_overdue else DiedAt(cause, item)
+        self.record.attempt = give_up.attempts
         self._note_given_up(0, give_up.attempts, why)
         error: ProcessorError = (
             overdue(self._name, cause, first, last, item, self.overdue_end)
