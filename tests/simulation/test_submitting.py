@@ -85,7 +85,7 @@ BUGS = (
         "a zip does not say that it has room for more",
         ScopedZip,
         "pump",
-        "if moved or self._scopes < self._most_scopes:",
+        "if moved or self._has_settled:",
         "if False:",
         "nothing can happen any more",
         first=14,

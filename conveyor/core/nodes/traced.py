@@ -239,6 +239,8 @@ class ScopedZip(Zip):
         super().__init__(node, context)
         self._most_scopes = max(1, min(node.bounds))
         self._scopes = 0
+        # Whether a scope has settled since the nodes in front were woken.
+        self._has_settled = False
         # How many branches and inner zips come here directly; and whether the whole fork does.
         self.parts = 0
         self.covers_fork = False
@@ -263,6 +265,7 @@ class ScopedZip(Zip):
     def _settle(self, scope: int, parent: Lineage) -> None:
         """Take in that all of a scope has come; without a parent, nobody wants it."""
         self._scopes -= 1
+        self._has_settled = True
         held = self._held.pop(scope)
         if parent:
             self._settled.append((parent, held))
@@ -293,7 +296,8 @@ class ScopedZip(Zip):
             self.ended = True
             self.output.end()
         # The fork may have waited for a scope to settle.
-        if moved or self._scopes < self._most_scopes:
+        if moved or self._has_settled:
+            self._has_settled = False
             self.wake_upstream()
         if self._rows.items and self.output.free_capacity() < 1:
             self.output.node.request_flush()
