@@ -13,14 +13,14 @@ from itertools import count
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import Any
 from conveyor.core import commands, events
-from conveyor.core.data.pieces import Weave
+from conveyor.core.data.pieces import Weave, spec_of
 from conveyor.core.machine import Machine
 from conveyor.graph.plan import Node, Plan, Target
 from conveyor.stats import Measures
 
-FORMAT = 2
+FORMAT = 3
 # The keys of what JSON lacks; no field has such a name.  An array is a tuple.
-KIND, LIST, BLOB = "is", "[]", "#"
+KIND, LIST, BLOB, WOVEN = "is", "[]", "#", "woven"
 # The fields that may hold what a job made of items, such as the text of an error.
 PRIVATE_FIELDS = frozenset({"error", "cause", "why", "processor"})
 OPAQUE = "opaque"
@@ -32,7 +32,6 @@ _CLASSES: dict[str, Any] = {
     for each in (
         Plan,
         Target,
-        Weave,
         Measures,
         commands.GiveUp,
         *(kind for union in _UNIONS for kind in union.__args__),
@@ -101,7 +100,7 @@ class _Encoder:
             return value
         if field in PRIVATE_FIELDS:
             return OPAQUE
-        if field in ("blob", "blobs", "pieces", "lanes"):
+        if field in ("blob", "blobs", "pieces"):
             return self._sources(field, value)
         if field == "slow":
             return [(*each[:2], OPAQUE) for each in value]
@@ -124,12 +123,11 @@ class _Encoder:
             return {BLOB: self.blobs[id(value)]}
         if field == "blobs":
             return [[self._sources("blob", blob), items] for blob, items in value]
-        if field == "lanes":
-            return [self._sources("pieces", lane) for lane in value]
-        return [
-            [self.encoded(source) if type(source) is Weave else self._sources("blob", source), start, stop]
-            for source, start, stop in value
-        ]
+        if any(type(source) is Weave for source, _, _ in value):
+            # As it is sent, so that no weave stands in another.
+            spec, blobs = spec_of(value)
+            return {WOVEN: [self.encoded(spec), [self._sources("blob", blob) for blob in blobs]]}
+        return [[self._sources("blob", source), start, stop] for source, start, stop in value]
 
 
 def _blobs_in(event: events.Event) -> Iterator[Any]:

@@ -26,8 +26,9 @@ def graph_of(plan: Plan) -> Graph:
 
     def edge(source: int, target: Target) -> GraphEdge:
         node = plan.nodes[target.node]
-        if isinstance(node, LeaveNode):
-            return edge(source, node.to)
+        while isinstance(node, LeaveNode):
+            target = node.to
+            node = plan.nodes[target.node]
         shares = isinstance(node, StepNode) and node.shared
         return GraphEdge(source, places[node.index], None if shares else node.inputs[target.port].items)
 

@@ -154,8 +154,15 @@ class Layout:
 
     def branches(self, fork: int) -> list[tuple[int, ...]]:
         """Return the open parts of the fork that is operation `fork`, each as the branches that it carries."""
-        found = (outer.branches for lane in self.lanes for outer in lane.enclosing if outer.fork == fork)
-        return list(dict.fromkeys(found))
+        found: dict[tuple[int, ...], None] = {}
+        for lane in self.lanes:
+            for outer in reversed(lane.enclosing):
+                # Of two forks around a lane, the inner one was added later.
+                if outer.fork <= fork:
+                    if outer.fork == fork:
+                        found[outer.branches] = None
+                    break
+        return list(found)
 
 
 def extended(layout: Layout, elements: Sequence[object]) -> Layout:

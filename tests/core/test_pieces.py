@@ -5,6 +5,7 @@ Law: whatever is cut and glued, each item is there once and in order; a weave is
 
 from __future__ import annotations
 
+import pickle
 from itertools import zip_longest
 from typing import Any
 
@@ -12,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conveyor.core.data.group_sizes import group_sizes_of
-from conveyor.core.data.pieces import Piece, Pieces, Weave, woven
+from conveyor.core.data.pieces import Piece, Pieces, Weave, items_of, spec_of, woven
 from conveyor.core.nodes.base import Lane
 from conveyor.core.nodes.joins import closed_groups, weave
-from conveyor.engines.process.wire.codec import items_of, spec_of
 from tests.helpers.support import ALL, TestCase
 
 EXAMPLES = settings(max_examples=200 if ALL else 50, deadline=None, derandomize=True, database=None)
@@ -139,6 +139,16 @@ class WeaveTests(TestCase):
         inner = Weave(((([1, 2], 0, 2),), (([3], 0, 1),)), ([(1, 2)], [(0, 1), (1, 1)]), True)
         outer = Weave((((inner, 0, 2),), ((["a", "b"], 0, 2),)), ([(1, 2)], [(1, 2)]), False)
         assert items_in(((outer, 0, 4),)) == [(1, None), "a", (2, 3), "b"]
+
+    def test_weaves_in_weaves_are_sent_without_nesting(self) -> None:
+        source: Any = [1]
+        for _ in range(1000):
+            source = Weave((((source, 0, 1),),), ([(1, 1)],), True)
+        spec, blobs = spec_of(((source, 0, 1),))
+        (row,) = items_of(pickle.loads(pickle.dumps(spec)), blobs)
+        for _ in range(1000):
+            (row,) = row
+        assert row == 1
 
     def test_a_blob_that_stands_in_several_pieces_is_sent_once(self) -> None:
         blob = [1, 2, 3]

@@ -15,13 +15,12 @@ from typing import Any
 
 from conveyor.core import commands, events
 from conveyor.core.data.group_sizes import GroupSizes, group_sizes_of
-from conveyor.core.data.pieces import Piece
+from conveyor.core.data.pieces import Piece, items_of, spec_of
 from conveyor.core.machine import Machine
 from conveyor.core.shell import Shell
 from conveyor.core.tuning.autoscaling import PolicyState, Resize, StepLoad
 from conveyor.core.tuning.chunk_size import first_pull
 from conveyor.core.tuning.roster import FAILED_STARTS
-from conveyor.engines.process.wire.codec import items_of, spec_of
 from conveyor.graph.plan import Plan, StepNode
 from conveyor.stages.outputs import outputs_of
 from conveyor.stages.processor import work_of

@@ -30,8 +30,8 @@ from unittest import mock
 
 from conveyor import ImplicitPipeWarning
 from conveyor.core import commands
+from conveyor.core.data.pieces import items_of, spec_of
 from conveyor.core.machine import Machine
-from conveyor.engines.process.wire.codec import items_of, spec_of
 from conveyor.graph.plan import BalanceNode, Plan, ReplicateNode, StepNode, ZipNode
 from tests.helpers.clocked import ClockedShell, load_plan, timed
 from tests.helpers.pipelines import random_input, random_pipeline

@@ -116,15 +116,20 @@ class Origins:
 
     def _settle(self, origin: int) -> None:
         del self._open[origin]
-        if origin < 0:
+        while origin < 0:
             parent, owner = self._parents.pop(origin), self._owners.pop(origin)
             if origin not in self.dropped:
                 owner(origin, parent)
                 return
+            # No row comes of this scope, so with it ends what it was of the next one around it.
             self.dropped.discard(origin)
             owner(origin, ())
-            self.add(parent[0], -1)
-        elif origin in self.dropped:
+            origin = parent[0]
+            left = self._open[origin] = self._open[origin] - 1
+            if left:
+                return
+            del self._open[origin]
+        if origin in self.dropped:
             self.dropped.discard(origin)
         else:
             self._settled.append(origin)

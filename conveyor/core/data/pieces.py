@@ -8,7 +8,7 @@ of a hop turns pieces into items.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import zip_longest
 
 from conveyor._lean.dataclasses import NamedTuple
@@ -30,6 +30,10 @@ class Weave(NamedTuple):
 
 
 Piece = tuple[Any, int, int]
+
+# Pieces with numbers for their sources: that of a blob, or -1, -2, ... for the weaves.  Those are the source of a first
+# piece that has no items.  A weave stands behind what it is woven of, so nothing is nested, however deep a graph is.
+Spec = tuple[tuple[Any, int, int], ...]
 
 
 class Pieces:
@@ -151,3 +155,83 @@ def _stretches(group_sizes: tuple[GroupSizes, ...]) -> Iterator[tuple[Sequence[i
             return
         yield sizes, repeat
         left = [each - repeat for each in left]
+
+
+def spec_of(pieces: tuple[Piece, ...]) -> tuple[Spec, list[Any]]:
+    """Return a description of the pieces for a message, and the blobs that it refers to by number, each once.
+
+    >>> weave = Weave((((("x", "y"), 0, 2),), ((("z",), 0, 1),)), ([(2, 1)], [(1, 1)]), zipped=False)
+    >>> spec_of(((weave, 0, 3),))
+    (((((((0, 0, 2),), ((1, 0, 1),)), ([(2, 1)], [(1, 1)]), False),), 0, 0), (-1, 0, 3)), [('x', 'y'), ('z',)])
+    """
+    if len(pieces) == 1 and type(pieces[0][0]) is not Weave:
+        source, start, stop = pieces[0]
+        return ((0, start, stop),), [source]
+    described = _Described()
+    spec: Spec = unnested(described.all(pieces))
+    return (((tuple(described.weaves), 0, 0), *spec) if described.weaves else spec), described.blobs
+
+
+class _Described:
+    """The state of `spec_of`.  No closure: that would be a cycle, and keep the blobs until the collector comes by."""
+
+    def __init__(self) -> None:
+        self.blobs: list[Any] = []
+        self.weaves: list[Any] = []
+        # What stands twice in the pieces is sent twice, to become two objects: each number is used forwards only.
+        self._numbers: dict[int, list[int]] = {}
+        self._stops: dict[int, int] = {}
+
+    def all(self, pieces: tuple[Piece, ...]) -> Generator[Any, Any, Spec]:
+        described = []
+        for source, start, stop in pieces:
+            mine = self._numbers.setdefault(id(source), [])
+            number = next((each for each in mine if self._stops[each] <= start), None)
+            if number is None:
+                if type(source) is Weave:
+                    lanes = []
+                    for lane in source.lanes:
+                        lanes.append((yield self.all(lane)))
+                    self.weaves.append((tuple(lanes), source.group_sizes, source.zipped))
+                    number = -len(self.weaves)
+                else:
+                    number = len(self.blobs)
+                    self.blobs.append(source)
+                mine.append(number)
+            self._stops[number] = stop
+            described.append((number, start, stop))
+        return tuple(described)
+
+
+def unnested(call: Generator[Any, Any, Any]) -> Any:
+    """Return what a generator returns that yields further ones, for what these return: calls that are not nested."""
+    calls, returned = [call], None
+    while calls:
+        try:
+            calls.append(calls[-1].send(returned))
+            returned = None
+        except StopIteration as stop:
+            calls.pop()
+            returned = stop.value
+    return returned
+
+
+def items_of(spec: Spec, blobs: Sequence[list[Any]]) -> list[Any]:
+    """Return the items that a message describes, given those of its blobs."""
+    if len(spec) == 1:
+        number, start, stop = spec[0]
+        items = blobs[number]
+        return items if stop - start == len(items) else items[start:stop]
+    sources: dict[int, list[Any]] = dict(enumerate(blobs))
+    if spec and type(spec[0][0]) is tuple:
+        (weaves, _, _), *spec = spec  # type: ignore[assignment]
+        for number, (lanes, group_sizes, zipped) in enumerate(weaves, 1):
+            sources[-number] = woven([_gathered(lane, sources) for lane in lanes], group_sizes, zipped)
+    return _gathered(spec, sources)
+
+
+def _gathered(spec: Spec, sources: dict[int, list[Any]]) -> list[Any]:
+    items: list[Any] = []
+    for number, start, stop in spec:
+        items += sources[number][start:stop]
+    return items

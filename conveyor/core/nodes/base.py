@@ -8,7 +8,7 @@ each of its workers, which is then in flight.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from conveyor._lean.typing import Any, Protocol
 from conveyor.core.commands import Command, GaveUp
@@ -17,6 +17,9 @@ from conveyor.core.data.pieces import Piece, Pieces
 from conveyor.core.tuning.chunk_size import ChunkTarget, ItemWeight
 from conveyor.core.tuning.roster import StepRoster
 from conveyor.graph.plan import PIPE_BYTES
+
+# Through forks and joins there may be very many ways to one input, and a running mean learns little from the last ones.
+MOST_WEIGHINGS = 8
 
 
 class NodeContext(Protocol):
@@ -53,7 +56,8 @@ class Output:
 
     def weigh(self, items: int, size: int) -> None:
         """Say that `items` items on their way there came in `size` bytes."""
-        self.node.weigh(self.port, items, size)
+        if behind := self.node.weigh(self.port, items, size):
+            _weigh_behind(behind)
 
     def push(self, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
         if items or group_sizes:
@@ -65,6 +69,19 @@ class Output:
 
     def end(self) -> None:
         self.node.end(self.port)
+
+
+def _weigh_behind(behind: Weighings) -> None:
+    """Weigh items on their further way, of which each input hears a bounded number of times."""
+    # A stack of its own, as a graph may be deeper than Python lets calls nest.
+    todo = [*reversed(behind)]
+    times: dict[tuple[int, int], int] = {}
+    while todo:
+        output, items, size = todo.pop()
+        place = output.node.index, output.port
+        times[place] = times.get(place, 0) + 1
+        if times[place] <= MOST_WEIGHINGS:
+            todo += reversed(output.node.weigh(output.port, items, size))
 
 
 class Node(ABC):
@@ -81,6 +98,8 @@ class Node(ABC):
         # How many items may come beyond the bound: one from each worker that feeds this node.
         self.in_flight = 0
         self.item_weight = ItemWeight(most_bytes)
+        # The steps and sinks that take what comes here, with no other step in between.
+        self.takers: tuple[Node, ...] = (self,)
 
     @abstractmethod
     def free_capacity(self, port: int, weighed: bool = True) -> int:
@@ -94,9 +113,10 @@ class Node(ABC):
     def end(self, port: int) -> None:
         """Take in that no more comes to `port`."""
 
-    def weigh(self, port: int, items: int, size: int) -> None:
-        """Take in that `items` items on their way to `port` came in `size` bytes."""
+    def weigh(self, port: int, items: int, size: int) -> Weighings:
+        """Take in that `items` items on their way to `port` came in `size` bytes; return what to weigh behind that."""
         self.item_weight.weigh(items, size)
+        return ()
 
     def is_idle(self) -> bool:
         """Whether nothing is under way here but calls of `finish`."""
@@ -109,9 +129,9 @@ class Node(ABC):
     def pump(self) -> None:
         """Move on whatever can move."""
 
-    @abstractmethod
     def preferred_chunk(self) -> int:
         """How many items the next step here takes in one go."""
+        return min([taker.preferred_chunk() for taker in self.takers])
 
     def shares_pipe(self) -> bool:
         """Whether what waits here takes room from the node in front, for want of a pipe here."""
@@ -145,6 +165,15 @@ class Node(ABC):
         """Tell the nodes that feed this one that there may be more capacity here."""
         for capacity_freed in self.upstream:
             capacity_freed()
+
+
+# Where items are weighed next, as so many items that came in so many bytes.
+Weighings = tuple[tuple[Output, int, int], ...]
+
+
+def takers_of(outputs: Iterable[Output]) -> tuple[Node, ...]:
+    """Return who takes what comes to any of these inputs, each once."""
+    return tuple(dict.fromkeys([taker for output in outputs for taker in output.node.takers]))
 
 
 class Intake:

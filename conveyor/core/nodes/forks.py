@@ -11,7 +11,7 @@ from abc import abstractmethod
 
 from conveyor.core.data.group_sizes import GroupSizes, Regroup
 from conveyor.core.data.pieces import Piece, Pieces
-from conveyor.core.nodes.base import Node, NodeContext, Output
+from conveyor.core.nodes.base import Node, NodeContext, Output, Weighings, takers_of
 from conveyor.core.nodes.joins import BalanceMerge
 from conveyor.core.nodes.step import Step
 from conveyor.graph.plan import BalanceNode, LeaveNode, ReplicateNode
@@ -24,12 +24,16 @@ class ForkExit(Node):
         super().__init__(node.index, context)
         self.tracked = node.tracked
         self.output: Output
+        self._end: Output
         self._regroup = Regroup()
 
     def connect(self, output: Output) -> None:
         """Take in where everything goes."""
         self.output = output
+        # Where all that comes here ends up, past other ends of forks.
+        self._end = output.node._end if isinstance(output.node, ForkExit) else output
         self.min_batch = output.node.min_batch
+        self.takers = output.node.takers
 
     def push_outer_groups(self, group_sizes: GroupSizes, items: int) -> None:
         """Take in how `items` more items that entered the fork are grouped around it."""
@@ -37,28 +41,31 @@ class ForkExit(Node):
         self.wake()
 
     def free_capacity(self, port: int, weighed: bool = True) -> int:
-        return self.output.free_capacity(weighed)
+        return self._end.free_capacity(weighed)
 
-    def weigh(self, port: int, items: int, size: int) -> None:
-        self.output.weigh(items, size)
+    def weigh(self, port: int, items: int, size: int) -> Weighings:
+        return ((self._end, items, size),)
 
     def request_flush(self) -> None:
-        self.output.node.request_flush()
+        self._end.node.request_flush()
 
     def shares_pipe(self) -> bool:
-        return self.output.node.shares_pipe()
+        return self._end.node.shares_pipe()
 
     def shared_pipe_items(self) -> int:
-        return self.output.node.shared_pipe_items()
-
-    def preferred_chunk(self) -> int:
-        return self.output.node.preferred_chunk()
+        return self._end.node.shared_pipe_items()
 
     def push(self, port: int, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
-        self.output.push(pieces, items, self._regroup.feed(group_sizes or [], items) if self.tracked else None)
+        node: Node = self
+        # Any number of ends of forks may follow each other.
+        while isinstance(node, ForkExit) and (items or group_sizes):
+            group_sizes = node._regroup.feed(group_sizes or [], items) if node.tracked else None
+            output = node.output
+            node = output.node
+        output.push(pieces, items, group_sizes)
 
     def end(self, port: int) -> None:
-        self.output.end()
+        self._end.end()
 
     def pump(self) -> None:
         if self.tracked:
@@ -85,6 +92,7 @@ class Fork(Node):
     def connect(self, outputs: list[Output]) -> None:
         """Take in where the branches go."""
         self.outputs = outputs
+        self.takers = takers_of(outputs)
         self.min_batch = max(self.min_batch, *(output.node.min_batch for output in outputs))
         self.bound = max(self.bound, self.min_batch)
         self.sharing = any(output.node.shares_pipe() for output in outputs)
@@ -92,10 +100,9 @@ class Fork(Node):
     def free_capacity(self, port: int, weighed: bool = True) -> int:
         return self.most(self.bound, weighed) - self.queue.items - self.branches_held()
 
-    def weigh(self, port: int, items: int, size: int) -> None:
+    def weigh(self, port: int, items: int, size: int) -> Weighings:
         super().weigh(port, items, size)
-        for output in self.outputs:
-            output.weigh(items, size)
+        return tuple([(output, items, size) for output in self.outputs])
 
     def is_idle(self) -> bool:
         return not self.queue.items
@@ -103,9 +110,6 @@ class Fork(Node):
     @abstractmethod
     def branches_held(self) -> int:
         """How many items in the branches count against the pipe in front."""
-
-    def preferred_chunk(self) -> int:
-        return min(output.node.preferred_chunk() for output in self.outputs)
 
     def push(self, port: int, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
         if group_sizes is not None:

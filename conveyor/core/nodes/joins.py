@@ -12,7 +12,7 @@ from collections import deque
 
 from conveyor.core.data.group_sizes import GroupSizes, append_groups
 from conveyor.core.data.pieces import Piece, Weave
-from conveyor.core.nodes.base import Lane, Node, NodeContext, Output
+from conveyor.core.nodes.base import Lane, Node, NodeContext, Output, Weighings
 from conveyor.graph.plan import MergeNode, ZipNode
 
 
@@ -29,6 +29,7 @@ class Join(Node):
 
     def connect(self, output: Output) -> None:
         self.output = output
+        self.takers = output.node.takers
         self.min_batch = output.node.min_batch
         self.sharing = output.node.shares_pipe()
         for lane in self.lanes:
@@ -42,12 +43,9 @@ class Join(Node):
         most = max(self.min_batch, lane.item_weight.limit(lane.bound) if weighed else lane.bound)
         return most - lane.items - self.output.node.shared_pipe_items()
 
-    def weigh(self, port: int, items: int, size: int) -> None:
+    def weigh(self, port: int, items: int, size: int) -> Weighings:
         self.lanes[port].item_weight.weigh(items, size)
-        self.output.weigh(items, size)
-
-    def preferred_chunk(self) -> int:
-        return self.output.node.preferred_chunk()
+        return ((self.output, items, size),)
 
     def push(self, port: int, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
         self.lanes[port].push(pieces, items, group_sizes)
@@ -226,9 +224,9 @@ class BalanceMerge(Join):
 class Zip(Join):
     """Branches of a ReplicatingFork, zipped: each row has an item of each branch."""
 
-    def weigh(self, port: int, items: int, size: int) -> None:
+    def weigh(self, port: int, items: int, size: int) -> Weighings:
         self.lanes[port].item_weight.weigh(items, size)
-        self.output.weigh(1, round(sum(lane.item_weight.bytes for lane in self.lanes)))
+        return ((self.output, 1, round(sum(lane.item_weight.bytes for lane in self.lanes))),)
 
     def move(self) -> bool:
         return self._move_groups() or self._move_rows()

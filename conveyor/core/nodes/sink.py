@@ -9,7 +9,7 @@ from __future__ import annotations
 from conveyor.core.commands import REPORT_SECONDS, Emit, Finish
 from conveyor.core.data.group_sizes import GroupSizes
 from conveyor.core.data.pieces import Piece
-from conveyor.core.nodes.base import Node, NodeContext
+from conveyor.core.nodes.base import Node, NodeContext, Weighings
 from conveyor.core.tuning.chunk_size import MAX_CHUNK_ITEMS
 from conveyor.graph.plan import SinkNode
 
@@ -52,11 +52,12 @@ class Sink(Node):
             return 0.0
         return REPORT_SOON_SECONDS if most < self.bound else REPORT_SECONDS
 
-    def weigh(self, port: int, items: int, size: int) -> None:
+    def weigh(self, port: int, items: int, size: int) -> Weighings:
         super().weigh(port, items, size)
         # A join weighs items that wait there, and may find no capacity for them.
         if self.waiting >= self.most(self.bound, weighed=True):
             self.request_flush()
+        return ()
 
     def request_flush(self) -> None:
         if self.waiting and not self.flush_requested:

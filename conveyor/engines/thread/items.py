@@ -14,14 +14,14 @@ import copy
 import pickle
 import sys
 import threading
-from collections.abc import Sequence, Set
+from collections.abc import Generator, Sequence, Set
 from itertools import islice
 
 from conveyor._lean.typing import Any, cast
-from conveyor.core.data.pieces import Piece, Weave, woven
+from conveyor.core.data.pieces import Piece, Weave, unnested, woven
 from conveyor.engines.process.wire.codec import ATOMS, LIGHT
 from conveyor.engines.process.wire.handles import guard_connections
-from conveyor.graph.plan import BalanceNode, Plan, ReplicateNode, SinkNode, StepNode
+from conveyor.graph.plan import Plan, ReplicateNode, SinkNode, StepNode
 
 # How deep `size_of` looks into an object, at how many parts of each, and how many items of a list are weighed.
 _DEPTH, _PARTS, _WEIGHED = 3, 8, 8
@@ -82,6 +82,11 @@ class _Row(tuple[Any, ...]):
 
 def gathered(pieces: Sequence[Piece]) -> tuple[list[Any], bool]:
     """Return the items of pieces in their order, and whether some are references, or rows of some."""
+    result: tuple[list[Any], bool] = unnested(_gathered(pieces))
+    return result
+
+
+def _gathered(pieces: Sequence[Piece]) -> Generator[Any, Any, tuple[list[Any], bool]]:
     if len(pieces) == 1:
         source, start, stop = pieces[0]
         if type(source) is Blob and source.takes == 1:
@@ -91,7 +96,9 @@ def gathered(pieces: Sequence[Piece]) -> tuple[list[Any], bool]:
     refers = False
     for source, start, stop in pieces:
         if type(source) is Weave:
-            lanes = [gathered(lane) for lane in source.lanes]
+            lanes = []
+            for lane in source.lanes:
+                lanes.append((yield _gathered(lane)))
             rows = woven([items for items, _ in lanes], source.group_sizes, source.zipped)[start:stop]
             if any(each for _, each in lanes):
                 refers = True
@@ -108,10 +115,11 @@ def gathered(pieces: Sequence[Piece]) -> tuple[list[Any], bool]:
 def blobs_of(pieces: Sequence[Piece]) -> list[Blob]:
     """Return the blobs in which the items of pieces stand."""
     blobs: list[Blob] = []
-    for source, _, _ in pieces:
+    todo = [source for source, _, _ in pieces]
+    while todo:
+        source = todo.pop()
         if type(source) is Weave:
-            for lane in source.lanes:
-                blobs += blobs_of(lane)
+            todo += [inner for lane in source.lanes for inner, _, _ in lane]
         else:
             blobs.append(source)
     return blobs
@@ -124,10 +132,18 @@ def taken(item: Any, again: bool = False) -> Any:
     """
     kind = type(item)
     if kind is _Row:
-        return tuple([taken(each, again) for each in item])
+        row: tuple[Any, ...] = unnested(_taken_row(item, again))
+        return row
     if kind is _Reference:
         return item.blob.copy(item.index) if again else item.blob.take(item.index)
     return copied(item) if again else item
+
+
+def _taken_row(row: _Row, again: bool) -> Generator[Any, Any, tuple[Any, ...]]:
+    items = []
+    for each in row:
+        items.append((yield _taken_row(each, again)) if type(each) is _Row else taken(each, again))
+    return tuple(items)
 
 
 def copied(item: Any) -> Any:
@@ -242,12 +258,12 @@ def size_of_all(items: Sequence[Any], kinds: Set[type]) -> int:
     return sum(weighed) * len(items) // len(weighed)
 
 
-def takes_of(plan: Plan, index: int) -> int:
-    """Return how many takers an item has at most that is sent to the node with this index."""
-    node = plan.nodes[index]
-    if isinstance(node, StepNode | SinkNode):
-        return 1
-    takes = [takes_of(plan, target.node) for target in node.outputs]
-    if isinstance(node, ReplicateNode):
-        return sum(takes)
-    return max(takes) if isinstance(node, BalanceNode) else takes[0]
+def takes_by_node(plan: Plan) -> list[int]:
+    """Return for each node of a plan how many takers an item has at most that is sent there."""
+    takes = [1] * len(plan.nodes)
+    for node in reversed(plan.nodes):
+        if isinstance(node, StepNode | SinkNode):
+            continue
+        behind = [takes[target.node] for target in node.outputs]
+        takes[node.index] = sum(behind) if isinstance(node, ReplicateNode) else max(behind)
+    return takes

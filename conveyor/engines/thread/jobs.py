@@ -15,7 +15,7 @@ from conveyor.engines.jobs import PendingJobs
 from conveyor.engines.process.caller.job_feed import JobFeed
 from conveyor.engines.process.caller.jobs import JobRun
 from conveyor.engines.process.wire import messages
-from conveyor.engines.thread.items import Blob, gathered, size_of_all, snapshot, taken, takes_of
+from conveyor.engines.thread.items import Blob, gathered, size_of_all, snapshot, taken
 from conveyor.engines.thread.shell import Feed, ThreadAbandoned
 from conveyor.graph.plan import Plan, SinkNode
 
@@ -24,16 +24,14 @@ if TYPE_CHECKING:
 
 
 class ThreadJobFeed(JobFeed):
-    """Hands submitted items to the shell; `takes` is how many takers each has at most."""
-
-    takes = 1
+    """Hands submitted items to the shell."""
 
     def entry_of(self, item: Any) -> Any:
         """Return an item as it is now, whatever the caller does to it; itself where it cannot be copied."""
         return snapshot(item)
 
     def _encoded(self, entries: list[Any]) -> Blob:
-        return Blob(entries, size_of_all(entries, set(map(type, entries))), self.takes)
+        return Blob(entries, size_of_all(entries, set(map(type, entries))), 1)
 
     @staticmethod
     def _is_small(entry: Any) -> bool:
@@ -73,6 +71,5 @@ def new_job_run(
     pending = PendingJobs()
     room = first_pull(plan), plan.steps[0].bound_bytes
     feed = ThreadJobFeed(number, cast(Any, end), room, None, threading.RLock(), pending, progress)
-    feed.takes = takes_of(plan, 0)
     end.send(messages.StartRun(number, traced=True))
     return ThreadJobRun(cast(Any, session), number, feed, pending, sink)

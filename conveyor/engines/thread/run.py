@@ -50,7 +50,7 @@ class ThreadSource(Source):
     def _encoded(self, items: list[Any]) -> Any:
         kinds = set(map(type, items))
         items = without_twins(items, kinds)
-        return Blob(items, size_of_all(items, kinds), self.takes)
+        return Blob(items, size_of_all(items, kinds), 1)
 
 
 class ThreadRun(Run):

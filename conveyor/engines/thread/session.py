@@ -34,7 +34,6 @@ from conveyor.engines.failures import (
 from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Run, RunKeeper
 from conveyor.engines.process.wire import messages
 from conveyor.engines.thread.gil import ContentionProbe, GilPolicy
-from conveyor.engines.thread.items import takes_of
 from conveyor.engines.thread.port import End, Frame, this_process
 from conveyor.engines.thread.run import ThreadRun, ThreadSource
 from conveyor.engines.thread.shell import ThreadAbandoned, ThreadShell, TooManyAbandoned
@@ -129,7 +128,6 @@ class Session(RunKeeper):
         feed: Any = self._shell.new_feed()
         room = first_pull(plan), plan.steps[0].bound_bytes
         source = ThreadSource(self._runs, items, feed, *room, self.format_item, None, threading.RLock(), progress)
-        source.takes = takes_of(plan, 0)
         self._active = run = ThreadRun(cast(Any, self), self._runs, source, sink)
         if self.ended:
             # The thread that ended it may not have seen this run.

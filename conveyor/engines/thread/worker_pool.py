@@ -17,7 +17,7 @@ from conveyor._system.clock import time
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.configs import WorkerConfig
 from conveyor.engines.process.wire.endpoint import ConnectionLost
-from conveyor.engines.thread.items import takes_of
+from conveyor.engines.thread.items import takes_by_node
 from conveyor.engines.thread.port import Port
 from conveyor.engines.thread.worker import WorkerThread
 from conveyor.graph.plan import Plan
@@ -66,7 +66,8 @@ class WorkerPool:
             )
             for step in plan.steps
         }
-        self._takes = {step.index: takes_of(plan, step.to.node) for step in plan.steps}
+        takes = takes_by_node(plan)
+        self._takes = {step.index: takes[step.to.node] for step in plan.steps}
         self.is_timed = any(step.timeout is not None for step in plan.steps)
         # Whether the core ever wants to be woken: only one that has company can be taken back something from.
         self.ticks = self.is_timed or any(step.most != 1 for step in plan.steps)

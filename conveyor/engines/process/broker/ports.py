@@ -13,12 +13,13 @@ from functools import partial
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
+from conveyor.core.data.pieces import spec_of
 from conveyor.engines.process.broker.log_relay import LogRelay
 from conveyor.engines.process.shm.region import owner_of
 from conveyor.engines.process.shm.shared_blob import SharedBlob, Slot
 from conveyor.engines.process.system.waiting import Child, PauseDetector, Waiter
 from conveyor.engines.process.wire import messages
-from conveyor.engines.process.wire.codec import Blob, spec_of
+from conveyor.engines.process.wire.codec import Blob
 from conveyor.engines.process.wire.configs import WorkerConfig
 from conveyor.engines.process.wire.endpoint import NonblockingEndpoint
 from conveyor.engines.process.wire.progress import ProgressSlot

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from conveyor._lean.dataclasses import replace
 from conveyor._system.clock import time
 from conveyor.core import commands, events
+from conveyor.core.data.pieces import spec_of
 from conveyor.core.machine import Machine
 from conveyor.core.shell import Observer, Shell
 from conveyor.engines.process.broker.ports import CallerPort
 from conveyor.engines.process.broker.worker_pool import WorkerPool
 from conveyor.engines.process.system.waiting import GRACE_SECONDS, PauseDetector
 from conveyor.engines.process.wire import messages
-from conveyor.engines.process.wire.codec import spec_of
 from conveyor.engines.process.wire.configs import BrokerConfig
 from conveyor.engines.process.wire.endpoint import ConnectionLost
 from conveyor.errors import ProcessError

@@ -14,6 +14,7 @@ from operator import itemgetter
 from conveyor._lean.typing import Any, Protocol
 from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held
+from conveyor.core.data.pieces import items_of
 from conveyor.engines.base import FORKED
 from conveyor.engines.failures import failed_item, without_our_frames
 from conveyor.engines.jobs import Job, JobFuture, PendingJobs
@@ -21,7 +22,7 @@ from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.job_feed import JobFeed
 from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, unpicklable_result
 from conveyor.engines.process.wire import messages
-from conveyor.engines.process.wire.codec import decode, items_of
+from conveyor.engines.process.wire.codec import decode
 from conveyor.engines.process.wire.endpoint import ConnectionLost, Frame
 from conveyor.errors import SourceError, StateError
 from conveyor.graph.plan import SinkNode

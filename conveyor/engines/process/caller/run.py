@@ -16,10 +16,11 @@ from operator import length_hint
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_postponed
+from conveyor.core.data.pieces import items_of
 from conveyor.engines.base import FORKED, RunProgress
 from conveyor.engines.process.caller.source import JOIN_SECONDS, Source
 from conveyor.engines.process.system.waiting import GracePeriod
-from conveyor.engines.process.wire.codec import decode, items_of
+from conveyor.engines.process.wire.codec import decode
 from conveyor.engines.process.wire.messages import ConclusionReply, ConclusionRequest, Consumed, Results, RunFinished
 from conveyor.errors import ConveyorError, ResultError, StateError
 from conveyor.graph.plan import Plan, SinkNode

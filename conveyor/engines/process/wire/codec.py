@@ -17,7 +17,6 @@ from functools import partial
 from types import GeneratorType
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
-from conveyor.core.data.pieces import Piece, Weave, woven
 from conveyor.engines.process.shm.shared_blob import SharedBlob
 from conveyor.engines.process.wire import by_value
 from conveyor.engines.process.wire.handles import guard_connections
@@ -50,8 +49,6 @@ LEAST_INTERVAL = 8
 OBJECTS_WATCHED = 16
 # It watches fewer of the heavy ones: those without weak references are kept meanwhile.
 HEAVY_OBJECTS_WATCHED = 4
-
-Spec = tuple[tuple[Any, int, int], ...]
 
 
 def encode(items: list[Any], kinds: Set[type] | None = None, arena: Arena | None = None, writable: bool = False) -> Any:
@@ -376,72 +373,6 @@ class Blob:
 
     def __len__(self) -> int:
         return len(self.data)
-
-
-def spec_of(pieces: tuple[Piece, ...]) -> tuple[Spec, list[Any]]:
-    """Return a description of the pieces for a message, and the blobs that it refers to by number, each once."""
-    if len(pieces) == 1 and type(pieces[0][0]) is not Weave:
-        source, start, stop = pieces[0]
-        return ((0, start, stop),), [source]
-    described = _Described()
-    return described.all(pieces), described.blobs
-
-
-class _Described:
-    """The state of `spec_of`.  No closure: that would be a cycle, and keep the blobs until the collector comes by."""
-
-    def __init__(self) -> None:
-        self.blobs: list[Any] = []
-        # What stands twice in the pieces is sent twice, to become two objects: each number is used forwards only.
-        self._numbers: dict[int, list[int]] = {}
-        self._stops: list[int] = []
-        self._weaves: dict[int, list[list[Any]]] = {}
-
-    def all(self, pieces: tuple[Piece, ...]) -> Spec:
-        described = []
-        for source, start, stop in pieces:
-            number = self._woven(source, start, stop) if type(source) is Weave else self._blob(source, start, stop)
-            described.append((number, start, stop))
-        return tuple(described)
-
-    def _woven(self, source: Weave, start: int, stop: int) -> Any:
-        known: list[Any]
-        for known in self._weaves.setdefault(id(source), []):
-            if known[1] <= start:
-                break
-        else:
-            lanes, runs, zipped = source
-            known = [(tuple(map(self.all, lanes)), runs, zipped), 0]
-            self._weaves[id(source)].append(known)
-        known[1] = stop
-        return known[0]
-
-    def _blob(self, source: Any, start: int, stop: int) -> int:
-        mine = self._numbers.setdefault(id(source), [])
-        number = next((each for each in mine if self._stops[each] <= start), len(self.blobs))
-        if number == len(self.blobs):
-            mine.append(number)
-            self.blobs.append(source)
-            self._stops.append(0)
-        self._stops[number] = stop
-        return number
-
-
-def items_of(spec: Spec, blobs: Sequence[list[Any]]) -> list[Any]:
-    """Return the items that a message describes, given those of its blobs."""
-    if len(spec) == 1 and type(spec[0][0]) is int:
-        number, start, stop = spec[0]
-        items = blobs[number]
-        return items if stop - start == len(items) else items[start:stop]
-    gathered: list[Any] = []
-    for source, start, stop in spec:
-        if type(source) is int:
-            gathered += blobs[source][start:stop]
-        else:
-            lanes, runs, zipped = source
-            rows = woven([items_of(lane, blobs) for lane in lanes], runs, zipped)
-            gathered += rows[start:stop]
-    return gathered
 
 
 def unpicklable(items: Sequence[Any]) -> tuple[int, BaseException] | None:

@@ -15,9 +15,10 @@ import pickle
 from collections.abc import Callable
 
 from conveyor._lean.typing import TYPE_CHECKING, Any, ClassVar
+from conveyor.core.data.pieces import items_of
 from conveyor.engines.failures import Failure, LeaseFailed, failure_of
 from conveyor.engines.process.shm.shared_blob import SharedBlob
-from conveyor.engines.process.wire.codec import decode, items_of
+from conveyor.engines.process.wire.codec import decode
 from conveyor.engines.process.wire.messages import StartLease
 
 if TYPE_CHECKING:
