@@ -164,7 +164,7 @@ BUGS = (
         "requeued.first, requeued.skip, requeued.deaths",
         "requeued.first, 0, requeued.deaths",
         "the results differ|one too many",
-        first=4,
+        first=11,
     ),
     Bug(
         "what the source was allowed and has not given is allowed again",
@@ -225,7 +225,7 @@ BUGS = (
         "noted = -1 if event.started is None else event.started[0]",
         "noted = -1",
         "given up was|was passed over|more attempts|not to blame",
-        first=588,
+        first=862,
         poison=100,
     ),
     Bug(
@@ -281,7 +281,7 @@ BUGS = (
         "self.credit.output.node.request_flush()",
         "pass",
         "nothing can happen any more",
-        first=490,
+        first=536,
     ),
     Bug(
         "a consumer is asked for room only once",

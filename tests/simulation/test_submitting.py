@@ -53,7 +53,7 @@ BUGS = (
         "if origins.drop(origin):",
         "if origins.drop(origin) or True:",
         "failed twice|that nobody waits for",
-        first=83,
+        first=232,
     ),
     Bug(
         "a failure is that of the item in front",
@@ -71,6 +71,7 @@ BUGS = (
         "origins.add(lineage[0], under_way - 1)",
         "origins.add(lineage[0], max(0, under_way - 2))",
         "KeyError|settled twice|that had settled|the results differ|under way",
+        first=5,
     ),
     Bug(
         "what a zip has taken in stands in the order in which it came",
