@@ -139,6 +139,12 @@ class BrokerLoad(NamedTuple):
     cpu_share: float
 
 
+class RoundTrip(NamedTuple):
+    """A message to a worker on another machine, and the answer, take so many seconds together."""
+
+    seconds: float
+
+
 class RunStarted(NamedTuple):
     """The next run begins; the one before is over.  `traced`: its items are submitted, and each has its own results."""
 
@@ -174,6 +180,7 @@ Event = (
     | ProbeResult
     | Ticked
     | BrokerLoad
+    | RoundTrip
     | RunStarted
     | Consumed
     | Cancelled

@@ -23,6 +23,7 @@ from conveyor.core.events import (
     Raised,
     Replied,
     RevokeResult,
+    RoundTrip,
     RunStarted,
     SourceEnded,
     SourceItems,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from conveyor.core.nodes.traced import TracedContext, TracedStep
 
 # The events that count between two runs as well.
-BETWEEN_RUNS = frozenset({WorkerReady, WorkerLost, WorkerNotStarted, RunStarted})
+BETWEEN_RUNS = frozenset({WorkerReady, WorkerLost, WorkerNotStarted, RunStarted, RoundTrip})
 
 
 class Conclusion(NamedTuple):
@@ -195,6 +196,8 @@ class Machine:
             self._worker_lost(event, now)
         elif isinstance(event, WorkerNotStarted):
             self.step_of(event.worker).step_roster.not_started(event.worker, now)
+        elif isinstance(event, RoundTrip):
+            self.chunk_target.observe_round_trip(event.seconds)
         elif isinstance(event, RunStarted):
             self.roster.idle_seconds += now - self.now
             self.now = now
@@ -253,7 +256,7 @@ class Machine:
                 self._cancelled = True
                 for node in self.nodes:
                     node.clear()
-            case WorkerReady() | WorkerLost() | WorkerNotStarted() | RunStarted():
+            case WorkerReady() | WorkerLost() | WorkerNotStarted() | RunStarted() | RoundTrip():
                 # `_take_in_between_runs` has taken them in.
                 pass
             case _:

@@ -21,6 +21,8 @@ WAITING_SHARE = 1 / 8
 # A broker that uses more than the one share of a core puts more work in each chunk, and one that uses less than the
 # other has less again.  With a step of two between them, chunks would go back and forth.
 BUSY_SHARE, EASY_SHARE = 0.7, 0.2
+# The work of a chunk takes so many times the way to its worker and back, where that is long.
+ROUND_TRIPS_PER_CHUNK = 40
 # All objects of a chunk live at the same time, and should fit in the caches of a core.  A few items may have more
 # bytes.
 TARGET_BYTES = 64 * 1024
@@ -97,12 +99,14 @@ class ChunkTarget:
     (True, 0.032, 0.02)
     >>> target.observe_load(0.4), target.observe_load(0.1), target.seconds
     (False, True, 0.016)
+    >>> target.observe_round_trip(0.002), target.observe_load(0.1), target.seconds
+    (True, False, 0.08)
     """
 
-    __slots__ = ("seconds",)
+    __slots__ = ("least", "seconds")
 
     def __init__(self) -> None:
-        self.seconds = TARGET_SECONDS
+        self.seconds = self.least = TARGET_SECONDS
 
     @property
     def flush_interval_seconds(self) -> float:
@@ -125,8 +129,15 @@ class ChunkTarget:
         if cpu_share > BUSY_SHARE:
             self.seconds = min(before * 2, LONGEST_SECONDS)
         elif cpu_share < EASY_SHARE:
-            self.seconds = max(before / 2, TARGET_SECONDS)
+            self.seconds = max(before / 2, self.least)
         return self.seconds != before
+
+    def observe_round_trip(self, seconds: float) -> bool:
+        """Take in how long a message to a worker and its answer take; return whether that changed the target."""
+        before = self.seconds, self.least
+        self.least = min(max(TARGET_SECONDS, seconds * ROUND_TRIPS_PER_CHUNK), LONGEST_SECONDS)
+        self.seconds = max(self.least, self.seconds if self.seconds > before[1] else self.least)
+        return self.seconds != before[0]
 
 
 class ChunkSizer:

@@ -106,7 +106,13 @@ class CallerWatch:
 
 
 class Broker:
-    """The loop."""
+    """The loop.
+
+    A subclass may keep its workers, and carry out commands to them, in another way.
+    """
+
+    pool_kind: type[WorkerPool] = WorkerPool
+    shell_kind: type[ProcessShell] = ProcessShell
 
     def __init__(
         self,
@@ -117,7 +123,7 @@ class Broker:
     ) -> None:
         self._config = config
         self._dispatch = dispatch = Dispatch()
-        self._pool = pool = WorkerPool(config, list(endpoints), arena, handles, dispatch)
+        self._pool = pool = self.pool_kind(config, list(endpoints), arena, handles, dispatch)
         self._waiter = pool.waiter
         receivers = dispatch.from_source, dispatch.from_consumer, dispatch.from_questions
         self._caller = CallerPort(endpoints, pool.waiter, pool.refcounts, receivers, self._caller_gone)
@@ -125,7 +131,7 @@ class Broker:
         opened = time.monotonic()
         machine = Machine(config.plan, opened)
         observers = observers_of(config, machine, opened, self._caller.logs, pool.inherited_fds)
-        self._shell = dispatch.shell = ProcessShell(machine, observers, config, pool, self._caller)
+        self._shell = dispatch.shell = self.shell_kind(machine, observers, config, pool, self._caller)
         self._caller.observe(observers)
         # How many items were under way at the last wait, and how long to spin: on one core, whoever is waited for
         # could not go on meanwhile.
@@ -307,8 +313,9 @@ def main(
     arena: Arena | None,
     inherited_fds: list[BlockingEndpoint | Arena],
     handles: Handles | None,
+    kind: Callable[..., Broker] = Broker,
 ) -> None:
-    """The whole life of a broker process; one that was not forked is sent its configuration.
+    """The whole life of a broker process, of that kind; one that was not forked is sent its configuration.
 
     It keeps `handles`, the descriptors that jobs refer to, for the workers that it starts later.
     """
@@ -342,7 +349,7 @@ def main(
                 return
             case _:
                 raise messages.unexpected(message, "The broker, before its configuration,")
-    broker = Broker(config, (feed, results, questions), arena, handles)
+    broker = kind(config, (feed, results, questions), arena, handles)
     broker.take_in(frames)
     broker.serve()
     del broker

@@ -15,6 +15,7 @@ import os
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from itertools import count
 
 from conveyor._lean.dataclasses import replace
@@ -91,10 +92,13 @@ class BrokerProcess:
     results: BlockingEndpoint
     questions: BlockingEndpoint
 
-    def __init__(self, start: Start, config: BrokerConfig, expected_bytes: int) -> None:
+    # What runs in that process.
+    target: Callable[..., None] = staticmethod(run_broker)
+
+    def __init__(self, start: Start, config: BrokerConfig, expected_bytes: int | None) -> None:
         self._start = start
         self.config = config
-        # What the pipe holds that the caller writes to.
+        # What the pipe holds that the caller writes to; None: without shared memory.
         self._expected_bytes = expected_bytes
         self._is_counted = False
         self._ends: tuple[BlockingEndpoint, ...] = ()
@@ -129,7 +133,7 @@ class BrokerProcess:
 
             preload()
         brokers_ends: list[NonblockingEndpoint] = []
-        self.arena = Arena.create(self._expected_bytes)
+        self.arena = None if self._expected_bytes is None else Arena.create(self._expected_bytes)
         if self.arena is not None:
             _open_ends.add(self.arena)
         try:
@@ -145,7 +149,7 @@ class BrokerProcess:
             process = process_of(
                 method,
                 start.import_main,
-                target=run_broker,
+                target=self.target,
                 args=(self.config if forked else None, *brokers_ends, self.arena, inherited_fds, start.handles),
                 name=f"{PREFIX}broker",
             )

@@ -34,7 +34,14 @@ from conveyor.engines.process.caller.broker_link import (
 )
 from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Run, RunKeeper
 from conveyor.engines.process.caller.source import Source
-from conveyor.engines.process.caller.start_method import FREEZE_SUPPORT, Carried, check_importing, is_news, start_for
+from conveyor.engines.process.caller.start_method import (
+    FREEZE_SUPPORT,
+    Carried,
+    Start,
+    check_importing,
+    is_news,
+    start_for,
+)
 from conveyor.engines.process.shm.arena import KEPT_BYTES
 from conveyor.engines.process.system.child_setup import NO_THREAD_EXITCODE, kill_resource_tracker
 from conveyor.engines.process.system.spawning import (
@@ -47,6 +54,7 @@ from conveyor.engines.process.system.spawning import (
 from conveyor.engines.process.system.streams import PrintOutlet
 from conveyor.engines.process.system.waiting import GracePeriod
 from conveyor.engines.process.wire import messages
+from conveyor.engines.process.wire.configs import BrokerConfig
 from conveyor.engines.process.wire.endpoint import ConnectionLost, Frame
 from conveyor.engines.process.wire.pipe import PIPE, QUEUE
 from conveyor.errors import (
@@ -83,17 +91,25 @@ class Session(RunKeeper):
     ) -> None:
         check_importing()
         super().__init__(plan)
-        self._start = start_for(plan, carried, start_method)
+        self._start = self._start_for(plan, carried, start_method)
         self.format_item = shown_by(carried.redact)
         self._owner = os.getpid()
         prints = PrintOutlet()
         kind = kind or (PIPE if os.name == "posix" else QUEUE)
         config = config_for(plan, self._start, kind, seed, prints.newly_wanted())
-        self._broker = BrokerProcess(self._start, config, plan.steps[0].bound_bytes)
+        self._broker = self._new_broker(config)
         self._client = BrokerClient(self._broker, prints)
         self._advisor: Advisor | None = None
         # Held by the thread that sends items.
         self._feeding = threading.RLock()
+
+    # What another engine may do in its own way
+
+    def _start_for(self, plan: Plan, redact: Redact | None, start_method: str | None) -> Start:
+        return start_for(plan, redact, start_method)
+
+    def _new_broker(self, config: BrokerConfig) -> BrokerProcess:
+        return BrokerProcess(self._start, config, self._plan.steps[0].bound_bytes)
 
     def open(self) -> None:
         """Start the workers, and wait until they have set up their jobs."""

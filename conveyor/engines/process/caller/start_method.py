@@ -181,6 +181,13 @@ def _forked(plan: Plan, carried: Carried, reason: str, threads: ForeignThreads) 
     return Start(FORK, reason, jobs, carried.redact, threads=threads, shared=shared)
 
 
+def fresh_start(plan: Plan, carried: Carried, method: str, reason: str) -> Start:
+    """Return a start with fresh interpreters that do not import the script; raises ConveyorError where jobs cannot go
+    there.
+    """
+    return _fresh(plan, carried, method, reason, beside_threads=True)
+
+
 def _fresh(plan: Plan, carried: Carried, method: str, reason: str, beside_threads: bool = False) -> Start:
     """Return a start with fresh interpreters; raises ConveyorError where the jobs cannot go there.
 
