@@ -9,18 +9,21 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conveyor.core import LONGEST_SECONDS, TARGET_SECONDS, commands, events
+from conveyor.core.machine import Machine
 from conveyor.core.tuning.chunk_size import (
     FEW_ITEMS,
     FEW_ITEMS_BYTES,
     MAX_CHUNK_ITEMS,
     PIPE_BYTES,
     TARGET_BYTES,
-    TARGET_SECONDS,
     UNWEIGHED_ITEMS,
     ChunkSizer,
     ChunkTarget,
     ItemWeight,
 )
+from conveyor.graph.builder import Description
+from conveyor.stages import Processor
 from tests.helpers.support import ALL, TestCase
 
 EXAMPLES = settings(max_examples=200 if ALL else 50, deadline=None, derandomize=True, database=None)
@@ -245,3 +248,39 @@ class Weights(TestCase):
         assert min(samples) * 0.999 <= scale.bytes <= max(samples) * 1.001
         assert 1 <= limit <= bound
         assert limit == 1 or limit * scale.bytes <= most * 1.001
+
+
+class RoundTrips(TestCase):
+    """The way to a worker on another machine, and back."""
+
+    def test_a_chunk_is_worth_its_way(self) -> None:
+        target = ChunkTarget()
+        assert not target.observe_round_trip(0.0001)
+        assert target.seconds == TARGET_SECONDS
+        assert target.observe_round_trip(0.001)
+        assert target.seconds == 0.04
+        # A busy broker has more in each, and one with time never less than the way is worth.
+        assert target.observe_load(0.9) and target.seconds == 0.08
+        assert target.observe_load(0.0) and target.seconds == 0.04
+        assert not target.observe_load(0.0)
+
+    def test_it_has_a_bound_and_a_way_back(self) -> None:
+        target = ChunkTarget()
+        assert target.observe_round_trip(1.0)
+        assert target.seconds == LONGEST_SECONDS
+        assert target.observe_round_trip(0.0001)
+        assert target.seconds in (TARGET_SECONDS, LONGEST_SECONDS)
+        for _ in range(5):
+            target.observe_load(0.0)
+        assert target.seconds == TARGET_SECONDS
+
+    def test_the_machine_takes_it_in_before_a_run_and_amid_one(self) -> None:
+        description = Description()
+        description.add((Processor(abs),))
+        machine = Machine(description.plan(cores=1, ordered=True))
+        machine.handle(events.RunStarted(), 0.0)
+        machine.handle(events.RoundTrip(0.001), 0.1)
+        assert machine.chunk_target.seconds == 0.04
+        # A worker that comes up hears how long it may keep what is done.
+        wanted = machine.handle(events.WorkerReady(0, 0.1), 0.2)
+        assert wanted == [commands.SetFlushInterval(0, machine.chunk_target.flush_interval_seconds)], wanted
