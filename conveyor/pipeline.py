@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     from conveyor.diagram import Graph
+    from conveyor.engines.dask import DaskEngine
     from conveyor.progress import Watch
 
     A = TypeVar("A", default=Any)
@@ -50,6 +51,9 @@ class Pipeline(Generic[In, Out]):
     - `engine`: "process", "thread" or "inline".  With "process" each Processor runs in processes of its own.  With
       "thread" each runs in threads of the calling process and gets the objects themselves, for jobs that release the
       interpreter lock or wait.  With "inline" the calling process runs everything, one item at a time (for a debugger).
+      With "dask", or a `conveyor.engines.dask.DaskEngine`, workers are processes of a Dask cluster.
+    - `address`: where the scheduler of the cluster is, such as "tcp://head:8786", with engine="dask" alone.  None: the
+      program's own Dask client, or else a new cluster on this machine.
     - `start_method`: how processes start.  "fork": jobs may be lambdas and closures.  "forkserver": a fresh process
       forks the workers.  "spawn": each worker is a fresh interpreter.
     - `channel`: "pipe" (on POSIX systems) or "queue" (everywhere).
@@ -81,7 +85,8 @@ class Pipeline(Generic[In, Out]):
     call of another thread raises StateError meanwhile; only `close` ends the operations of other threads.  `stats` and
     `failures` work at any time.
 
-    Raises TypeError or ValueError for an argument it cannot use.
+    Raises TypeError or ValueError for an argument it cannot use, and ImportError where `distributed` is not installed
+    and engine="dask" needs it.
 
     >>> Pipeline(engine="inline").add(Processor(str.strip)).add(Pipe()).add(Processor(len)).run([" a ", "bc"])
     [1, 2]
@@ -96,7 +101,8 @@ class Pipeline(Generic[In, Out]):
     def __init__(  # type: ignore[misc]
         self: EmptyPipeline,
         *,
-        engine: Literal["process", "thread", "inline"] | None = None,
+        engine: Literal["process", "thread", "inline", "dask"] | DaskEngine | None = None,
+        address: str | None = None,
         start_method: Literal["fork", "forkserver", "spawn"] | None = None,
         channel: Literal["pipe", "queue"] | None = None,
         ordered: bool = True,
@@ -117,6 +123,7 @@ class Pipeline(Generic[In, Out]):
 
         self._settings = PipelineSettings(
             engine=engine,
+            address=address,
             start_method=start_method,
             channel=channel,
             ordered=ordered,

@@ -32,6 +32,7 @@ ENGINES = {
     "process": "conveyor.engines.process:new_session",
     "inline": "conveyor.engines.inline:new_session",
     "thread": "conveyor.engines.thread:new_session",
+    "dask": "conveyor.engines.dask:new_session",
 }
 START_METHODS = ("fork", "forkserver", "spawn")
 CHANNELS = ("pipe", "queue")
@@ -208,6 +209,16 @@ def _one_of(choices: Collection[str]) -> Callable[[str, Any], None]:
     return check
 
 
+def _check_engine(what: str, value: Any) -> None:
+    if not hasattr(value, "check_settings"):
+        _one_of(ENGINES)(what, value)
+
+
+def _check_address(what: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f'{what} must be a str such as "tcp://head:8786", or None, not {short(value)}')
+
+
 def _check_channel(what: str, value: Any) -> None:
     _one_of(CHANNELS)(what, value)
     if value == "pipe" and sys.platform == "win32":
@@ -255,7 +266,8 @@ _OF_THE_CALLER = frozenset({"redact", "shared", "workers"})
 class PipelineSettings:
     """The settings of a Pipeline, checked; what each of them means says the docstring of `Pipeline`."""
 
-    engine: str | None = setting(None, _one_of(ENGINES), "What runs the plan.")
+    engine: Any = setting(None, _check_engine, "What runs the plan.")
+    address: str | None = setting(None, optional(_check_address), "Where the scheduler of a cluster is.")
     start_method: str | None = setting(None, _one_of(START_METHODS), "How processes start.")
     channel: str | None = setting(None, _check_channel, "What a worker and the broker talk through.")
     ordered: bool = setting(True, check_flag, "Whether results come in the order of the input.")
@@ -279,10 +291,20 @@ class PipelineSettings:
                 f"Pipeline: trace={os.fspath(self.trace)!r} needs workers to tell of, and engine={self.engine!r} "
                 "has none: leave one of the two out"
             )
+        if self.address is not None and self.engine != "dask":
+            raise TypeError(
+                f"Pipeline: address={self.address!r} says where a cluster is, and engine={self.engine!r} uses none: "
+                'leave it out, or use engine="dask"'
+            )
+        if self.engine == "dask" or hasattr(self.engine, "check_settings"):
+            engine_of(self).check_settings(self)
 
     def plain(self) -> tuple[tuple[str, Any], ...]:
         """Return the names and values that are plain data and that any process may need."""
-        return tuple((name, getattr(self, name)) for name in settings_of(type(self)) if name not in _OF_THE_CALLER)
+        names = [name for name in settings_of(type(self)) if name not in _OF_THE_CALLER]
+        # An engine that the user has made may hold what only this process can have.
+        named = {} if self.engine is None or isinstance(self.engine, str) else {"engine": repr(self.engine)}
+        return tuple((name, named.get(name, getattr(self, name))) for name in names)
 
     def code(self) -> str:
         """Return what differs from the defaults, as it would stand in a call."""
@@ -299,6 +321,13 @@ def _code_of(name: str, value: Any) -> str:
 
 def new_session(plan: Plan, settings: PipelineSettings) -> Session:
     """Return a session of the engine that the settings name; only that engine is imported."""
-    module, _, name = ENGINES[settings.engine or "process"].partition(":")
-    engine: Engine = getattr(import_module(module), name)
+    engine: Engine = engine_of(settings)
     return engine(plan, settings)
+
+
+def engine_of(settings: PipelineSettings) -> Any:
+    """Return the engine that the settings name, or hold."""
+    if hasattr(settings.engine, "check_settings"):
+        return settings.engine
+    module, _, name = ENGINES[settings.engine or "process"].partition(":")
+    return getattr(import_module(module), name)

@@ -135,7 +135,7 @@ class TheHouse(TestCase):
         ("conveyor.engines.process.worker",),
         ("conveyor.engines.process.broker",),
         ("conveyor.engines.process.caller", "conveyor.engines.inline"),
-        ("conveyor.engines.thread",),
+        ("conveyor.engines.thread", "conveyor.engines.dask"),
         ("conveyor.progress", "conveyor.turns"),
         ("conveyor.operations",),
         ("conveyor.stream",),
@@ -230,7 +230,7 @@ class TheMessages(TestCase):
     MODULES: ClassVar[dict[str, Path]] = {
         name: path
         for name, path in MODULES.items()
-        if name.startswith("conveyor.engines.process") and name != messages.__name__
+        if name.startswith(("conveyor.engines.process", "conveyor.engines.dask")) and name != messages.__name__
     }
     # What a variable is called that holds a message, and what sends one.
     HOLDERS = frozenset({"message", "header", "reply"})
@@ -399,7 +399,12 @@ class Mine(errors.RuleError):
 class Dependencies(TestCase):
     """Law 7: the package needs nothing but Python; what an extra brings is imported only where it is used."""
 
-    EXTRAS: ClassVar[dict[str, set[str]]] = {"conveyor.engines.process.wire.by_value": {"cloudpickle"}}
+    EXTRAS: ClassVar[dict[str, set[str]]] = {
+        "conveyor.engines.process.wire.by_value": {"cloudpickle"},
+        "conveyor.engines.dask": {"distributed"},
+        "conveyor.engines.dask.actor": {"distributed"},
+        "conveyor.engines.dask.cluster": {"distributed"},
+    }
 
     def test_only_the_standard_library(self) -> None:
         broken = [

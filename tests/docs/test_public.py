@@ -142,7 +142,7 @@ conveyor.stages.Pipe(Element)
     .bound -> int
 
 conveyor.pipeline.Pipeline()
-    (*, engine: Literal['process', 'thread', 'inline'] | None = None, start_method: Literal['fork', 'forkserver', 'spawn'] | None = None, channel: Literal['pipe', 'queue'] | None = None, ordered: bool = True, cores: int | None = None, workers: Literal['auto'] | None = None, max_failures: int | float | None = None, keep_failures: int | None = 10000, fuse: bool = False, redact: Callable[[Any], str] | None = None, seed: int | None = None, shared: Mapping[str, Any] | None = None, trace: str | os.PathLike[str] | None = None)
+    (*, engine: Literal['process', 'thread', 'inline', 'dask'] | DaskEngine | None = None, address: str | None = None, start_method: Literal['fork', 'forkserver', 'spawn'] | None = None, channel: Literal['pipe', 'queue'] | None = None, ordered: bool = True, cores: int | None = None, workers: Literal['auto'] | None = None, max_failures: int | float | None = None, keep_failures: int | None = 10000, fuse: bool = False, redact: Callable[[Any], str] | None = None, seed: int | None = None, shared: Mapping[str, Any] | None = None, trace: str | os.PathLike[str] | None = None)
     .__class_getitem__(...)
     .__enter__() -> Pipeline[In, Out]
     .__exit__(kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import unittest
 from collections import deque
+from importlib import import_module
 from typing import Any
 from unittest import mock
 
@@ -63,6 +64,10 @@ class EngineTest(TestCase):
 
     def test_each_engine_of_the_table_is_there(self) -> None:
         for name in base.ENGINES:
+            if name == "dask":
+                # What needs a package that may be missing; `tests/cluster/` has it.
+                assert callable(import_module("conveyor.engines.dask").new_session)
+                continue
             with self.subTest(name):
                 pipeline: Any = Pipeline(engine=name)  # type: ignore[arg-type]
                 plan = pipeline.add(Processor(len))._description.plan(cores=1, ordered=True)

@@ -1,0 +1,130 @@
+"""Every message between a broker and a node process, declared once.
+
+Law: a message crosses as those between processes do: a frame of `wire/endpoint.py`.  What a worker and the broker say
+to each other stays what it is in `wire/messages.py`; its whole frame is the blob of a `Relayed`.
+"""
+
+from __future__ import annotations
+
+from conveyor._lean.dataclasses import NamedTuple
+from conveyor._lean.typing import TYPE_CHECKING, Any
+from conveyor.engines.process.wire import messages
+from conveyor.engines.process.wire.endpoint import PREFIX, Frame, pack, unpack
+
+if TYPE_CHECKING:
+    from conveyor.engines.process.wire.configs import WorkerConfig
+
+
+class StartWorker(NamedTuple):
+    """Broker to node: start a worker.  Its job and `redact` follow as blobs, unless the node has those of that name."""
+
+    number: int
+    config: WorkerConfig
+
+
+class Relayed(NamedTuple):
+    """In both directions: the frame of a message to or from a worker, in the blob."""
+
+    number: int
+
+
+class AllowAll(NamedTuple):
+    """Broker to node: let a worker start all that it is handed again."""
+
+    number: int
+
+
+class RevokeCalls(NamedTuple):
+    """Broker to node: have a worker start nothing beyond the first `calls` calls of a lease."""
+
+    number: int
+    lease: int
+    calls: int
+
+
+class Probe(NamedTuple):
+    """Broker to node: since when is a worker at its call?"""
+
+    number: int
+
+
+class Kill(NamedTuple):
+    """Broker to node: kill a worker."""
+
+    number: int
+
+
+class Wake(NamedTuple):
+    """Broker to node: continue a worker that was stopped."""
+
+    number: int
+
+
+class Beat(NamedTuple):
+    """Actor to node: the broker has called."""
+
+
+class CallsRevoked(NamedTuple):
+    """Node to broker: a worker has started, or may still start, at most the first `calls` calls of a lease."""
+
+    number: int
+    lease: int
+    calls: int
+
+
+class Probed(NamedTuple):
+    """Node to broker: a worker is for `seconds` at the last of the first `calls` calls of a lease; None: at none."""
+
+    number: int
+    lease: int
+    calls: int
+    seconds: float | None
+
+
+class WorkerEnded(NamedTuple):
+    """Node to broker: a worker is dead.  `started`: how far it had started what it was handed.
+
+    `unpickling`: it was unpickling that.
+    """
+
+    number: int
+    exitcode: int | None
+    started: tuple[int, int]
+    unpickling: bool
+
+
+class WorkerNotStarted(NamedTuple):
+    """Node to broker: the node has nothing left to start a worker with."""
+
+    number: int
+    why: str
+
+
+class Swept(NamedTuple):
+    """Node to broker: the node has ended what dead workers had left running."""
+
+    text: str
+
+
+ToNode = StartWorker | Relayed | AllowAll | RevokeCalls | Probe | Kill | Wake | Beat
+FromNode = Relayed | CallsRevoked | Probed | WorkerEnded | WorkerNotStarted | Swept
+
+# `decode` of the wire finds them there.
+messages.KINDS.update({kind.__name__: kind for kind in (*ToNode.__args__, *FromNode.__args__)})
+
+
+def packed(message: Any, blobs: Any = ()) -> bytes:
+    """Return the frame of a message to or from a node."""
+    return b"".join(pack(message, blobs))
+
+
+def relayed(message: Any, blobs: Any) -> bytes:
+    """Return the frame of a message to or from a worker."""
+    return b"".join(pack(message, blobs))
+
+
+def unrelayed(frame: Any) -> Frame:
+    """Return the message, and its blobs, of such a frame."""
+    view = memoryview(frame)
+    _, described = PREFIX.unpack_from(view)
+    return unpack(view[PREFIX.size :], described)

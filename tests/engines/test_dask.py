@@ -1,0 +1,127 @@
+"""The Dask engine without a cluster: what is refused when a pipeline is made, with and without the package.
+
+Law: no test here needs Dask; `tests/cluster/` has those that do.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+import socket
+import subprocess
+import sys
+from typing import Any
+
+from conveyor import Pipeline, Processor
+from conveyor.engines import dask
+from conveyor.engines.base import PipelineSettings
+from conveyor.engines.dask import DaskEngine, messages
+from conveyor.engines.dask.node import program
+from conveyor.engines.process.wire.configs import WorkerConfig
+from conveyor.engines.process.wire.messages import Close, Ready, Reply
+from conveyor.engines.process.wire.pipe import BlockingPipe
+from tests.helpers.late import mock
+from tests.helpers.support import TestCase
+
+
+class Construction(TestCase):
+    """What `Pipeline` and `DaskEngine` refuse."""
+
+    def setUp(self) -> None:
+        # As if it were there, and nothing of it needed yet.
+        for name, value in (("_check_installed", None), ("_is_client", False)):
+            patch = mock.patch.object(dask, name, return_value=value)
+            patch.start()
+            self.addCleanup(patch.stop)
+
+    def test_an_address_is_for_this_engine_alone(self) -> None:
+        for engine in (None, "process", "thread", "inline", DaskEngine("tcp://head:8786")):
+            with self.subTest(engine), self.assertRaisesRegex(TypeError, "address='tcp://head:8786' says where"):
+                Pipeline(engine=engine, address="tcp://head:8786")  # type: ignore[arg-type]
+        with self.assertRaisesRegex(TypeError, "address must be a str"):
+            Pipeline(engine="dask", address=8786)  # type: ignore[arg-type]
+
+    def test_settings_without_a_meaning_on_a_cluster(self) -> None:
+        for settings in ({"start_method": "fork"}, {"channel": "queue"}, {"cores": 2}, {"fuse": True}):
+            for engine in ("dask", DaskEngine("tcp://head:8786")):
+                wanted: Any = {"engine": engine, **settings}
+                with (
+                    self.subTest(wanted),
+                    self.assertRaisesRegex(ValueError, f"{next(iter(settings))}=.* on a Dask cluster"),
+                ):
+                    Pipeline(**wanted)
+
+    def test_arguments_of_the_engine(self) -> None:
+        wrong: list[tuple[type[Exception], dict[str, Any], str]] = [
+            (TypeError, {"client_or_address": 8786}, "client_or_address must be a str"),
+            (ValueError, {"client_or_address": "inproc://1/2"}, "from its own process alone"),
+            (TypeError, {"slots": 2.5}, "slots must be an int"),
+            (TypeError, {"slots": True}, "slots must be an int"),
+            (ValueError, {"slots": 0}, "slots must be 1 or more"),
+            (TypeError, {"lost_after": "30"}, "lost_after must be a number"),
+            (ValueError, {"lost_after": 4.9}, "lost_after must be 5 seconds or more"),
+            (ValueError, {"lost_after": float("inf")}, "lost_after must be 5 seconds or more"),
+        ]
+        for kind, arguments, text in wrong:
+            with self.subTest(arguments), self.assertRaisesRegex(kind, text):
+                DaskEngine(**arguments)
+
+    def test_an_engine_is_shown_and_travels_as_text(self) -> None:
+        engine = DaskEngine("tcp://head:8786", slots=4)
+        settings = PipelineSettings(engine=engine)
+        assert (
+            dict(settings.plain())["engine"] == repr(engine) == "DaskEngine('tcp://head:8786', slots=4, lost_after=30)"
+        )
+        assert pickle.loads(pickle.dumps(settings.plain())) == settings.plain()
+        assert "DaskEngine('tcp://head:8786'" in repr(Pipeline(engine=engine).add(Processor(abs)))
+
+
+class WithoutThePackage(TestCase):
+    def test_the_error_says_what_to_install(self) -> None:
+        with mock.patch.object(importlib.util, "find_spec", return_value=None):
+            for make in (lambda: Pipeline(engine="dask"), DaskEngine):
+                with self.assertRaisesRegex(ImportError, r"pip install 'conveyor\[dask\]'"):
+                    make()
+
+    def test_only_the_engine_that_is_used_is_imported(self) -> None:
+        code = "import sys, conveyor; conveyor.Pipeline(); print([m for m in sys.modules if 'dask' in m])"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout == "[]\n"
+
+
+class Nodes(TestCase):
+    """A node process, with this test as its broker."""
+
+    def test_a_node_runs_a_worker_and_ends_with_its_channel(self) -> None:
+        ours, theirs = socket.socketpair()
+        descriptor = theirs.fileno()
+        command = [sys.executable, "-c", program(sys.path, descriptor)]
+        with subprocess.Popen(command, pass_fds=[descriptor]) as node, ours:
+            theirs.close()
+            end = BlockingPipe(ours)
+            settings = PipelineSettings().plain()
+            config = WorkerConfig("abs", b"", None, False, False, False, 1 << 24, settings=settings)
+            end.send(messages.StartWorker(3, config), [pickle.dumps(Processor(abs)), b""])
+            assert self.said_by_worker(end) == Ready()
+            end.send(messages.Probe(3))
+            message, _ = end.receive()
+            self.assertEqual(message, messages.Probed(3, 0, 0, None))
+            end.send(messages.Relayed(3), [messages.relayed(Close(), [])])
+            while not isinstance(message, messages.WorkerEnded):
+                message, _ = end.receive()
+            self.assertEqual(message, messages.WorkerEnded(3, 0, (0, 0), False))
+            # What is meant for a worker that has gone is not answered.
+            end.send(messages.Kill(3))
+            end.close()
+            assert node.wait(20) == 0
+
+    def said_by_worker(self, end: BlockingPipe) -> Any:
+        message, blobs = end.receive()
+        assert isinstance(message, messages.Relayed), message
+        return messages.unrelayed(blobs[0])[0]
+
+    def test_a_frame_is_relayed_as_it_is(self) -> None:
+        reply = Reply(7, 2, None, [2], True, False, 0.5, (0.1, 0.0, 0.1, 0), 0, (), (), ())
+        message, blobs = messages.unrelayed(messages.relayed(reply, [b"items", bytes(70_000)]))
+        assert message == reply
+        assert [bytes(blob) for blob in blobs] == [b"items", bytes(70_000)]

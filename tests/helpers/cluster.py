@@ -1,0 +1,155 @@
+"""A Dask cluster of processes on loopback, for the tests of that engine: a scheduler, and workers that can be killed.
+
+Law: nothing here imports Dask, so that a test can be skipped where it is missing.  Each process is a session of its own,
+so that all that belongs to a node can be found, and killed, together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+import unittest
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.late import tempfile
+from tests.helpers.support import ROOT
+
+WANTED = os.environ.get("CONVEYOR_TEST_CLUSTER", "0") not in ("", "0")
+# A machine with two cores may be busy: a start is a new interpreter that imports Dask.
+START_SECONDS = 60.0
+
+
+def on_cluster(what: Any) -> Any:
+    """Mark a class of tests as one that needs a cluster."""
+    if not WANTED:
+        return unittest.skip("CONVEYOR_TEST_CLUSTER is not set")(what)
+    if importlib.util.find_spec("distributed") is None:
+        return unittest.skip("distributed is not installed")(what)
+    return what
+
+
+def await_that(holds: Callable[[], Any], what: str, seconds: float = START_SECONDS) -> Any:
+    """Wait until something holds, and return it; AssertionError with `what` where it does not within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.02)
+    return found
+
+
+def processes_of(session: int) -> list[int]:
+    """The living processes of a session of the system, by their numbers."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] not in "ZX":
+                found.append(int(entry.name))
+    return found
+
+
+class Member:
+    """A process of the cluster, with all that it starts."""
+
+    def __init__(self, arguments: list[str], folder: str, prefix: list[str] | None = None, **environ: str) -> None:
+        inherited = {**os.environ, "PYTHONPATH": str(ROOT), **environ}
+        # Dask warns of ports that are taken, and jobs may warn here.
+        for name in ("CONVEYOR_RECORD", "PYTHONWARNINGS"):
+            inherited.pop(name, None)
+        with open(os.path.join(folder, f"{time.monotonic_ns()}.log"), "wb") as log:
+            self.process = subprocess.Popen(
+                [*(prefix or []), sys.executable, "-m", "distributed.cli." + arguments[0], *arguments[1:]],
+                cwd=ROOT,
+                env={**inherited, "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False", "TMPDIR": folder},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    @property
+    def alive(self) -> list[int]:
+        """The processes of this member that live."""
+        self.process.poll()
+        return processes_of(self.process.pid)
+
+    def kill(self) -> None:
+        """Kill all its processes, as when its machine loses power."""
+        for pid in self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class LoopbackCluster:
+    """A scheduler, and workers of one thread each."""
+
+    def __init__(self, workers: int = 3) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        told = os.path.join(self._folder.name, "scheduler.json")
+        arguments = ["dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
+        arguments += ["--scheduler-file", told]
+        self.scheduler = Member(arguments, self._folder.name)
+        self.workers: list[Member] = []
+        try:
+            self.address: str = await_that(lambda: _address_in(told), "the scheduler is up")
+            self.add(workers)
+        except BaseException:
+            print(self.logs(), file=sys.stderr)
+            self.close()
+            raise
+
+    def add(self, workers: int = 1, *extra: str, **environ: str) -> list[Member]:
+        """Start more workers, and wait until the scheduler has them."""
+        before = len(self.addresses())
+        arguments = ["dask_worker", self.address, "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny"]
+        arguments += ["--no-dashboard", "--memory-limit", "0", "--death-timeout", "30", *extra]
+        added = [Member(arguments, self._folder.name, **environ) for _ in range(workers)]
+        self.workers += added
+        await_that(lambda: len(self.addresses()) >= before + workers, "all workers are up")
+        return added
+
+    def addresses(self) -> list[str]:
+        """The addresses of the workers that the scheduler has."""
+        from distributed import Client
+
+        with Client(self.address, set_as_default=False, timeout=START_SECONDS) as client:
+            return sorted(client.nthreads())
+
+    def heal(self, workers: int = 3) -> None:
+        """Have as many workers as at first."""
+        self.workers = [each for each in self.workers if each.alive]
+        await_that(lambda: len(self.addresses()) <= len(self.workers), "the scheduler has noticed who is gone")
+        if len(self.workers) < workers:
+            self.add(workers - len(self.workers))
+
+    def logs(self) -> str:
+        """What all processes have written to standard error."""
+        folder = Path(self._folder.name)
+        return "\n".join(path.read_text(errors="replace") for path in sorted(folder.glob("*.log")))
+
+    def close(self) -> None:
+        """Kill everything."""
+        for each in (*self.workers, self.scheduler):
+            each.kill()
+        self._folder.cleanup()
+
+
+def _address_in(path: str) -> str | None:
+    import json
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            return str(json.load(file)["address"])
+    except (OSError, ValueError, KeyError):
+        return None
