@@ -106,7 +106,7 @@ class Deaths(OnCluster):
 
     def kill_all_but_a_new_one(self) -> None:
         before = [each for each in self.cluster.workers if each.alive]
-        self.cluster.workers = before
+        self.cluster.workers = list(before)
         self.cluster.add()
         for each in before:
             each.kill()

@@ -29,6 +29,8 @@ START_SECONDS = 60.0
 LOOK_SECONDS = 0.5
 # A scheduler that refuses connections has this long to come back.
 REFUSED_SECONDS = 5.0
+# A node that was lost is tried again after so long, where there is no other.
+RETRY_SECONDS = 5.0
 # How long nodes may take to end when the broker ends.
 END_SECONDS = 1.0
 # What a call carries that tells of the round trip: more takes long for its size.
@@ -233,7 +235,7 @@ class Cluster:
         self._thread = threading.Thread(target=self._run, name="conveyor-dask", daemon=True)
         self._ending: asyncio.Event
         self._links: dict[str, NodeLink] = {}
-        # The cores of the workers that Dask has, by address; and when those that were lost may be used again.
+        # The cores of the workers that Dask has, by address; and when others were lost.
         self.cores: dict[str, int] = {}
         self.lost: dict[str, float] = {}
         # What ended all, as a text for the user.
@@ -304,7 +306,7 @@ class Cluster:
         """Take in that a node is lost."""
         if not link.is_lost:
             link.is_lost = True
-            self.lost[link.address] = time.monotonic() + 2 * self.facts.lost_after
+            self.lost[link.address] = time.monotonic()
             self.cores.pop(link.address, None)
             link.release()
             self.put("lost", link, str(why) or type(why).__name__)
@@ -385,7 +387,9 @@ class Cluster:
 
     def _take_in(self, cores: dict[str, int]) -> None:
         now = time.monotonic()
-        for address in [each for each, until in self.lost.items() if each not in cores or now > until]:
+        # Where Dask has no other, one that was lost is tried again soon.
+        patience = 2 * self.facts.lost_after if set(cores) - set(self.lost) else RETRY_SECONDS
+        for address in [each for each, since in self.lost.items() if each not in cores or now > since + patience]:
             del self.lost[address]
         for address, link in list(self._links.items()):
             if address not in cores:

@@ -164,6 +164,8 @@ class ClusterPool(WorkerPool):
     def _place(self) -> None:
         """Place the workers that wait, as far as there are nodes."""
         cluster = self.cluster
+        if not self._waiting:
+            self._alone_since = None
         while self._waiting:
             shares = [
                 ((len(cluster.links[address].workers) if address in cluster.links else 0) + 1, number, address)
