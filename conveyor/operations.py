@@ -442,10 +442,14 @@ class Lifecycle:
         # A copy: the run may append meanwhile.
         return FailedItems(sorted(last.failures.copy(), key=lambda failed: (places[failed.processor], failed.number)))
 
+    def known_stats(self) -> Stats | None:
+        """Return the statistics of the last session, if there was one."""
+        last, known = self._last, self._known
+        return (None if last is None else last.stats()) or known
+
     def stats(self) -> Stats:
         """Return the statistics of the last session; raises StateError before the first."""
-        last, known = self._last, self._known
-        stats = (None if last is None else last.stats()) or known
+        stats = self.known_stats()
         if stats is None:
             raise StateError("there are no statistics yet: run the pipeline, or open it, before you call stats()")
         return stats

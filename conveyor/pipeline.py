@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 from conveyor._system.signals import interrupts_held
-from conveyor.errors import FailedItem, StateError
+from conveyor.errors import FailedItem
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork
 from conveyor.stats import PROGRESS_VARIABLE, Progress, Stats
 from conveyor.stream import Stream as Stream
@@ -66,7 +66,7 @@ class Pipeline(Generic[In, Out]):
     - `max_failures`: a run ends when it has given up more items, or batches, than this int.  A float is the share of
       the items of one Processor.  None: no limit.
     - `keep_failures` (10,000): how many of the items that a run gave up stay in `failures`: the last ones.  None: all.
-      `stats` counts them all.
+      `stats` counts all.
     - `fuse` (False): adjacent Processors with plain functions share a process, and each core runs such a process.  It
       helps where passing an item on costs more than the job.  Items are not copied between fused jobs.  A job that may
       remember earlier items stays alone; `stats().unfused` tells which ones did, and why.
@@ -85,8 +85,7 @@ class Pipeline(Generic[In, Out]):
     call of another thread raises StateError meanwhile; only `close` ends the operations of other threads.  `stats` and
     `failures` work at any time.
 
-    Raises TypeError or ValueError for an argument it cannot use, and ImportError where `distributed` is not installed
-    and engine="dask" needs it.
+    Raises TypeError or ValueError for an argument it cannot use, and ImportError where engine="dask" lacks its package.
 
     >>> Pipeline(engine="inline").add(Processor(str.strip)).add(Pipe()).add(Processor(len)).run([" a ", "bc"])
     [1, 2]
@@ -459,11 +458,7 @@ class Pipeline(Generic[In, Out]):
         """Return what a notebook shows: the graph, with numbers once it has run."""
         from conveyor.views.html import graph_with_numbers
 
-        try:
-            stats = self.stats()
-        except StateError:
-            stats = None
-        return graph_with_numbers(self.graph(), stats)
+        return graph_with_numbers(self.graph(), self._lifecycle.known_stats())
 
 
 def _watch_for(progress: Any, total: Any) -> Watch | None:

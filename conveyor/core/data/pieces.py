@@ -162,7 +162,7 @@ def spec_of(pieces: tuple[Piece, ...]) -> tuple[Spec, list[Any]]:
 
     >>> weave = Weave((((("x", "y"), 0, 2),), ((("z",), 0, 1),)), ([(2, 1)], [(1, 1)]), zipped=False)
     >>> spec_of(((weave, 0, 3),))
-    (((((((0, 0, 2),), ((1, 0, 1),)), ([(2, 1)], [(1, 1)]), False),), 0, 0), (-1, 0, 3)), [('x', 'y'), ('z',)])
+    ((((((((0, 0, 2),), ((1, 0, 1),)), ([(2, 1)], [(1, 1)]), False),), 0, 0), (-1, 0, 3)), [('x', 'y'), ('z',)])
     """
     if len(pieces) == 1 and type(pieces[0][0]) is not Weave:
         source, start, stop = pieces[0]

@@ -6,6 +6,7 @@ to know.
 
 from __future__ import annotations
 
+from conveyor._lean.short_repr import short
 from conveyor._lean.typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ _REFUSED = {
     "channel": "messages cross a network",
     "cores": "the slots of the cluster are its cores; `DaskEngine(slots=...)` bounds them",
     "fuse": "steps are not fused on a cluster yet",
+    "shared": "what is shared lies in the memory of one machine",
 }
 
 
@@ -36,7 +38,6 @@ class DaskEngine:
     """
 
     def __init__(self, client_or_address: Any = None, slots: int | None = None, lost_after: float = 30) -> None:
-        from conveyor._lean.short_repr import short
 
         _check_installed()
         if not (client_or_address is None or isinstance(client_or_address, str) or _is_client(client_or_address)):
@@ -66,14 +67,17 @@ class DaskEngine:
         """Raise ValueError for settings of a pipeline that have no meaning here."""
         for name, why in _REFUSED.items():
             if value := getattr(settings, name):
-                raise ValueError(f"Pipeline: {name}={value!r} cannot be used on a Dask cluster: {why}. Leave it out")
+                given = f"{name}={short(value)}"
+                raise ValueError(f"Pipeline: {given} cannot be used on a Dask cluster: {why}. Leave it out")
 
     def __call__(self, plan: Plan, settings: PipelineSettings) -> Session:
         """Return a session of a pipeline on this cluster."""
         from conveyor.engines.dask.session import ClusterSession
+        from conveyor.engines.process.caller.start_method import Carried
 
         found = _Cluster(self._target, self._slots, self._lost_after)
-        return ClusterSession(plan, found.facts, found.close, found.warning, settings.redact, settings.seed)
+        carried = Carried(settings.redact)
+        return ClusterSession(plan, found.facts, found.close, found.warning, carried, settings.seed)
 
 
 class _Cluster:
@@ -117,7 +121,7 @@ def _started_cluster() -> Any:
     from distributed import LocalCluster
 
     from conveyor._system.limits import usable_cores
-    from conveyor.engines.process.caller.start_method import is_guarded
+    from conveyor.engines.process.caller.script import is_guarded
     from conveyor.errors import MissingMainGuardError
 
     if not is_guarded():

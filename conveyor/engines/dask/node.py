@@ -50,9 +50,9 @@ class NodePool(WorkerPool):
     def launch(self, number: int, config: WorkerConfig) -> None:
         """Start a worker; raises ProcessError where there is nothing left to start it with."""
         self._next = config
-        self.start(0, number)
+        self.start(0, number, 0)
 
-    def _seeded(self, step: int, number: int) -> WorkerConfig:
+    def _placed(self, step: int, index: int) -> WorkerConfig:
         # The broker has seen to that.
         return self._next
 

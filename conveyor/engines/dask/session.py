@@ -11,12 +11,11 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 
-from conveyor._lean.short_repr import Redact
 from conveyor._lean.typing import Any
 from conveyor.engines.dask.cluster import ClusterFacts
 from conveyor.engines.process.caller.broker_link import BrokerProcess
 from conveyor.engines.process.caller.session import Session
-from conveyor.engines.process.caller.start_method import Start, fresh_start
+from conveyor.engines.process.caller.start_method import Carried, Start, fresh_start
 from conveyor.engines.process.system.spawning import SPAWN
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.configs import BrokerConfig
@@ -59,16 +58,16 @@ class ClusterSession(Session):
         facts: Callable[[], ClusterFacts],
         at_end: Callable[[], None],
         warning: str | None,
-        redact: Redact | None,
+        carried: Carried,
         seed: int | None,
     ) -> None:
         self._facts = facts
         self._at_end = at_end
         self._warning = warning
-        super().__init__(plan, None, PIPE, redact, seed)
+        super().__init__(plan, None, PIPE, carried, seed)
 
-    def _start_for(self, plan: Plan, redact: Redact | None, start_method: str | None) -> Start:
-        start = fresh_start(plan, redact, SPAWN, "its workers are processes of a Dask cluster")
+    def _start_for(self, plan: Plan, carried: Carried, start_method: str | None) -> Start:
+        start = fresh_start(plan, carried, SPAWN, "its workers are processes of a Dask cluster")
         if start.handles is not None and start.handles.were_needed:
             start.handles.close()
             raise JobPicklingError(

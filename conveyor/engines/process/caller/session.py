@@ -105,8 +105,8 @@ class Session(RunKeeper):
 
     # What another engine may do in its own way
 
-    def _start_for(self, plan: Plan, redact: Redact | None, start_method: str | None) -> Start:
-        return start_for(plan, redact, start_method)
+    def _start_for(self, plan: Plan, carried: Carried, start_method: str | None) -> Start:
+        return start_for(plan, carried, start_method)
 
     def _new_broker(self, config: BrokerConfig) -> BrokerProcess:
         return BrokerProcess(self._start, config, self._plan.steps[0].bound_bytes)
