@@ -46,7 +46,7 @@ SIMULATED_EVENTS, CLOCKED_EVENTS, MOST_WORK = 600, 1500, 3000
 
 # Each kind has its letter, and its fields are written in this order.
 KINDS: dict[type, tuple[str, tuple[str, ...]]] = {
-    commands.SendLease: ("L", ("worker", "lease", "pieces", "items", "credit", "finish", "skip", "give_up")),
+    commands.SendLease: ("L", ("worker", "lease", "pieces", "items", "credit", "finish", "skip", "give_up", "attempt")),
     commands.Grant: ("G", ("worker", "lease", "credit")),
     commands.CancelLeases: ("C", ("worker",)),
     commands.Revoke: ("R", ("worker", "lease", "calls")),
