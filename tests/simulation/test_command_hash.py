@@ -67,7 +67,7 @@ class Table(TestCase):
     def test_a_command_is_written_with_its_fields_in_order(self) -> None:
         give_up = commands.GiveUp("died", "killed", 2, 0, 0)
         lease = commands.SendLease(1, 2, (([5, 6, 7], 1, 3),), 2, 4, False, 0, give_up)
-        self.assertEqual(canonical(lease), "L 1 2 ((1 3)) (6 7) 2 4 f 0 V 'died' 'killed' 2 0 0 f")
+        self.assertEqual(canonical(lease), "L 1 2 ((1 3)) (6 7) 2 4 f 0 V 'died' 'killed' 2 0 0 f 1")
         self.assertEqual(canonical(commands.SetFlushInterval(3, 0.5)), "N 3 0x1.0000000000000p-1")
 
 
