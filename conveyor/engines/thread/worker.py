@@ -322,4 +322,9 @@ class WorkerThread(threading.Thread):
         self._context = context
 
     def run(self) -> None:
-        self._context.run(main, self._port)
+        try:
+            self._context.run(main, self._port)
+        finally:
+            # The context refers to what the worker is, that to its port, and the port to this thread.  No cycle keeps
+            # the items that the port has.
+            del self._context, self._port
