@@ -26,13 +26,17 @@ WANTED = os.environ.get("CONVEYOR_TEST_CLUSTER", "0") not in ("", "0")
 START_SECONDS = 60.0
 
 
+def why_none() -> str:
+    """Return why there are no tests on a cluster; "" where there are."""
+    if not WANTED:
+        return "CONVEYOR_TEST_CLUSTER is not set"
+    return "" if importlib.util.find_spec("distributed") else "distributed is not installed"
+
+
 def on_cluster(what: Any) -> Any:
     """Mark a class of tests as one that needs a cluster."""
-    if not WANTED:
-        return unittest.skip("CONVEYOR_TEST_CLUSTER is not set")(what)
-    if importlib.util.find_spec("distributed") is None:
-        return unittest.skip("distributed is not installed")(what)
-    return what
+    why = why_none()
+    return unittest.skip(why)(what) if why else what
 
 
 def await_that(holds: Callable[[], Any], what: str, seconds: float = START_SECONDS) -> Any:
