@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from conveyor import (
     BalancingFork,
@@ -30,28 +30,12 @@ from conveyor import (
 )
 from conveyor.engines.dask import DaskEngine
 from tests.cluster import jobs
-from tests.helpers.cluster import LoopbackCluster, Member, await_that, on_cluster, processes_of, why_none
+from tests.helpers.cluster import ClusterTestCase, LoopbackCluster, Member, await_that, on_cluster, processes_of
 from tests.helpers.support import ROOT, TestCase
 
 
-class OnCluster(TestCase):
-    """Has a cluster for all its tests, which is made whole again before each."""
-
-    cluster: ClassVar[LoopbackCluster]
-    time_limit = 300.0
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        if why_none():
-            # nose sets up a class of which all tests are skipped.
-            return
-        cls.cluster = LoopbackCluster()
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        if not why_none():
-            cls.cluster.close()
-        super().tearDownClass()
+class OnCluster(ClusterTestCase):
+    """Has a cluster that is made whole again before each test."""
 
     def setUp(self) -> None:
         self.cluster.heal()
@@ -124,10 +108,10 @@ class Deaths(OnCluster):
         assert self.killed_amid(pipeline, 600, {100: close}) == [n + 1 for n in range(600)]
         assert "is lost, and its workers with it" in self.said
 
-    def test_the_caller_is_killed(self) -> None:
+    def endless_program(self) -> subprocess.Popen[bytes]:
+        """Start a program that uses the cluster, in a session of its own, and wait for its first result."""
         program = textwrap.dedent(
             f"""
-            import sys
             from conveyor import Pipeline, Processor
             from tests.cluster import jobs
             if __name__ == "__main__":
@@ -139,9 +123,15 @@ class Deaths(OnCluster):
         path = Path(self.new_folder(), "program.py")
         path.write_text(program)
         environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-        with subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, env=environ) as caller:
-            assert caller.stdout is not None
-            caller.stdout.readline()
+        caller = subprocess.Popen(
+            [sys.executable, str(path)], stdout=subprocess.PIPE, env=environ, start_new_session=True
+        )
+        assert caller.stdout is not None
+        caller.stdout.readline()
+        return caller
+
+    def test_the_caller_is_killed(self) -> None:
+        with self.endless_program() as caller:
             before = [len(each.alive) for each in self.cluster.workers]
             assert min(before) >= 3, before
             caller.kill()
@@ -150,24 +140,7 @@ class Deaths(OnCluster):
 
     def test_caller_and_broker_are_stopped_and_the_lease_ends_the_nodes(self) -> None:
         """What a machine that hangs, or is cut off, looks like to the nodes."""
-        program = textwrap.dedent(
-            f"""
-            from conveyor import Pipeline, Processor
-            from tests.cluster import jobs
-            if __name__ == "__main__":
-                pipeline = Pipeline(engine="dask", address={self.cluster.address!r})
-                for result in pipeline.add(Processor(jobs.slowly, workers=3)).stream(range(10**6)):
-                    print(result, flush=True)
-            """
-        )
-        path = Path(self.new_folder(), "program.py")
-        path.write_text(program)
-        environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-        with subprocess.Popen(
-            [sys.executable, str(path)], stdout=subprocess.PIPE, env=environ, start_new_session=True
-        ) as caller:
-            assert caller.stdout is not None
-            caller.stdout.readline()
+        with self.endless_program() as caller:
             stopped = processes_of(caller.pid)
             try:
                 for pid in stopped:

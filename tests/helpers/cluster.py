@@ -16,10 +16,10 @@ import time
 import unittest
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.helpers.late import tempfile
-from tests.helpers.support import ROOT
+from tests.helpers.support import ROOT, TestCase
 
 WANTED = os.environ.get("CONVEYOR_TEST_CLUSTER", "0") not in ("", "0")
 # A machine with two cores may be busy: a start is a new interpreter that imports Dask.
@@ -157,3 +157,24 @@ def _address_in(path: str) -> str | None:
             return str(json.load(file)["address"])
     except (OSError, ValueError, KeyError):
         return None
+
+
+class ClusterTestCase(TestCase):
+    """Has a cluster for all its tests."""
+
+    cluster: ClassVar[LoopbackCluster]
+    # Each pipeline has a broker that imports Dask: on a busy machine, some seconds.
+    time_limit = 300.0
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        # nose sets up a class of which all tests are skipped.
+        if not why_none():
+            cls.cluster = LoopbackCluster()
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        if not why_none():
+            cls.cluster.close()
+        super().tearDownClass()
