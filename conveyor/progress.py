@@ -282,11 +282,14 @@ class _Log(_Quiet):
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self._last = ""
 
     def show(self, progress: Progress) -> None:
-        # A program without a console has no such stream.
-        if self._stream is not None:
-            self._stream.write(f"{progress}\n")
+        line = str(progress)
+        # A program without a console has no such stream.  The end often says what the last look has said.
+        if self._stream is not None and line != self._last:
+            self._last = line
+            self._stream.write(f"{line}\n")
             self._stream.flush()
 
     close = show
