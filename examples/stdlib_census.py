@@ -383,21 +383,17 @@ def main(arguments: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path or a message may hold what the terminal cannot show
 
-    def timed(what: str, findings: Iterator[Findings], ours: Callable[[], float]) -> Timed:
+    def timed(what: str, findings: Iterator[Findings], workers: Callable[[], float] | None = None) -> Timed:
         print(f"{what}: {len(paths):,} files", file=sys.stderr)
-        before, started = machine_cpu_seconds(), time.perf_counter()
+        before, started, used_before = machine_cpu_seconds(), time.perf_counter(), time.process_time()
         census = take_census(findings, options.top)
         seconds, after = time.perf_counter() - started, machine_cpu_seconds()
-        others = 0.0 if before is None or after is None else max(0.0, after - before - ours()) / seconds
+        ours = time.process_time() - used_before if workers is None else workers()
+        others = 0.0 if before is None or after is None else max(0.0, after - before - ours) / seconds
         return Timed(census, seconds, others)
 
-    used_before = time.process_time()
-
-    def used_here() -> float:
-        return time.process_time() - used_before
-
     if options.serial:
-        serial = timed("serial", findings_serially(paths), used_here)
+        serial = timed("serial", findings_serially(paths))
         print(render(serial.census, folder))
         print(f"\nSerial: {serial.seconds:.2f} s")
         return 0
@@ -411,8 +407,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ConveyorError as error:
         print(f"the pipeline failed: {error}", file=sys.stderr)
         return 2
-    used_before = time.process_time()
-    serial = timed("serial", findings_serially(paths), used_here)
+    serial = timed("serial", findings_serially(paths))
     stats, is_equal = pipeline.stats(), parallel.census == serial.census
     print(render(parallel.census, folder))
     print(f"\n{where_the_time_went(stats, parallel.seconds)}")
