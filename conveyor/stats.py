@@ -275,8 +275,7 @@ class Stats:
 
     def __str__(self) -> str:
         width = max([20, *(len(step.processor) for step in self.steps)])
-        # A column of its own for each kind of trouble that there was.
-        troubles = [(head, name) for head, name in _TROUBLES if any(getattr(step, name) for step in self.steps)]
+        troubles = troubles_of(self)
         lines = [
             f"{'processor':{width}} {'workers':>8} {'in':>10} {'out':>10} {'waiting':>8} "
             f"{'mean':>9} {'p99':>9} {'busy':>5} {'CPU':>5}" + "".join(f" {head:>9}" for head, _ in troubles)
@@ -304,8 +303,12 @@ class Stats:
         return f"{html.steps_table(self)}{html.advice_list(self)}"
 
 
-# The columns that are there only where something is in them.
 _TROUBLES = (("failed", "failed"), ("retried", "retried"), ("timed out", "timed_out"), ("lost", "workers_lost"))
+
+
+def troubles_of(stats: Stats) -> list[tuple[str, str]]:
+    """Return the kinds of trouble that there was: for each, the head of its column, and the field of `StepStats`."""
+    return [(head, name) for head, name in _TROUBLES if any(getattr(step, name) for step in stats.steps)]
 
 
 def _plain(value: Any) -> Any:

@@ -13,10 +13,12 @@ from conveyor._lean.typing import Any
 from conveyor.diagram import Graph, GraphNode
 from conveyor.diagram.svg import svg_of
 from conveyor.errors import FailedItem
-from conveyor.stats import Stats, StepStats, duration
+from conveyor.stats import Stats, StepStats, duration, troubles_of
 
 # Of more failures, a page shows the first ones and says how many there are.
 MOST_FAILURES = 100
+# Of more decisions, the newest ones.
+MOST_DECISIONS = 50
 STYLE = """
 :root{color-scheme:light dark;--back:#fff;--text:#1f2328;--soft:#59636e;--line:#d1d9e0;--card:#f6f8fa;--accent:#2563eb;
 --fill:#93c5fd;--bad:#cf222e;--good:#1a7f37}
@@ -134,12 +136,9 @@ def _said_of(node: GraphNode, steps: dict[str, StepStats], stats: Stats | None) 
     return node.detail
 
 
-_TROUBLES = (("failed", "failed"), ("retried", "retried"), ("timed out", "timed_out"), ("lost", "workers_lost"))
-
-
 def steps_table(stats: Stats) -> str:
     """Return a table with a row for each step; a column for each kind of trouble that there was."""
-    troubles = [(head, name) for head, name in _TROUBLES if any(getattr(step, name) for step in stats.steps)]
+    troubles = troubles_of(stats)
     heads = ["step", "workers", "in", "out", "waiting", "mean", "p99", "busy", "CPU", "blocked", "handing on"]
     rows = []
     for step in stats.steps:
@@ -163,18 +162,6 @@ def _trouble(count: int) -> str:
     return f'<span class="bad">{count:,}</span>' if count else "0"
 
 
-def workers_table(stats: Stats) -> str:
-    """Return a table with a row for each worker that is up."""
-    rows = []
-    for step in stats.steps:
-        for worker in step.worker_stats:
-            memory = "-" if worker.memory is None else f"{worker.memory / 1e6:,.0f} MB"
-            at = "-" if worker.item is None else f"item {worker.item:,}, for {worker.seconds or 0.0:.1f} s"
-            pid = "-" if worker.pid is None else f"{worker.pid}"
-            rows.append([escape(step.processor), f"{worker.number}", pid, share_bar(worker.busy), memory, at])
-    return table(["step", "worker", "process", "busy", "memory", "is at"], rows, texts=1) if rows else ""
-
-
 def slowest_table(stats: Stats) -> str:
     """Return the slowest calls of all steps, the slowest first."""
     calls = [(call, step.processor) for step in stats.steps for call in step.slowest]
@@ -183,11 +170,11 @@ def slowest_table(stats: Stats) -> str:
     return table(["step", "item", "took", "the item"], rows, texts=1) if rows else ""
 
 
-def decisions_table(stats: Stats, most: int = 50) -> str:
+def decisions_table(stats: Stats) -> str:
     """Return what the balancer decided, the newest first."""
     rows = [
         [f"{each.at:.2f}&nbsp;s", escape(each.processor), f"{each.before} → {each.after}", escape(each.reason)]
-        for each in reversed(stats.decisions[-most:])
+        for each in reversed(stats.decisions[-MOST_DECISIONS:])
     ]
     return table(["at", "step", "workers", "because"], rows, texts=3) if rows else ""
 

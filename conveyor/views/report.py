@@ -5,11 +5,11 @@ Law: the page and its JSON say the same.  The file is there as a whole, or not a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
-import sys
-import tempfile
+import threading
 from collections.abc import Sequence
 from html import escape
 
@@ -97,20 +97,12 @@ def _told(failed: FailedItem) -> dict[str, Any]:
 def write_report(path: str | os.PathLike[str], text: str) -> None:
     """Write a report: all of it, or nothing; raises OSError where that cannot be done."""
     whole = os.path.abspath(os.fspath(path))
-    handle, part = tempfile.mkstemp(dir=os.path.dirname(whole), prefix=".report-", suffix=".html")
+    part = f"{whole}.{os.getpid()}-{threading.get_ident()}.part"
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        with open(part, "x", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
-        if sys.platform != "win32":
-            # As any file that is opened for writing: `mkstemp` keeps it to its owner.
-            os.chmod(part, 0o666 & ~_umask())
         os.replace(part, whole)
     except BaseException:
-        os.unlink(part)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
