@@ -7,16 +7,15 @@ operations of threads, `stages/` the elements, `graph/` the rules of their order
 from __future__ import annotations
 
 import os
-import sys
 import types
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 
 from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 from conveyor._system.signals import interrupts_held
-from conveyor.errors import FailedItem
+from conveyor.inspection import _Inspection
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork
-from conveyor.stats import PROGRESS_VARIABLE, Progress, Stats
+from conveyor.stats import PROGRESS_VARIABLE, Progress
 from conveyor.stream import Stream as Stream
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     # Type checkers bring this module with them.  Only its TypeVar has defaults before Python 3.13.
     from typing_extensions import TypeVar
 
-    from conveyor.diagram import Graph
     from conveyor.engines.dask import DaskEngine
     from conveyor.progress import Watch
 
@@ -43,7 +41,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-class Pipeline(Generic[In, Out]):
+class Pipeline(_Inspection, Generic[In, Out]):
     """A chain of elements that runs on all cores.
 
     All arguments are keywords.  None, the default of most, lets the pipeline choose.
@@ -355,110 +353,6 @@ class Pipeline(Generic[In, Out]):
         given: list[Any] = [item]
         del item
         return self._lifecycle.submit(given, timeout, stacklevel=2)
-
-    # Looking on
-
-    @property
-    def opened(self) -> bool:
-        """Whether the pipeline was opened, or entered by `with`, and not closed since.
-
-        >>> with Pipeline(engine="inline") as pipeline:
-        ...     results = pipeline.add(Processor(len)).run(["a", "bc"])
-        ...     results, pipeline.opened
-        ([1, 2], True)
-        >>> pipeline.opened, pipeline.closed
-        (False, True)
-        """
-        return self._lifecycle.opened
-
-    @property
-    def closed(self) -> bool:
-        """Whether the pipeline is not `opened`: it was closed, or not opened yet."""
-        return not self._lifecycle.opened
-
-    @property
-    def failures(self) -> tuple[FailedItem, ...]:
-        """The items that the current or last run gave up, ordered by Processor, and by number within each.
-
-        It holds the last `keep_failures` of them.  It is empty before the first run, and where no Processor has an
-        `on_error`.
-
-        >>> pipeline = Pipeline(engine="inline").add(Processor(int, on_error="skip"))
-        >>> pipeline.run(["1", "two", "3"])
-        [1, 3]
-        >>> [(failed.number, failed.item, failed.error.kind) for failed in pipeline.failures]
-        [(1, "'two'", 'ValueError')]
-        """
-        return self._lifecycle.failures
-
-    def stats(self) -> Stats:
-        """Return statistics of each Processor: its workers, waiting items, times of calls, and the bottleneck.
-
-        Any thread may call this at any time.  When the pipeline is closed, the last statistics are returned.  Totals
-        begin anew each time that the pipeline is opened, or run without being open.  Raises StateError before the
-        first time.
-
-        >>> pipeline = Pipeline(engine="inline").add(Processor(len))
-        >>> pipeline.run(["a", "bc"])
-        [1, 2]
-        >>> pipeline.stats()["len"].items_in
-        2
-        """
-        return self._lifecycle.stats()
-
-    def graph(self) -> Graph:
-        """Return what was added as nodes and edges: the input, each Processor, fork and Join, and the results.
-
-        Nodes have the names that statistics and errors use.  With `fuse`, Processors that run in one process are one
-        node.  `to_mermaid()`, `to_dot()` and `to_svg()` of the graph return pictures, each as a str.  May be called at
-        any time and from any thread.
-
-        >>> graph = Pipeline().add(Processor(len)).graph()
-        >>> [node.name for node in graph.nodes]
-        ['input', 'len', 'results']
-        """
-        from conveyor._system.limits import usable_cores
-
-        settings = self._settings
-        return self._description.graph(
-            cores=settings.cores or usable_cores(),
-            ordered=settings.ordered,
-            auto=settings.workers == "auto",
-            # No other engine fuses.
-            fuse=settings.fuse and settings.engine in (None, "process"),
-        )
-
-    def report(self, path: str | os.PathLike[str]) -> None:
-        """Write what is known of the pipeline to one file: a page of HTML that needs no other file and no network.
-
-        It shows the graph with numbers, the steps, workers and waiting items over time, the decisions of the balancer,
-        failures, the slowest calls, advice and the environment, and holds the same as JSON, in the element `data`.
-        Items are shown as `redact` shows them.  The file at `path` is replaced as a whole.  May be called while the
-        pipeline is open, and after it was closed.  Raises StateError before the first run, and OSError where the file
-        cannot be written.
-
-        >>> import os, tempfile
-        >>> pipeline = Pipeline(engine="inline").add(Processor(len))
-        >>> pipeline.run(["a", "bc"])
-        [1, 2]
-        >>> path = os.path.join(tempfile.mkdtemp(), "run.html")
-        >>> pipeline.report(path)
-        >>> with open(path) as file:
-        ...     file.readline()
-        '<!doctype html>\\n'
-        """
-        # Imported here: a run has no use for it.
-        from conveyor.views.report import report_html, write_report
-
-        stats, graph = self.stats(), self.graph()
-        version = str(vars(sys.modules["conveyor"])["__version__"])
-        write_report(path, report_html(graph, stats, self.failures, self._settings.code(), version))
-
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows: the graph, with numbers once it has run."""
-        from conveyor.views.html import graph_with_numbers
-
-        return graph_with_numbers(self.graph(), self._lifecycle.known_stats())
 
 
 def _watch_for(progress: Any, total: Any) -> Watch | None:

@@ -138,7 +138,7 @@ class TheHouse(TestCase):
         ("conveyor.engines.thread", "conveyor.engines.dask"),
         ("conveyor.progress", "conveyor.turns"),
         ("conveyor.operations",),
-        ("conveyor.stream",),
+        ("conveyor.stream", "conveyor.inspection"),
         ("conveyor.pipeline",),
         ("conveyor",),
         ("conveyor.__main__",),
