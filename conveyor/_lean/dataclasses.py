@@ -142,12 +142,20 @@ else:
             body["_value_fields"] = {each: _Field(defaults.get(each, _MISSING), _MISSING, False) for each in fields}
             body.update((each, _At(index, "")) for index, each in enumerate(fields))
             body.update(__slots__=(), _fields=fields, __match_args__=fields, _field_defaults=defaults)
+            # As in `typing.NamedTuple`, fields with defaults come last.
+            body["_last_values"] = tuple(defaults.values())
             return super().__new__(mcs, name, bases, body)
 
     class NamedTuple(tuple, metaclass=_NamedTupleMaker):
         def __new__(cls, /, *values, **named):
-            if named or len(values) != len(cls._fields):
-                values = _filled(cls, values, named).values()
+            if named:
+                return tuple.__new__(cls, _filled(cls, values, named).values())
+            missing = len(cls._fields) - len(values)
+            if missing:
+                last_values = cls._last_values
+                if not 0 < missing <= len(last_values):
+                    return tuple.__new__(cls, _filled(cls, values, named).values())
+                values += last_values[-missing:]
             return tuple.__new__(cls, values)
 
         def __getnewargs__(self):
