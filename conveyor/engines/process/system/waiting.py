@@ -16,7 +16,6 @@ import math
 import multiprocessing.process
 import os
 import select
-import selectors
 import signal
 import threading
 from collections import deque
@@ -43,6 +42,11 @@ class _Poll:
 
     def register(self, descriptor: int, mask: int) -> None:
         self._wanted[descriptor] = mask
+
+    modify = register
+
+    def unregister(self, descriptor: int) -> None:
+        del self._wanted[descriptor]
 
     def poll(self, milliseconds: float | None) -> list[tuple[int, int]]:
         """Return the descriptors that are ready, each with what it was registered for."""
@@ -79,41 +83,49 @@ def wait_for_any(things: list[Any], seconds: float | None = None) -> list[Any]:
 
 
 class Waiter:
-    """Waits for any of many descriptors, and knows a callback for each."""
+    """Waits for any of many descriptors, and knows a callback for each.
+
+    It asks the system itself: what `selectors` does about each wait takes longer than a callback.
+    """
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector() if os.name == "posix" else None
+        # Of many descriptors, `epoll` looks at those alone that are ready.
+        self._poll: Any = None
+        if hasattr(select, "epoll"):
+            self._poll, self._second = select.epoll(), 1
+        elif os.name == "posix":
+            self._poll, self._second = new_poll(), 1000
         self._callbacks: dict[Any, Callable[[], None]] = {}
 
     def add(self, thing: Any, callback: Callable[[], None]) -> None:
         """Call `callback` whenever `thing` (a descriptor; on Windows, a handle) is readable."""
         self._callbacks[thing] = callback
-        if self._selector is not None:
-            self._selector.register(thing, selectors.EVENT_READ)
+        if self._poll is not None:
+            self._poll.register(thing, select.POLLIN)
 
     def want_room(self, thing: Any, wanted: bool) -> None:
         """Wait for room to write as well, or no longer."""
-        if self._selector is not None:
-            mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
-            self._selector.modify(thing, mask)
+        if self._poll is not None:
+            self._poll.modify(thing, select.POLLIN | (select.POLLOUT if wanted else 0))
 
     def remove(self, thing: Any) -> None:
         """Forget what was added."""
         del self._callbacks[thing]
-        if self._selector is not None:
-            self._selector.unregister(thing)
+        if self._poll is not None:
+            self._poll.unregister(thing)
 
     def wait(self, seconds: float | None) -> list[Callable[[], None]]:
         """Return the callbacks of what is ready, after at most `seconds`."""
-        if self._selector is None:
-            ready = wait_for_any(list(self._callbacks), seconds)
-        else:
-            ready = [key.fd for key, _ in self._selector.select(seconds)]
-        return [self._callbacks[thing] for thing in ready if thing in self._callbacks]
+        callbacks = self._callbacks
+        if self._poll is None:
+            return [callbacks[thing] for thing in wait_for_any(list(callbacks), seconds) if thing in callbacks]
+        ready = self._poll.poll(None if seconds is None else seconds * self._second)
+        return [callbacks[descriptor] for descriptor, _ in ready if descriptor in callbacks]
 
     def close(self) -> None:
-        if self._selector is not None:
-            self._selector.close()
+        # `poll` has nothing to close.
+        if hasattr(self._poll, "close"):
+            self._poll.close()
 
 
 class GracePeriod:
