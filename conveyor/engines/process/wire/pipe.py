@@ -132,7 +132,7 @@ class FrameReader:
                 break
             self.messages.append(unpack(view[start : start + size], described, self.tracker))
             start += size
-        self._arrived = bytes(view[start:])
+        self._arrived = data[start:] if start < end else b""
 
 
 def _drop(unsent: deque[memoryview], count: int) -> None:
@@ -170,11 +170,15 @@ class BlockingPipe(BlockingEndpoint):
         self._watching = True
 
     def send(self, message: Message, blobs: Sequence[Any] = ()) -> None:
-        unsent = deque(memoryview(buffer) for buffer in pack(message, blobs))
+        buffers = pack(message, blobs)
         with connection_lost():
             self._amid_message = True
-            while unsent:
-                _drop(unsent, self._socket.sendmsg(tuple(islice(unsent, _BUFFERS)), (), _NO_SIGNAL))
+            count = self._socket.sendmsg(buffers[:_BUFFERS], (), _NO_SIGNAL)
+            if count < sum(map(len, buffers)):
+                unsent = deque(memoryview(buffer) for buffer in buffers)
+                _drop(unsent, count)
+                while unsent:
+                    _drop(unsent, self._socket.sendmsg(tuple(islice(unsent, _BUFFERS)), (), _NO_SIGNAL))
             self._amid_message = False
 
     def send_within(self, seconds: float, message: Message) -> bool:
@@ -264,11 +268,24 @@ class NonblockingPipe(NonblockingEndpoint):
         return bool(self._unsent)
 
     def send(self, message: Message, blobs: Sequence[Any] = ()) -> None:
-        waiting = bool(self._unsent)
         buffers = pack(message, blobs)
-        self.sent += sum(map(len, buffers))
-        self._unsent.extend(map(memoryview, buffers))
-        if not waiting:
+        size = sum(map(len, buffers))
+        self.sent += size
+        if self._unsent:
+            self._unsent.extend(map(memoryview, buffers))
+            return
+        try:
+            count = self._socket.sendmsg(buffers[:_BUFFERS], (), _NO_SIGNAL)
+        except BlockingIOError:
+            count = 0
+        except OSError:
+            # The other side has gone: its end of the stream, or its death, says so.
+            self._left = self.sent
+            return
+        self._left += count
+        if count < size:
+            self._unsent.extend(map(memoryview, buffers))
+            _drop(self._unsent, count)
             self.flush()
 
     def flush(self) -> None:
