@@ -39,7 +39,7 @@ from conveyor.core.leasing.recovery import was_overdue
 from conveyor.core.nodes.base import Node, Output
 from conveyor.core.nodes.forks import Balance, Fork, ForkExit, Replicate
 from conveyor.core.nodes.joins import BalanceMerge, FreeMerge, Join, ReplicateMerge, Zip
-from conveyor.core.nodes.lone import give, pass_on
+from conveyor.core.nodes.lone import foresee, give, pass_on
 from conveyor.core.nodes.sink import Sink
 from conveyor.core.nodes.step import Step
 from conveyor.core.tuning.autoscaling import decide
@@ -86,8 +86,7 @@ class Machine:
     def _begin(self, plan: Plan, traced: bool) -> None:
         """Make the nodes of a run, with nothing in them."""
         self._agenda: deque[Node] = deque()
-        self._cancelled = False
-        self._over = False
+        self._cancelled = self._over = False
         self._failures = FailureBudget(plan.setting("max_failures"))
         # Of a traced run, the submitted items that are under way.
         self.origins: Origins | None = None
@@ -97,9 +96,8 @@ class Machine:
             self.nodes = [self._build(plan, index) for index in range(len(plan.nodes))]
         self._connect(plan)
         self.steps = [node for node in self.nodes if isinstance(node, Step)]
-        sink = self.nodes[-1]
-        assert self.nodes[0] is self.first and isinstance(sink, Sink)
-        self.sink = sink
+        assert self.nodes[0] is self.first
+        self.sink = cast("Sink", self.nodes[-1])
         self.source = SourceCredit(self.first, first_pull(plan), traced)
         self.first.upstream.append(self._pull)
 
@@ -189,6 +187,10 @@ class Machine:
         commands, self._commands = self._commands, []
         return commands
 
+    def foresee(self, event: Event) -> Command | None:
+        """Return the first command that `handle` will give, where a short look tells; None elsewhere."""
+        return None if self._over or self._cancelled or self.origins is not None else foresee(self, event)
+
     def _take_in_between_runs(self, event: Event, now: float) -> None:
         if isinstance(event, WorkerReady):
             self._worker_ready(event, now)
@@ -272,10 +274,11 @@ class Machine:
 
     @property
     def under_way(self) -> int:
-        """How many items the steps have: none, one, or 2 for more."""
+        """How many items the steps have: none, one, or 2 for more.  Looked up without a call, as it is asked often."""
         items = 0
         for step in self.steps:
-            items += step.outstanding + step.held
+            items += len(step.book.leases) + step.intake.queue.items + step.book.prefetched
+            items += step.recovery.held if step.recovery.requeued else 0
             if items > 1:
                 return 2
         return items
@@ -480,8 +483,6 @@ class Machine:
             return Conclusion(False, False)
         return None
 
-    # What tests ask for
-
     @property
     def over(self) -> bool:
         """Whether the run has finished, failed or been cancelled to the end."""
@@ -492,8 +493,7 @@ class Machine:
         assert not self._agenda and not any(node.scheduled for node in self.nodes)
         if not self._cancelled:
             assert self.source.given == self.first.intake.entered, "an item got lost on its way in"
-            ahead = self.source.pulled - self.source.given
-            assert ahead + self.first.held <= self.first.bound, "the source was asked for too much"
+            assert self.source.ahead + self.first.held <= self.first.bound, "the source was asked for too much"
         for node in self.nodes:
             node.check()
         if self.origins is not None and not self._cancelled:

@@ -6,6 +6,7 @@ Law: each course is driven twice, once with the short way taken away.  Whoever c
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 from unittest import mock
 
@@ -79,6 +80,7 @@ class TwoWays(TestCase):
 
     def test_they_are_the_same(self) -> None:
         ways = {"give": 0, "pass_on": 0}
+        foreseen: Counter[str] = Counter()
 
         def counted(name: str) -> Any:
             short = getattr(machine, name)
@@ -97,9 +99,13 @@ class TwoWays(TestCase):
                 with mock.patch.object(machine, "give", _not_taken), mock.patch.object(machine, "pass_on", _not_taken):
                     expected = Course(rows, ordered, seed).run()
                 with counted("give"), counted("pass_on"):
-                    found = Course(rows, ordered, seed).run()
+                    course = Course(rows, ordered, seed)
+                    found = course.run()
+                # What is foreseen is held to what is wanted, in both ways.
+                foreseen += course.core.foreseen
                 assert found == expected, f"chain {index}, seed {seed}"
         assert min(ways.values()) > (300 if ALL else 100), f"the short way was hardly ever taken: {ways}"
+        assert foreseen["SendLease"] > sum(ways.values()) / 2 and foreseen["Emit"] > 30, f"hardly any: {foreseen}"
 
 
 def _not_taken(*arguments: Any) -> bool:

@@ -7,6 +7,7 @@ it asks of the source, which is in a list of its own and the business of `test_s
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -59,6 +60,8 @@ class Driven:
         self.machine = Machine(self.plan, policy=self._policy)
         # What the last event made the machine ask of the source.
         self.pulls: list[Pull] = []
+        # What it foresaw, by kind.
+        self.foreseen: Counter[str] = Counter()
         # What each worker may still give for each lease.
         self._credit: dict[tuple[int, int], int] = {}
 
@@ -89,7 +92,11 @@ class Driven:
             left = self._credit[event.worker, event.lease]
             assert event.final or left >= 0, "the worker gives what it may not"
             assert not event.starving or left == 0, "the worker asks for more while it has some"
+        foreseen = self.machine.foresee(event)
         commands = self.machine.handle(event, now)
+        if foreseen is not None:
+            assert commands[0] == foreseen, f"{foreseen} was foreseen, and {commands} are wanted"
+            self.foreseen[type(foreseen).__name__] += 1
         for command in commands:
             if isinstance(command, SendLease | Grant):
                 credit = self._credit.setdefault((command.worker, command.lease), 0)

@@ -255,6 +255,13 @@ class FakeShell(Shell):
         super().handle(event)
         self.verify(event)
 
+    def decide(self, event: events.Event) -> Sequence[commands.Command]:
+        """Hold what the machine wants to what it foresaw."""
+        foreseen = self.machine.foresee(event)
+        wanted = super().decide(event)
+        assert foreseen is None or foreseen == wanted[0], f"{foreseen} was foreseen, and {wanted} is wanted"
+        return wanted
+
     def read_clock(self) -> float:
         """The time, which goes on with each event."""
         return self.now

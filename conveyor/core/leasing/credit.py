@@ -192,9 +192,14 @@ class SourceCredit:
         # Whether it has ended, and it is to be noted when nothing is under way any more but calls of `finish`.
         self.watched = False
 
+    @property
+    def ahead(self) -> int:
+        """How many items it was allowed that have not come."""
+        return self.pulled - self.given
+
     def more(self) -> int:
         """Allow as many items more as there is room for, in amounts worth a message; return how many."""
-        step, ahead = self._step, self.pulled - self.given
+        step, ahead = self._step, self.ahead
         credit = step.free_capacity(0) - ahead
         # A little room is worth a message only where the source has to stop without it, and no worker has a lease that
         # will make more of it.  Whoever submits an item is not kept waiting for that.

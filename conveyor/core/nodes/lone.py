@@ -7,14 +7,50 @@ that the core does about it, at each step.
 
 from __future__ import annotations
 
-from conveyor._lean.typing import Any
-from conveyor.core.commands import SendLease
-from conveyor.core.events import Replied
+from conveyor._lean.typing import TYPE_CHECKING, Any
+from conveyor.core.commands import REPORT_SECONDS, Command, Emit, SendLease
+from conveyor.core.events import Event, Replied, SourceItems
 from conveyor.core.leasing.leases import Lease
 from conveyor.core.nodes.base import Node
 from conveyor.core.nodes.sink import Sink
 from conveyor.core.nodes.step import Step
 from conveyor.core.tuning.chunk_size import WEIGHT
+
+if TYPE_CHECKING:
+    from conveyor.core.machine import Machine
+
+
+def foresee(machine: Machine, event: Event) -> Command | None:
+    """Return what `give` or `pass_on` will want first about an event; None where that takes more than a short look.
+
+    The next process can begin while the core takes the event in.  Nothing changes but what the look in `handle` would.
+    """
+    if type(event) is Replied:
+        found = _way_on(machine.step_of(event.worker), event)
+        if found is None:
+            return None
+        behind, room = found
+        pieces = ((event.blobs[0][0], 0, 1),)
+        if isinstance(behind, Step):
+            return _next_lease(behind, pieces, room)
+        return _next_emit(behind, pieces, event.size)
+    if type(event) is SourceItems and event.items == 1:
+        room = _room_of(machine.first)
+        return _next_lease(machine.first, ((event.blob, 0, 1),), room) if room >= 1 else None
+    return None
+
+
+def _next_lease(step: Step, pieces: Any, room: int) -> SendLease:
+    worker, number = step.book.workers[0].number, step.step_roster.next_lease
+    return SendLease(worker, number, pieces, 1, step.credit.first_credit(1, room), False, 0, None)
+
+
+def _next_emit(sink: Sink, pieces: Any, size: int) -> Emit | None:
+    bound, heaviest = sink.bound, max(size, sink.item_weight.bytes)
+    # Only where the results that wait fill no bound, whatever they weigh.
+    if sink.waiting + 1 >= bound or not sink.item_weight.bytes or bound * heaviest > sink.item_weight.most:
+        return None
+    return Emit(pieces, 1, REPORT_SECONDS)
 
 
 def give(step: Step, blob: Any, size: int, now: float) -> bool:
@@ -29,26 +65,12 @@ def give(step: Step, blob: Any, size: int, now: float) -> bool:
 
 def pass_on(step: Step, event: Replied, now: float) -> bool:
     """Take in the reply about a lone item, and hand its only output on: to the next step, or to the results."""
-    if event.calls != 1 or not event.final or event.starving or event.partial or event.given_up or event.slow:
+    found = _way_on(step, event)
+    if found is None:
         return False
-    blobs, workers = event.blobs, step.book.workers
-    if event.group_sizes is not None or len(blobs) != 1 or blobs[0][1] != 1 or not _is_plain(step):
-        return False
-    worker, behind, room = workers[0], step.credit.output.node, 0
-    if len(worker.leases) != 1:
-        return False
-    lease = worker.leases[0]
-    # What a worker gave that has left may wait for this lease.
-    if lease.given != 1 or lease.items != 1 or lease.finish or len(step.order.entries) > 1:
-        return False
-    if type(behind) is Step:
-        room = _room_of(behind)
-        if room < 1:
-            return False
-    elif type(behind) is not Sink:
-        return False
-    _take_back(step, lease, event, now)
-    blob = blobs[0][0]
+    behind, room = found
+    _take_back(step, step.book.workers[0].leases[0], event, now)
+    blob = event.blobs[0][0]
     output = step.credit.output
     output.weigh(1, event.size)
     if type(behind) is Step:
@@ -59,6 +81,30 @@ def pass_on(step: Step, event: Replied, now: float) -> bool:
         step.wake_upstream()
     step.credit.wants_capacity = False
     return True
+
+
+def _way_on(step: Step, event: Replied) -> tuple[Step | Sink, int] | None:
+    """Return where the only output of a lone item goes, and how many outputs may be promised there; None: it does not.
+
+    For results the number is 1.
+    """
+    if event.calls != 1 or not event.final or event.starving or event.partial or event.given_up or event.slow:
+        return None
+    blobs = event.blobs
+    if event.group_sizes is not None or len(blobs) != 1 or blobs[0][1] != 1 or not _is_plain(step):
+        return None
+    worker, behind, room = step.book.workers[0], step.credit.output.node, 1
+    if len(worker.leases) != 1:
+        return None
+    lease = worker.leases[0]
+    # What a worker gave that has left may wait for this lease.
+    if lease.given != 1 or lease.items != 1 or lease.finish or len(step.order.entries) > 1:
+        return None
+    if type(behind) is Step:
+        room = _room_of(behind)
+    elif type(behind) is not Sink:
+        return None
+    return (behind, room) if room >= 1 else None
 
 
 def _is_plain(step: Node) -> bool:

@@ -13,7 +13,7 @@ from functools import partial
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
-from conveyor.core.data.pieces import spec_of
+from conveyor.core.data.pieces import Spec, spec_of
 from conveyor.engines.process.broker.log_relay import LogRelay
 from conveyor.engines.process.shm.region import owner_of
 from conveyor.engines.process.shm.shared_blob import SharedBlob, Slot
@@ -143,6 +143,13 @@ class WorkerPort:
             self._revoked = False
             self._kept = None
             self.progress.allow_all()
+        if len(pieces) == 1 and self._kept is None and command.give_up is None:
+            source, start, stop = pieces[0]
+            if type(source) is Blob and not start and stop == source.items:
+                # The whole of one blob, as for most: nothing is kept of it.
+                self.beside = 0, 0
+                self._send(command, ((0, 0, stop),), (source.data,), False, False, traced)
+                return
         spec, blobs = spec_of(pieces)
         again = bool(blobs) and pieces[0][0] is self._kept and pieces[0][1] >= self._kept_from
         kept: Blob | None = None
@@ -159,20 +166,15 @@ class WorkerPort:
             before = start if type(first) is Blob and not again else 0
             self.beside = before, last.items - stop if type(last) is Blob else 0
         data = [blob.data for blob in (blobs[1:] if again else blobs)]
+        self._send(command, spec, data, again, kept is not None, traced)
+
+    def _send(
+        self, command: commands.SendLease, spec: Spec, data: Sequence[Any], again: bool, keeps: bool, traced: bool
+    ) -> None:
+        lease, credit, finish = command.lease, command.credit, command.finish
+        skip, give_up, attempt = command.skip, command.give_up, command.attempt
         self.peer.send(
-            messages.StartLease(
-                command.lease,
-                spec,
-                command.credit,
-                command.finish,
-                starts_in_kept=again,
-                keep_last=kept is not None,
-                skip=command.skip,
-                give_up=command.give_up,
-                traced=traced,
-                attempt=command.attempt,
-            ),
-            data,
+            messages.StartLease(lease, spec, credit, finish, again, keeps, skip, give_up, traced, attempt), data
         )
 
     def revoke(self, lease: int, calls: int) -> tuple[int, int]:

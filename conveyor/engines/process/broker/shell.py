@@ -64,8 +64,18 @@ class ProcessShell(Shell):
         return self.failed or self.pool.closing
 
     def handle(self, event: events.Event) -> None:
-        if not self.stopped:
+        if self.stopped:
+            return
+        # Whoever looks on sees what is wanted before anything is done about it.
+        foreseen = None if self.observers else self.machine.foresee(event)
+        if foreseen is None:
             super().handle(event)
+            return
+        # A lone item goes on before the core has taken in that it came: the next process begins meanwhile.
+        self.carry_out(foreseen)
+        for command in self.decide(event)[1:]:
+            self.carry_out(command)
+        self.handle_answers()
 
     def stats(self) -> Stats:
         """Return the statistics as of now, with the samples since the last time that it was called."""
