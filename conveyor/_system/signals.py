@@ -5,6 +5,7 @@ Law: only short work that has a bound in time is shielded, never a wait for a jo
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import signal
 import threading
@@ -17,25 +18,31 @@ from conveyor._system.clock import sleep
 SOON_SECONDS = 0.02
 
 
-@contextlib.contextmanager
-def interrupts_held(finalizing: bool = False) -> Iterator[None]:
-    """Have a Ctrl-C that comes in the block act at its end.
+class interrupts_held:
+    """In a `with`: a Ctrl-C that comes in the block acts at its end.
 
     `finalizing`: the block may run while an object is being dropped, where Python swallows exceptions: it acts a moment
     later then.  Handlers other than Python's own are left alone, as they may do anything.
     """
-    if not _may_act_later():
-        yield
-        return
-    seen: list[FrameType | None] = []
-    try:
-        signal.signal(signal.SIGINT, lambda number, frame: seen.append(frame))
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if seen and finalizing:
+
+    def __init__(self, finalizing: bool = False) -> None:
+        self._finalizing = finalizing
+        # None: nothing is held.
+        self._seen: list[FrameType | None] | None = None
+
+    def __enter__(self) -> None:
+        if _may_act_later():
+            self._seen = seen = []
+            # Not by way of `signal`, which makes names of the numbers: each item that is submitted passes here.
+            _signal.signal(_signal.SIGINT, lambda number, frame: seen.append(frame))
+
+    def __exit__(self, *exception: object) -> None:
+        if self._seen is None:
+            return
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+        if self._seen and self._finalizing:
             _interrupt_later()
-        elif seen:
+        elif self._seen:
             raise KeyboardInterrupt
 
 
@@ -57,7 +64,7 @@ def _may_act_later() -> bool:
     """Whether this is the thread that gets a Ctrl-C, and Python's own handler acts on it."""
     return (
         threading.current_thread() is threading.main_thread()
-        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler
     )
 
 

@@ -74,13 +74,12 @@ class Machine:
 
     def __init__(self, plan: Plan, now: float = 0.0, policy: Policy = decide) -> None:
         self.now = now
-        self._plan = plan
+        self._plan, self._commands = plan, list[Command]()
         self.roster = Roster(plan, policy, now)
         self.chunk_target = ChunkTarget()
         self._step_of: dict[int, int] = {
             number: index for index, roster in self.roster.step_rosters.items() for number in roster.numbers
         }
-        self._commands: list[Command] = []
         self._begin(plan, traced=False)
 
     def _begin(self, plan: Plan, traced: bool) -> None:
@@ -189,7 +188,7 @@ class Machine:
 
     def foresee(self, event: Event) -> Command | None:
         """Return the first command that `handle` will give, where a short look tells; None elsewhere."""
-        return None if self._over or self._cancelled or self.origins is not None else foresee(self, event)
+        return None if self._over or self._cancelled else foresee(self, event)
 
     def _take_in_between_runs(self, event: Event, now: float) -> None:
         if isinstance(event, WorkerReady):
@@ -209,17 +208,18 @@ class Machine:
         match event:
             case Replied():
                 step = self.step_of(event.worker)
-                if self._cancelled or self.origins is not None or not pass_on(step, event, self.now):
+                if self._cancelled or not pass_on(step, event, self.now, self.origins):
                     step.handle_reply(event)
             case SourceItems():
                 self.source.given += event.items
                 assert self.source.given <= self.source.pulled, "the source gave more than it was asked for"
-                if not self._cancelled and self.origins is not None:
-                    self.first.feed(self.origins.enter(event.blob, event.items), event.items, event.size)
-                    # Whoever submits the next one may wait for what is little room.
-                    self._pull()
-                elif not (self._cancelled or (event.items == 1 and give(self.first, event.blob, event.size, self.now))):
-                    self.first.feed(event.blob, event.items, event.size)
+                if not self._cancelled:
+                    blob = event.blob if self.origins is None else self.origins.enter(event.blob, event.items)
+                    if event.items > 1 or not give(self.first, blob, event.size, self.now):
+                        self.first.feed(blob, event.items, event.size)
+                    if self.origins is not None:
+                        self._run_agenda()
+                        self._pull()  # Whoever submits the next one may wait for what is little room.
             case CreditReturned():
                 # What the source has been allowed since is on its way, and stays good.
                 self.source.pulled -= event.items
@@ -259,8 +259,7 @@ class Machine:
                 for node in self.nodes:
                     node.clear()
             case WorkerReady() | WorkerLost() | WorkerNotStarted() | RunStarted() | RoundTrip():
-                # `_take_in_between_runs` has taken them in.
-                pass
+                pass  # `_take_in_between_runs` has taken them in.
             case _:
                 raise TypeError(f"the core knows no event {event!r}: add its case to Machine._take_in")
         if self._cancelled and not any(step.outstanding for step in self.steps):
@@ -293,9 +292,7 @@ class Machine:
 
     def step_of(self, worker: int) -> Step:
         """Return the step that a worker works at."""
-        step = self.nodes[self._step_of[worker]]
-        assert isinstance(step, Step)
-        return step
+        return cast("Step", self.nodes[self._step_of[worker]])
 
     def _worker_ready(self, event: WorkerReady, now: float) -> None:
         step = self.step_of(event.worker)

@@ -170,7 +170,7 @@ BUGS = (
         "what the source was allowed and has not given is allowed again",
         SourceCredit,
         "more",
-        "ahead = self._step, self.pulled - self.given",
+        "ahead = self._step, self.ahead",
         "ahead = self._step, 0",
         "the source was asked for too much|pipe over its bound",
     ),

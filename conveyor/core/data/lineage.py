@@ -159,6 +159,10 @@ class Origins:
         """Whether one item of a submitted item is under way, and nothing else."""
         return self._open[origin] == 1 and not self._parents
 
+    def settles_with(self, origin: int) -> bool:
+        """Whether the next item of a submitted item that leaves is the last thing to be told."""
+        return self._open.get(origin) == 1 and not (origin < 0 or self._settled)
+
     def take_settled(self) -> tuple[int, ...]:
         """Return the submitted items that have settled since the last time."""
         settled, self._settled = tuple(self._settled), []

@@ -7,16 +7,16 @@ that the core does about it, at each step.
 
 from __future__ import annotations
 
-from conveyor._lean.typing import TYPE_CHECKING, Any
-from conveyor.core.commands import REPORT_SECONDS, Command, Emit, SendLease
+from conveyor._lean.typing import TYPE_CHECKING, Any, cast
+from conveyor.core.commands import REPORT_SECONDS, Command, Deliver, Emit, SendLease
 from conveyor.core.events import Event, Replied, SourceItems
 from conveyor.core.leasing.leases import Lease
-from conveyor.core.nodes.base import Node
 from conveyor.core.nodes.sink import Sink
 from conveyor.core.nodes.step import Step
 from conveyor.core.tuning.chunk_size import WEIGHT
 
 if TYPE_CHECKING:
+    from conveyor.core.data.lineage import Origins
     from conveyor.core.machine import Machine
 
 
@@ -26,14 +26,23 @@ def foresee(machine: Machine, event: Event) -> Command | None:
     The next process can begin while the core takes the event in.  Nothing changes but what the look in `handle` would.
     """
     if type(event) is Replied:
-        found = _way_on(machine.step_of(event.worker), event)
+        step = machine.step_of(event.worker)
+        found = _way_on(step, event, machine.origins)
         if found is None:
             return None
         behind, room = found
         pieces = ((event.blobs[0][0], 0, 1),)
-        if isinstance(behind, Step):
-            return _next_lease(behind, pieces, room)
-        return _next_emit(behind, pieces, event.size)
+        if room:
+            return _next_lease(cast("Step", behind), pieces, room)
+        if not _has_room(cast("Sink", behind), event.size):
+            return None
+        if machine.origins is None:
+            return Emit(pieces, 1, REPORT_SECONDS)
+        traced, start, stop = step.book.workers[0].leases[0].pieces[0]
+        (lineage,) = traced.part(start, stop)
+        if step is machine.first or not machine.origins.settles_with(lineage[0]):
+            return None
+        return Deliver(pieces, 1, (lineage,), lineage[:1], REPORT_SECONDS)
     if type(event) is SourceItems and event.items == 1:
         room = _room_of(machine.first)
         return _next_lease(machine.first, ((event.blob, 0, 1),), room) if room >= 1 else None
@@ -45,12 +54,10 @@ def _next_lease(step: Step, pieces: Any, room: int) -> SendLease:
     return SendLease(worker, number, pieces, 1, step.credit.first_credit(1, room), False, 0, None)
 
 
-def _next_emit(sink: Sink, pieces: Any, size: int) -> Emit | None:
-    bound, heaviest = sink.bound, max(size, sink.item_weight.bytes)
-    # Only where the results that wait fill no bound, whatever they weigh.
-    if sink.waiting + 1 >= bound or not sink.item_weight.bytes or bound * heaviest > sink.item_weight.most:
-        return None
-    return Emit(pieces, 1, REPORT_SECONDS)
+def _has_room(sink: Sink, size: int) -> bool:
+    """Whether one result more, of so many bytes, fills no bound, whatever those weigh that wait."""
+    bound, weight = sink.bound, sink.item_weight
+    return sink.waiting + 1 < bound and weight.bytes > 0 and bound * max(size, weight.bytes) <= weight.most
 
 
 def give(step: Step, blob: Any, size: int, now: float) -> bool:
@@ -63,17 +70,23 @@ def give(step: Step, blob: Any, size: int, now: float) -> bool:
     return True
 
 
-def pass_on(step: Step, event: Replied, now: float) -> bool:
-    """Take in the reply about a lone item, and hand its only output on: to the next step, or to the results."""
-    found = _way_on(step, event)
+def pass_on(step: Step, event: Replied, now: float, origins: Origins | None) -> bool:
+    """Take in the reply about a lone item, and hand its only output on: to the next step, or to the results.
+
+    `origins` is those of submitted items, where they are.
+    """
+    found = _way_on(step, event, origins)
     if found is None:
         return False
-    behind, room = found
-    _take_back(step, step.book.workers[0].leases[0], event, now)
-    blob = event.blobs[0][0]
+    room, lease, blob = found[1], step.book.workers[0].leases[0], event.blobs[0][0]
+    if origins is not None:
+        # The output takes the place of its item.
+        traced, start, stop = lease.pieces[0]
+        blob = type(traced)(blob, traced.part(start, stop))
+    _take_back(step, lease, event, now)
     output = step.credit.output
     output.weigh(1, event.size)
-    if type(behind) is Step:
+    if room:
         step.wake_upstream()
         output.hand(_hand_out, blob, room, now)
     else:
@@ -83,34 +96,34 @@ def pass_on(step: Step, event: Replied, now: float) -> bool:
     return True
 
 
-def _way_on(step: Step, event: Replied) -> tuple[Step | Sink, int] | None:
+def _way_on(step: Step, event: Replied, origins: Origins | None) -> tuple[Step | Sink, int] | None:
     """Return where the only output of a lone item goes, and how many outputs may be promised there; None: it does not.
 
-    For results the number is 1.
+    To results, none have to be promised.
     """
     if event.calls != 1 or not event.final or event.starving or event.partial or event.given_up or event.slow:
         return None
-    blobs = event.blobs
-    if event.group_sizes is not None or len(blobs) != 1 or blobs[0][1] != 1 or not _is_plain(step):
+    blobs, groups = event.blobs, event.group_sizes
+    # Of a submitted item, a worker says how many outputs it gave; and what nobody wants any more goes no further.
+    is_simple = groups is None if origins is None else groups == [(1, 1)] and not origins.dropped
+    if not is_simple or len(blobs) != 1 or blobs[0][1] != 1 or not _is_plain(step):
         return None
-    worker, behind, room = step.book.workers[0], step.credit.output.node, 1
+    worker, behind = step.book.workers[0], step.credit.output.node
     if len(worker.leases) != 1:
         return None
     lease = worker.leases[0]
     # What a worker gave that has left may wait for this lease.
-    if lease.given != 1 or lease.items != 1 or lease.finish or len(step.order.entries) > 1:
+    if lease.given != 1 or lease.items != 1 or lease.finish or lease.partial or len(step.order.entries) > 1:
         return None
-    if type(behind) is Step:
+    # All steps of a run are of one class.  For another than that which it names, `isinstance` takes long.
+    if type(behind) is type(step):
         room = _room_of(behind)
-    elif type(behind) is not Sink:
-        return None
-    return (behind, room) if room >= 1 else None
+        return (behind, room) if room >= 1 else None
+    return (behind, 0) if isinstance(behind, Sink) else None
 
 
-def _is_plain(step: Node) -> bool:
+def _is_plain(step: Step) -> bool:
     """Whether a step has one worker, of which nothing is wanted but its calls, and nothing waits there."""
-    if not isinstance(step, Step):
-        return False
     book, intake, node = step.book, step.intake, step.step_roster.node
     if len(book.workers) != 1 or step.batch_size != 1 or node.timeout is not None or node.max_items is not None:
         return False
@@ -165,7 +178,7 @@ def _hand_out(step: Step, blob: Any, room: int, now: float) -> None:
     worker.take(lease, now)
     book.add_outstanding(worker, 1)
     credit.promised += promised
-    step.context.command(SendLease(worker.number, number, pieces, 1, promised, False, 0, None))
+    step.context.command(SendLease(worker.number, number, step.sent(pieces), 1, promised, False, 0, None))
     step.wake_upstream()
     utilization = step.utilization
     utilization.busy, utilization.blocked, utilization.stalled = 1, 0, False
