@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from conveyor.stats import Decision, Progress, SlowCall, SourceStats, Stats, StepStats, Unfused, WorkerStats
     from conveyor.stream import Stream
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AbandonedThreadWarning",

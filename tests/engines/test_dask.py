@@ -80,7 +80,7 @@ class WithoutThePackage(TestCase):
     def test_the_error_says_what_to_install(self) -> None:
         with mock.patch.object(importlib.util, "find_spec", return_value=None):
             for make in (lambda: Pipeline(engine="dask"), DaskEngine):
-                with self.assertRaisesRegex(ImportError, r"pip install 'conveyor\[dask\]'"):
+                with self.assertRaisesRegex(ImportError, r"pip install 'conveyor-pipeline\[dask\]'"):
                     make()
 
     def test_only_the_engine_that_is_used_is_imported(self) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from conveyor.engines.base import PipelineSettings, Session
     from conveyor.graph.plan import Plan
 
-INSTALL = "pip install 'conveyor[dask]'"
+INSTALL = "pip install 'conveyor-pipeline[dask]'"
 # What the process engine has, and this one decides by itself.
 _REFUSED = {
     "start_method": "node processes start the workers in their own way",
