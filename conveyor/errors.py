@@ -29,7 +29,7 @@ def _rebuild(kind: type[ConveyorError], arguments: tuple[Any, ...], fields: dict
 class RuleError(ConveyorError, ValueError):
     """An element was added where it cannot stand, or none was.
 
-    Fields: `rule`, the number of the rule in docs/rules.md.
+    Fields: `rule`, the number of the rule in docs/reference/rules.md.
     """
 
     def __init__(self, message: str, rule: int) -> None:

@@ -9,11 +9,11 @@ from tests.helpers.support import ROOT, TestCase
 
 
 class GlossaryTest(TestCase):
-    """Each line of docs/glossary.md."""
+    """Each line of docs/explanation/glossary.md."""
 
     def rows(self) -> list[tuple[str, str, str]]:
         """The word, the meaning and the file of each line."""
-        text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+        text = (ROOT / "docs" / "explanation" / "glossary.md").read_text(encoding="utf-8")
         lines = [line.strip("| \n").split(" | ") for line in text.splitlines() if line.startswith("| ")]
         return [(word, meaning, where.strip("`")) for word, meaning, where in lines if word != "word"]
 

@@ -1,4 +1,4 @@
-"""What the documentation shows is what happens: each example in README.md, docs/*.md and the package's docstrings runs.
+"""What the documentation shows is what happens: each example in README.md, docs/ and the package's docstrings runs.
 
 Every fenced block marked `python` is a test:
 
@@ -13,7 +13,7 @@ may print what it likes. An HTML comment on the line above the fence, which a re
 - `<!-- test: skip, because ... -->`: the block is shown and not run.
 
 README.md fits on 200 lines.  Every link between the documents leads to a file and a heading that are there, docs/index.md
-has a link to every page, and README.md shows no figure of a benchmark that docs/benchmarks.md does not have.
+has a link to every page, and README.md shows no figure of a benchmark that the page of the benchmarks does not have.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FENCED = re.compile(r"^```.*?^```[ \t]*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+?)[ \t]*$", re.MULTILINE)
 
-# The columns of the benchmarks in README.md, and how docs/benchmarks.md calls the contestants.
+# The columns of the benchmarks in README.md, and how docs/explanation/benchmarks.md calls the contestants.
 CONTESTANTS = {
     "loop": "a plain loop",
     "queues": "multiprocessing.Queue by hand",
@@ -98,7 +98,7 @@ def blocks(text: str, path: str) -> Iterator[Block]:
 
 def documents(root: Path = ROOT) -> dict[str, str]:
     """The text of README.md and of each page in docs/, by its path."""
-    paths = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+    paths = [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
     return {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in paths}
 
 
@@ -212,7 +212,7 @@ def broken_links(root: Path) -> list[str]:
 
 
 def ratios(section: str, contestant: str) -> list[str]:
-    """The ratios of a contestant in a section of docs/benchmarks.md, with the best settings where it has any."""
+    """The ratios of a contestant in a section of the benchmarks, with the best settings where it has any."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
     column = rows[0].index("ratio")
     worse = ("defaults", "item by item")
@@ -248,7 +248,7 @@ class TestPages(TestCase):
 
     def test_the_figures_of_the_readme_are_those_of_the_benchmarks(self) -> None:
         texts = documents()
-        sections = texts["docs/benchmarks.md"].split("\n## ")[1:]
+        sections = texts["docs/explanation/benchmarks.md"].split("\n## ")[1:]
         table = texts["README.md"].split("\n## Benchmarks\n")[1].split("\n## ")[0]
         heading, _, *rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("|")]
         self.assertEqual([cell.strip() for cell in heading[1:]], list(CONTESTANTS))
