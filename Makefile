@@ -1,7 +1,7 @@
 # What .ci/run does, in steps.  PYTHON is the interpreter to use: make test PYTHON=python3.13
 PYTHON ?= python3
 
-.PHONY: help environment lint types test test-all one hash benchmarks archives census ci clean
+.PHONY: help environment lint types test test-all one hash docs spelling benchmarks archives census ci clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,14 @@ one: ## one file of tests: make one TEST=tests/core/test_step.py
 
 hash: ## whether the core decides as before
 	$(PYTHON) -m tests.simulation.command_hash
+
+docs: ## the site, in build/site; it needs what `pip install '.[docs]'` brings
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
+	$(PYTHON) docs/site/check.py build/site
+	@echo "open build/site/index.html"
+
+spelling: ## codespell, with the words in docs/site/spelling.txt
+	$(PYTHON) -m codespell_lib --ignore-words docs/site/spelling.txt *.md docs conveyor examples benchmarks tests
 
 benchmarks: ## Conveyor beside the standard library, in its short form
 	$(PYTHON) benchmarks/compare.py --short --check

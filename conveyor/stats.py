@@ -23,7 +23,8 @@ class Decision:
     Fields:
         at: the seconds since the pipeline was opened.
         processor: the name of the Processor.
-        before, after: how many workers it had, and has, with those that are being started.
+        before: how many workers it had, with those that were being started.
+        after: how many it has now, likewise.
         reason: the reason for the change, in words.
 
     >>> print(Decision(0.31, "parse", 1, 3, "1.4 s of work waiting, 2 cores idle"))
@@ -95,7 +96,8 @@ class WorkerStats:
         pid: its process id; None where it has no process, or has none yet.
         busy: the share of its time, 0 to 1, in which it had work, or outputs that wait for room; of runs alone.
         memory: the bytes of memory that it occupies; None where the system does not say, or where it has ended.
-        first, last: the numbers of the items that it was handed and has not acknowledged; None without any.
+        first: the number of the first item that it was handed and has not acknowledged; None without any.
+        last: the number of the last one.
         item: the number of the item that it is at, where calls take 8 ms or more, or have a timeout; else None.
         seconds: for how long it has been at that item.
     """
@@ -157,8 +159,10 @@ class StepStats:
         waiting: the items in its pipe, and those that workers have received but not started.
         bound: how many items the pipe in front of it holds.
         units: the calls of the job: one for each item or, with `batch`, for each list.
-        mean, p50, p99: the seconds that a call took; None before the first. Calls of less than 8 ms are timed in
-            chunks. The percentiles are then those of the means of the chunks.
+        mean: the seconds that a call took on average; None before the first.
+        p50: the median of these seconds; None before the first. Calls of less than 8 ms are timed in chunks. The
+            percentiles are then those of the means of the chunks.
+        p99: their 99th percentile, likewise.
         busy: the share of the workers' time, 0 to 1, in which they had items.
         cpu: the share of the time of calls, 0 to 1, in which they used a core.  The inline engine does not measure
             it and gives 0.
