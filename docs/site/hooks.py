@@ -6,8 +6,11 @@ Law: a link to a file of the project leads to a page of the site, or the build f
 from __future__ import annotations
 
 import ast
+import inspect
 import posixpath
 import re
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,9 @@ PAGES = {"CHANGELOG.md": "reference/changelog.md", "CONTRIBUTING.md": "explanati
 ALIASES = {"README.md": "index.md"}
 FENCED = re.compile(r"(^```.*?^```[ \t]*$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+SETTINGS = re.compile(r"^<!-- settings: (\w+) -->$", re.MULTILINE)
+# A setting in a docstring: its name, what it may be, and what it does.
+ITEM = re.compile(r"^ *- `(\w+)`(?: \((.*?)\))?: (.*?)(?=\n *- |\n\n)", re.MULTILINE | re.DOTALL)
 SESSION = re.compile(r"^```python(?=[^\n]*\n>>> )", re.MULTILINE)
 
 
@@ -60,9 +66,30 @@ def page_of(path: str) -> str | None:
     return PAGES.get(path) or ALIASES.get(path)
 
 
+def settings_table(name: str) -> str:
+    """The settings of a class, as its docstring and its signature have them."""
+    sys.path.insert(0, str(ROOT))
+    owner = getattr(import_module("conveyor"), name)
+    told = {found[0]: found[1:] for found in ITEM.findall(owner.__doc__)}
+    rows = ["| setting | default | |", "|---|---|---|"]
+    for parameter in inspect.signature(owner).parameters.values():
+        if parameter.name not in told:
+            raise PluginError(f"the docstring of {name} says nothing of {parameter.name}")
+        default = parameter.default
+        shown = default.__name__ if isinstance(default, type) else repr(default)
+        kind, text = (" ".join(each.split()) for each in told[parameter.name])
+        kind = kind.removesuffix("; None")
+        told_already = kind.strip('"') == shown.strip("'") or re.fullmatch(r"[\d,.]*", kind)
+        text = ". ".join(each[0].upper() + each[1:] for each in ([text] if told_already else [kind, text]))
+        rows.append(f"| `{parameter.name}` | `{shown}` | {text.replace('|', chr(92) + '|')} |")
+    return "\n".join(rows)
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Have links lead to pages of the site, and show interactive sessions as what they are."""
     uri = page.file.src_uri
+    if uri == "index.md":
+        page.meta["hide"] = ["navigation", "toc"]
     origin = next((name for name, made in PAGES.items() if made == uri), f"docs/{uri}")
 
     def on_the_site(match: re.Match[str]) -> str:
@@ -75,6 +102,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             raise PluginError(f"{origin} links to {path}, which is no page of the site")
         return f"{match[1]}{posixpath.relpath(found, posixpath.dirname(uri) or '.')}{hash_}{anchor}{match[3]}"
 
+    markdown = SETTINGS.sub(lambda match: settings_table(match[1]), markdown)
     parts = FENCED.split(markdown)
     parts[::2] = [LINK.sub(on_the_site, part) for part in parts[::2]]
     return SESSION.sub("```pycon", "".join(parts))

@@ -47,6 +47,7 @@ PRINTS = re.compile(r"#[ \t]*prints[ \t]?(.*)$", re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```[ \t]*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+?)[ \t]*$", re.MULTILINE)
+ANCHOR = re.compile(r'<a id="([^"]+)">')
 
 # The columns of the benchmarks in README.md, and how docs/explanation/benchmarks.md calls the contestants.
 CONTESTANTS = {
@@ -194,9 +195,10 @@ def links(text: str) -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """The names by which links lead to headings."""
-    headings = HEADING.findall(FENCED.sub("", text))
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    """The names by which links lead to headings, and those that a page gives to places."""
+    text = FENCED.sub("", text)
+    headings = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in HEADING.findall(text)}
+    return headings | set(ANCHOR.findall(text))
 
 
 def broken_links(root: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The check of the built site finds what is wrong with one.
+"""The reference has every public name, and the check of the built site finds what is wrong with one.
 
 Law: the site itself is built where its generator is installed, by `make docs` and `.ci/run`.
 """
@@ -6,9 +6,12 @@ Law: the site itself is built where its generator is installed, by `make docs` a
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
+import conveyor
+from conveyor import errors
 from tests.helpers.support import ROOT, TestCase
 
 
@@ -19,6 +22,28 @@ def load_check() -> Any:
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+class ReferenceTest(TestCase):
+    """docs/reference."""
+
+    def test_it_has_each_public_name(self) -> None:
+        pages = (ROOT / "docs" / "reference").rglob("*.md")
+        names = re.findall(r"^::: [\w.]+\.(\w+)$", "\n".join(page.read_text("utf-8") for page in pages), re.MULTILINE)
+        self.assertEqual(len(names), len(set(names)))
+        # Nobody imports this one from the package: it names an engine.
+        self.assertEqual(set(names) - {"DaskEngine"}, set(conveyor.__all__))
+
+    def test_each_error_has_its_anchor_its_cause_and_its_remedy(self) -> None:
+        text = (ROOT / "docs" / "reference" / "errors.md").read_text("utf-8")
+        entries = re.findall(
+            r'^<a id="(\w+)"></a>\n\n### (\w+)\n\n\*\*Cause\.\*\* .+?\n\n\*\*Remedy\.\*\* .+?\n\n::: conveyor\.errors\.(\w+)$',
+            text,
+            re.MULTILINE | re.DOTALL,
+        )
+        classes = {name for name in conveyor.__all__ if getattr(conveyor, name).__module__ == errors.__name__}
+        self.assertEqual({name for name, *_ in entries}, classes)
+        self.assertEqual([entry for entry in entries if len(set(entry)) > 1], [])
 
 
 class CheckTest(TestCase):
