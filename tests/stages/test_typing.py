@@ -222,7 +222,7 @@ with Pipeline().add(Processor(len)) as opened:
 # Mistakes.
 Pipeline().add(len)  # error: No overload variant of "add"
 Pipeline().add(Processor(len)).add(Pipe)  # error: No overload variant of "add"
-Pipeline(engine="cluster")  # error: expected "Literal['process', 'thread', 'inline'] | None"
+Pipeline(engine="cluster")  # error: expected "Literal['process', 'thread', 'inline', 'dask'] | DaskEngine | None"
 Pipeline(core=2)  # error: Unexpected keyword argument "core"
 Processor(len, workers="all")  # error: No overload variant of "Processor"
 Processor(divmod)  # error: incompatible type
