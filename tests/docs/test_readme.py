@@ -10,7 +10,12 @@ Comments of the form `# prints some text`, in order, are the lines of the whole 
 may print what it likes. An HTML comment on the line above the fence, which a reader does not see, says more:
 
 - `<!-- test: continues -->`: the block goes on with the names of the one before it in the same file;
-- `<!-- test: skip, because ... -->`: the block is shown and not run.
+- `<!-- test: skip, because ... -->`: the block is shown and not run;
+- `<!-- test: needs numpy -->`: the block is skipped where one of these packages is missing;
+- `<!-- test: file orders.py -->`: the block is a file that later blocks of the page find in their folder, and those of
+  other pages of the same folder after `<!-- test: files of PAGE.md -->`;
+- `<!-- test: output -->`, above a block that is marked `text`: all that the block before it prints, where `...` stands
+  for any text.
 
 README.md fits on 200 lines.  Every link between the documents leads to a file and a heading that are there, docs/index.md
 has a link to every page, and README.md shows no figure of a benchmark that the page of the benchmarks does not have.
@@ -20,8 +25,9 @@ from __future__ import annotations
 
 import contextlib
 import doctest
-import importlib
+import importlib.util
 import io
+import itertools
 import os
 import pkgutil
 import re
@@ -32,7 +38,7 @@ import traceback
 import types
 import unittest
 import unittest.mock
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +47,9 @@ from conveyor.engines.process.wire import by_value
 from tests.helpers.support import ROOT, TestCase, nothing_left, slow
 
 FENCE = re.compile(r"^```python[^\n]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
-MARK = re.compile(r"<!--\s*test:\s*(continues|skip)\b.*-->\s*\Z")
+MARK = re.compile(r"<!--\s*test:\s*(continues|skip|needs|file)\b,?[ \t]*(.*?)[ \t]*-->\s*\Z")
+OUTPUT = re.compile(r"<!-- test: output -->\s*^```text\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
+FILES_OF = re.compile(r"<!-- test: files of (\S+) -->")
 PRINTS = re.compile(r"#[ \t]*prints[ \t]?(.*)$", re.MULTILINE)
 # What is in a fence of any kind, and is no text.
 FENCED = re.compile(r"^```.*?^```[ \t]*$", re.MULTILINE | re.DOTALL)
@@ -71,6 +79,12 @@ class Block(NamedTuple):
     path: str
     line: int
     source: str
+    # Packages without which it is skipped.
+    needs: tuple[str, ...] = ()
+    # What else is in its folder, by name.
+    files: tuple[tuple[str, str], ...] = ()
+    # What it prints, where a block of text says so.
+    output: str | None = None
 
     @property
     def is_script(self) -> bool:
@@ -83,18 +97,47 @@ class Block(NamedTuple):
         return re.search(r"^\s*>>> ", self.source, re.MULTILINE) is not None
 
 
-def blocks(text: str, path: str) -> Iterator[Block]:
-    """The blocks of one file that are to be run; each source is padded, so that its line numbers are the file's."""
-    before = ""
+def files_in(text: str) -> Iterator[tuple[int, str, str]]:
+    """The blocks of one file that are files for others: where each ends, its name and its text."""
     for match in FENCE.finditer(text):
+        mark = MARK.search(text, 0, match.start())
+        if mark is not None and mark[1] == "file":
+            yield match.end(), mark[2], match[1]
+
+
+def blocks(text: str, path: str, others: Mapping[str, str] | None = None) -> Iterator[Block]:
+    """The blocks of one file that are to be run; each source is padded, so that its line numbers are the file's.
+
+    `others` are the texts of all files, by path, for those that have files of other pages.
+    """
+    before = ""
+    found = list(FENCE.finditer(text))
+    of_others = [each[1:] for name in FILES_OF.findall(text) for each in files_in((others or {})[sibling(path, name)])]
+    for match, following in itertools.zip_longest(found, found[1:]):
         line = text.count("\n", 0, match.start(1)) + 1
         mark = MARK.search(text, 0, match.start())
-        if mark is not None and mark[1] == "skip":
+        kind = None if mark is None else mark[1]
+        if kind in ("skip", "file"):
             continue
-        source = before if mark is not None else ""
+        needs = mark[2].split(", ") if mark is not None and kind == "needs" else []
+        continues = kind == "continues" or "continues" in needs
+        source = before if continues else ""
         source += "\n" * (line - 1 - source.count("\n")) + match[1]
-        yield Block(path, line, source)
+        shown = OUTPUT.search(text, match.end(), len(text) if following is None else following.start())
+        yield Block(
+            path,
+            line,
+            source,
+            tuple(name for name in needs if name != "continues"),
+            (*of_others, *(each[1:] for each in files_in(text) if each[0] < match.start())),
+            None if shown is None else shown[1],
+        )
         before = source
+
+
+def sibling(path: str, name: str) -> str:
+    """The path of a page in the folder of another."""
+    return f"{path.rpartition('/')[0]}/{name}"
 
 
 def documents(root: Path = ROOT) -> dict[str, str]:
@@ -105,13 +148,16 @@ def documents(root: Path = ROOT) -> dict[str, str]:
 
 def all_blocks() -> Iterator[Block]:
     """The blocks of all documents."""
-    for path, text in documents().items():
-        yield from blocks(text, path)
+    texts = documents()
+    for path, text in texts.items():
+        yield from blocks(text, path, texts)
 
 
 def run_block(block: Block) -> str:
     """Run one block in an empty folder and return what it printed."""
     with tempfile.TemporaryDirectory() as folder:
+        for name, text in block.files:
+            Path(folder, name).write_text(text, encoding="utf-8")
         if block.is_script:
             return run_as_script(block, Path(folder))
         before = os.getcwd()
@@ -167,6 +213,9 @@ def run_doctests(tests: list[doctest.DocTest]) -> str:
 
 def check_block(block: Block) -> None:
     """Run one block and compare what it printed with what it says it prints."""
+    missing = [name for name in block.needs if importlib.util.find_spec(name) is None]
+    if missing:
+        raise unittest.SkipTest(f"{', '.join(missing)}: not installed")
     with nothing_left():
         if block.is_doctest:
             # The parser counts lines from 0, and the padding has put them where they are in the document.
@@ -178,6 +227,10 @@ def check_block(block: Block) -> None:
         output = run_block(block)
     expected = [line.rstrip() for line in PRINTS.findall(block.source)]
     printed = [line.rstrip() for line in output.splitlines()]
+    if block.output is not None:
+        shown = "".join(f"{line.rstrip()}\n" for line in block.output.splitlines())
+        if not doctest.OutputChecker().check_output(shown, "".join(f"{line}\n" for line in printed), doctest.ELLIPSIS):
+            raise AssertionError(f"{block.path}:{block.line} says it prints\n{shown}\nand prints\n{output}")
     if expected and expected != printed:
         raise AssertionError(f"{block.path}:{block.line} says it prints\n{expected}\nand prints\n{printed}")
 
@@ -358,6 +411,54 @@ class TestScheme(TestCase):
             "<!-- test: skip, because it has no end -->", "```python", "1 / 0", "```", "```sh", "false", "```"
         )
         self.assertEqual(found, [])
+
+    def test_output(self) -> None:
+        lines = (
+            "```python",
+            "print('a 0.31 s b')",
+            "print()",
+            "print(2)",
+            "```",
+            "It prints:",
+            "<!-- test: output -->",
+            "```text",
+        )
+        self.check(*lines, "a ... s b", "", "2", "```")
+        for wrong in ("a b", "a ... s b"):
+            with self.assertRaisesRegex(AssertionError, "made_up.md:2 says it prints"):
+                self.check(*lines, wrong, "```")
+        # A block of text belongs to the block before it.
+        found = self.check("```python", "print(1)", "```", *lines, "a 0.31 s b", "", "2", "```")
+        self.assertEqual([block.output for block in found], [None, "a 0.31 s b\n\n2\n"])
+
+    def test_files(self) -> None:
+        page = ("<!-- test: file numbers_of.py -->", "```python", "ONE = 1", "```")
+        script = (
+            "```python",
+            "from numbers_of import ONE",
+            "if __name__ == '__main__':",
+            "    print(ONE)  # prints 1",
+            "```",
+        )
+        self.check(*page, *script)
+        other = "\n".join(("<!-- test: files of a.md -->", *script)) + "\n"
+        (block,) = blocks(other, "docs/b.md", {"docs/a.md": "\n".join(page) + "\n"})
+        check_block(block)
+        self.assertEqual([name for name, _ in block.files], ["numbers_of.py"])
+
+    def test_what_is_not_installed(self) -> None:
+        for mark in ("needs no_such_package", "needs continues, no_such_package, os"):
+            with self.assertRaisesRegex(unittest.SkipTest, "^no_such_package: not installed"):
+                self.check(f"<!-- test: {mark} -->", "```python", "1 / 0", "```")
+        self.check(
+            "```python",
+            "a = 1",
+            "```",
+            "<!-- test: needs continues, os -->",
+            "```python",
+            "print(a)  # prints 1",
+            "```",
+        )
 
     def test_a_mark_reaches_only_the_next_block(self) -> None:
         with self.assertRaises(ZeroDivisionError):
