@@ -6,6 +6,7 @@ operations of threads, `stages/` the elements, `graph/` the rules of their order
 
 from __future__ import annotations
 
+import contextlib
 import os
 import types
 import warnings
@@ -263,7 +264,11 @@ class Pipeline(_Inspection, Generic[In, Out]):
         with interrupts_held(finalizing=True):
             ended = lifecycle.was_dropped()
         if ended:
-            warnings.warn(f"{self!r} was dropped while it was open: close it", ResourceWarning, stacklevel=2)
+            shown = "a Pipeline"
+            # Where Python ends it imports nothing any more.
+            with contextlib.suppress(ImportError):
+                shown = repr(self)
+            warnings.warn(f"{shown} was dropped while it was open: close it", ResourceWarning, stacklevel=2)
 
     def __enter__(self) -> Pipeline[In, Out]:
         self._lifecycle.open(stacklevel=2, entering=True)

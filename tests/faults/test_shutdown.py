@@ -676,6 +676,17 @@ class LeavingTest(TestCase):
             (warning,) = ignored if action == "error" else [each.message for each in caught]
             assert isinstance(warning, ResourceWarning) and "close it" in str(warning), warning
 
+    def test_a_pipeline_is_open_where_the_program_ends(self):
+        # Python imports nothing any more then.
+        code = (
+            "from conveyor import Pipeline, Processor\n"
+            "pipeline = Pipeline(engine='inline').add(Processor(len)).open()\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-W", "default", "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+        )
+        self.assertRegex(done.stderr, r"\A.* was dropped while it was open: close it\n\Z")
+
     def test_a_pipeline_is_dropped_in_a_cycle(self):
         class Owner:
             def __init__(self):
