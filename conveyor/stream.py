@@ -6,6 +6,7 @@ Law: only the stream keeps its run alive, so leaving the loop over it ends the r
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from operator import length_hint
 
 from conveyor._lean.typing import TYPE_CHECKING, TypeVar
 from conveyor._system.signals import interrupts_held
@@ -64,6 +65,11 @@ class Stream(Iterator[Out]):
                     if not _is_busy(error):
                         raise
                     self._running.end()
+
+    @property
+    def _at_hand(self) -> int:
+        """How many results have come that nobody has taken, as far as is known without asking for more."""
+        return length_hint(self._running._run.rest)
 
     def __enter__(self) -> Stream[Out]:
         return self

@@ -57,11 +57,20 @@ def usable_cores() -> int:
     >>> usable_cores() >= 1
     True
     """
-    counts = [os.cpu_count() or 1]
+    return max(1, min(math.ceil(cores) for _, cores in core_limits()))
+
+
+def core_limits() -> list[tuple[str, float]]:
+    """Return what bounds the number of cores: what it is, in words, and how many it allows.
+
+    >>> core_limits()[0][0]
+    'processors'
+    """
+    limits: list[tuple[str, float]] = [("processors", os.cpu_count() or 1)]
     if hasattr(os, "sched_getaffinity"):
-        counts.append(len(os.sched_getaffinity(0)))
-    counts.extend(math.ceil(quota) for quota in _quotas(CGROUPS, MEMBERSHIP))
-    return max(1, min(counts))
+        limits.append(("affinity of this process", len(os.sched_getaffinity(0))))
+    limits.extend(("quota of a control group", quota) for quota in _quotas(CGROUPS, MEMBERSHIP))
+    return limits
 
 
 def _quotas(root: StrPath, membership: StrPath) -> list[float]:
@@ -89,7 +98,19 @@ def usable_memory() -> int | None:
     >>> memory is None or memory > 1_000_000
     True
     """
-    return min([*_physical(), *_limits(CGROUPS, MEMBERSHIP)], default=None)
+    return min((size for _, size in memory_limits()), default=None)
+
+
+def memory_limits() -> list[tuple[str, int]]:
+    """Return what bounds the memory: what it is, in words, and how many bytes it allows.
+
+    >>> all(size > 0 for _, size in memory_limits())
+    True
+    """
+    return [
+        *(("physical memory", size) for size in _physical()),
+        *(("limit of a control group", size) for size in _limits(CGROUPS, MEMBERSHIP)),
+    ]
 
 
 def resident_memory(pid: int) -> int | None:

@@ -141,6 +141,7 @@ class TheHouse(TestCase):
         ("conveyor.stream", "conveyor.inspection"),
         ("conveyor.pipeline",),
         ("conveyor",),
+        ("conveyor.commands",),
         ("conveyor.__main__",),
     )
 

@@ -23,7 +23,7 @@ def read(name: str) -> str:
 
 
 class PackageTest(TestCase):
-    """setup.cfg, CHANGELOG.md and docs/CITATION.cff."""
+    """setup.cfg, CHANGELOG.md and CITATION.cff."""
 
     EXTRAS: ClassVar[set[str]] = {"progress", "live", "notebook", "dask", "examples", "docs", "test", "benchmarks"}
 
@@ -34,7 +34,7 @@ class PackageTest(TestCase):
 
     def test_the_version_stands_in_the_package_alone(self) -> None:
         self.assertEqual(self.metadata["metadata"]["version"], "attr: conveyor.__version__")
-        self.assertNotIn("version:", read("docs/CITATION.cff").replace("cff-version:", ""))
+        self.assertNotIn("version:", read("CITATION.cff").replace("cff-version:", ""))
 
     def test_name_and_extras(self) -> None:
         self.assertEqual(self.metadata["metadata"]["name"], "conveyor-pipeline")

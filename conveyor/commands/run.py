@@ -1,0 +1,143 @@
+"""The command `run`: send the lines of the standard input through a pipeline, and write each result as a line.
+
+Law: the standard output has the results and nothing else, each as soon as it has come.  Nothing is gathered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, TextIO
+
+from conveyor import ConveyorError, Pipeline, ProcessorError, StateError
+from conveyor._lean.dataclasses import replace
+from conveyor._lean.short_repr import short
+from conveyor._lean.typing import Any
+from conveyor.commands import FAILED, _CommandError, tell
+from conveyor.commands.output import output_alone
+from conveyor.commands.target import find_pipeline
+
+
+def main(options: argparse.Namespace) -> int:
+    """Run the pipeline; return 0, or 1 where the run fails."""
+    warnings.formatwarning = _warning_text
+    with output_alone() as output:
+        pipeline = find_pipeline(options.target)
+        if options.trace is not None:
+            _trace_to(pipeline, options.trace)
+        if sys.stdin is None:
+            raise _CommandError("there is no standard input to read items from")
+        try:
+            _run(pipeline, output, options)
+        except BrokenPipeError:
+            raise
+        except ConveyorError as error:
+            raise _CommandError(_in_words(error), FAILED) from None
+        except OSError as error:
+            raise _CommandError(f"the results cannot be written: {error}", FAILED) from None
+        finally:
+            if options.report is not None:
+                _report_to(pipeline, options.report)
+        given_up = sum(step.failed for step in pipeline.stats().steps)
+        if given_up:
+            tell(f"{given_up:,} {'item was' if given_up == 1 else 'items were'} given up; --report FILE tells which")
+    return 0
+
+
+def _run(pipeline: Pipeline[Any, Any], output: BinaryIO, options: argparse.Namespace) -> None:
+    items, encoded = (_values, _as_json) if options.json else (_lines, _as_text)
+    with contextlib.ExitStack() as stack:
+        if options.serve:
+            url = stack.enter_context(pipeline.serve())  # type: ignore[attr-defined]
+            tell(f"the page about this run is at {url}")
+        stream = stack.enter_context(pipeline.stream(items(sys.stdin), progress=options.progress or None))
+        for number, result in enumerate(stream):
+            output.write(_line(result, number, encoded))
+            # Whoever reads gets what is there, before this process waits for more.
+            if not stream._at_hand:
+                output.flush()
+        output.flush()
+
+
+def _line(result: Any, number: int, encoded: Callable[[Any], bytes]) -> bytes:
+    try:
+        return encoded(result) + b"\n"
+    except Exception as error:
+        raise _CommandError(f"result {number} cannot be written: {short(error)}", FAILED) from None
+
+
+def _as_json(value: Any) -> bytes:
+    try:
+        return json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        # Half a surrogate pair is JSON only where it is escaped.
+        return json.dumps(value).encode()
+
+
+def _as_text(value: Any) -> bytes:
+    return str(value).encode(sys.stdout.encoding, "surrogateescape")
+
+
+def _lines(source: TextIO) -> Iterator[str]:
+    """Yield the lines without their newlines.  Bytes that are no text in this encoding are kept, as in file names."""
+    _reconfigure(source, newline="\n", errors="surrogateescape")
+    for line in source:
+        yield line[: -2 if line.endswith("\r\n") else -1] if line.endswith("\n") else line
+
+
+def _values(source: TextIO) -> Iterator[Any]:
+    """Yield what the lines are in JSON; an empty line is none."""
+    _reconfigure(source, encoding="utf-8", errors="strict")
+    for number, line in enumerate(source, start=1):
+        if line.isspace():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number} is not JSON: {error.msg} (column {error.colno})") from None
+        yield value
+
+
+def _reconfigure(stream: TextIO, **settings: Any) -> None:
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(**settings)
+
+
+def _trace_to(pipeline: Pipeline[Any, Any], path: str) -> None:
+    if pipeline.opened:
+        raise _CommandError("--trace needs a pipeline that is not open yet, and the module has opened this one")
+    try:
+        settings = replace(pipeline._settings, trace=path)
+    except (TypeError, ValueError) as error:
+        raise _CommandError(f"--trace cannot be used: {error}") from None
+    pipeline._settings = pipeline._lifecycle._settings = settings
+
+
+def _report_to(pipeline: Pipeline[Any, Any], path: str) -> None:
+    # Where nothing has run, the error says enough.
+    with contextlib.suppress(StateError):
+        try:
+            pipeline.report(path)
+        except OSError as error:
+            tell(f"the report cannot be written: {error}")
+
+
+def _in_words(error: Exception) -> str:
+    """Return what has failed, with the traceback of what the user has written, where there is one."""
+    if isinstance(error, ProcessorError) and error.traceback:
+        return f"{error}\n{error.traceback.rstrip()}"
+    return str(error)
+
+
+def _warning_text(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return a warning as it is shown; a line of this command tells the user nothing."""
+    where = "conveyor" if os.path.dirname(filename) == os.path.dirname(__file__) else f"{filename}:{lineno}"
+    return f"{where}: {category.__name__}: {message}\n"
