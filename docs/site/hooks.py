@@ -27,6 +27,7 @@ LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 SETTINGS = re.compile(r"^<!-- settings: (\w+) -->$", re.MULTILINE)
 # A setting in a docstring: its name, what it may be, and what it does.
 ITEM = re.compile(r"^ *- `(\w+)`(?: \((.*?)\))?: (.*?)(?=\n *- |\n\n)", re.MULTILINE | re.DOTALL)
+OUTPUT = re.compile(r"^<!-- test: output -->\n```text", re.MULTILINE)
 SESSION = re.compile(r"^```python(?=[^\n]*\n>>> )", re.MULTILINE)
 
 
@@ -89,7 +90,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Have links lead to pages of the site, and show interactive sessions as what they are."""
     uri = page.file.src_uri
     if uri == "index.md":
-        page.meta["hide"] = ["navigation", "toc"]
+        page.meta["hide"] = ["navigation"]
     origin = next((name for name, made in PAGES.items() if made == uri), f"docs/{uri}")
 
     def on_the_site(match: re.Match[str]) -> str:
@@ -103,6 +104,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return f"{match[1]}{posixpath.relpath(found, posixpath.dirname(uri) or '.')}{hash_}{anchor}{match[3]}"
 
     markdown = SETTINGS.sub(lambda match: settings_table(match[1]), markdown)
+    markdown = OUTPUT.sub('```text title="Output"', markdown)
     parts = FENCED.split(markdown)
     parts[::2] = [LINK.sub(on_the_site, part) for part in parts[::2]]
     return SESSION.sub("```pycon", "".join(parts))

@@ -353,7 +353,7 @@ def _add(case: type[unittest.TestCase], name: str, test: Callable[..., None]) ->
 _pages_with_scripts: set[str] = set()
 for _block in all_blocks():
     _test = _block_test(_block)
-    if _block.is_script and _block.path in _pages_with_scripts:
+    if _block.is_script and (_block.path in _pages_with_scripts or _block.path.startswith("docs/how-to/")):
         # Each takes a Python of its own, and often more for its workers.
         _test = slow(_test)
     elif _block.is_script and _block.path != "README.md":
