@@ -283,7 +283,7 @@ class Pipeline(_Inspection, Generic[In, Out]):
         self,
         items: Iterable[In] | In,
         *,
-        progress: bool | Callable[[Progress], object] | None = None,
+        progress: bool | Literal["steps"] | Callable[[Progress], object] | None = None,
         total: int | None = None,
     ) -> list[Out]:
         """Send all items through the pipeline and return the list of results.
@@ -291,9 +291,10 @@ class Pipeline(_Inspection, Generic[In, Out]):
         `items` is any iterable; a str, bytes, bytearray or a value that is not iterable is one item.  The process
         engine iterates over it in a thread of its own.
 
-        - `progress` (None): True shows on the standard error stream how far the run is.  A callable is called with a
-          `Progress`, in a thread of its own: every 0.25 seconds, and at the end.  One that raises is logged and left
-          out.  None and False: nothing, but None is True where the environment has `CONVEYOR_PROGRESS=1`.
+        - `progress` (None): True shows on the standard error stream how far the run is, and "steps" also what each
+          Processor does.  A callable is called with a `Progress`, in a thread of its own: every 0.25 seconds, and at
+          the end.  One that raises is logged and left out.  None and False: nothing, but None is True where the
+          environment has `CONVEYOR_PROGRESS=1`.
         - `total` (None): the number of items, for `progress` and `stats`.  None: `len` or `operator.length_hint`, where
           the input has that.
 
@@ -321,7 +322,7 @@ class Pipeline(_Inspection, Generic[In, Out]):
         self,
         items: Iterable[In] | In,
         *,
-        progress: bool | Callable[[Progress], object] | None = None,
+        progress: bool | Literal["steps"] | Callable[[Progress], object] | None = None,
         total: int | None = None,
     ) -> Stream[Out]:
         """Send items through the pipeline and return an iterator over the results, as they come.

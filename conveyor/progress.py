@@ -9,32 +9,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import threading
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable
 from operator import length_hint
 
 from conveyor._lean.short_repr import short
-from conveyor._lean.typing import Any, Protocol
+from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 from conveyor.engines.base import Outlet, Run, Session
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.system import streams
-from conveyor.stats import PROGRESS_VARIABLE, Progress, StepStats
+from conveyor.stats import PROGRESS_VARIABLE, Progress, Stats
+from conveyor.terminal.bar import Quiet, View, new_bar
 
-# How often a callable or a terminal is told, and how often a pipe or a file.
-INTERVAL_SECONDS = 0.25
-LOG_INTERVAL_SECONDS = 10.0
 # How long the end of a run waits for a callable that has not returned.
 JOIN_SECONDS = 5.0
 # How long the thread that tells waits for whoever has ended the run, before it tells the end itself.
 END_SECONDS = 1.0
 # The rate is that of so many of the last intervals.
 RATE_INTERVALS = 40
-# What deletes a line of a terminal, and puts the cursor at its beginning.
-CLEAR_LINE = "\r\x1b[K"
+# The value of `progress` that shows all steps.
+STEPS = "steps"
+_EXPECTED = 'progress must be True, False, None, "steps" or a callable'
 
 
 def watch_for(progress: Any, total: Any) -> Watch | None:
@@ -44,47 +41,43 @@ def watch_for(progress: Any, total: Any) -> Watch | None:
             raise TypeError(f"total must be an int (a number of items) or None, not {short(total)}")
         if total < 0:
             raise ValueError(f"total must be 0 or more, not {total}")
-    if isinstance(progress, str):
-        raise ValueError(f"progress must be True, False, None or a callable, not {short(progress)}")
-    if not (progress is None or isinstance(progress, bool) or callable(progress)):
-        raise TypeError(f"progress must be True, False, None or a callable, not {short(progress)}")
+    if isinstance(progress, str) and progress != STEPS:
+        raise ValueError(f"{_EXPECTED}, not {short(progress)}")
+    if not (progress is None or isinstance(progress, bool | str) or callable(progress)):
+        raise TypeError(f"{_EXPECTED}, not {short(progress)}")
     wanted = os.environ.get(PROGRESS_VARIABLE)
     if progress is None and wanted == "1":
         # Imported here: without the variable nobody asks.
         import multiprocessing
 
         progress = multiprocessing.parent_process() is None
-    if progress is True and wanted == "0":
+    if (progress is True or progress == STEPS) and wanted == "0":
         progress = False
     if not progress and not callable(progress):
         return None if total is None else Watch(None, total)
-    return Watch(_new_bar if progress is True else _Callable(progress).made, total)
+    return Watch(_maker_of(progress), total)
 
 
-class _View(Protocol):
-    """Shows how far a run is; any method may raise."""
+def _maker_of(progress: Any) -> Callable[[int | None], View]:
+    """Return what makes the view, once the total is known."""
+    if progress is True:
+        return new_bar
+    if progress != STEPS:
+        return _Callable(progress).made
+    # Imported here: a bar has no use for it.
+    from conveyor.terminal.live import new_live_view
 
-    interval: float
-    # Whether jobs are to send what they print, for `put`.
-    takes_prints: bool
-
-    def show(self, progress: Progress) -> None: ...
-
-    def close(self, progress: Progress) -> None:
-        """Show the end."""
-
-    def put(self, name: str, written: str | bytes) -> None:
-        """Write what a job has printed to the stream of that name."""
+    return new_live_view
 
 
 class Watch:
     """Watches one run, from `start` to `end`."""
 
-    def __init__(self, new_view: Callable[[int | None], _View] | None, total: int | None) -> None:
+    def __init__(self, new_view: Callable[[int | None], View] | None, total: int | None) -> None:
         self._new_view = new_view
         self._total = total
         self._process = os.getpid()
-        self._view: _View | None = None
+        self._view: View | None = None
         self._session: Session
         self._run: Run
         self._outlet: Outlet | None = None
@@ -114,7 +107,7 @@ class Watch:
                 # The terminal may show something already.
                 with contextlib.suppress(Exception):
                     if self._view is not None and self._view.takes_prints:
-                        self._view.close(Progress(0, self._total, None, None))
+                        self._view.close(Progress(0, self._total, None, None), None)
                 self._stop_showing()
                 raise
             run.progress.total = self._total
@@ -136,15 +129,22 @@ class Watch:
             self._thread = thread
 
     def _watch(self) -> None:
-        while (view := self._view) is not None and not self._wanted_end.wait(view.interval):
+        pause = 0.0 if self._view is not None and self._view.shows_beginning else None
+        while (view := self._view) is not None and not self._wanted_end.wait(view.interval if pause is None else pause):
+            pause = None
             if self._run.over or self._session.ended:
                 # Mostly the thread that ends it is about to say so.
                 self._ends_itself |= not self._wanted_end.wait(END_SECONDS)
                 break
             with gate.passed(), self._guarded():
-                view.show(self._progress())
+                view.show(*self._look())
         if self._ends_itself:
             self._close()
+
+    def put(self, name: str, written: str) -> None:
+        """Write to a standard stream of this process, above what is shown."""
+        view = self._view
+        (streams if view is None else view).put(name, written)
 
     def end(self) -> None:
         """Tell how far the run is now, for the last time."""
@@ -160,7 +160,8 @@ class Watch:
         if thread is not None:
             thread.join(JOIN_SECONDS)
             if thread.is_alive():
-                # The callable does not return, and must not be called in two threads.
+                # What shows it does not return, and must not be called in two threads.
+                self._stop_showing()
                 return
         self._close()
 
@@ -170,13 +171,15 @@ class Watch:
         if view is not None:
             try:
                 with self._guarded():
-                    view.close(self._progress())
+                    view.close(*self._look())
             finally:
                 self._stop_showing()
 
     def _stop_showing(self) -> None:
         view, self._view = self._view, None
         outlet, self._outlet = self._outlet, None
+        if view is not None:
+            view.release()
         # The next run may have begun meanwhile.
         if outlet is not None and view is not None and outlet.put == view.put:
             outlet.takes_all, outlet.put = False, streams.put
@@ -194,12 +197,10 @@ class Watch:
                 exc_info=True,
             )
 
-    def _progress(self) -> Progress:
-        """Return how far the run is."""
-        steps: tuple[StepStats, ...] = ()
+    def _look(self) -> tuple[Progress, Stats | None]:
+        """Return how far the run is, and what is known of its steps."""
         # This asks the process engine how many items are through.
-        if (stats := self._session.stats()) is not None:
-            steps = stats.steps
+        stats = self._session.stats()
         known, now = self._run.progress, time.monotonic()
         finished, ended, pulled = known.finished, known.ended, known.pulled
         done = pulled if finished else min(pulled, max(known.through, self._told[-1][1]))
@@ -212,7 +213,8 @@ class Watch:
         self._told.append((now, done))
         rate = (done - before) / (now - since) if done and now > since else None
         eta = (total - done) / rate if total is not None and rate else None
-        return Progress(done, total, rate, 0.0 if finished else eta, steps)
+        steps = () if stats is None else stats.steps
+        return Progress(done, total, rate, 0.0 if finished else eta, steps), stats
 
 
 def _length(items: Iterable[Any]) -> int | None:
@@ -224,202 +226,16 @@ def _length(items: Iterable[Any]) -> int | None:
     return None if hint < 0 else hint
 
 
-class _Quiet:
-    """A view that leaves prints alone."""
-
-    interval = INTERVAL_SECONDS
-    takes_prints = False
-
-    def put(self, name: str, written: str | bytes) -> None:
-        streams.put(name, written)
-
-
-class _Callable(_Quiet):
+class _Callable(Quiet):
     """Calls what the program has given."""
 
     def __init__(self, call: Callable[[Progress], object]) -> None:
         self._call = call
 
-    def made(self, total: int | None) -> _View:
+    def made(self, total: int | None) -> View:
         return self
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: Progress, stats: Stats | None) -> None:
         self._call(progress)
 
     close = show
-
-
-def _new_bar(total: int | None) -> _View:
-    """Return the best that there is for the standard error stream."""
-    stream = sys.stderr
-    in_notebook = _in_notebook()
-    if not in_notebook and not _is_terminal(stream):
-        return _Log(stream)
-    # One that cannot be imported, whatever the reason, is as good as none.
-    with contextlib.suppress(Exception):
-        return _Tqdm(stream, total, in_notebook)
-    return _Line(stream)
-
-
-def _in_notebook() -> bool:
-    """Whether the program runs in the kernel of a notebook."""
-    with contextlib.suppress(Exception):
-        return "IPKernelApp" in sys.modules["IPython"].get_ipython().config
-    return False
-
-
-def _is_terminal(stream: Any) -> bool:
-    """Whether a line of the stream can be written anew."""
-    with contextlib.suppress(Exception):
-        return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
-    return False
-
-
-class _Log(_Quiet):
-    """A line now and then, for a pipe or a file."""
-
-    interval = LOG_INTERVAL_SECONDS
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._last = ""
-
-    def show(self, progress: Progress) -> None:
-        line = str(progress)
-        # A program without a console has no such stream.  The end often says what the last look has said.
-        if self._stream is not None and line != self._last:
-            self._last = line
-            self._stream.write(f"{line}\n")
-            self._stream.flush()
-
-    close = show
-
-
-class _Redrawn(ABC):
-    """A line at the bottom of a terminal, with prints of jobs above it."""
-
-    interval = INTERVAL_SECONDS
-    takes_prints = True
-
-    def __init__(self) -> None:
-        self._drawing = threading.RLock()
-        # What jobs have printed to each stream since the last end of a line.
-        self._begun: dict[str, Any] = {}
-        self._is_open = True
-
-    @abstractmethod
-    def draw(self, progress: Progress) -> None: ...
-
-    @abstractmethod
-    def erase(self) -> None: ...
-
-    @abstractmethod
-    def redraw(self) -> None: ...
-
-    @abstractmethod
-    def leave(self) -> None:
-        """Leave the line as it is, and go to the next."""
-
-    def show(self, progress: Progress) -> None:
-        with self._drawing:
-            self.draw(progress)
-
-    def close(self, progress: Progress) -> None:
-        with self._drawing:
-            self._is_open = False
-            begun, self._begun = self._begun, {}
-            if begun:
-                self.erase()
-                for name, written in begun.items():
-                    streams.put(name, written)
-                    streams.put(name, "\n")
-            self.draw(progress)
-            self.leave()
-
-    def put(self, name: str, written: Any) -> None:
-        with self._drawing:
-            if not self._is_open:
-                streams.put(name, written)
-                return
-            before = self._begun.pop(name, None)
-            if before is not None and type(before) is type(written):
-                written = before + written
-            elif before is not None:
-                self._put_above(name, before)
-            newline: Any = b"\n" if isinstance(written, bytes) else "\n"
-            head, end, rest = written.rpartition(newline)
-            if rest:
-                self._begun[name] = rest
-            if end:
-                self._put_above(name, head + end)
-
-    def _put_above(self, name: str, written: str | bytes) -> None:
-        self.erase()
-        try:
-            streams.put(name, written)
-        finally:
-            self.redraw()
-
-
-class _Line(_Redrawn):
-    """A plain line of our own."""
-
-    def __init__(self, stream: Any) -> None:
-        super().__init__()
-        self._stream = stream
-        self._text = ""
-
-    def draw(self, progress: Progress) -> None:
-        self._text = str(progress)
-        self.redraw()
-
-    def erase(self) -> None:
-        self._stream.write(CLEAR_LINE)
-        self._stream.flush()
-
-    def redraw(self) -> None:
-        columns = 80
-        with contextlib.suppress(Exception):
-            columns = os.get_terminal_size(self._stream.fileno()).columns or columns
-        # A full line would make some terminals go to the next.
-        self._stream.write(CLEAR_LINE + self._text[: columns - 1])
-        self._stream.flush()
-
-    def leave(self) -> None:
-        self._stream.write("\n")
-        self._stream.flush()
-
-
-class _Tqdm(_Redrawn):
-    """A bar of tqdm; raises where there is none."""
-
-    def __init__(self, stream: Any, total: int | None, in_notebook: bool) -> None:
-        super().__init__()
-        settings: dict[str, Any] = {"total": total, "unit": " items", "dynamic_ncols": True, "disable": False}
-        if in_notebook and (widget := _class_of("tqdm.notebook")) is not None:
-            self._bar = widget(**settings)
-        else:
-            self._bar = _class_of("tqdm.std")(file=stream, **settings)
-
-    def draw(self, progress: Progress) -> None:
-        self._bar.total, self._bar.n = progress.total, progress.done
-        self._bar.refresh()
-
-    def erase(self) -> None:
-        self._bar.clear()
-
-    def redraw(self) -> None:
-        self._bar.refresh()
-
-    def leave(self) -> None:
-        self._bar.close()
-
-
-def _class_of(module: str) -> Any:
-    """Return tqdm's class of a bar, without the thread and the semaphore that are left of it; None without widgets."""
-    from importlib import import_module
-
-    found = import_module(module)
-    if getattr(found, "IProgress", found) is None:
-        return None
-    return type("Bar", (found.tqdm,), {"monitor_interval": 0, "_lock": threading.RLock()})

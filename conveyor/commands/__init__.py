@@ -159,7 +159,11 @@ def _declare_draw(parser: argparse.ArgumentParser) -> None:
 def _declare_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="module:pipeline", help=_TARGET)
     parser.add_argument("--json", action="store_true", help="each line is a JSON value, and so is each result")
-    parser.add_argument("--progress", action="store_true", help="show on the standard error stream how far the run is")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--progress", action="store_true", help="show on the standard error stream how far the run is")
+    shown.add_argument(
+        "--steps", dest="progress", action="store_const", const="steps", help="show what each step does, too"
+    )
     parser.add_argument("--report", metavar="FILE", help="write a page about the run, also where it fails")
     parser.add_argument("--trace", metavar="FILE", help="write a trace for Perfetto; a name in .gz compresses it")
     parser.add_argument(

@@ -18,10 +18,13 @@ from typing import BinaryIO, TextIO
 from conveyor import ConveyorError, Pipeline, ProcessorError, StateError
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.short_repr import short
-from conveyor._lean.typing import Any
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.commands import FAILED, _CommandError, tell
 from conveyor.commands.output import output_alone
 from conveyor.commands.target import find_pipeline
+
+if TYPE_CHECKING:
+    from conveyor.progress import Watch
 
 
 def main(options: argparse.Namespace) -> int:
@@ -57,12 +60,24 @@ def _run(pipeline: Pipeline[Any, Any], output: BinaryIO, options: argparse.Names
             url = stack.enter_context(pipeline.serve())  # type: ignore[attr-defined]
             tell(f"the page about this run is at {url}")
         stream = stack.enter_context(pipeline.stream(items(sys.stdin), progress=options.progress or None))
+        write = _writer(output, stream._running._watch)
         for number, result in enumerate(stream):
-            output.write(_line(result, number, encoded))
+            write(_line(result, number, encoded))
             # Whoever reads gets what is there, before this process waits for more.
             if not stream._at_hand:
                 output.flush()
         output.flush()
+
+
+def _writer(output: BinaryIO, watch: Watch | None) -> Callable[[bytes], object]:
+    """Return what writes a line: above what is shown, where both are on terminals."""
+    if watch is None or not (output.isatty() and sys.stderr.isatty()):
+        return output.write
+
+    def write(line: bytes) -> None:
+        watch.put("stdout", line.decode(sys.stdout.encoding, "surrogateescape"))
+
+    return write
 
 
 def _line(result: Any, number: int, encoded: Callable[[Any], bytes]) -> bytes:

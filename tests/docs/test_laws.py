@@ -136,6 +136,7 @@ class TheHouse(TestCase):
         ("conveyor.engines.process.broker",),
         ("conveyor.engines.process.caller", "conveyor.engines.inline"),
         ("conveyor.engines.thread", "conveyor.engines.dask"),
+        ("conveyor.terminal",),
         ("conveyor.progress", "conveyor.turns"),
         ("conveyor.operations",),
         ("conveyor.stream", "conveyor.inspection"),

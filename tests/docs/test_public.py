@@ -155,9 +155,9 @@ conveyor.pipeline.Pipeline()
     .open() -> Pipeline[In, Out]
     .opened -> bool
     .report(path: str | os.PathLike[str])
-    .run(items: Iterable[In] | In, *, progress: bool | Callable[[Progress], object] | None = None, total: int | None = None) -> list[Out]
+    .run(items: Iterable[In] | In, *, progress: bool | Literal['steps'] | Callable[[Progress], object] | None = None, total: int | None = None) -> list[Out]
     .stats() -> Stats
-    .stream(items: Iterable[In] | In, *, progress: bool | Callable[[Progress], object] | None = None, total: int | None = None) -> Stream[Out]
+    .stream(items: Iterable[In] | In, *, progress: bool | Literal['steps'] | Callable[[Progress], object] | None = None, total: int | None = None) -> Stream[Out]
     .submit(item: In, *, timeout: float | None = None) -> Future[list[Out]]
 
 conveyor.errors.ProcessError(ConveyorError, RuntimeError)

@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 from conveyor import Pipe, Pipeline, Processor, ProcessorError, Progress, progress
+from conveyor.terminal import bar
 from tests.helpers.scripts import Script, ScriptTestCase
 from tests.helpers.support import ROOT, TestCase
 
@@ -255,8 +256,8 @@ class Called(TestCase):
     def test_what_cannot_be_used_is_refused(self) -> None:
         pipeline: Any = Pipeline(engine="inline").add(Processor(same))
         wrong: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
-            ({"progress": "steps"}, ValueError, "True, False, None or a callable, not 'steps'"),
-            ({"progress": 3}, TypeError, "True, False, None or a callable, not 3"),
+            ({"progress": "step"}, ValueError, "True, False, None, \"steps\" or a callable, not 'step'"),
+            ({"progress": 3}, TypeError, 'True, False, None, "steps" or a callable, not 3'),
             ({"total": -1}, ValueError, "0 or more, not -1"),
             ({"total": 1.5}, TypeError, "an int"),
             ({"total": True}, TypeError, "an int"),
@@ -285,7 +286,7 @@ class Written(TestCase):
             )
 
     def test_lines_meanwhile(self) -> None:
-        with mock.patch.object(progress._Log, "interval", 0.001):
+        with mock.patch.object(bar.Log, "interval", 0.001):
             path = os.path.join(self.new_folder(), "go")
             with mock.patch.object(sys, "stderr", io.StringIO()) as errors:
                 stream = Pipeline().add(Processor(first_waits)).stream([(0, path)], progress=True)

@@ -67,7 +67,11 @@ def is_replaced(name: str) -> bool:
 def put(name: str, written: str | bytes) -> None:
     """Write to the present stream of `sys`; raises what that raises."""
     # A program may have deleted it.
-    stream = getattr(sys, name, None)
+    put_to(getattr(sys, name, None), written)
+
+
+def put_to(stream: Any, written: str | bytes) -> None:
+    """Write to a stream as well as it can, None being none; raises what it raises."""
     if stream is None:
         return
     if isinstance(written, bytes):
