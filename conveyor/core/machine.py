@@ -42,6 +42,7 @@ from conveyor.core.nodes.joins import BalanceMerge, FreeMerge, Join, ReplicateMe
 from conveyor.core.nodes.lone import foresee, give, pass_on
 from conveyor.core.nodes.sink import Sink
 from conveyor.core.nodes.step import Step
+from conveyor.core.nodes.step_load import load_of
 from conveyor.core.tuning.autoscaling import decide
 from conveyor.core.tuning.chunk_size import ChunkTarget, first_pull
 from conveyor.core.tuning.roster import Look, Policy, Roster, StepRoster, sample_of, stats_of
@@ -158,7 +159,7 @@ class Machine:
             for output in outputs:
                 output.node.upstream.append(node.capacity_freed)
                 if isinstance(node, Step):
-                    output.node.in_flight = max(output.node.in_flight, len(node.book.workers))
+                    output.node.in_flight = max(output.node.in_flight, node.book.most_in_hand)
             if isinstance(description, MergeNode) and isinstance(node, BalanceMerge):
                 fork = self.nodes[description.fork]
                 assert isinstance(fork, Balance)
@@ -339,12 +340,13 @@ class Machine:
             number, calls = event.started
             lease = next(lease for lease in worker.leases if lease.number == number)
             first, last = lease.call_range(calls - 1, step.batch_size)
+            first = first if step.book.hands == 1 else lease.first
             return Fail(step.index, event.worker, first, last, step.step_roster.node.timeout, Loss.OVERDUE)
         return step.recovery.failure_of(event.worker, None, None, event.cause)._replace(loss=Loss.STATE)
 
     def _autoscale(self, other_cpu_seconds: float) -> None:
         """Have the numbers of workers follow the load."""
-        loads = [step.step_load(self._waiting_in_front(step)) for step in self.steps]
+        loads = [load_of(step, self._waiting_in_front(step)) for step in self.steps]
         for resize in self.roster.decide(loads, other_cpu_seconds, self.now):
             self.steps[resize.step].resize(resize.after)
 
@@ -400,9 +402,7 @@ class Machine:
             traced.purge(node, self.origins)
 
     def _done_at(self, index: int) -> int:
-        step = self.nodes[index]
-        assert isinstance(step, Step)
-        return step.book.acknowledged
+        return next(step.book.acknowledged for step in self.steps if step.index == index)
 
     def _too_many_at(self, index: int, items: int, ended: bool) -> Fail | None:
         if self._failures.is_spent(index, items, ended):
@@ -428,7 +428,7 @@ class Machine:
         """When a `Ticked` is wanted, if nothing else happens before; None: not at all."""
         if self._over or self._cancelled:
             return None
-        times = [at for step in self.steps for at in (step.steal_at, step.timeout_monitor.due_at) if at is not None]
+        times = [at for step in self.steps for at in step.wanted_at if at is not None]
         if self.roster.autoscales:
             times.append(self.roster.policy_state.next)
         return min(times, default=None)

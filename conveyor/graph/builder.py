@@ -56,15 +56,15 @@ class Description:
         """Raise RuleError where a Processor has outputs that belong to no single item: rule 9."""
         # Few pipelines have their items submitted.
         from conveyor.stages.job_inspection import may_give
-        from conveyor.stages.processor import has_finish, label
+        from conveyor.stages.processor import has_finish, label, list_size
 
         for operation in self.layout.operations:
             if not isinstance(operation, StepOperation):
                 continue
             processor, why = operation.processor, ""
-            if processor.batch is not None:
+            if list_size(processor) is not None:
                 why = f"works in batches (batch={processor.batch})"
-                remedy = "leave batch out"
+                remedy = "leave batch out, or have the job return an output for each item, with per_item=True"
             elif has_finish(processor) and may_give(type(processor).finish):
                 why, remedy = "may give outputs in `finish`", "have `finish` return nothing"
             if why:

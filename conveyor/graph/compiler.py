@@ -41,7 +41,7 @@ from conveyor.graph.plan import (
     Target,
     ZipNode,
 )
-from conveyor.stages.processor import Processor, has_finish, is_restartable, label
+from conveyor.stages.processor import Processor, hands_of, has_finish, is_restartable, label, list_size
 from conveyor.stages.routing import BalancingFork, Pipe, ReplicatingFork
 from conveyor.stages.settings import policy_of
 
@@ -141,10 +141,10 @@ class _Survey:
             if outer.fork == fork
         ]
         heads = [(branch, step) for branch, step in steps if step.lane is not None and self._fed_by(step.lane) == fork]
-        batches = {step.processor.batch for _, step in heads}
+        batches = {list_size(step.processor) for _, step in heads}
         unit = next(iter(batches)) if len(batches) == 1 and len({branch for branch, _ in heads}) == element.n else None
         covered = [step for _, step in heads] if unit is not None else []
-        strict = any(step.processor.batch is not None and step not in covered for _, step in steps)
+        strict = any(list_size(step.processor) is not None and step not in covered for _, step in steps)
         return unit or 1, strict
 
     def _fed_by(self, lane: Lane) -> int:
@@ -242,7 +242,7 @@ class _Compiler:
             processor=step.processor,
             workers=workers,
             most=most,
-            batch=step.processor.batch,
+            batch=list_size(step.processor),
             bound=bound,
             bound_bytes=bound_bytes,
             shared=wire is not None and wire.pipe is None,
@@ -254,6 +254,9 @@ class _Compiler:
             timeout=step.processor.timeout,
             timeouts=policy.timeouts,
             max_items=step.processor.max_items,
+            hands=hands_of(step.processor),
+            in_lists=step.processor.per_item,
+            batch_timeout=step.processor.batch_timeout,
         )
         if wire is None:
             self._nodes.append(node)

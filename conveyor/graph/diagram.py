@@ -47,7 +47,14 @@ def _shown(plan: Plan) -> list[Node]:
 def _node_of(node: Node, index: int) -> GraphNode:
     match node:
         case StepNode():
-            return GraphNode(index, "processor", node.name, node.workers, node.most, node.batch)
+            return GraphNode(
+                index,
+                "processor",
+                node.name,
+                node.workers,
+                node.most,
+                node.batch or (node.hands if node.in_lists else None),
+            )
         case ReplicateNode():
             return GraphNode(index, "replicate", f"ReplicatingFork({len(node.to)})")
         case BalanceNode():

@@ -80,6 +80,9 @@ class StepNode(_Node):
         gives_up: the run goes on without an item that failed for good.
         timeout, timeouts: an item fails when it has taken longer than `timeout` seconds `timeouts` times.
         max_items: how many calls a worker makes before it is replaced.
+        hands: how many items a worker works on at once, each as a call of its own for the core.
+        in_lists: the job gets so many items in a list, and gives each its output (`per_item`).
+        batch_timeout: how many seconds such a list waits to be filled; None: not at all.
     """
 
     index: int
@@ -99,6 +102,9 @@ class StepNode(_Node):
     timeout: float | None = None
     timeouts: int = 1
     max_items: int | None = None
+    hands: int = 1
+    in_lists: bool = False
+    batch_timeout: float | None = None
 
     @property
     def auto(self) -> bool:

@@ -91,10 +91,22 @@ def check_processor(processor: Processor[Any, Any]) -> None:
             'bounds that of workers="auto": leave out one of the two, or say workers="auto"'
         )
     _check_replacement(kind, processor)
+    _check_lists(kind, processor)
     if overrides(processor, "process"):
         check_call(f"{kind}.process", processor.process, "`def process(self, item)`")
     elif processor.job is None:
         raise TypeError(lacks_job(type(processor)))
+
+
+def _check_lists(kind: str, processor: Processor[Any, Any]) -> None:
+    """Raise ValueError for settings of lists without lists."""
+    if processor.per_item and processor.batch is None:
+        raise ValueError(f"{kind}: per_item=True needs the greatest length of a list: say batch=32, for instance")
+    if processor.batch_timeout is not None and not processor.per_item:
+        raise ValueError(
+            f"{kind}: batch_timeout={processor.batch_timeout} is for a job that gives each item of its list an output: "
+            "add per_item=True, or leave batch_timeout out"
+        )
 
 
 def _check_replacement(kind: str, processor: Processor[Any, Any]) -> None:

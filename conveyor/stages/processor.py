@@ -6,7 +6,7 @@ Law: it describes and runs nothing.  It is an ordinary mutable object, because a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 from conveyor.stages.routing import Element
@@ -52,6 +52,12 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
     - `workers` (an int or "auto"; None: 1): how many processes run the job; "auto": the pipeline decides.
     - `batch` (an int; None): the job gets lists of this many items; the last list may be shorter.  None: the job gets
       one item at a time.
+    - `per_item` (False): the job gets a list of at most `batch` items and returns as many outputs.  Each goes on by
+      itself, in the place of its item; None at a place gives no output.  A list is what waits when a worker is free.
+      If the job raises, it is called again with the halves of the list, down to single items, so that a bad item fails
+      alone.
+    - `batch_timeout` (None): with `per_item`, the seconds that an item waits at most for its list to be filled; None:
+      it waits for nothing.
     - `keep_none` (False): whether a None that the job returns is an output.
     - `retries` (0): how many times the job is called again with an item at which it raised one of `retry_on`.
     - `retry_on` (Exception): an exception class, or a tuple of classes.
@@ -63,7 +69,7 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
       the item.  A callable gets the item and the error, and returns the output in place of the item; None is no
       output.  The error is the job's own, an ItemTimeoutError or a WorkerDiedError.  `Pipeline.failures` lists the
       items that were given up.
-    - `max_items` (None): a worker is replaced after this many items, or batches.
+    - `max_items` (None): a worker is replaced after this many items, or batches (with `per_item`, items).
     - `max_workers` (an int; None: as many as help): the greatest number of processes with `workers="auto"`.
     - `setup` (a callable without arguments; None): called in each worker before its first item.  What it returns, such
       as a model, is `conveyor.worker().state` in the job.
@@ -108,6 +114,32 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
         workers: int | Literal["auto"] | None = None,
         batch: int | None = None,
         keep_none: bool = False,
+        **policy: Unpack[PolicySettings],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        job: Callable[[list[In_contra]], Iterable[Out_co]],
+        *,
+        batch: int,
+        per_item: Literal[True],
+        keep_none: Literal[True],
+        name: str | None = None,
+        workers: int | Literal["auto"] | None = None,
+        **policy: Unpack[PolicySettings],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        job: Callable[[list[In_contra]], Iterable[Out_co | None]],
+        *,
+        batch: int,
+        per_item: Literal[True],
+        keep_none: Literal[False] = False,
+        name: str | None = None,
+        workers: int | Literal["auto"] | None = None,
         **policy: Unpack[PolicySettings],
     ) -> None: ...
 
@@ -190,6 +222,7 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
         name: str | None = None,
         workers: int | Literal["auto"] | None = None,
         batch: int | None = None,
+        per_item: bool = False,
         keep_none: bool = False,
         **policy: Unpack[PolicySettings],
     ) -> None: ...
@@ -283,6 +316,16 @@ def work_of(processor: Processor[Any, Any]) -> Callable[[Any], Any]:
     if overrides(processor, "process") or processor.job is None:
         return processor.process
     return processor.job
+
+
+def list_size(processor: Processor[Any, Any]) -> int | None:
+    """Return how many items a call takes whose outputs belong to all of them; None: each output belongs to one item."""
+    return None if processor.per_item else processor.batch
+
+
+def hands_of(processor: Processor[Any, Any]) -> int:
+    """Return how many items that are calls of their own a worker works on at once."""
+    return (processor.batch or 1) if processor.per_item else 1
 
 
 def label(processor: Processor[Any, Any]) -> str:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         on_error: Literal["raise", "skip"] | Callable[[Any, Exception], Any]
         max_items: int | None
         max_workers: int | None
+        batch_timeout: float | None
         setup: Callable[[], object] | None
 
 
@@ -154,6 +155,16 @@ class _ProcessorSettings:
     )
     batch: int | None = setting(
         None, optional(count(1, " or None")), "How many items the job gets at once, in a list; None: one item, no list."
+    )
+    per_item: bool = setting(
+        False,
+        check_flag,
+        "Whether the job returns one output for each item of its list, and each goes on by itself; with `batch`.",
+    )
+    batch_timeout: float | None = setting(
+        None,
+        optional(check_seconds),
+        "The seconds that an item waits at most for its list to be filled; None: not at all; with `per_item`.",
     )
     keep_none: bool = setting(False, check_flag, "Whether a None that the job returns is an output.")
     retries: int = setting(0, count(0), "How many times the job is called again with an item at which it raised.")

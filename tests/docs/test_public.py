@@ -165,10 +165,11 @@ conveyor.errors.ProcessError(ConveyorError, RuntimeError)
     .exitcode
 
 conveyor.stages.Processor(Element)
-    (job: Any = None, *, name: str | None = None, workers: int | Literal['auto'] | None = None, batch: int | None = None, keep_none: bool = False, retries: int = 0, retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception, backoff: float = 0.1, timeout: float | None = None, on_error: Any = 'raise', max_items: int | None = None, max_workers: int | None = None, setup: Callable[[], Any] | None = None)
+    (job: Any = None, *, name: str | None = None, workers: int | Literal['auto'] | None = None, batch: int | None = None, per_item: bool = False, batch_timeout: float | None = None, keep_none: bool = False, retries: int = 0, retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception, backoff: float = 0.1, timeout: float | None = None, on_error: Any = 'raise', max_items: int | None = None, max_workers: int | None = None, setup: Callable[[], Any] | None = None)
     .__class_getitem__(...)
     .backoff: float = 0.1
     .batch: int | None = None
+    .batch_timeout: float | None = None
     .finish() -> Any
     .job: Callable[[Any], Any] | None = None
     .keep_none: bool = False
@@ -176,6 +177,7 @@ conveyor.stages.Processor(Element)
     .max_workers: int | None = None
     .name: str | None = None
     .on_error: Any = 'raise'
+    .per_item: bool = False
     .process(item: Any) -> Any
     .restartable: bool = False
     .retries: int = 0

@@ -96,6 +96,24 @@ class Sum(Processor[Any, Any]):
 FUNCTIONS: tuple[Callable[[Any], Any], ...] = (same, increment, triple, drop_some, drop_all, several, many, pairs)
 
 
+class Each:
+    """A job for lists, made of one for an item."""
+
+    def __init__(self, job: Callable[[Any], Any]) -> None:
+        self.job = job
+        self.__name__ = f"each_{job.__name__}"
+
+    def __call__(self, items: list[Any]) -> list[Any]:
+        return [self.job(item) for item in items]
+
+
+def listed(choose: Choose) -> Processor[Any, Any]:
+    """A Processor whose job gets lists and gives each item its output."""
+    job, workers = Each(FUNCTIONS[choose(len(FUNCTIONS))]), 1 + choose(3) if choose(3) == 0 else None
+    timeout = None if choose(3) else 0.001 * choose(4)
+    return Processor(job, batch=1 + choose(9), per_item=True, batch_timeout=timeout, workers=workers)
+
+
 def processor(choose: Choose, single: bool = True, counted: bool = True, plain: bool = False) -> Processor[Any, Any]:
     """One Processor; `single` says that what reaches it does not depend on timing, `counted` that neither does the
     number of its workers, each of which has its say at the end; `plain`, that each output is of one item."""
@@ -119,17 +137,22 @@ def pipe(choose: Choose) -> Pipe:
 
 
 def random_pipeline(
-    choose: Choose, depth: int = 2, longest: int = 3, plain: bool = False, **settings: Any
+    choose: Choose, depth: int = 2, longest: int = 3, plain: bool = False, in_lists: bool = False, **settings: Any
 ) -> Pipeline[Any, Any]:
     """A pipeline of a few elements, valid by construction; `depth` is how far forks may stand in forks.
 
-    `plain`: no Processor works in batches, or has a `finish`.
+    `plain`: no Processor works in batches, or has a `finish`.  `in_lists`: behind the first, and at the end, stands one
+    whose job gets lists and gives each item its output.
     """
     pipeline: Pipeline[Any, Any] = Pipeline(**settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImplicitPipeWarning)
         pipeline.add(processor(choose, plain=plain))
+        if in_lists:
+            pipeline.add(pipe(choose)).add(listed(choose))
         _extend(pipeline, choose, depth=depth, length=1 + choose(longest), single=True, counted=True, plain=plain)
+        if in_lists:
+            pipeline.add(pipe(choose)).add(listed(choose))
     return pipeline
 
 

@@ -70,8 +70,9 @@ class FakeWorker:
         self.work: Iterator[tuple[str, Any]] = iter(())
         self.held: tuple[str, Any] | None = None
         self.cancelled = False
-        # What it is at, in units begun of a lease; and beyond what it begins nothing.
+        # What it is at, in units begun of a lease, and which of these; and beyond what it begins nothing.
         self.started = (-1, 0)
+        self.at = 0
         self.limit: tuple[int, int] | None = None
         self.revoke: commands.Revoke | None = None
         # What it has given up of the lease at hand, and has not said.
@@ -112,7 +113,7 @@ class FakeWorker:
                 return
             if self.limit is not None and (lease.lease, index) >= self.limit:
                 return
-            self.started = (lease.lease, index + 1)
+            self.start(lease.lease, index, len(calls))
             try:
                 result = self.call(unit)
             except GivenUp as given_up:
@@ -124,6 +125,15 @@ class FakeWorker:
             for value in islice(outputs, 0 if index else lease.skip, None):
                 yield "output", value
             yield "unit", None
+
+    def start(self, lease: int, index: int, calls: int) -> None:
+        """Be at a unit, and begin as many as it has hands for."""
+        self.at = index
+        if self.started < (lease, index + 1):
+            stop = min(calls, index + self.node.hands)
+            if self.limit is not None and self.limit[0] == lease:
+                stop = min(stop, self.limit[1])
+            self.started = (lease, stop)
 
     def answer(self, doubtful: int) -> events.RevokeResult:
         """Say what has been begun, and begin nothing more."""
@@ -390,7 +400,14 @@ class FakeShell(Shell):
         possible.extend(partial(self.work, worker) for worker in self.workers.values() if worker.busy)
         possible.extend(partial(self.answer, worker) for worker in self.workers.values() if worker.revoke)
         possible.extend(partial(self.start, number) for number in self.starting)
+        if self.holds_back:
+            possible.append(self.tick)
         return possible
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether items wait for others, or for their time to be over."""
+        return not self.cancelled and any(step.intake.due_at is not None for step in self.machine.steps)
 
     def asides(self) -> list[Callable[[], None]]:
         """What may happen beside, without which all goes on as well."""

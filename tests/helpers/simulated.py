@@ -224,6 +224,8 @@ class SimulatedShell(FakeShell):
             possible += [(self.start, number) for number in self.starting]
         if self.left:
             possible.append((self.deliver_of_the_left,))
+        if self.holds_back:
+            possible.append((self.tick,))
         return possible
 
     def fault(self) -> bool:
@@ -430,8 +432,8 @@ class SimulatedShell(FakeShell):
             if worker.number in self.workers:
                 self.kill(worker.number)
             return
-        lease, index = worker.started
-        calls = index - 1 - self.units_sent[worker.number, lease]
+        lease, _ = worker.started
+        calls = worker.at - self.units_sent[worker.number, lease]
         page = self.pages[worker.node.index]
         first = self.number(page, worker.number, lease) + calls * (worker.node.batch or 1)
         self.expected_failure = (None, worker.node.index, first)
@@ -554,7 +556,7 @@ class SimulatedShell(FakeShell):
                 for _, items in event.blobs
             )
             assert output.passed + held == page.outputs, f"an output of {page.name} got lost, or came twice"
-            limit = capacity(output) + node.book.peak_workers
+            limit = capacity(output) + node.book.most_in_hand
             assert held <= node.credit.promised <= limit, f"more is promised to {page.name} than there can be room for"
         elif isinstance(node, Replicate):
             for output in node.outputs:

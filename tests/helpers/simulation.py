@@ -29,7 +29,7 @@ from conveyor.engines.inline.session import Session
 from conveyor.graph.plan import BalanceNode, Plan, StepNode
 from tests.helpers.pipelines import Choose, Trailing, drop_all, pipe, processor, random_pipeline
 from tests.helpers.simulated import Chances, Dies, Raises, SimulatedShell
-from tests.helpers.variants import burst, eager, fair, indifferent, lazy, loosened, tightened, work
+from tests.helpers.variants import burst, eager, fair, handed, indifferent, lazy, loosened, tightened, work
 
 MOST_RESULTS = 1000
 MOST_WORK = 3000
@@ -52,6 +52,8 @@ class Scenario(NamedTuple):
     every: int = 32
     # Of a hundred seeds, in how many an item is bad for workers.
     poison: int = 25
+    # Of a hundred seeds, in how many workers begin several items at once.
+    hands: int = 0
 
     @property
     def command(self) -> str:
@@ -128,6 +130,9 @@ class Stage:
             plan = tightened(plan, 1 + choose(4))
         if choose(2):
             plan = loosened(plan, shape)
+        several = random.Random(f"hands {scenario.seed}")
+        if several.randrange(100) < scenario.hands:
+            plan = handed(plan, several)
         self.plan = plan
         # Whether the results are known, in order or in any.
         self.ordered = True if ordered else False if indifferent(plan) else None

@@ -32,7 +32,7 @@ from conveyor.graph.plan import BalanceNode, Plan, StepNode
 from conveyor.stages.processor import work_of
 from tests.helpers.pipelines import Choose, processor, random_pipeline, several
 from tests.helpers.shell import FakeShell, FakeWorker, GivenUp, materialize
-from tests.helpers.variants import loosened, tightened, work
+from tests.helpers.variants import handed, loosened, tightened, work
 
 MOST_EVENTS = 30_000
 MOST_WORK = 2000
@@ -69,8 +69,8 @@ class TracedWorker(FakeWorker):
             return self._failing() if way == 1 else self._fails()
 
     def _fails(self) -> None:
-        lease, calls = self.started
-        self.raised.append((lease, calls - 1))
+        lease, _ = self.started
+        self.raised.append((lease, self.at))
 
     def _failing(self) -> Iterator[Any]:
         yield 7
@@ -207,7 +207,7 @@ def joined(choose: Choose) -> Join[Any]:
 class Subject:
     """A pipeline, made from a seed, and what comes of an item in it alone."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, hands: bool = False) -> None:
         source = random.Random(f"submitted {seed}")
         choose: Choose = source.randrange
         self.choose = choose
@@ -219,6 +219,8 @@ class Subject:
             plan = tightened(plan, 1 + choose(4))
         if choose(2):
             plan = loosened(plan, source)
+        if hands:
+            plan = handed(plan, random.Random(f"hands {seed}"))
         # What is given up by policy is no failure of the item that was submitted.
         self.plan = replace(
             plan,
@@ -256,9 +258,9 @@ class Subject:
             session.abort()
 
 
-def simulate(seed: int) -> TracedShell:
+def simulate(seed: int, hands: bool = False) -> TracedShell:
     """Run a seed to its end; raise AssertionError where something is not as it must be."""
-    subject = Subject(seed)
+    subject = Subject(seed, hands)
     shell = TracedShell(subject.plan, subject.items, subject.expected, subject.choose, subject.poison)
     shell.kills = subject.choose(20) if subject.choose(2) else 0
     # Workers are killed wherever they are, so often enough at what they have just been handed.
@@ -276,11 +278,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1000)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--hands", action="store_true", help="workers that begin several items at once")
     options = parser.parse_args(arguments)
     failed = settled = given_up = withdrawn = 0
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         try:
-            shell = simulate(seed)
+            shell = simulate(seed, options.hands)
         except Exception as error:
             failed += 1
             print(f"seed {seed}: {type(error).__name__}: {error}\n{Subject(seed).pipeline!r}")

@@ -64,6 +64,17 @@ def loosened(plan: Plan, source: random.Random) -> Plan:
     return replace(plan, nodes=tuple(nodes))
 
 
+def handed(plan: Plan, source: random.Random) -> Plan:
+    """The plan with steps whose workers begin several items at once, some of which wait for others to go with."""
+    nodes: list[Any] = []
+    for node in plan.nodes:
+        if isinstance(node, StepNode) and node.batch is None and source.randrange(3):
+            timeout = source.choice([None, None, 0.0, 0.01])
+            node = replace(node, hands=2 + source.randrange(6), in_lists=source.random() < 0.5, batch_timeout=timeout)
+        nodes.append(node)
+    return replace(plan, nodes=tuple(nodes))
+
+
 def slimmed(plan: Plan, source: random.Random, sizes: list[int]) -> Plan:
     """The plan with pipes that hold so many bytes, each as many as comes by chance."""
     nodes: list[Any] = []

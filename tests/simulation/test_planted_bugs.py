@@ -18,8 +18,10 @@ from conveyor.core.data.group_sizes import Groups
 from conveyor.core.data.pieces import Pieces
 from conveyor.core.leasing.blame import CrashBlame
 from conveyor.core.leasing.credit import CreditLedger, OutputOrder, SourceCredit
+from conveyor.core.leasing.leases import LeaseBook
 from conveyor.core.leasing.recovery import Recovery
 from conveyor.core.machine import Machine
+from conveyor.core.nodes.base import Intake
 from conveyor.core.nodes.forks import Replicate
 from conveyor.core.nodes.sink import Sink
 from conveyor.core.nodes.step import Step
@@ -45,10 +47,12 @@ class Bug(NamedTuple):
     # The seed to begin with, where those before it do not show the bug, and in how many of a hundred an item is bad.
     first: int = 0
     poison: int = 25
+    # Of a hundred seeds, in how many workers begin several items at once.
+    hands: int = 0
 
     def scenario(self, seed: int) -> Scenario:
         """What it is looked for in."""
-        return Scenario(seed, events=EVENTS, poison=self.poison)
+        return Scenario(seed, events=EVENTS, poison=self.poison, hands=self.hands)
 
 
 BUGS = (
@@ -212,7 +216,7 @@ BUGS = (
         "whoever is first in line is blamed, alone or not",
         Recovery,
         "lose",
-        "exact = at_work and (started == 1 or self._node.timeout is not None)",
+        "exact = at_work and (started == 1 or (self._node.timeout is not None and self._node.hands == 1))",
         "exact, started = at_work, 1",
         "given up was|not to blame",
         first=161,
@@ -299,6 +303,24 @@ BUGS = (
         "for output in self.outputs:",
         "for output in self.outputs[:2]:",
         "did not get what the others got",
+    ),
+    Bug(
+        "nobody is to be woken for what is held back",
+        Intake,
+        "holds_back",
+        "self.due_at = at",
+        "pass",
+        "nothing can happen any more",
+        hands=100,
+    ),
+    Bug(
+        "what a worker of several hands is at counts as waiting in the pipe",
+        LeaseBook,
+        "add_outstanding",
+        "self.batch_size * self.hands",
+        "self.batch_size",
+        "check_step|nothing can happen any more",
+        hands=100,
     ),
 )
 

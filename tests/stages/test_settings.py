@@ -83,15 +83,15 @@ class DeclarationTest(TestCase):
                     each.check(name, -1.5)
 
     def test_type_checkers_know_each_of_them(self) -> None:
-        """Those that decide nothing about types stand in one place for them, the others in each overload."""
+        """Those that decide nothing about types stand in one place for them, the others in overloads."""
         tree = ast.parse((ROOT / "conveyor" / "stages" / "settings.py").read_text(encoding="utf-8"))
         classes = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
 
         def fields(name: str) -> set[str]:
             return {node.target.id for node in classes[name].body if isinstance(node, ast.AnnAssign)}  # type: ignore[union-attr]
 
-        in_each_overload = {"name", "workers", "batch", "keep_none"}
-        self.assertEqual(fields("PolicySettings"), {*settings.PROCESSOR_ARGUMENTS, "setup"} - in_each_overload)
+        in_overloads = {"name", "workers", "batch", "per_item", "keep_none"}
+        self.assertEqual(fields("PolicySettings"), {*settings.PROCESSOR_ARGUMENTS, "setup"} - in_overloads)
         self.assertEqual(fields("_ProcessorSettings"), set(settings.PROCESSOR_SETTINGS))
 
 

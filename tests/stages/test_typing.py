@@ -46,6 +46,10 @@ def unannotated(item):  # type: ignore[no-untyped-def]
 def halves(number: int) -> Iterator[float]:
     yield number / 2
 
+def all_known(numbers: list[int]) -> list[str | None]:
+    return [str(number) if number else None for number in numbers]
+
+
 def pairs(numbers: list[int]) -> Generator[tuple[int, int], None, None]:
     yield numbers[0], numbers[-1]
 
@@ -122,6 +126,11 @@ Pipeline().add(Processor(mean, batch=2)).run([1, 2])  # is list[float]
 Pipeline().add(Processor(pairs, batch=2)).run([1, 2])  # is list[tuple[int, int]]
 Pipeline().add(Processor(mean, batch=2)).run(lines)  # error: incompatible type "list[str]"
 Pipeline().add(Processor(halves, batch=2))  # error: incompatible type
+Pipeline().add(Processor(all_known, batch=2, per_item=True)).run([1, 2])  # is list[str]
+Pipeline().add(Processor(all_known, batch=2, per_item=True, keep_none=True)).run([1, 2])  # is list[str | None]
+Pipeline().add(Processor(pairs, batch=2, per_item=True, batch_timeout=0.01)).run([1, 2])  # is list[tuple[int, int]]
+Pipeline().add(Processor(all_known, batch=2, per_item=True)).run(lines)  # error: incompatible type "list[str]"
+Pipeline().add(Processor(mean, batch=2, per_item=True))  # error: incompatible type
 
 # Jobs whose types depend on what they get, or that do not say.
 Pipeline().add(Processor(abs)).run([-1])  # is list[Any]

@@ -50,7 +50,8 @@ class CreditLedger:
 
     def spare(self, waits: bool, weighed: bool = True) -> int:
         """How many more outputs may be promised to a lease; `waits`: its outputs wait for another lease."""
-        spare = self.output.free_capacity(weighed) + self._book.peak_workers - self.promised - self.reserve * waits
+        free = self.output.free_capacity(weighed) + self._book.most_in_hand
+        spare = free - self.promised - self.reserve * waits
         if spare < 1:
             self.wants_capacity = True
         return spare

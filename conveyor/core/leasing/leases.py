@@ -188,6 +188,7 @@ class LeaseBook:
         "acknowledged",
         "batch_size",
         "first_lease",
+        "hands",
         "leases",
         "max_calls",
         "peak_workers",
@@ -195,16 +196,21 @@ class LeaseBook:
         "workers",
     )
 
-    def __init__(self, numbers: Iterable[int], batch_size: int, max_calls: int | None, first_lease: int) -> None:
+    def __init__(
+        self, numbers: Iterable[int], batch_size: int, max_calls: int | None, first_lease: int, hands: int = 1
+    ) -> None:
         self.batch_size = batch_size
+        # How many calls a worker is at, at once.
+        self.hands = hands
         self.max_calls = max_calls
         self.workers = [Worker(number, max_calls) for number in numbers]
-        # Each worker may hold one output more than the pipe behind has room for.  One that leaves takes none back.
+        # Each worker may hold an output more than the pipe behind has room for, with each hand.  One that leaves takes
+        # none back.
         self.peak_workers = len(self.workers)
         # A lease with a lower number is one of the run before.
         self.first_lease = first_lease
         self.leases: dict[int, Lease] = {}
-        # The items that workers have beyond one call each.
+        # The items that workers have beyond those that they can be at.
         self.prefetched = 0
         self.acknowledged = 0
 
@@ -217,6 +223,11 @@ class LeaseBook:
         return next((worker for worker in self.workers if worker.number == number), None)
 
     @property
+    def most_in_hand(self) -> int:
+        """How many outputs may be beyond what the pipe behind has room for."""
+        return self.peak_workers * self.hands
+
+    @property
     def staying(self) -> list[Worker]:
         """The workers that are up and are to stay."""
         return [worker for worker in self.workers if not worker.leaving]
@@ -227,10 +238,10 @@ class LeaseBook:
 
     def add_outstanding(self, worker: Worker, items: int) -> None:
         """Count items that a worker is handed or, where `items` is negative, has no more."""
-        batch_size, before = self.batch_size, worker.outstanding
+        at_once, before = self.batch_size * self.hands, worker.outstanding
         worker.outstanding = after = before + items
-        prefetched = after - batch_size if after > batch_size else 0
-        self.prefetched += prefetched - (before - batch_size if before > batch_size else 0)
+        prefetched = after - at_once if after > at_once else 0
+        self.prefetched += prefetched - (before - at_once if before > at_once else 0)
 
     def forget(self) -> None:
         """Refer to no item any more."""
@@ -251,19 +262,26 @@ SILENT_WORKER_SECONDS = 0.01
 
 
 def worker_to_revoke(
-    workers: Sequence[Worker], batch_size: int, seconds: float, arrived_at: float | None, load_factor: float, now: float
+    workers: Sequence[Worker],
+    batch_size: int,
+    seconds: float,
+    arrived_at: float | None,
+    load_factor: float,
+    now: float,
+    hands: int = 1,
 ) -> tuple[Worker | None, float | None]:
     """Return the worker that is to give back what it has not started, if there is one, and when to look again, if ever.
 
     A call takes `seconds`.  `arrived_at` is when the last item came, None where no more come.  A broker with too little
-    time makes chunks `load_factor` times as large, and all times here are as many times longer.
+    time makes chunks `load_factor` times as large, and all times here are as many times longer.  A worker is at `hands`
+    calls at once.
     """
     worth, silent = STEAL_WORTH_SECONDS * load_factor, SILENT_WORKER_SECONDS * load_factor
     if all(worker.leases or worker.leaving for worker in workers):
         return None, None
     look_at: float | None = None
     for worker in sorted(workers, key=lambda worker: -worker.outstanding):
-        ahead = -(-worker.outstanding // batch_size) - 1
+        ahead = -(-worker.outstanding // batch_size) - hands
         if ahead < 1:
             break
         if worker.revoked:

@@ -154,8 +154,8 @@ class Recovery:
         if not lease.items:
             return None
         overdue, give_up = lease.worker.overdue is not None, None
-        # With a timeout, a worker starts calls one by one, and only the last one can be to blame.
-        exact = at_work and (started == 1 or self._node.timeout is not None)
+        # With a timeout, a worker of one hand starts calls one by one, and only the last one can be to blame.
+        exact = at_work and (started == 1 or (self._node.timeout is not None and self._node.hands == 1))
         first, last = lease.first + (started - 1) * batch_size * exact, lease.first + lease.items - 1
         if exact and not overdue:
             give_up = self.crash_blame.died(first, last, event)
@@ -166,6 +166,9 @@ class Recovery:
             return Fail(self._node.index, event.worker, first, last, give_up.cause, loss)
         requeued = self.requeue(lease, last - first + 1)
         requeued.deaths = lease.deaths + (at_work and not overdue)
+        if not exact and at_work and was_overdue(lease.worker, event):
+            # One of several that were begun together took too long.
+            requeued.deaths = SHARED_DEATHS
         if exact and give_up is None:
             requeued.attempt = 1 + self._attempts.get(lease.number, 1)
         if lease.give_up is not None:

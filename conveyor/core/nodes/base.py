@@ -8,6 +8,7 @@ each of its workers, which is then in flight.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from conveyor._lean.typing import Any, Protocol
@@ -179,9 +180,21 @@ def takers_of(outputs: Iterable[Output]) -> tuple[Node, ...]:
 class Intake:
     """What has come to a step: the queue of what nobody has, and how much there was."""
 
-    __slots__ = ("batcher", "dropped", "ended", "entered", "last_arrival", "leased", "queue")
+    __slots__ = (
+        "_arrivals",
+        "_patience",
+        "batcher",
+        "dropped",
+        "due_at",
+        "ended",
+        "entered",
+        "last_arrival",
+        "leased",
+        "queue",
+    )
 
-    def __init__(self, batch_size: int, now: float) -> None:
+    def __init__(self, batch_size: int, now: float, patience: float | None = None) -> None:
+        """`patience`: how many seconds an item waits at most for others to go with."""
         self.queue = Pieces()
         self.batcher = Batcher(batch_size)
         # How many items came in, and how many were taken out of the queue, to be leased or as nobody wants them.
@@ -191,6 +204,34 @@ class Intake:
         # When the last item came in.
         self.last_arrival = now
         self.ended = False
+        self._patience = patience
+        # How many items had come in when some came that wait, and when that was.
+        self._arrivals: deque[tuple[int, float]] = deque()
+        # When what is held back has waited for long enough.
+        self.due_at: float | None = None
+
+    def arrived(self, items: int, now: float) -> None:
+        """Take in that items have come."""
+        self.entered += items
+        if items:
+            self.last_arrival = now
+            if self._patience is not None:
+                self._arrivals.append((self.entered, now))
+
+    def holds_back(self, wanted: int, now: float) -> bool:
+        """Whether what waits is to wait until it is `wanted` items, or until `due_at`."""
+        if self._patience is None:
+            return False
+        arrivals, gone = self._arrivals, self.entered - self.queue.items
+        while arrivals and arrivals[0][0] <= gone:
+            arrivals.popleft()
+        if self.ended or self.queue.items >= wanted:
+            return False
+        at = arrivals[0][1] + self._patience
+        if now >= at:
+            return False
+        self.due_at = at
+        return True
 
 
 class Lane:

@@ -16,7 +16,6 @@ from conveyor.core.leasing.credit import CreditLedger, OutputOrder
 from conveyor.core.leasing.leases import Lease, LeaseBook, RequeuedItems, Worker, worker_to_revoke
 from conveyor.core.leasing.recovery import SHARED_DEATHS, Recovery, TimeoutMonitor
 from conveyor.core.nodes.base import Intake, Node, NodeContext, Output
-from conveyor.core.tuning.autoscaling import StepLoad
 from conveyor.core.tuning.chunk_size import ChunkSizer, most_calls
 from conveyor.core.tuning.roster import StepRoster, Utilization
 
@@ -32,16 +31,18 @@ class Step(Node):
         super().__init__(node.index, context, node.bound_bytes, node.batch or 1)
         self.step_roster = step_roster
         self.batch_size = self.min_batch
-        self.bound = max(node.bound, self.batch_size)
-        self.intake = Intake(self.batch_size, context.now)
-        self.book = LeaseBook(step_roster.numbers, self.batch_size, node.max_items, step_roster.next_lease)
+        self.bound = max(node.bound, self.batch_size * node.hands)
+        self.intake = Intake(self.batch_size, context.now, node.batch_timeout)
+        next_lease = step_roster.next_lease
+        self.book = LeaseBook(step_roster.numbers, self.batch_size, node.max_items, next_lease, node.hands)
         self.credit = CreditLedger(self.book, context)
         self.order = self.ORDER(node.ordered, self.credit)
         self.recovery = self.RECOVERY(node, self.book, self.order)
         self.timeout_monitor = TimeoutMonitor(node.timeout, context)
         self.utilization = Utilization(step_roster.totals, context.now)
         self.chunk_sizer = ChunkSizer(
-            most_calls(self.bound // self.batch_size), self.item_weight, context.chunk_target, self.batch_size
+            *(most_calls(self.bound // self.batch_size), self.item_weight, context.chunk_target, self.batch_size),
+            least=node.hands,
         )
         # When to look whether a worker that does not reply is stuck while another is idle.
         self.steal_at: float | None = None
@@ -98,9 +99,7 @@ class Step(Node):
     def push(self, port: int, pieces: tuple[Piece, ...], items: int, group_sizes: GroupSizes | None) -> None:
         intake = self.intake
         intake.queue.extend(pieces, items)
-        intake.entered += items
-        if items:
-            intake.last_arrival = self.context.now
+        intake.arrived(items, self.context.now)
         if group_sizes is not None:
             self.order.regroup.push(*intake.batcher.calls(group_sizes, items))
         self.wake()
@@ -119,7 +118,8 @@ class Step(Node):
         if self._cancelled:
             return
         intake, book, credit, recovery = self.intake, self.book, self.credit, self.recovery
-        self._count_time()
+        self.count_time()
+        intake.due_at = None
         credit.wants_capacity = self.reports_demand
         if not book.leases:
             self.order.close_empty_groups()
@@ -155,7 +155,7 @@ class Step(Node):
             return False
         size = self.chunk_sizer.size_of(calls // max(1, len(workers)))
         worker = self._free_worker(calls, size, requeued is None)
-        if worker is None:
+        if worker is None or (requeued is None and self.intake.holds_back(self._full(), self.context.now)):
             return False
         idle = 1 if len(workers) == 1 else sum(1 for each in workers if not each.leases and not each.leaving)
         if requeued is None:
@@ -166,7 +166,11 @@ class Step(Node):
         if spare < 1:
             return False
         share = -(-calls // idle) if idle > 1 else calls
+        if self.step_roster.node.in_lists:
+            share = max(share, min(calls, self.book.hands))
         calls = max(1, min(size, share, int(spare / max(1.0, credit.outputs_per_call))))
+        if self.step_roster.node.in_lists and calls > self.book.hands:
+            calls -= calls % self.book.hands
         if requeued is not None and (requeued.give_up or requeued.deaths >= SHARED_DEATHS):
             calls = 1
         if worker.calls_left is not None:
@@ -175,6 +179,15 @@ class Step(Node):
         self._hand_out(worker, waiting.take(items), items, credit.first_credit(calls, spare), requeued)
         self.wake_upstream()
         return True
+
+    def _full(self) -> int:
+        """How many items a worker can be at, at once, as far as the pipe in front holds them."""
+        return max(1, min(self.book.hands, self.item_weight.limit(self.bound)))
+
+    @property
+    def wanted_at(self) -> tuple[float | None, ...]:
+        """When something is to be done here if nothing happens before."""
+        return self.steal_at, self.timeout_monitor.due_at, self.intake.due_at
 
     def _looks_ahead(self) -> bool:
         """Whether a worker gets its next lease before it is done with the present one."""
@@ -253,7 +266,7 @@ class Step(Node):
     # What comes back
 
     def handle_reply(self, event: Replied) -> None:
-        self._count_time()
+        self.count_time()
         lease = self.book.leases[event.lease]
         worker = lease.worker
         self.timeout_monitor.heard(worker)
@@ -314,16 +327,16 @@ class Step(Node):
     # Who works here
 
     def add_worker(self, number: int) -> None:
-        self._count_time()
+        self.count_time()
         self.book.add_worker(number)
         behind = self.credit.output.node
-        behind.in_flight = max(behind.in_flight, self.book.peak_workers)
+        behind.in_flight = max(behind.in_flight, self.book.most_in_hand)
         self.wake()
         self.wake_upstream()
 
     def resize(self, wanted: int) -> None:
         """Have as many workers as `wanted`, those being started included."""
-        self._count_time()
+        self.count_time()
         book = self.book
         present = len(book.staying) + len(self.step_roster.starting)
         for worker in book.workers:
@@ -369,7 +382,7 @@ class Step(Node):
             return
         arrived_at = None if intake.ended else intake.last_arrival
         seconds, factor = self.chunk_sizer.seconds or 0.0, self.context.chunk_target.load_factor
-        estimate = seconds, arrived_at, factor, self.context.now
+        estimate = seconds, arrived_at, factor, self.context.now, self.book.hands
         worker, self.steal_at = worker_to_revoke(self.book.workers, self.batch_size, *estimate)
         if worker is not None:
             worker.revoked = worker.revoke_pending = True
@@ -398,7 +411,7 @@ class Step(Node):
         self.wake()
         if self._cancelled:
             return
-        self._count_time()
+        self.count_time()
         for lease in worker.leases:
             started = 0
             if lease.number < event.lease:
@@ -411,7 +424,7 @@ class Step(Node):
 
     def handle_worker_lost(self, event: WorkerLost) -> Fail | None:
         """Requeue all that a dead worker had; return the failure where that is not allowed."""
-        self._count_time()
+        self.count_time()
         worker = self.book.worker(event.worker)
         if worker is None:
             return None
@@ -436,7 +449,8 @@ class Step(Node):
         return failure
 
     # What is known of it
-    def _count_time(self) -> None:
+
+    def count_time(self) -> None:
         """Count how the time since the last event was spent."""
         self.utilization.count(self.context.now, len(self.book.workers))
 
@@ -454,29 +468,6 @@ class Step(Node):
             self.credit.output.node.request_flush()
         utilization.stalled = utilization.busy == len(workers) and (waiting or bool(self.book.prefetched))
 
-    def step_load(self, waiting: int) -> StepLoad:
-        """Return what the autoscaler sees; `waiting` items more wait further in front, for want of a pipe here."""
-        self._count_time()
-        roster, node, totals, intake = self.step_roster, self.step_roster.node, self.step_roster.totals, self.intake
-        present = len(self.book.staying)
-        return StepLoad(
-            name=node.name,
-            workers=present,
-            starting=len(roster.starting),
-            # What a worker would give at the end of the stream must not be lost with it.
-            least=max(node.workers, present) if node.finishes else node.workers,
-            most=roster.most(present, self.context.now),
-            waiting=(self.held + waiting) // self.batch_size,
-            bound=max(1, self.bound // self.batch_size),
-            ended=intake.ended,
-            calls=totals.calls,
-            busy=totals.busy,
-            cpu=totals.cpu,
-            waited=totals.waited,
-            blocked=totals.blocked,
-            start=roster.start_seconds,
-        )
-
     @property
     def waiting(self) -> int:
         """How many items wait in the pipe in front, and with workers that have not begun them."""
@@ -487,7 +478,7 @@ class Step(Node):
         self.intake.queue.clear()
         self.recovery.requeued.clear()
         self.steal_at = None
-        self._count_time()
+        self.count_time()
         self.utilization.stop()
         for worker in self.book.workers:
             if worker.leases:

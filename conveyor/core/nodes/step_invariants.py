@@ -20,7 +20,7 @@ def check_step(step: Step, cancelled: bool) -> None:
     for worker in book.workers:
         assert sum(lease.items for lease in worker.leases) == worker.outstanding
         assert all(book.leases[lease.number] is lease for lease in worker.leases)
-    assert book.prefetched == sum(max(0, worker.outstanding - step.batch_size) for worker in book.workers)
+    assert book.prefetched == sum(max(0, worker.outstanding - step.batch_size * book.hands) for worker in book.workers)
     end = 0
     for lease in sorted(book.leases.values(), key=order_key):
         assert end <= lease.first and lease.first + lease.items <= intake.leased, "two leases have the same item"

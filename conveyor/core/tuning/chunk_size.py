@@ -44,7 +44,7 @@ UNWEIGHED_ITEMS = 64
 def first_pull(plan: Plan) -> int:
     """Return how many items the source may give without being asked, so that a run begins with an item."""
     first = plan.steps[0]
-    return min(max(first.bound, first.batch or 1), UNWEIGHED_ITEMS)
+    return min(max(first.bound, first.batch or first.hands), UNWEIGHED_ITEMS)
 
 
 def most_calls(bound: int) -> int:
@@ -159,6 +159,7 @@ class ChunkSizer:
         "_batch_size",
         "_chunk_target",
         "_item_weight",
+        "_least",
         "_limit",
         "_longest",
         "_most_bytes",
@@ -167,15 +168,19 @@ class ChunkSizer:
         "size",
     )
 
-    def __init__(self, limit: int, item_weight: ItemWeight, chunk_target: ChunkTarget, batch_size: int = 1) -> None:
+    def __init__(
+        self, limit: int, item_weight: ItemWeight, chunk_target: ChunkTarget, batch_size: int = 1, least: int = 1
+    ) -> None:
+        """`least`: as many calls as a worker makes at once, so that it has something for each hand."""
         self._chunk_target = chunk_target
+        self._least = least
         self._limit = max(1, min(limit, MAX_CHUNK_ITEMS))
         self._batch_size = batch_size
         self._item_weight = item_weight
         self._most_bytes = item_weight.most // 4
         self.seconds: float | None = None
         self._surprised = False
-        self.size = self._longest = 1
+        self.size = self._longest = least
 
     def size_of(self, waiting: int) -> int:
         """Return how many calls a chunk has where so many wait for each worker."""
@@ -195,8 +200,8 @@ class ChunkSizer:
             weight = WEIGHT if calls >= self.size / 2 else WEIGHT / 4
             self.seconds += (sample - self.seconds) * weight if sample > self.seconds else (sample - self.seconds) / 2
         most = self._most()
-        self.size = min(self._best(most, self._chunk_target.seconds), self.size * 2)
-        self._longest = min(self._best(most, LONGEST_SECONDS), self._longest * 2)
+        self.size = max(self._least, min(self._best(most, self._chunk_target.seconds), self.size * 2))
+        self._longest = max(self._least, min(self._best(most, LONGEST_SECONDS), self._longest * 2))
 
     def _most(self) -> int:
         """Return how many calls a chunk has at most, however cheap they are."""

@@ -33,7 +33,8 @@ from conveyor.graph.plan import (
     ZipNode,
 )
 from conveyor.stages.outputs import WorkerRecord, outputs_of, worker_variable
-from conveyor.stages.processor import Processor, work_of
+from conveyor.stages.per_item import single_work_of
+from conveyor.stages.processor import Processor
 from conveyor.stages.settings import policy_of
 
 Returned = TypeVar("Returned")
@@ -242,7 +243,7 @@ class InlineStep:
 
     def _attempts(self, worker: InlineWorker, argument: Any, number: int, items: int) -> Iterator[Any]:
         """Yield what the job gives for a argument, in as many attempts as it may have."""
-        policy, call, attempts, given = self._policy, work_of(worker.job), 0, 0
+        policy, call, attempts, given = self._policy, single_work_of(worker.job), 0, 0
         failed: BaseException | None = None
         while True:
             attempts += 1

@@ -118,6 +118,9 @@ class ThreadLeaseItems(LeaseItems):
     def fresh(self, index: int) -> Any:
         return self.all.made(index, again=True)
 
+    def part(self, first: int, stop: int) -> list[Any]:
+        return [self.fresh(index) for index in range(first, stop)]
+
     def text_of(self, index: int, format_item: Callable[[Any], str]) -> str | None:
         if index >= len(self.all):
             return None
@@ -243,6 +246,14 @@ class ThreadWorker(Worker):
         if (reuse.undecided or reuse.repeats) and outbox.outputs and outbox.outputs[-1] is value:
             outbox.outputs[-1] = outbox.freeze(value)
         return ran_generators
+
+    def _keep(self, values: list[Any], returned: list[Any]) -> None:
+        reuse = self._reuse
+        for index in range(len(values)):
+            reuse.observe(values[index])
+            # No variable has it here: that nobody else has it is seen by the number of its references.
+            changes = reuse.repeats or (reuse.undecided and not is_alone(values, index))
+            returned.append(self._outbox.freeze(values[index]) if changes else values[index])
 
     def _is_argument(self, value: Any) -> bool:
         arguments, call = self._lease_items.all, self._outbox.call_at_hand

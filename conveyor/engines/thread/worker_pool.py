@@ -69,8 +69,9 @@ class WorkerPool:
         takes = takes_by_node(plan)
         self._takes = {step.index: takes[step.to.node] for step in plan.steps}
         self.is_timed = any(step.timeout is not None for step in plan.steps)
-        # Whether the core ever wants to be woken: only one that has company can be taken back something from.
-        self.ticks = self.is_timed or any(step.most != 1 for step in plan.steps)
+        # Whether the core ever wants to be woken: only one that has company can be taken back something from, and an
+        # item that is held back goes on when its time is over.
+        self.ticks = self.is_timed or any(step.most != 1 or step.batch_timeout is not None for step in plan.steps)
         self._context = copy_context()
         self.ports: dict[int, Port] = {}
         # All threads that were started and not seen to end.

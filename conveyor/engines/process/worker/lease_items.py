@@ -135,6 +135,8 @@ class LeaseItems:
         self._progress = progress
         self._may_want_again = may_want_again
         self.all: list[Any] = []
+        # How many of them the job has had in lists, and may have changed.
+        self._listed = 0
         # Of submitted items, why some could not be unpickled, by their index.
         self.broken: dict[int, Failure] = {}
         # What they were unpickled from, where a job may be called again that has changed its item; and those once more.
@@ -165,6 +167,7 @@ class LeaseItems:
         if not self._may_want_again:
             blobs.clear()
         self._progress.unpickling = False
+        self._listed = 0
         self.all = self._cut(items_of(spec, decoded))
         return self.all
 
@@ -212,6 +215,12 @@ class LeaseItems:
             self._afresh = list(self._cut(items_of(spec, [load_or_placeholder(blob) for blob in blobs])))
         argument, self._afresh[index] = self._afresh[index], _USED
         return argument
+
+    def part(self, first: int, stop: int) -> list[Any]:
+        """Return the arguments from `first` to `stop` as they came, in a list for the job."""
+        known = min(max(first, self._listed), stop)
+        self._listed = max(stop, self._listed)
+        return [*map(self.fresh, range(first, known)), *self.all[known:stop]]
 
     def text_of(self, index: int, format_item: Callable[[Any], str]) -> str | None:
         """Return what a message says of an argument, None where there is none."""

@@ -8,6 +8,7 @@ with the end of the lease where that is due in as much again, unless a single ca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from operator import length_hint
 from types import GeneratorType
@@ -31,7 +32,8 @@ from conveyor.engines.process.worker.lease_items import LeaseItems
 from conveyor.engines.process.worker.mailbox import FLUSH_SECONDS, CallLog, Inbox, LeaseStopped, Outbox
 from conveyor.engines.process.worker.retry import CallRaised, Retrier
 from conveyor.stages.outputs import Fused, WorkerRecord, is_generator_function, outputs_of
-from conveyor.stages.processor import Processor, work_of
+from conveyor.stages.per_item import PerItem, single_work_of
+from conveyor.stages.processor import Processor
 from conveyor.stages.settings import policy_of
 
 if TYPE_CHECKING:
@@ -77,7 +79,8 @@ class Worker:
         record: WorkerRecord,
     ) -> None:
         self._processor = processor
-        self._call: Callable[[Any], Any] = work_of(processor)
+        self._call: Callable[[Any], Any] = single_work_of(processor)
+        self._in_lists = type(self._call) is PerItem
         self._keep_none = config.keep_none
         self._grouped = config.grouped
         self._progress = progress
@@ -86,7 +89,8 @@ class Worker:
         self._outbox = self.outbox_kind(end, arena, ByteBudget(config.most_bytes), log)
         self._inbox = Inbox(end, arena, progress, self._outbox)
         record.is_stopping = self._inbox.is_stopping
-        self._lease_items = self.lease_items_kind(config.batch, progress, not policy_of(processor).strict)
+        may_want_again = self._in_lists or not policy_of(processor).strict
+        self._lease_items = self.lease_items_kind(config.batch, progress, may_want_again)
         self._retrier = self.retrier_kind(config, processor, self._inbox, self._outbox, self._lease_items, record)
         self._outbox.replace = self._retrier.replace
         self._look_calls = 1 if config.timed else interval(LOOK_CALLS, config.most_bytes)
@@ -198,21 +202,18 @@ class Worker:
             if start:
                 outbox.meter.count_all_as_job()
         begun, progress, clock = outbox.meter.began, self._progress, time.perf_counter
+        call_on = self._call_in_lists if isinstance(self._call, PerItem) else self._call_on
         while start < count:
             inbox.await_credit()
-            stride = min(count - start, outbox.credit)
             careful = reuse.undecided
-            if careful:
-                stride = 1
-            elif self._call_seconds * stride > STRIDE_SECONDS:
-                stride = max(1, int(STRIDE_SECONDS / self._call_seconds))
+            stride = self._stride(min(count - start, outbox.credit), careful)
             returned: list[Any] = []
             failed: BaseException | None = None
             heavy = False
             progress.follow(self._call_seconds >= SLOW_CALL_SECONDS)
             called, waited = clock(), inbox.waited_seconds
             try:
-                heavy = self._call_on(arguments, start, start + stride, returned)
+                heavy = call_on(arguments, start, start + stride, returned)
             except BaseException as error:
                 if retrier.fails_at_once:
                     # Nobody waits for what those before it gave.
@@ -236,7 +237,7 @@ class Worker:
                 self._call_seconds = (now - begun) / len(returned)
             spent = done - called - (inbox.waited_seconds - waited)
             outbox.meter.job_seconds += spent
-            if stride == 1 and spent >= SLOW_CALL_SECONDS:
+            if (stride == 1 or self._in_lists) and spent >= SLOW_CALL_SECONDS:
                 self._note_slow(spent, arguments, start - 1)
             begun = now
             # What is left is sent with the rest where that will be done soon, for a lease of that length.
@@ -245,6 +246,15 @@ class Worker:
             if start < count and (careful or reuse.undecided or late or heavy):
                 outbox.flush()
                 inbox.look()
+
+    def _stride(self, most: int, careful: bool) -> int:
+        """Return with how many of `most` items to go on in one go; `careful`: one call of the job."""
+        one = self._call.most if isinstance(self._call, PerItem) else 1
+        if careful:
+            return min(one, most)
+        if self._call_seconds * most > STRIDE_SECONDS:
+            return min(most, max(one, int(STRIDE_SECONDS / self._call_seconds)))
+        return most
 
     def _work_again(self, arguments: list[Any], skip: int) -> int:
         """Call the job on the first argument, without the outputs that another has given; return how many started."""
@@ -323,6 +333,32 @@ class Worker:
             first = end
         return False
 
+    def _call_in_lists(self, _: list[Any], first: int, stop: int, returned: list[Any]) -> bool:
+        """Do as `_call_on` does, with a job that gets lists and gives each item its output."""
+        call, clock, part = self._call, time.perf_counter, self._lease_items.part
+        assert isinstance(call, PerItem)
+        until = clock() + self._inbox.flush_seconds
+        while first < stop:
+            end = self._start(first, min(first + call.most, stop))
+            if end == first:
+                return False
+            for values in call.over(part, first, end, partial(self._progress.mark, True)):
+                self._keep(values, returned)
+            last = returned[-1]
+            if clock() > until or GeneratorType in map(type, values):
+                return False
+            if type(last) not in LIGHT and self._outbox.weigh(last) * (end - first) > BLOB_BYTES:
+                return True
+            first = end
+        return False
+
+    def _keep(self, values: list[Any], returned: list[Any]) -> None:
+        """Add outputs to what the job has returned: as they are now, where it gives an object again."""
+        reuse, frozen = self._reuse, self._outbox.freeze
+        for value in values:
+            reuse.observe(value)
+            returned.append(frozen(value) if reuse.repeats else value)
+
     def _take(self, returned: list[Any], whole: bool = False) -> bool:
         """Turn what the next calls returned into outputs; return whether generators were among it.
 
@@ -336,7 +372,7 @@ class Worker:
         except BaseException as error:
             # A class may say itself how it is told from others, and fail at that.
             raise self._retrier.raised(error, "pickle", outbox.call_at_hand) from None
-        if len(returned) == 1 and GeneratorType not in kinds:
+        if len(returned) == 1 and GeneratorType not in kinds and type(self._call) is not PerItem:
             self._reuse.observe(returned[0])
         outbox.kinds |= kinds
         if GeneratorType in kinds:
