@@ -286,6 +286,7 @@ class ImportsTest(TestCase):
             "conveyor._lean",
             "conveyor._system",
             "conveyor.errors",
+            "conveyor.inspection",
             "conveyor.pipeline",
             "conveyor.stages",
             "conveyor.stats",
