@@ -127,7 +127,7 @@ def _is_plain(step: Step) -> bool:
     book, intake, node = step.book, step.intake, step.step_roster.node
     if len(book.workers) != 1 or step.batch_size != 1 or node.timeout is not None or node.max_items is not None:
         return False
-    if node.batch_timeout is not None:
+    if node.hands != 1:
         return False
     if intake.queue.items or intake.ended or step.recovery.requeued or step.credit.starving or step.reports_demand:
         return False
