@@ -148,9 +148,10 @@ class Watch:
 
     def end(self) -> None:
         """Tell how far the run is now, for the last time."""
-        if self._view is None or os.getpid() != self._process:
-            return
         thread = self._thread
+        # Where what shows it has failed, the thread may be about to say so.
+        if (self._view is None and thread is None) or os.getpid() != self._process:
+            return
         if thread is threading.current_thread():
             # The collector, or the callable, ends the run in the thread that tells of it.
             self._ends_itself = True
@@ -162,6 +163,7 @@ class Watch:
             if thread.is_alive():
                 # What shows it does not return, and must not be called in two threads.
                 self._stop_showing()
+                self._thread = None
                 return
         self._close()
 
