@@ -67,15 +67,11 @@ END = [
 
 
 class ProgramTest(TestCase):
-    def run_on_terminal(self, body: str, *keys: tuple[str, str], **settings: Any) -> tuple[int, Screen]:
+    def start(self, body: str, **settings: Any) -> Terminal:
         folder = self.new_folder()
         with open(os.path.join(folder, "script.py"), "w", encoding="utf-8") as file:
             file.write(body)
-        terminal = Terminal(["script.py"], folder, **settings)
-        for words, key in keys:
-            terminal.read_until(words)
-            terminal.write(key)
-        return terminal.end(), terminal.screen
+        return Terminal(["script.py"], folder, **settings)
 
     def assert_lines(self, lines: list[str], patterns: list[str]) -> None:
         assert len(lines) == len(patterns), "\n".join(lines)
@@ -83,8 +79,10 @@ class ProgramTest(TestCase):
             assert re.fullmatch(pattern, line), f"{pattern}\n" + "\n".join(lines)
 
     def test_what_is_printed_stands_above(self) -> None:
-        for before, changes in ((NO_RICH, {}), ("", {}), ("", {"NO_COLOR": "1"})):
-            status, screen = self.run_on_terminal(before + PRELUDE + RUN, **changes)
+        kinds: tuple[tuple[str, dict[str, str]], ...] = ((NO_RICH, {}), ("", {}), ("", {"NO_COLOR": "1"}))
+        terminals = [self.start(before + PRELUDE + RUN, **changes) for before, changes in kinds]
+        for (before, changes), terminal in zip(kinds, terminals, strict=True):
+            status, screen = terminal.end(), terminal.screen
             lines = screen.lines
             assert status == 0 and lines[-1] == "after", "\n".join(lines)
             self.assert_lines(lines[-6:-1], END)
@@ -97,10 +95,12 @@ class ProgramTest(TestCase):
             assert bool(hues) == (has_rich and not before and not changes), hues
 
     def test_an_interrupt_leaves_a_clean_screen(self) -> None:
-        status, screen = self.run_on_terminal(PRELUDE + INTERRUPTED, ("  waiting ", "\x03"), columns=60, rows=10)
-        assert status == 0
+        terminal = self.start(PRELUDE + INTERRUPTED, columns=60, rows=10)
+        terminal.read_until("waiting ")
+        terminal.write("\x03")
+        assert terminal.end() == 0
         self.assert_lines(
-            screen.lines,
+            terminal.screen.lines,
             [
                 r"0 of 4 items \(0 %\)",
                 r"  step +pipe +workers +busy +items +rate",
