@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 from array import array
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import Any
 from conveyor.core import commands, events
 from conveyor.core.machine import Machine
@@ -69,9 +70,13 @@ class _Lease:
 class _Ring:
     """The newest events; once there are `RING_EVENTS`, a new one takes the place of the oldest."""
 
-    def __init__(self) -> None:
-        self._numbers = array("d")
-        self._count = 0
+    def __init__(self, numbers: bytes = b"", count: int = 0) -> None:
+        self._numbers = array("d", numbers)
+        self._count = count
+
+    def kept(self) -> tuple[int, bytes]:
+        """Return what makes another one like it."""
+        return self._count, self._numbers.tobytes()
 
     @property
     def left_out(self) -> int:
@@ -93,6 +98,26 @@ class _Ring:
         for number in range(self.left_out, self._count):
             place = number % RING_EVENTS * FIELDS
             yield self._numbers[place : place + FIELDS]
+
+
+class KeptTrace(NamedTuple):
+    """What a trace holds so far, as it goes to another process.
+
+    The names of the steps, the newest decisions, when the pipeline was opened, how long ago that is, how many events
+    there were, and the numbers of those that are kept, as bytes.
+    """
+
+    names: dict[int, str]
+    decisions: tuple[Decision, ...]
+    opened: float
+    seconds: float
+    events: int
+    numbers: bytes
+
+    def lines(self) -> Iterator[str]:
+        """Yield the lines of the file."""
+        ring = _Ring(self.numbers, self.events)
+        return _lines(ring, self.names, self.decisions, self.opened, self.seconds)
 
 
 class Trace:
@@ -248,49 +273,63 @@ class Trace:
 
     def lines(self) -> Iterator[str]:
         """Yield the lines of the file."""
-        left_out = self._ring.left_out
-        told: dict[str, Any] = {"source": "Conveyor", "events_left_out": left_out}
-        if left_out:
-            told["note"] = (
-                f"Only the newest {RING_EVENTS:,} events are here. {left_out:,} before them were left out, as no more "
-                "are kept."
-            )
-        yield f'{{"displayTimeUnit":"ms","otherData":{json.dumps(told)},"traceEvents":[\n'
-        for index, name in {NONE: "the pipeline", **self._names}.items():
-            yield _metadata(index, NONE, "process_name", name=name)
-            yield _metadata(index, NONE, "process_sort_index", sort_index=index + 1)
-        lanes: set[tuple[int, int]] = set()
-        for event in self._ring:
-            kind, step, worker = map(int, event[:3])
-            if worker != NONE and (step, worker) not in lanes:
-                lanes.add((step, worker))
-                yield _metadata(step, worker, "thread_name", name=f"worker {worker}")
-            yield f"{self._line(kind, step, worker, event[3:])},\n"
-        for decision in self._decisions:
-            at = _micros(decision.at)
-            yield f"{_instant_line(str(decision), 'decision', 'g', at, NONE, NONE, {})},\n"
-        # Without a comma behind it.
-        at = _micros(max(0.0, self._machine.now - self._opened))
-        yield f"{_instant_line('the trace ends', 'pipeline', 'g', at, NONE, NONE, {})}\n]}}\n"
+        return _lines(self._ring, self._names, self._decisions, self._opened, self._seconds)
 
-    def _line(self, kind: int, step: int, worker: int, numbers: Sequence[float]) -> str:
-        begun, (seconds, *values) = numbers[0] - self._opened, numbers[1:]
-        at, where = _micros(begun), f'"pid":{_process(step)},"tid":{_thread(worker)}'
-        # Most events are of these two kinds, and whoever closes the pipeline waits for all of them.
-        if kind == SLICE:
-            # Of two slices side by side, one ends where the other begins, also when both are rounded.
-            lasting = round(_micros(begun + seconds) - at, 1)
-            name, (items, outputs, cpu) = json.dumps(self._names.get(step, "?")), values
-            return (
-                f'{{"name":{name},"cat":"lease","ph":"X","ts":{at},"dur":{lasting},{where},"args":{{"step":{name},'
-                f'"items":{items:.0f},"outputs":{outputs:.0f},"cpu_ms":{cpu * 1e3:.3f}}}}}'
-            )
-        if kind == COUNTER:
-            return f'{{"name":"waiting items","ph":"C","ts":{at},{where},"args":{{"items":{values[0]:.0f}}}}}'
-        name, fields = INSTANTS[kind]
-        scope = "g" if step == NONE else "p" if worker == NONE else "t"
-        what = {field: int(value) for field, value in zip(fields, values, strict=False)}
-        return _instant_line(name, "pipeline", scope, at, step, worker, what)
+    def kept(self) -> KeptTrace:
+        """Return what there is so far; of leases that workers have, nothing."""
+        return KeptTrace(self._names, tuple(self._decisions), self._opened, self._seconds, *self._ring.kept())
+
+    @property
+    def _seconds(self) -> float:
+        return max(0.0, self._machine.now - self._opened)
+
+
+def _lines(
+    ring: _Ring, names: Mapping[int, str], decisions: Iterable[Decision], opened: float, seconds: float
+) -> Iterator[str]:
+    left_out = ring.left_out
+    told: dict[str, Any] = {"source": "Conveyor", "events_left_out": left_out}
+    if left_out:
+        told["note"] = (
+            f"Only the newest {RING_EVENTS:,} events are here. {left_out:,} before them were left out, as no more "
+            "are kept."
+        )
+    yield f'{{"displayTimeUnit":"ms","otherData":{json.dumps(told)},"traceEvents":[\n'
+    for index, name in {NONE: "the pipeline", **names}.items():
+        yield _metadata(index, NONE, "process_name", name=name)
+        yield _metadata(index, NONE, "process_sort_index", sort_index=index + 1)
+    lanes: set[tuple[int, int]] = set()
+    for event in ring:
+        kind, step, worker = map(int, event[:3])
+        if worker != NONE and (step, worker) not in lanes:
+            lanes.add((step, worker))
+            yield _metadata(step, worker, "thread_name", name=f"worker {worker}")
+        yield f"{_line(names, opened, kind, step, worker, event[3:])},\n"
+    for decision in decisions:
+        at = _micros(decision.at)
+        yield f"{_instant_line(str(decision), 'decision', 'g', at, NONE, NONE, {})},\n"
+    # Without a comma behind it.
+    yield f"{_instant_line('the trace ends', 'pipeline', 'g', _micros(seconds), NONE, NONE, {})}\n]}}\n"
+
+
+def _line(names: Mapping[int, str], opened: float, kind: int, step: int, worker: int, numbers: Sequence[float]) -> str:
+    begun, (seconds, *values) = numbers[0] - opened, numbers[1:]
+    at, where = _micros(begun), f'"pid":{_process(step)},"tid":{_thread(worker)}'
+    # Most events are of these two kinds, and whoever closes the pipeline waits for all of them.
+    if kind == SLICE:
+        # Of two slices side by side, one ends where the other begins, also when both are rounded.
+        lasting = round(_micros(begun + seconds) - at, 1)
+        name, (items, outputs, cpu) = json.dumps(names.get(step, "?")), values
+        return (
+            f'{{"name":{name},"cat":"lease","ph":"X","ts":{at},"dur":{lasting},{where},"args":{{"step":{name},'
+            f'"items":{items:.0f},"outputs":{outputs:.0f},"cpu_ms":{cpu * 1e3:.3f}}}}}'
+        )
+    if kind == COUNTER:
+        return f'{{"name":"waiting items","ph":"C","ts":{at},{where},"args":{{"items":{values[0]:.0f}}}}}'
+    name, fields = INSTANTS[kind]
+    scope = "g" if step == NONE else "p" if worker == NONE else "t"
+    what = {field: int(value) for field, value in zip(fields, values, strict=False)}
+    return _instant_line(name, "pipeline", scope, at, step, worker, what)
 
 
 def _process(step: int) -> int:

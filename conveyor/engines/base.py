@@ -17,13 +17,16 @@ from operator import length_hint
 from conveyor._lean.dataclasses import dataclass, replace
 from conveyor._lean.short_repr import short
 from conveyor._lean.typing import TYPE_CHECKING, Any, Protocol
+from conveyor._system.clock import time
 from conveyor.stages.checks import check_redact, setting_code
 from conveyor.stages.settings import check_flag, count, declared, optional, setting, settings_of
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    from conveyor.diagram import Graph
     from conveyor.errors import FailedItem
+    from conveyor.graph.builder import Description
     from conveyor.graph.plan import Plan
     from conveyor.stats import Stats
 
@@ -51,9 +54,11 @@ class RunProgress:
     """How far a run is, as the caller sees it: numbers alone, which stay when the input is gone."""
 
     def __init__(self, total: int | None = None, number: int = 0) -> None:
-        # The number of the run in its session, where that counts them; and whether somebody watches its progress.
+        # The number of the run in its session, where that counts them; whether somebody watches its progress; and when
+        # it began.
         self.number = number
         self.is_watched = False
+        self.began = time.monotonic()
         self.pulled = 0
         # How many items are known to be through; the process engine asks for that where the run is watched.
         self.through = 0
@@ -111,6 +116,10 @@ class Session(Protocol):
         """The names of the Processors, in the order of the plan."""
 
     @property
+    def progress(self) -> RunProgress | None:
+        """How far the run is that goes on, or was the last; None before the first."""
+
+    @property
     def prints(self) -> Outlet | None:
         """Where prints of jobs arrive; None where jobs print in this process."""
 
@@ -136,6 +145,9 @@ class Session(Protocol):
 
     def stats(self) -> Stats | None:
         """Return what is known now, or was known at the end; None where nothing ever was."""
+
+    def trace(self) -> Iterable[str] | None:
+        """Return the lines of what the trace holds so far; None where there is none, or nobody answers."""
 
     def close(self, deadline: float | None = None) -> None:
         """Have the jobs torn down, until the deadline at most; raises ProcessorError where a `teardown` raised."""
@@ -305,6 +317,18 @@ class PipelineSettings:
         # An engine that the user has made may hold what only this process can have.
         named = {} if self.engine is None or isinstance(self.engine, str) else {"engine": repr(self.engine)}
         return tuple((name, named.get(name, getattr(self, name))) for name in names)
+
+    def graph_of(self, description: Description) -> Graph:
+        """Return the graph of what was added, as it runs with these settings."""
+        from conveyor._system.limits import usable_cores
+
+        return description.graph(
+            cores=self.cores or usable_cores(),
+            ordered=self.ordered,
+            auto=self.workers == "auto",
+            # No other engine fuses.
+            fuse=self.fuse and self.engine in (None, "process"),
+        )
 
     def code(self) -> str:
         """Return what differs from the defaults, as it would stand in a call."""

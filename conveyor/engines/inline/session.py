@@ -166,6 +166,15 @@ class Session:
         self.failures.append(failed)
 
     @property
+    def progress(self) -> RunProgress | None:
+        """How far the run is that goes on, or was the last."""
+        return self._progress
+
+    def trace(self) -> None:
+        """There are no workers to tell of."""
+        return None
+
+    @property
     def active(self) -> bool:
         """Whether a run is going on."""
         return self._run is not None

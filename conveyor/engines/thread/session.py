@@ -209,6 +209,13 @@ class Session(RunKeeper):
         stats = self._stats if self._progress is None else self._progress.added_to(self._stats)
         return replace(stats, advice=Advisor(self._plan).advice(stats))
 
+    def trace(self) -> Iterable[str] | None:
+        """Return the lines of what the trace holds so far; None where there is none, or nobody answers."""
+        if self.ended or self.is_forked_copy:
+            return self._written_trace()
+        kept = self._shell.trace()
+        return None if kept is None else kept.lines()
+
     # Errors
 
     def _ended_by(self, failure: Any) -> BaseException:

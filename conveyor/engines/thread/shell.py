@@ -32,6 +32,7 @@ from conveyor.engines.thread.worker_pool import WorkerPool
 from conveyor.stats import Measures, Stats
 
 if TYPE_CHECKING:
+    from conveyor.core.trace import KeptTrace
     from conveyor.engines.base import RunProgress
     from conveyor.engines.thread.gil import ContentionProbe
 
@@ -151,11 +152,24 @@ class ThreadShell(Shell):
 
     def stats(self, progress: RunProgress | None = None) -> Stats | None:
         """Return the statistics as of now, and note how far a watched run is; None where no thread answers."""
+        told: Stats | None = self._answer_to(self._tell_stats, progress)
+        return told
+
+    def trace(self) -> KeptTrace | None:
+        """Return what was traced so far; None where nobody traces, or no thread answers."""
+        # Most programs never ask.
+        from conveyor.engines.process.broker.observing import kept_trace
+
+        kept: KeptTrace | None = self._answer_to(lambda answer: answer.put(kept_trace(self.observers)))
+        return kept
+
+    def _answer_to(self, question: Callable[..., None], *arguments: Any) -> Any:
+        """Return what a question puts into the queue that it gets first; None where no thread answers."""
         if self._turn.is_mine:
             # What this thread is at, further up, is to go on first.
             return None
-        answer: SimpleQueue[Stats | None] = SimpleQueue()
-        self.post(self._tell_stats, answer, progress)
+        answer: SimpleQueue[Any] = SimpleQueue()
+        self.post(question, answer, *arguments)
         with suppress(Empty):
             return answer.get(timeout=STATS_SECONDS)
         return None

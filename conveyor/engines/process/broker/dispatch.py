@@ -12,6 +12,7 @@ import signal
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor.core import commands, events
+from conveyor.engines.process.broker.observing import kept_trace
 from conveyor.engines.process.system.child_setup import NO_THREAD_EXITCODE
 from conveyor.engines.process.system.descendants import Orphans
 from conveyor.engines.process.system.spawning import UNGUARDED_EXITCODE, cause_and_remedy
@@ -52,7 +53,8 @@ class Dispatch:
             case messages.StatsRequest():
                 shell = self.shell
                 through = shell.machine.items_through() if message.run and message.run == shell.run else 0
-                shell.caller.questions.send(messages.StatsReply(message.number, shell.stats(), through))
+                trace = kept_trace(shell.observers) if message.wants_trace else None
+                shell.caller.questions.send(messages.StatsReply(message.number, shell.stats(), through, trace))
             case _:
                 raise messages.unexpected(message, "The broker, over the caller's channel of questions,")
 

@@ -14,13 +14,13 @@ from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.messages import NoticeGiven
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from conveyor.core.commands import Command
     from conveyor.core.events import Event
     from conveyor.core.machine import Machine
     from conveyor.core.shell import Observer
-    from conveyor.core.trace import Trace
+    from conveyor.core.trace import KeptTrace, Trace
     from conveyor.engines.process.broker.log_relay import LogRelay
     from conveyor.engines.process.wire.configs import BrokerConfig
 
@@ -58,6 +58,14 @@ def observers_of(
     return observers
 
 
+def kept_trace(observers: Iterable[Observer]) -> KeptTrace | None:
+    """Return what was traced so far; None where nobody traces."""
+    for observer in observers:
+        if isinstance(observer, _TraceWriter):
+            return observer.trace.kept()
+    return None
+
+
 # Sentences for messages that say what no event of the core does; a function gets the sender and the message.
 _SENTENCES: dict[type, Callable[[str, Any], str]] = {
     messages.Opened: lambda sender, message: "all workers are ready",
@@ -86,7 +94,7 @@ class _TraceWriter:
 
     def __init__(self, path: str, trace: Trace, logs: LogRelay) -> None:
         self._path = path
-        self._trace = trace
+        self.trace = trace
         self._logs = logs
         self._works = True
 
@@ -94,7 +102,7 @@ class _TraceWriter:
         """Have the trace take in an event, and what the core wants."""
         if self._works:
             try:
-                self._trace.handled(now, event, wanted)
+                self.trace.handled(now, event, wanted)
             except Exception as error:
                 self._fail("ends here", error)
 
@@ -114,9 +122,9 @@ class _TraceWriter:
 
             opens = partial(gzip.open, compresslevel=COMPRESS_LEVEL)
         try:
-            self._trace.close()
+            self.trace.close()
             with opens(self._path, "wt", encoding="utf-8") as file:
-                file.writelines(self._trace.lines())
+                file.writelines(self.trace.lines())
         except Exception as error:
             self._fail("could not be written", error)
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from itertools import count
 
 from conveyor._lean.dataclasses import replace
-from conveyor._lean.typing import Any, cast
+from conveyor._lean.typing import TYPE_CHECKING, Any, cast
 from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held
 from conveyor.engines.base import RunProgress
@@ -52,6 +52,9 @@ from conveyor.engines.process.worker.seeding import seed_of_pipeline
 from conveyor.errors import ProcessError, StateError
 from conveyor.graph.plan import Plan, StepNode
 from conveyor.stats import History, Stats
+
+if TYPE_CHECKING:
+    from conveyor.core.trace import KeptTrace
 
 # What a broker gets to end by itself, beyond the grace period that it gives its workers.
 BROKER_EXIT_SECONDS = 2.0
@@ -302,38 +305,40 @@ class BrokerClient:
         finally:
             self._sending.release()
 
-    def ask_for_stats(self, progress: RunProgress | None) -> None:
-        """Get the statistics of now, while `asking` is held, and how far a watched run is.
+    def ask_for_stats(self, progress: RunProgress | None, wants_trace: bool = False) -> KeptTrace | None:
+        """Get the statistics of now, while `asking` is held, and how far a watched run is; return what was traced.
 
         Does nothing where the broker is gone.
         """
         if self._is_asking:
             # This thread asks already, where a signal handler interrupted it, and must get its answer there.
-            return
+            return None
         with contextlib.suppress(ConnectionLost):
             try:
                 self._is_asking = True
-                self._ask(progress)
+                return self._ask(progress, wants_trace)
             finally:
                 self._is_asking = False
+        return None
 
-    def _ask(self, progress: RunProgress | None) -> None:
+    def _ask(self, progress: RunProgress | None, wants_trace: bool) -> KeptTrace | None:
         questions = self._broker.questions
         self._question += 1
         run = progress.number if progress is not None and progress.is_watched else 0
-        questions.send(messages.StatsRequest(self._question, run))
-        answered = 0
+        questions.send(messages.StatsRequest(self._question, run, wants_trace))
+        answered, trace = 0, None
         # The answer to a question that was interrupted is still on its way.
         while answered != self._question:
             message, _ = questions.receive()
             match message:
                 case messages.StatsReply():
-                    answered = message.number
+                    answered, trace = message.number, message.trace
                     self.take_in(message.stats)
                     if progress is not None:
                         progress.through = max(progress.through, message.through)
                 case _:
                     raise messages.unexpected(message, "The caller, over its channel of questions,")
+        return trace
 
     def take_in(self, stats: Stats) -> None:
         """Keep statistics, and the samples that came with them."""

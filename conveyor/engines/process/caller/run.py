@@ -7,6 +7,7 @@ iteration early gives the run up.
 from __future__ import annotations
 
 import math
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -99,6 +100,11 @@ class RunKeeper(ABC):
         return [step.name for step in self._plan.steps]
 
     @property
+    def progress(self) -> RunProgress | None:
+        """How far the run is that goes on, or was the last."""
+        return self._progress
+
+    @property
     def active(self) -> bool:
         """Whether a run is going on."""
         return self._active is not None
@@ -116,6 +122,23 @@ class RunKeeper(ABC):
     @abstractmethod
     def receive(self) -> Frame:
         """Wait for a message about results; raises the error that it brings, with the session ended."""
+
+    def _written_trace(self) -> list[str] | None:
+        """Return the lines of the trace that the session has left; None where there are none, or not yet."""
+        path = self._plan.setting("trace")
+        if path is None or not self._ending.is_over.is_set():
+            return None
+        opens: Any = open
+        if os.fspath(path).endswith(".gz"):
+            # Most programs never read one.
+            import gzip
+
+            opens = gzip.open
+        try:
+            with opens(path, "rt", encoding="utf-8") as file:
+                return list(file) or None
+        except (OSError, EOFError):
+            return None
 
     def _prepare_run(self, total: int | None) -> tuple[SinkNode, RunProgress]:
         """Have the workers free of a run that was given up; return where results come from, and the count of items.

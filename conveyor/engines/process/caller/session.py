@@ -300,6 +300,16 @@ class Session(RunKeeper):
         stats = replace(stats, steps=steps, history=history, start_method=method, start_reason=reason)
         return self._advised(stats if progress is None else progress.added_to(stats))
 
+    def trace(self) -> Iterable[str] | None:
+        """Return the lines of what the trace holds so far; None where there is none, or nobody answers."""
+        if self.ended or self.is_forked_copy:
+            return self._written_trace()
+        with self._client.asking:
+            if self._broker.child is None or self._ending.starter is not None:
+                return None
+            kept = self._client.ask_for_stats(self._progress, wants_trace=True)
+        return None if kept is None else kept.lines()
+
     def _advised(self, stats: Stats) -> Stats:
         """Return statistics with what they advise."""
         if self._advisor is None:

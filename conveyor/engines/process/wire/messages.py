@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from conveyor.core.commands import GiveUp, LossReason
     from conveyor.core.data.group_sizes import GroupSizes
+    from conveyor.core.trace import KeptTrace
     from conveyor.engines.failures import Failure
     from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig
     from conveyor.stats import Stats
@@ -146,10 +147,11 @@ class StopSource(NamedTuple):
 
 
 class StatsRequest(NamedTuple):
-    """Caller to broker: what are the statistics now, and how far is the run of that number?  0: of none."""
+    """Caller to broker: the statistics of now, how far the run of that number is (0: none), what was traced."""
 
     number: int
     run: int
+    wants_trace: bool = False
 
 
 class StatsReply(NamedTuple):
@@ -158,6 +160,7 @@ class StatsReply(NamedTuple):
     number: int
     stats: Stats
     through: int
+    trace: KeptTrace | None = None
 
 
 # From the broker to the caller, over `results`
@@ -207,11 +210,7 @@ class RunCancelled(NamedTuple):
 
 
 class ConclusionReply(NamedTuple):
-    """Broker to caller: whether the run is over, as nothing is left but calls of `finish`.
-
-    `drops`: the caller drops what these still give.  Otherwise the consumer has had some of it, and the run is not over
-    where more comes.
-    """
+    """Broker to caller: whether the run is over but for calls of `finish`, and whether it `drops` what these give."""
 
     run: int
     over: bool
