@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import AbstractContextManager
 
 from conveyor._lean.typing import TYPE_CHECKING
 from conveyor.errors import FailedItem
@@ -89,16 +90,7 @@ class _Inspection:
         >>> [node.name for node in graph.nodes]
         ['input', 'len', 'results']
         """
-        from conveyor._system.limits import usable_cores
-
-        settings = self._settings
-        return self._description.graph(
-            cores=settings.cores or usable_cores(),
-            ordered=settings.ordered,
-            auto=settings.workers == "auto",
-            # No other engine fuses.
-            fuse=settings.fuse and settings.engine in (None, "process"),
-        )
+        return self._settings.graph_of(self._description)
 
     def report(self, path: str | os.PathLike[str]) -> None:
         """Write what is known of the pipeline to one file: a page of HTML that needs no other file and no network.
@@ -126,6 +118,32 @@ class _Inspection:
         stats, graph = self.stats(), self.graph()
         version = str(vars(sys.modules["conveyor"])["__version__"])
         write_report(path, report_html(graph, stats, self.failures, self._settings.code(), version))
+
+    def serve(self, port: int = 0) -> AbstractContextManager[str]:
+        """Return a context manager that serves a page about the pipeline while it runs, and gives its address.
+
+        The page shows the graph, rates, workers, failures and decisions, new twice a second.  It can be reached from
+        this machine alone, and its address holds a token, without which there is no answer.  The token is random, or
+        `CONVEYOR_TOKEN`.  What else the address leads to: `/stats.json`, `/metrics` for Prometheus, `/report`,
+        `/trace`, and `/events`.
+
+        `port` (0): where to listen, from 1 to 65535; 0 takes one that is free.  One that cannot be had warns with
+        RuntimeWarning, and another one is taken.  The page ends with the block, or with `close`.  Nothing that goes
+        wrong in it harms the run.  Raises TypeError or ValueError for what is no port, StateError where a page is
+        served already, and OSError where no port can be had.
+
+        >>> from conveyor import Pipeline, Processor
+        >>> from urllib.request import urlopen
+        >>> pipeline = Pipeline(engine="inline").add(Processor(len))
+        >>> with pipeline.serve() as url:
+        ...     results = pipeline.run(["a", "bc"])
+        ...     with urlopen(url) as page:
+        ...         page.status
+        200
+        """
+        from conveyor.serving.page import Served
+
+        return Served(self, self._lifecycle, port)
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the graph, with numbers once it has run."""

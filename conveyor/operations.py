@@ -16,6 +16,7 @@ from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held, interrupts_postponed
 from conveyor.engines.base import JobRun, PipelineSettings, Session, new_session
 from conveyor.errors import ConveyorError, FailedItems, SourceWarning, StateError
+from conveyor.serving import close_page, serve_where_wanted
 from conveyor.stages.settings import check_seconds
 from conveyor.turns import (
     ADD,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from conveyor.graph.builder import Description
     from conveyor.progress import Watch
+    from conveyor.serving.page import Page
     from conveyor.stats import Stats
 
 # How often a thread that submits an item looks whether another one has begun the run.
@@ -123,8 +125,8 @@ class Lifecycle:
     """The sessions and runs of one pipeline, one after the other."""
 
     def __init__(self, settings: PipelineSettings, description: Description) -> None:
-        self._settings = settings
-        self._description = description
+        self.settings = settings
+        self.description = description
         # Only the operation that has the turn changes the attributes that follow.
         self._turn = Turn()
         # A pipeline that was entered empty is opened, but has no session before its first run.
@@ -132,10 +134,11 @@ class Lifecycle:
         self.session: Session | None = None
         self._guard: Guard | None = None
         # The last session, and the last statistics of the one before it.
-        self._last: Session | None = None
+        self.last: Session | None = None
         # The run of submitted items, where there is one.
         self._jobs: JobRun | None = None
         self._known: Stats | None = None
+        self.page: Page | None = None
 
     # Each `stacklevel` counts as in a call of `warnings.warn` in place of the method.
 
@@ -146,7 +149,7 @@ class Lifecycle:
             self._turn.begin(operation)
             if self.session is not None:
                 raise StateError(ADDED_TOO_LATE)
-            self._description.add(elements, stacklevel + 1)
+            self.description.add(elements, stacklevel + 1)
         finally:
             self._turn.release(operation)
 
@@ -157,7 +160,7 @@ class Lifecycle:
             self._turn.begin(operation)
             if self.opened:
                 raise refusal(OPEN, OPEN)
-            if not (entering and self._description.empty):
+            if not (entering and self.description.empty):
                 self._start(operation, stacklevel + 1)
                 self.session, self._guard = operation.session, operation.guard
             self.opened = True
@@ -207,6 +210,7 @@ class Lifecycle:
                 raise failure
         finally:
             failure = None
+            close_page(self.page)
             self._turn.release(closing)
 
     def _end_jobs(self, holder: Operation, abort: bool, cancel: bool, deadline: float | None) -> bool:
@@ -286,7 +290,7 @@ class Lifecycle:
                 return
             if not self.opened:
                 raise StateError(_NOT_OPEN)
-            self._description.check_single_items()
+            self.description.check_single_items()
             session = self.session
             if session is None or session.ended:
                 session = self._start(operation, stacklevel + 1)
@@ -321,6 +325,7 @@ class Lifecycle:
 
     def was_dropped(self) -> bool:
         """End the session of a dropped pipeline; return whether there was one to end."""
+        close_page(self.page)
         session = self.session
         if session is None or (session.ended and not (self._guard is not None and self._guard.was_needed)):
             return False
@@ -404,8 +409,8 @@ class Lifecycle:
         # Imported here: a process that only describes a pipeline does not need them.
         from conveyor._system.limits import usable_cores, usable_memory
 
-        settings = self._settings
-        plan = self._description.plan(
+        settings = self.settings
+        plan = self.description.plan(
             cores=settings.cores or usable_cores(),
             ordered=settings.ordered,
             memory=usable_memory(),
@@ -417,9 +422,10 @@ class Lifecycle:
         session.warn(stacklevel + 1)
         operation.session = session
         operation.guard = Guard(session)
-        if self._last is not None:
-            self._known = self._last.stats() or self._known
-        self._last = session
+        serve_where_wanted(self, operation)
+        if self.last is not None:
+            self._known = self.last.stats() or self._known
+        self.last = session
         try:
             # A thread that cancels the operation from now on ends the session too.
             if operation.cancelled:
@@ -435,7 +441,7 @@ class Lifecycle:
     @property
     def failures(self) -> FailedItems:
         """The items that the current or last run gave up, by Processor, and by number within each."""
-        last = self._last
+        last = self.last
         if last is None:
             return FailedItems()
         places = {name: place for place, name in enumerate(last.names)}
@@ -444,7 +450,7 @@ class Lifecycle:
 
     def known_stats(self) -> Stats | None:
         """Return the statistics of the last session, if there was one."""
-        last, known = self._last, self._known
+        last, known = self.last, self._known
         return (None if last is None else last.stats()) or known
 
     def stats(self) -> Stats:

@@ -259,7 +259,7 @@ class Pipeline(_Inspection, Generic[In, Out]):
 
     def __del__(self) -> None:
         lifecycle = getattr(self, "_lifecycle", None)
-        if lifecycle is None or lifecycle.session is None:
+        if lifecycle is None or (lifecycle.session is None and lifecycle.page is None):
             return
         with interrupts_held(finalizing=True):
             ended = lifecycle.was_dropped()

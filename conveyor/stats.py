@@ -14,6 +14,8 @@ SAMPLE_SECONDS = 0.25
 HISTORY_SAMPLES = 2000
 # "1": runs show their progress where they do not say otherwise.  "0": none shows a bar.
 PROGRESS_VARIABLE = "CONVEYOR_PROGRESS"
+# The address at which pipelines of this process serve a page.
+SERVE_VARIABLE = "CONVEYOR_SERVE"
 
 
 @dataclass(frozen=True)
@@ -355,14 +357,14 @@ class Progress:
         if self.rate is not None:
             parts.append(f"{self.rate:,.0f} items/s" if self.rate >= 10 else f"{self.rate:.2g} items/s")
         if self.eta:
-            parts.append(f"{_in_words(self.eta)} left")
+            parts.append(f"{in_words(self.eta)} left")
         return ", ".join(parts)
 
 
-def _in_words(seconds: float) -> str:
+def in_words(seconds: float) -> str:
     """Return seconds in words.
 
-    >>> _in_words(7.1), _in_words(187), _in_words(7380)
+    >>> in_words(7.1), in_words(187), in_words(7380)
     ('7 s', '3 min 07 s', '2 h 03 min')
     """
     whole = max(1, round(seconds))

@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 import threading
 
+from conveyor._lean.typing import TYPE_CHECKING
 from conveyor._system.signals import interrupts_held
 from conveyor.engines.base import JobRun, Run, Session
 from conveyor.errors import StateError
+
+if TYPE_CHECKING:
+    from conveyor.serving.page import Page
 
 # How long a thread waits until another thread has stopped opening or running the pipeline.
 ENDING_SECONDS = 5.0
@@ -101,6 +105,7 @@ class Operation:
         "jobs",
         "kind",
         "own",
+        "page",
         "process",
         "run",
         "session",
@@ -121,6 +126,8 @@ class Operation:
         self.ephemeral = False
         self.run: Run | None = None
         self.jobs: JobRun | None = None
+        # The page that came with it.
+        self.page: Page | None = None
 
     @property
     def here(self) -> bool:
@@ -182,6 +189,8 @@ class Turn:
 
     def release(self, operation: Operation) -> None:
         """Give back the turn of an operation that is over."""
+        if operation.page is not None:
+            operation.page.session_over()
         if self._holder.get(0) is operation:
             self._holder.pop(0, None)
         if operation.here:

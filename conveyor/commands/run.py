@@ -57,7 +57,7 @@ def _run(pipeline: Pipeline[Any, Any], output: BinaryIO, options: argparse.Names
     items, encoded = (_values, _as_json) if options.json else (_lines, _as_text)
     with contextlib.ExitStack() as stack:
         if options.serve:
-            url = stack.enter_context(pipeline.serve())  # type: ignore[attr-defined]
+            url = stack.enter_context(pipeline.serve())
             tell(f"the page about this run is at {url}")
         stream = stack.enter_context(pipeline.stream(items(sys.stdin), progress=options.progress or None))
         write = _writer(output, stream._running._watch)
@@ -131,7 +131,7 @@ def _trace_to(pipeline: Pipeline[Any, Any], path: str) -> None:
         settings = replace(pipeline._settings, trace=path)
     except (TypeError, ValueError) as error:
         raise _CommandError(f"--trace cannot be used: {error}") from None
-    pipeline._settings = pipeline._lifecycle._settings = settings
+    pipeline._settings = pipeline._lifecycle.settings = settings
 
 
 def _report_to(pipeline: Pipeline[Any, Any], path: str) -> None:

@@ -19,6 +19,8 @@ NAME_SIZE, DETAIL_SIZE = 13, 11
 NODE_HEIGHT, SMALL_HEIGHT, DETAIL_HEIGHT = 32, 24, 15
 LAYER_GAP, COLUMN_GAP, MARGIN, PADDING = 34, 22, 16, 14
 ARROW, BOUND_GAP = 5, 8
+# What shows how full a pipe is; and widths are multiples of this where texts change, so that nothing moves each time.
+GAUGE, GAUGE_HEIGHT, STEADY_WIDTH = 5, 9, 48
 # How often the columns are moved towards what they are joined with, down and up.
 SWEEPS = 12
 LONGEST_NAME = 40
@@ -27,12 +29,14 @@ STYLE = (
     ".cv-node.cv-processor rect{fill:#dbeafe;stroke:#2563eb}"
     ".cv-node.cv-input rect,.cv-node.cv-results rect{fill:#dcfce7;stroke:#15803d}"
     ".cv-name{fill:#111827}.cv-detail{fill:#4b5563}.cv-edge{fill:none;stroke:#6b7280;stroke-width:1.5}"
-    ".cv-arrow{fill:#6b7280}.cv-bound{fill:#4b5563}"
+    ".cv-arrow{fill:#6b7280}.cv-bound{fill:#4b5563}.cv-node.cv-processor .cv-gauge{fill:#bfd3f2;stroke:none}"
+    ".cv-node.cv-processor .cv-fill{fill:#2563eb;stroke:none}"
     "@media(prefers-color-scheme:dark){.cv-back{fill:#0d1117}.cv-node rect{fill:#21262d;stroke:#8b949e}"
     ".cv-node.cv-processor rect{fill:#172554;stroke:#60a5fa}"
     ".cv-node.cv-input rect,.cv-node.cv-results rect{fill:#052e16;stroke:#4ade80}"
     ".cv-name{fill:#e6edf3}.cv-detail{fill:#9ca3af}.cv-edge{stroke:#8b949e}.cv-arrow{fill:#8b949e}"
-    ".cv-bound{fill:#9ca3af}}"
+    ".cv-bound{fill:#9ca3af}.cv-node.cv-processor .cv-gauge{fill:#33457a}"
+    ".cv-node.cv-processor .cv-fill{fill:#60a5fa}}"
 )
 
 
@@ -49,8 +53,10 @@ class _Box:
 class _Layout:
     """Where everything is: the boxes, layer by layer, and each edge as the boxes that it goes through."""
 
-    def __init__(self, graph: Graph, details: Mapping[int, str]) -> None:
+    def __init__(self, graph: Graph, details: Mapping[int, str], fills: Mapping[int, float] | None) -> None:
         self._details = details
+        self._fills = fills or {}
+        self._is_steady = fills is not None
         layers = _layers_of(graph)
         self.boxes: list[list[_Box]] = [[] for _ in range(max(layers, default=-1) + 1)]
         self.paths: list[tuple[GraphEdge, list[_Box]]] = []
@@ -85,8 +91,11 @@ class _Layout:
     def _box(self, node: GraphNode) -> _Box:
         detail = self._details.get(node.index, node.detail)
         width = max(width_of(_shortened(node.name), NAME_SIZE), width_of(detail, DETAIL_SIZE))
+        if self._is_steady:
+            width = -(-width // STEADY_WIDTH) * STEADY_WIDTH
         height = NODE_HEIGHT if node.kind == "processor" else SMALL_HEIGHT
-        return _Box(node, width + 2 * PADDING, height + (DETAIL_HEIGHT if detail else 0))
+        height += DETAIL_HEIGHT if detail else 0
+        return _Box(node, width + 2 * PADDING, height + (GAUGE_HEIGHT if node.index in self._fills else 0))
 
     def _place(self) -> None:
         """Give each box its column, near to what it is joined with."""
@@ -150,10 +159,13 @@ def _shortened(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 
-def svg_of(graph: Graph, details: Mapping[int, str] | None = None) -> str:
-    """Return the picture; `details` says by the index of a node what stands below its name, instead of its own."""
+def svg_of(graph: Graph, details: Mapping[int, str] | None = None, fills: Mapping[int, float] | None = None) -> str:
+    """Return the picture; `details` says by the index of a node what stands below its name, instead of its own.
+
+    `fills` says of nodes how full the pipe in front of them is, 0 to 1: of a picture whose texts change.
+    """
     details = details or {}
-    layout = _Layout(graph, details)
+    layout = _Layout(graph, details, fills)
     boxes = [box for layer in layout.boxes for box in layer]
     left = min((box.x - box.width / 2 for box in boxes), default=0.0) - MARGIN
     rights = [path[-1].x + BOUND_GAP + width_of(edge.detail, DETAIL_SIZE) for edge, path in layout.paths]
@@ -179,21 +191,29 @@ def svg_of(graph: Graph, details: Mapping[int, str] | None = None) -> str:
         lines += _edge(path, middle_of, edge.detail)
     for box in boxes:
         if box.node is not None:
-            lines.append(_node(box, box.node, middle_of[id(box)], details.get(box.node.index, box.node.detail)))
+            detail, fill = details.get(box.node.index, box.node.detail), (fills or {}).get(box.node.index)
+            lines.append(_node(box, box.node, middle_of[id(box)], detail, fill))
     return "\n".join([*lines, "</svg>"])
 
 
-def _node(box: _Box, node: GraphNode, middle: float, detail: str) -> str:
+def _node(box: _Box, node: GraphNode, middle: float, detail: str, fill: float | None) -> str:
     x, y = box.x - box.width / 2, middle - box.height / 2
     radius = 6 if node.kind == "processor" else box.height / 2
-    baseline = middle + NAME_SIZE * 0.35 - (DETAIL_HEIGHT / 2 if detail else 0)
+    lower = GAUGE_HEIGHT / 2 if fill is not None else 0
+    baseline = middle + lower + NAME_SIZE * 0.35 - (DETAIL_HEIGHT / 2 if detail else 0)
     name, center = one_line(node.name), f"{box.x:.1f}"
+    full = "" if fill is None else f": its pipe is {fill:.0%} full"
     lines = [
-        f'<g class="cv-node cv-{node.kind}" data-index="{node.index}"><title>{escape(name)}</title>',
+        f'<g class="cv-node cv-{node.kind}" data-index="{node.index}"><title>{escape(name)}{full}</title>',
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}" rx="{radius:g}"/>',
         f'<text class="cv-name" x="{center}" y="{baseline:.1f}" font-size="{NAME_SIZE}" text-anchor="middle">'
         f"{escape(_shortened(name))}</text>",
     ]
+    if fill is not None:
+        wide = box.width - 12
+        gauge = f'x="{x + 6:.1f}" y="{y + 5:.1f}" height="{GAUGE}" rx="{GAUGE / 2:g}"'
+        lines.append(f'<rect class="cv-gauge" {gauge} width="{wide:.1f}"/>')
+        lines.append(f'<rect class="cv-fill" {gauge} width="{wide * fill:.1f}"/>' if fill else "")
     if detail:
         lines.append(
             f'<text class="cv-detail" x="{center}" y="{baseline + DETAIL_HEIGHT:.1f}" font-size="{DETAIL_SIZE}" '

@@ -35,8 +35,9 @@ p{margin:.4rem 0}.soft{color:var(--soft)}.bad{color:var(--bad)}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.3rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-th{color:var(--soft);font-weight:600}th:first-child,td:first-child,.left{text-align:left}
-tr.slowest td:first-child{color:var(--accent);font-weight:600}
+th{color:var(--soft);font-weight:600}th:first-child,.left{text-align:left}
+td.left{white-space:normal}
+tbody th{color:inherit;font-weight:400}tr.slowest th{color:var(--accent);font-weight:600}
 .bar{display:inline-block;width:4rem;height:.55rem;margin-right:.4rem;background:var(--line);border-radius:3px}
 .bar i{display:block;height:100%;background:var(--accent);border-radius:3px}
 .graph svg{max-width:100%;height:auto}.graph .cv-back{fill:none}
@@ -46,17 +47,24 @@ summary{cursor:pointer;overflow-wrap:anywhere}
 pre{overflow-x:auto;font:12.5px/1.45 ui-monospace,monospace;margin:.5rem 0}
 .axis{stroke:var(--line)}.waiting{fill:var(--fill);opacity:.75}.workers{fill:none;stroke:var(--accent);stroke-width:2}
 .more{fill:var(--good)}.fewer{fill:var(--bad)}.label{fill:var(--text);font-size:12px}.small{fill:var(--soft);font-size:11px}
+@media(max-width:640px){.wide tr{display:grid;grid-template-columns:repeat(3,1fr);gap:.25rem .6rem;padding:.5rem .7rem;
+margin:.5rem 0;border:1px solid var(--line);border-radius:8px}.wide table,.wide tbody{display:block}
+.wide thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+.wide tbody th,.wide td.left{grid-column:1/-1}
+.wide tbody th{font-weight:600}.wide th,.wide td{display:block;padding:0;border:0;text-align:left;white-space:normal;
+overflow-wrap:anywhere}.wide td::before{content:attr(data-head);display:block;color:var(--soft);font-size:11px;
+line-height:1.3}.wide .bar{width:2.2rem;margin-right:.3rem}}
 """
 
 
-def page(title: str, body: str, data: str = "") -> str:
-    """Return a whole page; `data` is JSON that stands in it for programs."""
+def page(title: str, body: str, data: str = "", style: str = "") -> str:
+    """Return a whole page; `data` is JSON that stands in it for programs, `style` what it has beside `STYLE`."""
     held = f'\n<script type="application/json" id="data">{data}</script>' if data else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width,initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n<link rel="icon" href="data:,">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}{held}\n</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n{body}{held}\n</body>\n</html>\n"
     )
 
 
@@ -80,13 +88,16 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 0, s
     The row that begins with `slowest` stands out.
     """
     left = [' class="left"' if index >= len(heads) - texts else "" for index in range(len(heads))]
-    lines = ['<div class="wide"><table>', "<thead><tr>"]
-    lines += [f'<th scope="col"{each}>{escape(head)}</th>' for head, each in zip(heads, left, strict=True)]
+    # With their roles: on a phone a row looks like a card, and some browsers then take it for no row.
+    lines = ['<div class="wide"><table role="table">', '<thead><tr role="row">']
+    starts = [f'<th scope="col" role="columnheader"{each}>' for each in left]
+    lines += [f"{start}{escape(head)}</th>" for start, head in zip(starts, heads, strict=True)]
     lines.append("</tr></thead><tbody>")
-    for row in rows:
-        marked = ' class="slowest"' if slowest is not None and row[0] == slowest else ""
-        cells = "".join(f"<td{each}>{cell}</td>" for cell, each in zip(row, left, strict=True))
-        lines.append(f"<tr{marked}>{cells}</tr>")
+    starts = [f'<td role="cell" data-head="{escape(head)}"{each}>' for head, each in zip(heads, left, strict=True)]
+    for first, *cells in rows:
+        marked = ' class="slowest"' if slowest is not None and first == slowest else ""
+        rest = "".join(f"{start}{cell}</td>" for start, cell in zip(starts[1:], cells, strict=True))
+        lines.append(f'<tr role="row"{marked}><th scope="row" role="rowheader"{left[0]}>{first}</th>{rest}</tr>')
     return "".join([*lines, "</tbody></table></div>"])
 
 
@@ -99,35 +110,49 @@ def cards(told: Iterable[tuple[str, str]]) -> str:
     )
 
 
-def share_bar(share: float) -> str:
-    """Return a share as a bar and in percent."""
+def share_bar(share: float, said: str | None = None) -> str:
+    """Return a share as a bar and in percent, or with what else is to be said of it."""
     percent = max(0.0, min(1.0, share)) * 100
-    return f'<span class="bar"><i style="width:{percent:.0f}%"></i></span>{percent:.0f}&nbsp;%'
+    said = f"{percent:.0f}&nbsp;%" if said is None else said
+    return f'<span class="bar"><i style="width:{percent:.0f}%"></i></span><span class="n">{said}</span>'
 
 
-def numbers_of(step: StepStats) -> str:
-    """Return what stands below the name of a step in a picture."""
+def numbers_of(step: StepStats, *, live: bool = False) -> str:
+    """Return what stands below the name of a step in a picture; `live`: with the workers of now, not the most."""
     parts = [f"{step.items_in:,} items", f"{step.busy:.0%} busy"]
-    if step.most_workers != 1:
-        parts.append(f"{step.most_workers} workers")
+    workers = step.workers if live else step.most_workers
+    if workers != 1:
+        parts.append(f"{workers} workers")
     if step.failed:
         parts.append(f"{step.failed:,} failed")
     return ", ".join(parts)
 
 
-def graph_with_numbers(graph: Graph, stats: Stats | None) -> str:
-    """Return the graph as a picture, with the numbers of each step where there are some."""
+def graph_with_numbers(graph: Graph, stats: Stats | None, *, live: bool = False) -> str:
+    """Return the graph as a picture, with the numbers of each step where there are some.
+
+    `live`: with a gauge of how full the pipe in front of each step is, and such that nothing moves when numbers grow.
+    """
     steps = {} if stats is None else {step.processor: step for step in stats.steps}
-    details = {node.index: _said_of(node, steps, stats) for node in graph.nodes}
+    details = {node.index: _said_of(node, steps, stats, live) for node in graph.nodes}
     details = {index: said for index, said in details.items() if said}
     # Within a page, the name of the format is no address that anybody needs.
-    svg = svg_of(graph, details).replace(' xmlns="http://www.w3.org/2000/svg"', "", 1)
+    fills = None
+    if live:
+        known = [(node.index, steps.get(node.name)) for node in graph.nodes if node.kind == "processor"]
+        fills = {index: 0.0 if step is None else fill_of(step) for index, step in known}
+    svg = svg_of(graph, details, fills).replace(' xmlns="http://www.w3.org/2000/svg"', "", 1)
     return f'<div class="wide graph">{svg}</div>'
 
 
-def _said_of(node: GraphNode, steps: dict[str, StepStats], stats: Stats | None) -> str:
+def fill_of(step: StepStats) -> float:
+    """Return how full the pipe in front of a step is, 0 to 1."""
+    return min(1.0, step.waiting / step.bound) if step.bound else 0.0
+
+
+def _said_of(node: GraphNode, steps: dict[str, StepStats], stats: Stats | None, live: bool) -> str:
     if node.kind == "processor" and node.name in steps:
-        return numbers_of(steps[node.name])
+        return numbers_of(steps[node.name], live=live)
     if node.kind == "input" and stats is not None and stats.source is not None:
         total = "" if stats.source.total is None else f" of {stats.source.total:,}"
         return f"{stats.source.pulled:,}{total} items"
@@ -146,7 +171,7 @@ def steps_table(stats: Stats) -> str:
         row = [escape(step.processor), workers, f"{step.items_in:,}", f"{step.items_out:,}"]
         row += [f"{step.waiting:,}", duration(step.mean), duration(step.p99)]
         row += [share_bar(step.busy), f"{step.cpu:.0%}", f"{step.blocked:.0%}", f"{step.handing_on:.0%}"]
-        rows.append([*row, *(_trouble(getattr(step, name)) for _, name in troubles)])
+        rows.append([*row, *(trouble(getattr(step, name)) for _, name in troubles)])
     bottleneck = stats.bottleneck
     text = table([*heads, *(head for head, _ in troubles)], rows, slowest=bottleneck and escape(bottleneck))
     if bottleneck is not None:
@@ -158,7 +183,8 @@ def steps_table(stats: Stats) -> str:
     return text
 
 
-def _trouble(count: int) -> str:
+def trouble(count: int) -> str:
+    """Return a count that is better 0."""
     return f'<span class="bad">{count:,}</span>' if count else "0"
 
 
@@ -170,11 +196,11 @@ def slowest_table(stats: Stats) -> str:
     return table(["step", "item", "took", "the item"], rows, texts=1) if rows else ""
 
 
-def decisions_table(stats: Stats) -> str:
+def decisions_table(stats: Stats, most: int = MOST_DECISIONS) -> str:
     """Return what the balancer decided, the newest first."""
     rows = [
         [f"{each.at:.2f}&nbsp;s", escape(each.processor), f"{each.before} → {each.after}", escape(each.reason)]
-        for each in reversed(stats.decisions[-MOST_DECISIONS:])
+        for each in reversed(stats.decisions[-most:])
     ]
     return table(["at", "step", "workers", "because"], rows, texts=3) if rows else ""
 
@@ -186,7 +212,8 @@ def failures_list(failures: Sequence[FailedItem]) -> str:
         place = f"{failed.number:,}" if failed.last == failed.number else f"{failed.number:,} to {failed.last:,}"
         attempts = "" if failed.attempts == 1 else f", {failed.attempts:,} attempts"
         lines.append(
-            f"<details><summary><b>{escape(failed.processor)}</b>, item {place}: "
+            f'<details data-key="{escape(failed.processor)} {failed.number}"><summary>'
+            f"<b>{escape(failed.processor)}</b>, item {place}: "
             f"<span class=bad>{escape(failed.error.kind or type(failed.error).__name__)}</span>"
             f"{attempts} {_code(failed.item)}</summary><pre>{escape(_traceback(failed))}</pre></details>"
         )

@@ -136,7 +136,7 @@ class TheHouse(TestCase):
         ("conveyor.engines.process.broker",),
         ("conveyor.engines.process.caller", "conveyor.engines.inline"),
         ("conveyor.engines.thread", "conveyor.engines.dask"),
-        ("conveyor.terminal",),
+        ("conveyor.terminal", "conveyor.serving"),
         ("conveyor.progress", "conveyor.turns"),
         ("conveyor.operations",),
         ("conveyor.stream", "conveyor.inspection"),
@@ -389,7 +389,7 @@ class Errors(TestCase):
                 if isinstance(kind, type) and issubclass(kind, BaseException) and kind.__module__ == name:
                     # A signal within an engine, which no user ever sees.
                     signals = {"CallRaised", "ConnectionLost", "LeaseFailed", "LeaseStopped", "MadeForFork"}
-                    signals |= {"ProtocolError", "RecordingError", "StageError", "Unpicklable"}
+                    signals |= {"ProtocolError", "RecordingError", "StageError", "Unanswered", "Unpicklable"}
                     internal = kind.__name__.startswith("_") or kind.__name__ in signals
                     assert name == errors.__name__ or internal, f"{name}.{kind.__name__}"
 

@@ -156,6 +156,7 @@ conveyor.pipeline.Pipeline()
     .opened -> bool
     .report(path: str | os.PathLike[str])
     .run(items: Iterable[In] | In, *, progress: bool | Literal['steps'] | Callable[[Progress], object] | None = None, total: int | None = None) -> list[Out]
+    .serve(port: int = 0) -> AbstractContextManager[str]
     .stats() -> Stats
     .stream(items: Iterable[In] | In, *, progress: bool | Literal['steps'] | Callable[[Progress], object] | None = None, total: int | None = None) -> Stream[Out]
     .submit(item: In, *, timeout: float | None = None) -> Future[list[Out]]

@@ -35,7 +35,7 @@ from conveyor.engines.process.wire.configs import BrokerConfig, with_blobs
 from conveyor.engines.process.wire.endpoint import BlockingEndpoint, ConnectionLost, Frame, NonblockingEndpoint
 from conveyor.engines.process.wire.handles import Handles
 from conveyor.errors import ProcessError, StartMethodWarning
-from conveyor.stats import PROGRESS_VARIABLE, SAMPLE_SECONDS
+from conveyor.stats import PROGRESS_VARIABLE, SAMPLE_SECONDS, SERVE_VARIABLE
 
 # Longer than a cheap job and the way to its worker and back take together.
 SPIN_SECONDS = 0.0002
@@ -319,8 +319,9 @@ def main(
 
     It keeps `handles`, the descriptors that jobs refer to, for the workers that it starts later.
     """
-    # Recordings and bars are for the pipelines of the caller: those in its workers have none.
+    # Recordings, pages and bars are for the pipelines of the caller: those in its workers have none.
     os.environ.pop(RECORD_VARIABLE, None)
+    os.environ.pop(SERVE_VARIABLE, None)
     if os.environ.get(PROGRESS_VARIABLE) != "0":
         os.environ.pop(PROGRESS_VARIABLE, None)
     reset_inherited_state(inherited_fds)

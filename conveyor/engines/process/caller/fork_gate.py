@@ -13,12 +13,23 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 
+from conveyor._lean.typing import Protocol
 from conveyor._system.clock import time
 
 # How long a fork waits for sources to come to the end of an item.
 MAX_PARK_SECONDS = 0.1
 # How long a source waits for a fork to be over.
 MAX_FORK_SECONDS = 1.0
+
+
+class Pausing(Protocol):
+    """What has threads that hold locks at any moment, and that can end and begin again; neither raises."""
+
+    def suspend(self) -> None:
+        """End all threads, within a bound."""
+
+    def resume(self) -> None:
+        """Start them again."""
 
 
 class ForkGate:
@@ -35,6 +46,8 @@ class ForkGate:
         # What asks each thread inside to come out soon.
         self._inside: dict[int, Callable[[], None]] = {}
         self._forks = 0
+        # What is to have no thread while this process forks.
+        self.pausing: list[Pausing] = []
 
     def enter(self, hurry: Callable[[], None]) -> None:
         """Wait until no thread forks, and be inside; a thread that waits to fork calls `hurry`."""
@@ -63,6 +76,18 @@ class ForkGate:
     def closed(self) -> Iterator[None]:
         """Keep other threads out for the block, as far as they come out in time."""
         me = threading.get_ident()
+        paused = list(self.pausing)
+        try:
+            for each in paused:
+                each.suspend()
+            with self._entered_by_none(me):
+                yield
+        finally:
+            for each in paused:
+                each.resume()
+
+    @contextlib.contextmanager
+    def _entered_by_none(self, me: int) -> Iterator[None]:
         deadline = time.monotonic() + MAX_PARK_SECONDS
         with self._changed:
             self._forks += 1
