@@ -14,6 +14,8 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any, NamedTuple
 from unittest import mock
@@ -221,6 +223,24 @@ class RunTest(CommandTestCase):
             assert "fail_at_two" in {event["name"] for event in json.load(trace)["traceEvents"]}
         outcome = self.told("run", "opened:pipeline", "--trace", "other.json", given=b"")
         assert outcome.code == 2 and "has opened this one" in outcome.errors, outcome.told()
+
+    def test_a_page_is_served_meanwhile(self) -> None:
+        process = self.start("run", "flow:same", "--serve", stdin=subprocess.PIPE)
+        with process:
+            assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+            assert process.stderr.readline() == "imported\n"
+            told, _, url = process.stderr.readline().strip().rpartition(" ")
+            assert told == "conveyor: the page about this run is at"
+            process.stdin.write("a\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "A\n"
+            with urllib.request.urlopen(url, timeout=30) as page:
+                self.assertIn("swapcase", page.read().decode())
+            process.stdin.close()
+            assert (process.stdout.read(), process.stderr.read()) == ("", "")
+        assert process.returncode == 0
+        with self.assertRaises(urllib.error.URLError):
+            urllib.request.urlopen(url, timeout=30)
 
     def test_a_result_is_written_before_the_next_item_is_there(self) -> None:
         process = self.start("run", "flow:same", stdin=subprocess.PIPE)
