@@ -1,9 +1,10 @@
 """The gate that makes source threads wait between two items while this process forks.
 
 A source thread runs the user's code, which may hold a lock at any moment.  A child that is forked then has that lock
-held for ever.  Between two items a source holds none.
+held for ever.  Between two items a source holds none.  An event loop that awaits the fork waits as well, between two of
+its callbacks.
 
-Law: every wait is bounded.  A fork does not wait for a source that takes too long for its item.
+Law: every wait is bounded.  A fork does not wait for a source or a loop that takes too long for its item or callback.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 
 from conveyor._lean.typing import Protocol
 from conveyor._system.clock import time
+from conveyor._system.loop_threads import loop_threads
 
 # How long a fork waits for sources to come to the end of an item.
 MAX_PARK_SECONDS = 0.1
@@ -48,6 +50,8 @@ class ForkGate:
         self._forks = 0
         # What is to have no thread while this process forks.
         self.pausing: list[Pausing] = []
+        # The threads of event loops that wait until no thread forks.
+        self._stopped: set[int] = set()
 
     def enter(self, hurry: Callable[[], None]) -> None:
         """Wait until no thread forks, and be inside; a thread that waits to fork calls `hurry`."""
@@ -92,17 +96,39 @@ class ForkGate:
         with self._changed:
             self._forks += 1
         try:
+            loops = self._stop_loops()
             with self._changed:
                 others = [hurry for ident, hurry in self._inside.items() if ident != me]
                 for hurry in others:
                     hurry()
-                while self._inside.keys() - {me} and (left := deadline - time.monotonic()) > 0:
+                while (self._inside.keys() - {me} or loops - self._stopped) and (
+                    left := deadline - time.monotonic()
+                ) > 0:
                     self._changed.wait(left)
             yield
         finally:
             with self._changed:
                 self._forks -= 1
                 self._changed.notify_all()
+
+    def _stop_loops(self) -> set[int]:
+        """Ask the event loops that await this fork to stop; return their threads."""
+        asked = set()
+        for ident, call_soon in loop_threads().items():
+            # A loop that was closed has no thread any more.
+            with contextlib.suppress(RuntimeError):
+                call_soon(self._stop)
+                asked.add(ident)
+        return asked - {threading.get_ident()}
+
+    def _stop(self) -> None:
+        """Wait, in the thread of an event loop, until no thread forks."""
+        me = threading.get_ident()
+        with self._changed:
+            self._stopped.add(me)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._forks, MAX_FORK_SECONDS)
+            self._stopped.discard(me)
 
 
 gate = ForkGate()

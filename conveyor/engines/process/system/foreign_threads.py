@@ -19,6 +19,7 @@ from types import FrameType
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import Any
 from conveyor._system.clock import time
+from conveyor._system.loop_threads import loop_threads
 
 # Packages whose threads hold no lock that a job could want: the class of a thread tells, or what it calls.  Conveyor's
 # own source threads wait between two items while this process forks (`engines/process/caller/fork_gate.py`).
@@ -96,8 +97,10 @@ def _look() -> tuple[bool, ForeignThreads]:
     # This frame would refer to itself, and so keep the frames of other threads, with all that is in them.
     del frames[threading.get_ident()]
     lasting, passing = [], []
+    loops = loop_threads()
     for thread in threads:
-        if is_harmless(thread):
+        # The loop that awaits this waits during the fork.
+        if is_harmless(thread) or thread.ident in loops:
             continue
         frame = frames.get(thread.ident or 0)
         if (pool := POOL_LOOPS.get(_module_of(thread))) is not None:
