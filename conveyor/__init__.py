@@ -38,12 +38,13 @@ if TYPE_CHECKING:
     from conveyor.pipeline import Pipeline
     from conveyor.stages import BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork, WorkerContext, worker
     from conveyor.stats import Decision, Progress, SlowCall, SourceStats, Stats, StepStats, Unfused, WorkerStats
-    from conveyor.stream import Stream
+    from conveyor.stream import AsyncStream, Stream
 
 __version__ = "0.2.0"
 
 __all__ = [
     "AbandonedThreadWarning",
+    "AsyncStream",
     "BalancingFork",
     "ConveyorError",
     "Decision",
@@ -98,7 +99,7 @@ _MODULES = {
     **dict.fromkeys(
         ("Decision", "Progress", "SlowCall", "SourceStats", "Stats", "StepStats", "Unfused", "WorkerStats"), "stats"
     ),
-    "Stream": "stream",
+    **dict.fromkeys(("AsyncStream", "Stream"), "stream"),
 }
 
 

@@ -136,7 +136,7 @@ class Lifecycle:
         # The last session, and the last statistics of the one before it.
         self.last: Session | None = None
         # The run of submitted items, where there is one.
-        self._jobs: JobRun | None = None
+        self.jobs: JobRun | None = None
         self._known: Stats | None = None
         self.page: Page | None = None
 
@@ -240,17 +240,17 @@ class Lifecycle:
             raise
         finally:
             if holder.claimed(claim):
-                self._jobs = None
+                self.jobs = None
                 self._turn.release(holder)
 
-    def _end_idle_jobs(self) -> None:
+    def end_idle_jobs(self) -> None:
         """Make way for something else, where no submitted item is pending."""
-        run, holder, claim = self._jobs, self._turn.holder, Claim()
+        run, holder, claim = self.jobs, self._turn.holder, Claim()
         if run is None or holder is None or holder.jobs is not run:
             return
         if not holder.here:
             # The process that this one was forked from goes on with it.
-            self._jobs = None
+            self.jobs = None
             self._turn.release(holder)
             return
         if not run.close_if_idle():
@@ -260,22 +260,22 @@ class Lifecycle:
                 run.finish()
         finally:
             if holder.claimed(claim):
-                self._jobs = None
+                self.jobs = None
                 self._turn.release(holder)
 
     def submit(self, given: list[Any], timeout: float | None, stacklevel: int) -> Future[list[Any]]:
         """Return the Future of the one element of `given`."""
         deadline = deadline_of("submit: timeout", timeout)
         while True:
-            run = self._jobs
+            run = self.jobs
             if run is not None:
                 future = run.submit(given[0], deadline)
                 if future is not None:
                     return future
-                self._end_idle_jobs()
-            self._begin_jobs(stacklevel + 1)
+                self.end_idle_jobs()
+            self.begin_jobs(stacklevel + 1)
 
-    def _begin_jobs(self, stacklevel: int) -> None:
+    def begin_jobs(self, stacklevel: int) -> None:
         """Begin a run of submitted items, unless another thread has."""
         operation = Operation(JOBS)
         holder = self._turn.take(operation)
@@ -297,7 +297,7 @@ class Lifecycle:
                 self.session, self._guard = session, operation.guard
             else:
                 operation.session = session
-            operation.jobs = self._jobs = session.submit_run()
+            operation.jobs = self.jobs = session.submit_run()
             operation.offer()
             if operation.cancelled:
                 raise closed()
@@ -366,10 +366,8 @@ class Lifecycle:
     def _running(
         self, owner: object, operation: Operation, given: list[Any], watch: Watch | None, stacklevel: int
     ) -> Running:
-        kind = type(given[0])
-        if hasattr(kind, "columns") and (hasattr(kind, "__dataframe__") or hasattr(kind, "__arrow_c_stream__")):
-            _warn_of_table(kind.__name__, stacklevel + 1)
-        self._end_idle_jobs()
+        warn_of_table(given[0], stacklevel + 1)
+        self.end_idle_jobs()
         self._turn.begin(operation)
         session = self.session
         if session is None or session.ended:
@@ -381,7 +379,7 @@ class Lifecycle:
         else:
             operation.session = session
         start = session.run if watch is None else watch.start(session)
-        operation.run = start(_iterable(given.pop()))
+        operation.run = start(iterable_of(given.pop()))
         # From now on another thread may end the run.  A thread that tried earlier has set `cancelled`.
         operation.offer()
         if operation.cancelled:
@@ -474,17 +472,19 @@ def left_until(deadline: float | None) -> float | None:
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
-def _warn_of_table(kind: str, stacklevel: int) -> None:
+def warn_of_table(items: object, stacklevel: int) -> None:
     """Warn that iterating over a table of pandas or polars gives its columns, not its rows."""
-    warnings.warn(
-        f"the input is a {kind}, and iterating over it gives its columns, not its rows. Pass "
-        "`frame.itertuples(index=False)` (pandas) or `frame.iter_rows()` (polars), or `list(frame)` for its columns",
-        SourceWarning,
-        stacklevel + 1,
-    )
+    kind = type(items)
+    if hasattr(kind, "columns") and (hasattr(kind, "__dataframe__") or hasattr(kind, "__arrow_c_stream__")):
+        warnings.warn(
+            f"the input is a {kind.__name__}, and iterating over it gives its columns, not its rows. Pass "
+            "`frame.itertuples(index=False)` (pandas), `frame.iter_rows()` (polars), or `list(frame)` for its columns",
+            SourceWarning,
+            stacklevel + 1,
+        )
 
 
-def _iterable(items: Any) -> Iterable[Any]:
+def iterable_of(items: Any) -> Iterable[Any]:
     """Return an iterable of the items: a str, bytes, or a value that is not iterable is one item."""
     if isinstance(items, str | bytes | bytearray):
         return [items]

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterable, Mapping
 
 from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 from conveyor._system.signals import interrupts_held
+from conveyor.asynchronous import _Asynchronous
 from conveyor.inspection import _Inspection
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork
 from conveyor.stats import PROGRESS_VARIABLE, Progress
+from conveyor.stream import AsyncStream as AsyncStream
 from conveyor.stream import Stream as Stream
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-class Pipeline(_Inspection, Generic[In, Out]):
+class Pipeline(_Inspection, _Asynchronous[In, Out], Generic[In, Out]):
     """A chain of elements that runs on all cores.
 
     All arguments are keywords.  None, the default of most, lets the pipeline choose.

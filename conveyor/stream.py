@@ -1,11 +1,12 @@
-"""A stream: the results of one run, as they come.
+"""Streams, for threads and for tasks: the results of many items, as they come.
 
 Law: only the stream keeps its run alive, so leaving the loop over it ends the run at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from operator import length_hint
 
 from conveyor._lean.typing import TYPE_CHECKING, TypeVar
@@ -81,3 +82,51 @@ class Stream(Iterator[Out]):
 def _is_busy(error: ValueError) -> bool:
     """Whether this is the error of a generator that another thread is executing."""
     return error.args == ("generator already executing",)
+
+
+class AsyncStream(AsyncIterator[Out]):
+    """The results of many items, as they come: an asynchronous iterator, and a context manager that closes it.
+
+    Dropping a stream closes it too.
+    """
+
+    # Users import it from there.
+    __module__ = "conveyor.pipeline"
+
+    def __init__(self, results: AsyncGenerator[Out, None]) -> None:
+        self._results = results
+
+    def __aiter__(self) -> AsyncIterator[Out]:
+        return self._results
+
+    async def __anext__(self) -> Out:
+        with _explained():
+            return await self._results.__anext__()
+
+    async def aclose(self) -> None:
+        """Give up the results that nobody has taken.
+
+        If the stream has opened the pipeline, its workers end too.  Raises StateError while another task waits for the
+        next result.
+        """
+        with _explained():
+            await self._results.aclose()
+
+    async def __aenter__(self) -> AsyncStream[Out]:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.aclose()
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # A job's own error is never one: it is the cause of a ProcessorError.
+        if not str(error).endswith("asynchronous generator is already running"):
+            raise
+        raise StateError(
+            "another task waits for the next result of this stream: take results, and close it, in one task"
+        ) from None

@@ -22,9 +22,11 @@ from conveyor.stages.checks import check_redact, setting_code
 from conveyor.stages.settings import check_flag, count, declared, optional, setting, settings_of
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from concurrent.futures import Future
 
     from conveyor.diagram import Graph
+    from conveyor.engines.loops import LoopClient, Outcome
     from conveyor.errors import FailedItem
     from conveyor.graph.builder import Description
     from conveyor.graph.plan import Plan
@@ -112,6 +114,10 @@ class Session(Protocol):
     failures: deque[FailedItem]
 
     @property
+    def plan(self) -> Plan:
+        """What runs."""
+
+    @property
     def names(self) -> list[str]:
         """The names of the Processors, in the order of the plan."""
 
@@ -196,6 +202,12 @@ class JobRun(Protocol):
 
         Raises TimeoutError where no room comes for it before the deadline.
         """
+
+    def client(self, loop: AbstractEventLoop) -> LoopClient:
+        """Return what submits the items of an event loop, in the thread of that loop."""
+
+    def offer(self, outcome: Outcome) -> bool:
+        """Take an item, as `Taker` says."""
 
     def close_if_idle(self) -> bool:
         """Take no more items, where none is pending; return whether that is so."""

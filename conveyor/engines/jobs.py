@@ -13,15 +13,23 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from conveyor._lean.typing import Any
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor.engines.base import FORKED
 from conveyor.errors import StateError
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
+    from conveyor.engines.base import JobRun
+    from conveyor.engines.loops import LoopClient, Outcome
 
 
 class JobFuture(Future[list[Any]]):
     """The Future of a submitted item; it can be cancelled until it has an outcome."""
 
+    # Whether an event loop waits for it.
+    is_of_loop = False
     # What has to be done where it is cancelled.
     withdraw: Callable[[], object] | None = None
 
@@ -50,11 +58,11 @@ class Job:
 
     __slots__ = ("entry", "future", "number", "parts")
 
-    def __init__(self, entry: Any) -> None:
+    def __init__(self, entry: Any, future: JobFuture | Outcome) -> None:
         # What is sent for it, until that was sent; and its number in the run, from then on.
         self.entry = entry
         self.number: int | None = None
-        self.future = JobFuture()
+        self.future = future
         # What has come of it, with the place of each.
         self.parts: list[tuple[Any, Any]] = []
 
@@ -74,6 +82,8 @@ class PendingJobs:
         self._waiting = 0
         # Whether no more are taken.
         self.closed = False
+        # What submits the items of each event loop.  It is replaced and never changed, as any thread reads it.
+        self._clients: tuple[LoopClient, ...] = ()
         _everywhere.add(self)
 
     def disown(self) -> None:
@@ -84,6 +94,24 @@ class PendingJobs:
         jobs, self._jobs = self._jobs, {}
         for job in jobs.values():
             job.future.disown()
+
+    def client(self, loop: AbstractEventLoop, run: JobRun) -> LoopClient:
+        """Return what submits the items of an event loop; called in the thread of that loop."""
+        for client in self._clients:
+            if client.loop is loop:
+                return client
+        # Few programs have any.
+        from conveyor.engines.loops import LoopClient
+
+        client = LoopClient(loop, run)
+        with self._lock:
+            self._clients = (client, *(each for each in self._clients if not each.loop.is_closed()))
+        return client
+
+    def call_loops(self) -> None:
+        """Have event loops come for outcomes, or with what waits for room."""
+        for client in self._clients:
+            client.call()
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -135,7 +163,8 @@ class PendingJobs:
         return True
 
     def notify(self) -> None:
-        """Wake whoever waits until there is none."""
+        """Wake whoever waits: for an outcome in an event loop, or until there is no job."""
+        self.call_loops()
         # Whoever begins to wait now looks first whether there is any.
         if self._waiting and not self._jobs:
             with self._lock:

@@ -59,6 +59,14 @@ from tests.helpers.support import TestCase
 PUBLIC = """
 conveyor.errors.AbandonedThreadWarning(UserWarning)
 
+conveyor.pipeline.AsyncStream(AsyncIterator)
+    (results: AsyncGenerator[Out, None])
+    .__aenter__() -> AsyncStream[Out]
+    .__aexit__(*exception: object)
+    .__aiter__() -> AsyncIterator[Out]
+    .__anext__() -> Out
+    .aclose()
+
 conveyor.stages.BalancingFork(Element)
     (n: int | None = None, *, min: int | None = None, max: int | None = None)
     .n: int | None
@@ -143,11 +151,15 @@ conveyor.stages.Pipe(Element)
 
 conveyor.pipeline.Pipeline()
     (*, engine: Literal['process', 'thread', 'inline', 'dask'] | DaskEngine | None = None, address: str | None = None, start_method: Literal['fork', 'forkserver', 'spawn'] | None = None, channel: Literal['pipe', 'queue'] | None = None, ordered: bool = True, cores: int | None = None, workers: Literal['auto'] | None = None, max_failures: int | float | None = None, keep_failures: int | None = 10000, fuse: bool = False, redact: Callable[[Any], str] | None = None, seed: int | None = None, shared: Mapping[str, Any] | None = None, trace: str | os.PathLike[str] | None = None)
+    .__aenter__() -> Opened
+    .__aexit__(kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None)
     .__class_getitem__(...)
     .__enter__() -> Pipeline[In, Out]
     .__exit__(kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None)
     .__str__() -> str
     .add(*elements: Any) -> Any
+    .astream(items: AsyncIterable[In] | Iterable[In] | In) -> AsyncStream[Out]
+    .asubmit(item: In) -> list[Out]
     .close(*, cancel: bool = False, timeout: float | None = None)
     .closed -> bool
     .failures -> tuple[FailedItem, ...]

@@ -416,7 +416,7 @@ class Failing(TestCase):
         with Pipeline().add(Processor(door)) as pipeline:
             future, other = pipeline.submit(1), pipeline.submit(2)
             door.wait()
-            run: Any = pipeline._lifecycle._jobs
+            run: Any = pipeline._lifecycle.jobs
             with mock.patch.object(run._feed, "send_waiting", side_effect=OSError("no")):
                 other.cancel()
                 with self.assertRaisesRegex(OSError, "no"):
@@ -535,7 +535,7 @@ class Bounds(TestCase):
         with Pipeline().add(Processor(door)).add(Pipe(1)).add(Processor(len)) as pipeline:
             first = pipeline.submit(b"x")
             door.wait()
-            run: Any = pipeline._lifecycle._jobs
+            run: Any = pipeline._lifecycle.jobs
             arena = pipeline._lifecycle.session._broker.arena  # type: ignore[union-attr]
             if arena is None:
                 self.skipTest("there is no shared memory here")

@@ -34,7 +34,7 @@ import copy
 import json
 import os
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from functools import partial
 from typing import Any
 
@@ -100,6 +100,8 @@ Pipeline().add(Processor(len)).stream(lines)  # is Stream[int]
 Pipeline().add(Processor(len)).submit("word")  # is Future[list[int]]
 Pipeline().add(Processor(len)).submit("word", timeout=1).result()  # is list[int]
 Pipeline().add(Processor(len)).submit(1)  # error: expected "Sized"
+Pipeline().add(Processor(len)).astream(lines)  # is AsyncStream[int]
+Pipeline().add(Processor(len)).astream("word")  # is AsyncStream[int]
 Pipeline().add(Processor(len)).submit("word", timeout="1")  # error: expected "float | None"
 Pipeline().add(Processor(len)).run(lines, progress=True, total=3)  # is list[int]
 Pipeline().add(Processor(len)).stream(lines, progress=done_of)  # is Stream[int]
@@ -237,6 +239,22 @@ Processor(len, workers="all")  # error: No overload variant of "Processor"
 Processor(divmod)  # error: incompatible type
 Processor(3)  # error: No overload variant of "Processor"
 Join(how="product")  # error: No overload variant of "Join"
+
+# In a program of asyncio.
+async def in_a_task(pipeline: Pipeline[str, int], numbers: AsyncIterator[int]) -> None:
+    await pipeline.asubmit("word")  # is list[int]
+    await Pipeline().add(Processor(ages.get)).asubmit("Ada")  # is list[int]
+    await pipeline.asubmit(1)  # error: expected "str"
+    pipeline.astream(numbers)  # error: expected "AsyncIterable[str] | Iterable[str] | str"
+    Pipeline().add(Processor(halves)).astream(numbers)  # is AsyncStream[float]
+    async with Pipeline().add(Processor(len)) as opened:
+        opened  # is Pipeline[Sized, int]
+        await opened.asubmit("word")  # is list[int]
+    async for size in pipeline.astream(lines):
+        size  # is int
+    async with pipeline.astream(lines) as stream:
+        stream  # is AsyncStream[int]
+        await stream.__anext__()  # is int
 """
 
 # Lines of documents that show a mistake, or that leave to Python what mypy has to be told.

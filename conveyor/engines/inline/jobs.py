@@ -1,23 +1,30 @@
 """Items that are submitted one by one to the inline engine.
 
-Law: each goes the whole way in the thread that submits it, so its Future is done when it is returned.  One thread at a
-time is at a job.
+Law: each goes the whole way in the thread that submits it, so its Future is done when it is returned.  What tasks of an
+event loop submit goes the whole way in a thread that is there for them, one after the other.  One thread at a time is
+at a job.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from concurrent.futures import Future
+from functools import partial
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.engines.base import RunProgress
 from conveyor.engines.failures import without_our_frames
 from conveyor.engines.inline.nodes import Walk
-from conveyor.engines.jobs import JobFuture
+from conveyor.engines.jobs import Job, JobFuture, PendingJobs
 from conveyor.engines.process.wire.codec import copied
-from conveyor.errors import ConveyorError, ProcessorError, SourceError
+from conveyor.errors import ConveyorError, ProcessorError, SourceError, StateError
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
     from conveyor.engines.inline.session import Session
+    from conveyor.engines.loops import LoopClient, Outcome
 
 
 class InlineJobRun:
@@ -27,33 +34,92 @@ class InlineJobRun:
         self._session = session
         self._walk = walk
         self._progress = progress
-        self._closed = False
+        # Those that event loops wait for, and those of them that nobody works on yet.
+        self._pending = PendingJobs()
+        self._waiting: deque[Job] = deque()
+        # Held while a thread for them begins, or finds none left.
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
         self.over = False
+
+    @property
+    def _takes_more(self) -> bool:
+        return not (self._pending.closed or self.over or self._session.ended)
 
     def submit(self, item: Any, deadline: float | None) -> Future[list[Any]] | None:
         """Return the Future of an item, which is done; None where no more are taken."""
-        if self._closed or self.over or self._session.ended:
+        if not self._takes_more:
             return None
         future = JobFuture()
         try:
-            future.set_result(self._results_of(item))
+            future.set_result(self._results_of(self._copy_of(item)))
         except (ProcessorError, SourceError) as error:
             future.set_exception(error)
         except ConveyorError as error:
             # Too much was given up, or another thread has closed the pipeline.
-            self._end()
+            self._end(error)
             future.set_exception(error)
-        except BaseException:
-            self._end()
+        except BaseException as error:
+            self._end(error)
             raise
         return future
 
-    def _results_of(self, item: Any) -> list[Any]:
+    def client(self, loop: AbstractEventLoop) -> LoopClient:
+        """Return what submits the items of an event loop."""
+        return self._pending.client(loop, self)
+
+    def offer(self, outcome: Outcome) -> bool:
+        """Take the item that an event loop awaits the outcome of; a thread works on it."""
+        if not self._takes_more:
+            outcome.refuse()
+            return True
         try:
-            item = copied(item)
+            job = Job(self._copy_of(outcome.item), outcome)
+        except SourceError as error:
+            outcome.set_exception(error)
+            return True
+        outcome.withdraw = partial(self._pending.withdraw, job)
+        if not self._pending.add(job):
+            outcome.refuse()
+            return True
+        outcome.item = None
+        with self._lock:
+            self._waiting.append(job)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="conveyor-inline", daemon=True)
+                self._thread.start()
+        return True
+
+    def _serve(self) -> None:
+        """Work on what event loops wait for, until none is left."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._thread = None
+                    return
+                job = self._waiting.popleft()
+            if job in self._pending:
+                item, job.entry = job.entry, None
+                try:
+                    self._pending.resolve(job, self._results_of(item))
+                    self._pending.notify()
+                except (ProcessorError, SourceError) as error:
+                    self._pending.fail(job, error)
+                except StateError:
+                    # The pipeline was closed.
+                    self._end(None)
+                except BaseException as error:
+                    self._end(error)
+
+    def _copy_of(self, item: Any) -> Any:
+        """Return an item as it is now; raises SourceError for one that cannot be copied."""
+        try:
+            return copied(item)
         except Exception as error:
             cause = error.with_traceback(without_our_frames(error.__traceback__))
             raise SourceError.unpicklable(0, self._session.format_item(item), cause) from error
+
+    def _results_of(self, item: Any) -> list[Any]:
         self._progress.pulled += 1
         self._session.sample()
         try:
@@ -65,22 +131,30 @@ class InlineJobRun:
         self._progress.results += len(results)
         return results
 
-    def _end(self) -> None:
+    def _end(self, error: BaseException | None) -> None:
+        """End all, with an error for what event loops wait for; None: cancel that."""
         self.over = True
+        self._pending.end(error)
         self._session.abort()
         self._session.finished(self)
 
     def let_go(self) -> None:
         """Nothing of any item is kept."""
 
+    def abandon(self) -> None:
+        """Cancel what has no outcome, as the session has ended; a thread may still be at a job."""
+        self._pending.end(None)
+
     def close_if_idle(self) -> bool:
-        """Take no more items: none is ever pending."""
-        self._closed = True
-        return True
+        """Take no more items, where none is pending; return whether that is so."""
+        return self._pending.close_if_none()
 
     def drain(self, deadline: float | None) -> bool:
-        """Take no more items: none is ever pending."""
-        return self.close_if_idle()
+        """Take no more items, and wait for the outcome of each, or for the deadline; return whether all have one."""
+        if threading.current_thread() is self._thread and len(self._pending):
+            raise StateError("a job cannot wait for itself: use close(cancel=True)")
+        self._pending.close()
+        return self._pending.wait(deadline)
 
     def finish(self, deadline: float | None = None) -> bool:
         """End the stream of items; raises what a `finish` raises."""
@@ -96,6 +170,7 @@ class InlineJobRun:
         return True
 
     def cancel(self) -> None:
-        """Take no more items."""
-        self._closed = self.over = True
+        """Take no more items, and cancel all that have no outcome."""
+        self.over = True
+        self._pending.end(None)
         self._session.finished(self)

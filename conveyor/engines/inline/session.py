@@ -149,6 +149,11 @@ class Session:
         """Jobs print in this process."""
 
     @property
+    def plan(self) -> Plan:
+        """What runs."""
+        return self._plan
+
+    @property
     def names(self) -> list[str]:
         """The names of the Processors, in their order."""
         return [step.name for step in self._plan.steps]
@@ -235,6 +240,9 @@ class Session:
         self._unwanted = True
         failures: list[ProcessorError] = []
         self.between_jobs(partial(self._tear_down, failures))
+        run = self._run
+        if run is not None:
+            run.abandon()
         if failures:
             raise failures[0]
 
@@ -305,6 +313,9 @@ class InlineRun:
         results, self._results, self._input = self._results, None, None
         if results is not None:
             results.close()
+
+    def abandon(self) -> None:
+        """Whoever is at a job sees that the session has ended."""
 
     def conclude(self) -> bool:
         """Where a consumer stops that has taken the last result, call `finish`; return whether that is so.

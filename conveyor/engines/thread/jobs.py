@@ -11,7 +11,7 @@ import threading
 from conveyor._lean.typing import TYPE_CHECKING, Any, cast
 from conveyor.core.tuning.chunk_size import first_pull
 from conveyor.engines.base import RunProgress
-from conveyor.engines.jobs import PendingJobs
+from conveyor.engines.jobs import Job, PendingJobs
 from conveyor.engines.process.caller.job_feed import JobFeed
 from conveyor.engines.process.caller.jobs import JobRun
 from conveyor.engines.process.wire import messages
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class ThreadJobFeed(JobFeed):
     """Hands submitted items to the shell."""
 
-    def entry_of(self, item: Any) -> Any:
+    def entry_of(self, item: Any, seconds: float = -1) -> Any:
         """Return an item as it is now, whatever the caller does to it; itself where it cannot be copied."""
         return snapshot(item)
 
@@ -34,9 +34,9 @@ class ThreadJobFeed(JobFeed):
         return Blob(entries, size_of_all(entries, set(map(type, entries))), 1)
 
     @staticmethod
-    def _is_small(entry: Any) -> bool:
-        # No channel can be full.
-        return True
+    def _is_sent_fast(job: Job) -> bool:
+        # No channel can be full.  But the thread that sends may have to run the core for other threads as well.
+        return not job.future.is_of_loop
 
 
 class ThreadJobRun(JobRun):

@@ -41,6 +41,8 @@ from conveyor.engines.process.wire.handles import guard_connections
 DIRECT_SECONDS = 0.0005
 # It does so only while a message cannot fill the channel, as no signal handler of Python's runs meanwhile.
 DIRECT_BYTES = 32 * 1024
+# How long an event loop waits for a thread that sends, which may itself wait for the broker.
+LOOP_SECONDS = 0.002
 
 
 class Heavy:
@@ -113,8 +115,11 @@ class JobFeed:
         # The number of the next one; None once no more are sent.
         self._next: int | None = 0
 
-    def entry_of(self, item: Any) -> Any:
-        """Return what is sent for an item: as it is now, whatever the caller does to it; raises what pickling does."""
+    def entry_of(self, item: Any, seconds: float = -1) -> Any:
+        """Return what is sent for an item: as it is now, whatever the caller does to it; raises what pickling does.
+
+        A large item is written to shared memory, unless that takes more than so many `seconds` to get at; -1: no limit.
+        """
         if type(item) in ATOMS:
             return item
         guard_connections()
@@ -134,11 +139,18 @@ class JobFeed:
             return Frozen(dumps(item))
         if not large and len(data) < LEAST_STREAM_BYTES:
             return Frozen(data)
-        if self._arena is None:
+        if self._arena is None or not self._sending.acquire(timeout=seconds):
             return Frozen(dumps(item))
-        with self._sending:
+        try:
             self._receive_slots()
             return Heavy(encode([item], arena=self._arena))
+        finally:
+            self._sending.release()
+
+    def has_room(self) -> bool:
+        """Whether an item more may wait, or none may any more."""
+        with self._room:
+            return not self._takes_more or len(self._waiting) < self._credit
 
     def await_room(self, deadline: float | None) -> None:
         """Wait until an item more may wait, or none may any more; raises TimeoutError at the deadline."""
@@ -165,7 +177,7 @@ class JobFeed:
             job.future.withdraw = partial(self.withdraw, job)
             self._waiting.append(job)
             is_first = len(self._waiting) == 1 and self._credit > 0
-            if not (is_first and self._pace.allows_direct and self._is_small(job.entry)):
+            if not (is_first and self._pace.allows_direct and self._is_sent_fast(job)):
                 self._work.notify()
                 return True
         self._send_directly()
@@ -220,6 +232,7 @@ class JobFeed:
                     # It was cancelled, and leaves its room to another.
                     self.discard(job.entry)
                     self._room.notify()
+                    self._pending.call_loops()
                     continue
                 job.number = self._next
                 self.sent[self._next] = job
@@ -259,8 +272,9 @@ class JobFeed:
         return encode(entries, arena=self._arena)
 
     @staticmethod
-    def _is_small(entry: Any) -> bool:
+    def _is_sent_fast(job: Job) -> bool:
         """Whether what is sent for an item has few bytes."""
+        entry = job.entry
         kind = type(entry)
         if kind is Frozen:
             return len(entry.data) < DIRECT_BYTES
@@ -313,6 +327,7 @@ class JobFeed:
             self._budget.renew(self._credit)
             self._room.notify_all()
             self._work.notify()
+        self._pending.call_loops()
 
     def heard(self) -> None:
         """Take in that the broker has said something."""
@@ -337,6 +352,7 @@ class JobFeed:
         """Have nobody wait for room any more: no more jobs are taken."""
         with self._room:
             self._room.notify_all()
+        self._pending.call_loops()
 
     def end(self) -> None:
         """Say that nothing more comes."""
@@ -355,3 +371,4 @@ class JobFeed:
             self._next = None
             self._room.notify_all()
             self._work.notify_all()
+        self._pending.call_loops()

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from operator import itemgetter
 
-from conveyor._lean.typing import Any, Protocol
+from conveyor._lean.typing import TYPE_CHECKING, Any, Protocol
 from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held
 from conveyor.core.data.pieces import items_of
@@ -19,13 +19,18 @@ from conveyor.engines.base import FORKED
 from conveyor.engines.failures import failed_item, without_our_frames
 from conveyor.engines.jobs import Job, JobFuture, PendingJobs
 from conveyor.engines.process.caller.fork_gate import gate
-from conveyor.engines.process.caller.job_feed import JobFeed
+from conveyor.engines.process.caller.job_feed import LOOP_SECONDS, JobFeed
 from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, unpicklable_result
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import decode
 from conveyor.engines.process.wire.endpoint import ConnectionLost, Frame
 from conveyor.errors import SourceError, StateError
 from conveyor.graph.plan import SinkNode
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
+    from conveyor.engines.loops import LoopClient, Outcome
 
 _place_of = itemgetter(0)
 
@@ -97,26 +102,53 @@ class JobRun:
             # Not with the item pickled, which may be large.
             feed.await_room(deadline)
         try:
-            job = Job(feed.entry_of(item))
+            job = Job(feed.entry_of(item), future := JobFuture())
         except ConnectionLost:
             return None
         except (Exception, SystemExit) as error:
-            return self._refused(item, error)
+            future = JobFuture()
+            future.set_exception(self._unpicklable(item, error))
+            return future
         is_taken = False
         try:
             is_taken = feed.add(job, deadline, waits)
         finally:
             if not is_taken:
                 feed.discard(job.entry)
-        return job.future if is_taken else None
+        return future if is_taken else None
 
-    def _refused(self, item: Any, cause: BaseException) -> JobFuture:
-        """Return the Future of an item that cannot be pickled."""
-        future = JobFuture()
+    def client(self, loop: AbstractEventLoop) -> LoopClient:
+        """Return what submits the items of an event loop."""
+        return self._pending.client(loop, self)
+
+    def offer(self, outcome: Outcome) -> bool:
+        """Take the item that an event loop awaits the outcome of; return False where there is no room for it."""
+        feed = self._feed
+        if self._owner.is_forked_copy:
+            outcome.set_exception(StateError(FORKED))
+            return True
+        if not feed.has_room():
+            return False
+        try:
+            job = Job(feed.entry_of(outcome.item, LOOP_SECONDS), outcome)
+        except ConnectionLost:
+            outcome.refuse()
+            return True
+        except (Exception, SystemExit) as error:
+            outcome.set_exception(self._unpicklable(outcome.item, error))
+            return True
+        if feed.add(job, None, waits=False):
+            outcome.item = None
+        else:
+            feed.discard(job.entry)
+            outcome.refuse()
+        return True
+
+    def _unpicklable(self, item: Any, cause: BaseException) -> SourceError:
+        """Return the error of an item that cannot be pickled."""
         error = SourceError.unpicklable(0, self._owner.format_item(item), cause)
         error.__cause__ = cause.with_traceback(without_our_frames(cause.__traceback__))
-        future.set_exception(error)
-        return future
+        return error
 
     @property
     def _is_here(self) -> bool:

@@ -95,6 +95,11 @@ class RunKeeper(ABC):
         self._ending = Ending()
 
     @property
+    def plan(self) -> Plan:
+        """What runs."""
+        return self._plan
+
+    @property
     def names(self) -> list[str]:
         """The names of the Processors, in their order."""
         return [step.name for step in self._plan.steps]
