@@ -285,6 +285,7 @@ class ImportsTest(TestCase):
             "conveyor",
             "conveyor._lean",
             "conveyor._system",
+            "conveyor.asynchronous",
             "conveyor.errors",
             "conveyor.inspection",
             "conveyor.pipeline",
