@@ -27,6 +27,8 @@ class Source(TestCase):
         assert first_pull(plan_of(Processor(job), Pipe(8))) == 8
         assert first_pull(plan_of(Processor(job, batch=9), Pipe(8))) == 9
         assert first_pull(plan_of(Processor(job))) == UNWEIGHED_ITEMS
+        # Without a whole batch no worker begins, and nobody would ask for more.
+        assert first_pull(plan_of(Processor(job, batch=100))) == 100
 
     def test_more_than_was_asked_for_is_an_error(self) -> None:
         core = Driven(Processor(job), Pipe(2))

@@ -192,6 +192,10 @@ class Behaviour(Basics):
         self.check([Processor(same), Pipe(maxsize=2), Processor(total, batch=7)], range(20), [21, 70, 99])
         sums = [sum(range(n, n + 10)) for n in range(0, 1000, 10)]
         self.check([Processor(total, batch=10, workers=3)], range(1000), sums)
+        # More than the source gives before it is asked for items.
+        self.check(
+            [Processor(total, batch=150)], range(1000), [sum(range(1000)[n : n + 150]) for n in range(0, 1000, 150)]
+        )
 
     def test_several_workers(self):
         with nothing_left():

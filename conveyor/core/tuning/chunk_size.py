@@ -42,9 +42,12 @@ UNWEIGHED_ITEMS = 64
 
 
 def first_pull(plan: Plan) -> int:
-    """Return how many items the source may give without being asked, so that a run begins with an item."""
+    """Return how many items the source may give without being asked, so that a run begins with an item.
+
+    Nobody asks for more before a worker has been handed the first batch, however large that is.
+    """
     first = plan.steps[0]
-    return min(max(first.bound, first.batch or first.hands), UNWEIGHED_ITEMS)
+    return max(first.batch or 1, min(max(first.bound, first.hands), UNWEIGHED_ITEMS))
 
 
 def most_calls(bound: int) -> int:
