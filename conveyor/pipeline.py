@@ -40,6 +40,15 @@ if TYPE_CHECKING:
 else:
     from conveyor._lean.typing import TypeVar
 
+    class Future:
+        """What `typing.get_type_hints` finds: the class of `concurrent.futures`, imported when somebody asks."""
+
+        def __class_getitem__(cls, result: Any) -> Any:
+            from concurrent.futures import Future
+
+            return Future[result]
+
+
 In = TypeVar("In")
 Out = TypeVar("Out")
 

@@ -19,11 +19,14 @@ import re
 import subprocess
 import sys
 import tempfile
+import typing
 import unittest
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
+from conveyor import Pipeline
 from tests.docs.test_readme import all_blocks
 from tests.helpers.support import ROOT, TestCase, slow
 
@@ -351,6 +354,16 @@ def reports_of_mypy(code: str, files: Mapping[str, str]) -> dict[int, list[str]]
         elif match["kind"] == "error":
             reports.setdefault(int(match["line"]), []).append("error: " + match["text"])
     return reports
+
+
+class HintsTest(TestCase):
+    """What the annotations of public methods are when somebody asks at run time."""
+
+    def test_they_can_be_evaluated(self) -> None:
+        for name in ("run", "stream", "submit", "open", "close"):
+            with self.subTest(name):
+                assert "return" in typing.get_type_hints(getattr(Pipeline, name))
+        assert typing.get_origin(typing.get_type_hints(Pipeline.submit)["return"]) is Future
 
 
 class SourceTest(TestCase):
