@@ -23,7 +23,7 @@ from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.thread.items import size_of_all
 from conveyor.errors import SourceError
 from conveyor.event_loop import begun, ended, left, opened, opening, settled, submit
-from conveyor.operations import iterable_of, warn_of_table
+from conveyor.given import iterable_of, warn_of_table
 from conveyor.stream import AsyncStream
 
 if TYPE_CHECKING:

@@ -215,7 +215,7 @@ class TooManyFailuresError(ConveyorError):
 
 @dataclass(frozen=True)
 class FailedItem:
-    """An item (with `batch`, a list of items) that was given up, because its Processor has an `on_error`.
+    """An item (with `batch`, a list of items) that was given up, by an `on_error` or `return_exceptions`.
 
     Fields:
         processor: the name of the Processor.
@@ -223,7 +223,7 @@ class FailedItem:
         last: the number of the last item of a batch; else `number`.
         item: the text that shows the item: what `redact` returns, or the shortened repr; None where no process
             had unpickled it.
-        error: the error that the run would have raised without `on_error`.  Its cause is the job's own exception.
+        error: the error that the run would have raised otherwise.  Its cause is the job's own exception.
         attempts: how many times the job was called with the item.
         when: the time of the last failure, in seconds since the epoch.
     """

@@ -51,7 +51,7 @@ class _Inspection:
         """The items that the current or last run gave up, ordered by Processor, and by number within each.
 
         It holds the last `keep_failures` of them.  It is empty before the first run, and where no Processor has an
-        `on_error`.
+        `on_error` and the run no `return_exceptions`.
 
         >>> from conveyor import Pipeline, Processor
         >>> pipeline = Pipeline(engine="inline").add(Processor(int, on_error="skip"))

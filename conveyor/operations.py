@@ -7,15 +7,15 @@ once, by whoever claims it first: its own loop, another thread or a finalizer.
 from __future__ import annotations
 
 import contextlib
-import warnings
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held, interrupts_postponed
 from conveyor.engines.base import JobRun, PipelineSettings, Session, new_session
-from conveyor.errors import ConveyorError, FailedItems, SourceWarning, StateError
+from conveyor.errors import ConveyorError, FailedItems, StateError
+from conveyor.given import Given, iterable_of, warn_of_table
 from conveyor.serving import close_page, serve_where_wanted
 from conveyor.stages.settings import check_seconds
 from conveyor.turns import (
@@ -333,7 +333,7 @@ class Lifecycle:
         session.abort()
         return True
 
-    def run(self, owner: object, given: list[Any], watch: Watch | None, stacklevel: int) -> list[Any]:
+    def run(self, owner: object, given: Given, watch: Watch | None, stacklevel: int) -> list[Any]:
         """Return the results of a run over the input in `given`.
 
         The input is taken out of that list, so that no frame keeps it alive.
@@ -353,7 +353,7 @@ class Lifecycle:
             raise
         return results
 
-    def stream(self, owner: object, given: list[Any], watch: Watch | None, stacklevel: int) -> Running:
+    def stream(self, owner: object, given: Given, watch: Watch | None, stacklevel: int) -> Running:
         """Return a run over the input in `given`, as in `run`; the run keeps `owner` alive."""
         operation = Operation(RUN)
         try:
@@ -364,11 +364,14 @@ class Lifecycle:
             raise
 
     def _running(
-        self, owner: object, operation: Operation, given: list[Any], watch: Watch | None, stacklevel: int
+        self, owner: object, operation: Operation, given: Given, watch: Watch | None, stacklevel: int
     ) -> Running:
         warn_of_table(given[0], stacklevel + 1)
         self.end_idle_jobs()
         self._turn.begin(operation)
+        gathering = () if given.gathering is None else (given.gathering,)
+        if gathering:
+            self.description.check_single_items("results cannot be given item by item")
         session = self.session
         if session is None or session.ended:
             # The last session died, or there was none: start a new one.
@@ -379,7 +382,7 @@ class Lifecycle:
         else:
             operation.session = session
         start = session.run if watch is None else watch.start(session)
-        operation.run = start(iterable_of(given.pop()))
+        operation.run = start(iterable_of(given.pop()), *gathering)
         # From now on another thread may end the run.  A thread that tried earlier has set `cancelled`.
         operation.offer()
         if operation.cancelled:
@@ -470,31 +473,3 @@ def deadline_of(what: str, timeout: float | None) -> float | None:
 def left_until(deadline: float | None) -> float | None:
     """Return how many seconds are left; None: there is no deadline."""
     return None if deadline is None else max(0.0, deadline - time.monotonic())
-
-
-def warn_of_table(items: object, stacklevel: int) -> None:
-    """Warn that iterating over a table of pandas or polars gives its columns, not its rows."""
-    kind = type(items)
-    if hasattr(kind, "columns") and (hasattr(kind, "__dataframe__") or hasattr(kind, "__arrow_c_stream__")):
-        warnings.warn(
-            f"the input is a {kind.__name__}, and iterating over it gives its columns, not its rows. Pass "
-            "`frame.itertuples(index=False)` (pandas), `frame.iter_rows()` (polars), or `list(frame)` for its columns",
-            SourceWarning,
-            stacklevel + 1,
-        )
-
-
-def iterable_of(items: Any) -> Iterable[Any]:
-    """Return an iterable of the items: a str, bytes, or a value that is not iterable is one item."""
-    if isinstance(items, str | bytes | bytearray):
-        return [items]
-    # Ask the type: calling `iter` would start an iterator that can be used only once.
-    kind = type(items)
-    if hasattr(kind, "shape"):
-        # An array without dimensions has `__iter__`, which raises.
-        shape = getattr(items, "shape", None)
-        if isinstance(shape, tuple) and not shape:
-            return [items]
-    # A class sets `__iter__` to None where its instances cannot be iterated over.
-    iterable = kind.__iter__ is not None if hasattr(kind, "__iter__") else hasattr(kind, "__getitem__")
-    return items if iterable else [items]

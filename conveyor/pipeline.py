@@ -10,14 +10,14 @@ import contextlib
 import os
 import types
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
-from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
+from conveyor._lean.typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 from conveyor._system.signals import interrupts_held
 from conveyor.asynchronous import _Asynchronous
 from conveyor.inspection import _Inspection
+from conveyor.sending import _Sending
 from conveyor.stages import BalancingFork, Join, Pipe, Processor, ReplicatingFork
-from conveyor.stats import PROGRESS_VARIABLE, Progress
 from conveyor.stream import AsyncStream as AsyncStream
 from conveyor.stream import Stream as Stream
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     from conveyor.engines.dask import DaskEngine
-    from conveyor.progress import Watch
 
     A = TypeVar("A", default=Any)
     B = TypeVar("B", default=Any)
@@ -53,7 +52,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-class Pipeline(_Inspection, _Asynchronous[In, Out], Generic[In, Out]):
+class Pipeline(_Inspection, _Asynchronous[In, Out], _Sending[In, Out]):
     """A chain of elements that runs on all cores.
 
     All arguments are keywords.  None, the default of most, lets the pipeline choose.
@@ -290,64 +289,6 @@ class Pipeline(_Inspection, _Asynchronous[In, Out], Generic[In, Out]):
     ) -> None:
         self._lifecycle.leave(abort=kind is not None)
 
-    def run(
-        self,
-        items: Iterable[In] | In,
-        *,
-        progress: bool | Literal["steps"] | Callable[[Progress], object] | None = None,
-        total: int | None = None,
-    ) -> list[Out]:
-        """Send all items through the pipeline and return the list of results.
-
-        `items` is any iterable; a str, bytes, bytearray or a value that is not iterable is one item.  The process
-        engine iterates over it in a thread of its own.
-
-        - `progress` (None): True shows on the standard error stream how far the run is, and "steps" also what each
-          Processor does.  A callable is called with a `Progress`, in a thread of its own: every 0.25 seconds, and at
-          the end.  One that raises is logged and left out.  None and False: nothing, but None is True where the
-          environment has `CONVEYOR_PROGRESS=1`.
-        - `total` (None): the number of items, for `progress` and `stats`.  None: `len` or `operator.length_hint`, where
-          the input has that.
-
-        Raises TypeError or ValueError for a `progress` or a `total` it cannot use.  Raises the errors of `open`, and
-        with nothing left running:
-
-        - StateError while another run is going on;
-        - ProcessorError when a job fails;
-        - SourceError when the input raises, or gives an item that cannot be pickled;
-        - TooManyFailuresError when more items are given up than `max_failures` allows;
-        - ResultError when a result cannot be unpickled in this process;
-        - ProcessError when a process of the pipeline ends unexpectedly.
-
-        Warns with SourceWarning where `items` is a table of pandas or polars, which gives its columns.
-
-        >>> Pipeline(engine="inline").add(Processor(len)).run("word")
-        [4]
-        """
-        # Handed over in a list: no frame keeps the input alive once the run has released it.
-        given: list[Any] = [items]
-        del items
-        return self._lifecycle.run(self, given, _watch_for(progress, total), stacklevel=2)
-
-    def stream(
-        self,
-        items: Iterable[In] | In,
-        *,
-        progress: bool | Literal["steps"] | Callable[[Progress], object] | None = None,
-        total: int | None = None,
-    ) -> Stream[Out]:
-        """Send items through the pipeline and return an iterator over the results, as they come.
-
-        The pipeline pulls no more items ahead than its pipes hold.  Closing the iterator, or dropping it, gives up the
-        rest.  `progress` and `total` are those of `run`.  Raises the errors of `run`, at once or from the iterator.
-
-        >>> next(Pipeline(engine="inline").add(Processor(len)).stream(["a", "bc"]))
-        1
-        """
-        given: list[Any] = [items]
-        del items
-        return Stream(self._lifecycle.stream(self, given, _watch_for(progress, total), stacklevel=2))
-
     def submit(self, item: In, *, timeout: float | None = None) -> Future[list[Out]]:
         """Send one item through, and return the Future of the list that `run([item])` would return.
 
@@ -370,16 +311,6 @@ class Pipeline(_Inspection, _Asynchronous[In, Out], Generic[In, Out]):
         given: list[Any] = [item]
         del item
         return self._lifecycle.submit(given, timeout, stacklevel=2)
-
-
-def _watch_for(progress: Any, total: Any) -> Watch | None:
-    """Return what watches a run, None where nobody does; raises TypeError or ValueError."""
-    if progress is None and total is None and PROGRESS_VARIABLE not in os.environ:
-        return None
-    # Imported here: most runs are not watched.
-    from conveyor.progress import watch_for
-
-    return watch_for(progress, total)
 
 
 if TYPE_CHECKING:

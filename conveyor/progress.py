@@ -17,7 +17,7 @@ from operator import length_hint
 from conveyor._lean.short_repr import short
 from conveyor._lean.typing import Any
 from conveyor._system.clock import time
-from conveyor.engines.base import Outlet, Run, Session
+from conveyor.engines.base import Gathering, Outlet, Run, Session
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.system import streams
 from conveyor.stats import PROGRESS_VARIABLE, Progress, Stats
@@ -88,10 +88,10 @@ class Watch:
         self._began = 0.0
         self._told: deque[tuple[float, int]] = deque(maxlen=RATE_INTERVALS + 1)
 
-    def start(self, session: Session) -> Callable[[Iterable[Any]], Run]:
+    def start(self, session: Session) -> Callable[..., Run]:
         """Return what starts a run over items; only the session keeps these."""
 
-        def start(items: Iterable[Any]) -> Run:
+        def start(items: Iterable[Any], *gathering: Gathering) -> Run:
             if self._total is None:
                 self._total = _length(items)
             if self._new_view is not None:
@@ -102,7 +102,7 @@ class Watch:
                 if self._outlet is not None:
                     self._outlet.takes_all, self._outlet.put = True, self._view.put
             try:
-                self._run = run = session.run(items)
+                self._run = run = session.run(items, *gathering)
             except BaseException:
                 # The terminal may show something already.
                 with contextlib.suppress(Exception):

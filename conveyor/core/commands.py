@@ -192,7 +192,8 @@ class ItemFailed(NamedTuple):
     """A submitted item has failed, and nothing more comes of it; the run goes on.
 
     `origin` is its number among the submitted ones.  It, or what came of it, was item `number` of the step whose node
-    has the index `step`, and was given up after so many `attempts`; 0: `why` says that.
+    has the index `step`, and was given up after so many `attempts`; 0: `why` says that.  `skipped`: the step goes on
+    without it, so what else there is of the submitted item still comes, and `GaveUp` tells of it, too.
     """
 
     origin: int
@@ -200,6 +201,7 @@ class ItemFailed(NamedTuple):
     number: int
     attempts: int
     why: Any
+    skipped: bool = False
 
 
 class Finish(NamedTuple):

@@ -146,9 +146,13 @@ class RoundTrip(NamedTuple):
 
 
 class RunStarted(NamedTuple):
-    """The next run begins; the one before is over.  `traced`: its items are submitted, and each has its own results."""
+    """The next run begins; the one before is over.
+
+    `traced`: each item has results of its own.  `streamed`: these items come from a source; others are submitted.
+    """
 
     traced: bool = False
+    streamed: bool = False
 
 
 class Withdrawn(NamedTuple):

@@ -83,7 +83,7 @@ class Machine:
         }
         self._begin(plan, traced=False)
 
-    def _begin(self, plan: Plan, traced: bool) -> None:
+    def _begin(self, plan: Plan, traced: bool, streamed: bool = False) -> None:
         """Make the nodes of a run, with nothing in them."""
         self._agenda: deque[Node] = deque()
         self._cancelled = self._over = False
@@ -91,23 +91,23 @@ class Machine:
         # Of a traced run, the submitted items that are under way.
         self.origins: Origins | None = None
         if traced:
-            plan = self._begin_traced(plan)
+            plan = self._begin_traced(plan, streamed)
         else:
             self.nodes = [self._build(plan, index) for index in range(len(plan.nodes))]
         self._connect(plan)
         self.steps = [node for node in self.nodes if isinstance(node, Step)]
         assert self.nodes[0] is self.first
         self.sink = cast("Sink", self.nodes[-1])
-        self.source = SourceCredit(self.first, first_pull(plan), traced)
+        self.source = SourceCredit(self.first, first_pull(plan), traced and not streamed)
         self.first.upstream.append(self._pull)
 
-    def _begin_traced(self, plan: Plan) -> Plan:
-        """Make the nodes of a run of submitted items; return the plan that they are of."""
+    def _begin_traced(self, plan: Plan, streamed: bool) -> Plan:
+        """Make the nodes of a run whose items have results of their own; return the plan that they are of."""
         # Most pipelines have none, and would wait for that.
         from conveyor.core.data.lineage import Origins
         from conveyor.core.nodes import traced
 
-        self.origins = Origins(lambda: self.sink.wake())
+        self.origins = Origins(lambda: self.sink.wake(), streamed)
         context, plan = cast("TracedContext", self), traced.untracked(plan)
         self.nodes = traced.nodes_of(plan, self.roster.step_rosters, context, self._build)
         return plan
@@ -203,7 +203,7 @@ class Machine:
         elif isinstance(event, RunStarted):
             self.roster.idle_seconds += now - self.now
             self.now = now
-            self._begin(self._plan, event.traced)
+            self._begin(self._plan, event.traced, event.streamed)
 
     def _take_in(self, event: Event) -> None:
         match event:

@@ -34,6 +34,8 @@ class Story:
         first = [step.name for step in plan.steps for _ in range(step.workers)]
         self._name_of = dict(enumerate(first))
         self._run = self._items = self._leases = self._results = 0
+        # What an item is called that has results of its own.
+        self._traced = "submitted item"
 
     def handled(self, now: float, event: events.Event, wanted: Sequence[commands.Command] | None) -> None:
         """Tell what happened, and what the core wants done about it."""
@@ -68,7 +70,9 @@ class Story:
             case events.RunStarted():
                 self._run += 1
                 self._items = self._leases = self._results = 0
-                return f"run {self._run} begins" + (", of items that are submitted one by one" if event.traced else "")
+                self._traced = "input item" if event.streamed else "submitted item"
+                kind = ", with results for each item" if event.streamed else ", of items that are submitted one by one"
+                return f"run {self._run} begins{kind if event.traced else ''}"
             case events.WorkerReady():
                 return f"{self._worker(event.worker)} is ready, {event.seconds:.3f} s after its start"
             case events.WorkerNotStarted():
@@ -115,7 +119,8 @@ class Story:
                 return f"{name!r} gave up items {command.first} to {command.last} after {_count(attempts, 'attempt')}"
             case commands.ItemFailed():
                 name = self._names[command.step]
-                return f"submitted item {command.origin} fails at {name!r}, as item {command.number} there"
+                what = "loses a part" if command.skipped else "fails"
+                return f"{self._traced} {command.origin} {what} at {name!r}, as item {command.number} there"
             case commands.Finish():
                 items, results = _count(self._items, "item"), _count(self._results, "result")
                 return f"run {self._run} is over: {items} in, {results} out, {_count(self._leases, 'lease')}"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from importlib import import_module
 from operator import length_hint
 
-from conveyor._lean.dataclasses import dataclass, replace
+from conveyor._lean.dataclasses import NamedTuple, dataclass, replace
 from conveyor._lean.short_repr import short
 from conveyor._lean.typing import TYPE_CHECKING, Any, Protocol
 from conveyor._system.clock import time
@@ -50,6 +50,17 @@ class Engine(Protocol):
     """Makes sessions: what an entry of `ENGINES` names."""
 
     def __call__(self, plan: Plan, settings: PipelineSettings, /) -> Session: ...
+
+
+class Gathering(NamedTuple):
+    """How what comes of each item of a run is given out.
+
+    `with_input`: as a pair of the item and a list of its outputs.  `return_exceptions`: an item that was given up has
+    its error in the place of its outputs, and the run goes on.
+    """
+
+    with_input: bool
+    return_exceptions: bool
 
 
 class RunProgress:
@@ -143,8 +154,8 @@ class Session(Protocol):
     def open(self) -> None:
         """Have the jobs set up, and return when they are."""
 
-    def run(self, items: Iterable[Any]) -> Run:
-        """Start a run; there is none going on."""
+    def run(self, items: Iterable[Any], gathering: Gathering | None = None) -> Run:
+        """Start a run; there is none going on.  `gathering`: what comes of each item is to be told apart."""
 
     def submit_run(self) -> JobRun:
         """Start a run of items that are submitted one by one; there is none going on."""

@@ -52,8 +52,11 @@ class Description:
             warnings.warn(_missing_pipe(addition), ImplicitPipeWarning, stacklevel + 1)
         self.layout = layout
 
-    def check_single_items(self) -> None:
-        """Raise RuleError where a Processor has outputs that belong to no single item: rule 9."""
+    def check_single_items(self, refused: str = "items cannot be submitted one by one") -> None:
+        """Raise RuleError where a Processor has outputs that belong to no single item: rule 9.
+
+        `refused` says what is not possible then.
+        """
         # Few pipelines have their items submitted.
         from conveyor.stages.job_inspection import may_give
         from conveyor.stages.processor import has_finish, label, list_size
@@ -69,8 +72,8 @@ class Description:
                 why, remedy = "may give outputs in `finish`", "have `finish` return nothing"
             if why:
                 raise RuleError(
-                    f"Processor {label(processor)!r} {why}, and those belong to no single item, so items cannot be "
-                    f"submitted one by one: use run() or stream(), or {remedy}",
+                    f"Processor {label(processor)!r} {why}, and those belong to no single item, so "
+                    f"{refused}: use plain run() or stream(), or {remedy}",
                     rule=9,
                 )
 

@@ -167,10 +167,10 @@ conveyor.pipeline.Pipeline()
     .open() -> Pipeline[In, Out]
     .opened -> bool
     .report(path: str | os.PathLike[str])
-    .run(items: Iterable[In] | In, *, progress: bool | Literal['steps'] | Callable[[Progress], object] | None = None, total: int | None = None) -> list[Out]
+    .run(items: Iterable[In] | In, *, progress: bool | Literal['steps'] | Callable[[Progress], object] | None = None, total: int | None = None, with_input: bool = False, return_exceptions: bool = False) -> list[Any]
     .serve(port: int = 0) -> AbstractContextManager[str]
     .stats() -> Stats
-    .stream(items: Iterable[In] | In, *, progress: bool | Literal['steps'] | Callable[[Progress], object] | None = None, total: int | None = None) -> Stream[Out]
+    .stream(items: Iterable[In] | In, *, progress: bool | Literal['steps'] | Callable[[Progress], object] | None = None, total: int | None = None, with_input: bool = False, return_exceptions: bool = False) -> Stream[Any]
     .submit(item: In, *, timeout: float | None = None) -> Future[list[Out]]
 
 conveyor.errors.ProcessError(ConveyorError, RuntimeError)

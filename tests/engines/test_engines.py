@@ -162,6 +162,24 @@ class Behaviour(Basics):
             with self.subTest(job=job):
                 self.check([Processor(job)], items, expected)
 
+    def test_results_beside_their_inputs(self):
+        def odd_halves(item):
+            if item == 4:
+                raise ValueError("no four")
+            return item // 2 if item % 2 else None
+
+        pipeline = self.make(Processor(odd_halves, workers=2), Pipe(), Processor(str))
+        with pipeline:
+            self.assertEqual(pipeline.run([1, 2, 3], with_input=True), [(1, ["0"]), (2, []), (3, ["1"])])
+            pairs = pipeline.run(iter(range(7)), with_input=True, return_exceptions=True)
+            self.assertEqual([out for item, out in pairs if item != 4], [[], ["0"], [], ["1"], ["2"], []])
+            self.assertIsInstance(dict(pairs)[4], ProcessorError)
+            self.assertEqual([failed.item for failed in pipeline.failures], ["4"])
+            with pipeline.stream(itertools.count(), with_input=True) as stream:
+                self.assertEqual(next(stream), (0, []))
+            with self.assertRaisesRegex(ProcessorError, "no four"):
+                pipeline.run(range(7), with_input=True)
+
     def test_lambdas_and_closures(self):
         offset = 5
         self.check([Processor(lambda item: item + offset)], range(3), [5, 6, 7])

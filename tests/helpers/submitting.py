@@ -81,9 +81,18 @@ class TracedShell(FakeShell):
     """One run of submitted items."""
 
     def __init__(
-        self, plan: Plan, given: list[Any], expected: Callable[[Any], list[Any] | None], choose: Choose, poison: Any
+        self,
+        plan: Plan,
+        given: list[Any],
+        expected: Callable[[Any], list[Any] | None],
+        choose: Choose,
+        poison: Any,
+        streamed: bool = False,
     ) -> None:
-        """`expected` says what comes of an item, None where that fails; `poison`: a step, and an item of it that fails."""
+        """`expected` says what comes of an item, None where that fails; `poison`: a step, and an item of it that fails.
+
+        `streamed`: a source gives the items.
+        """
         self.poison = poison
         super().__init__(plan, given, choose)
         self.given = given
@@ -92,9 +101,11 @@ class TracedShell(FakeShell):
         self.settled: set[int] = set()
         self.failed: set[int] = set()
         self.withdrawn: set[int] = set()
+        # How many items were given up, by the count of a run.
+        self.counted = 0
         # At how many deaths a worker may have been at an item, by the step and the number there.
         self.deaths: Counter[tuple[int, int]] = Counter()
-        self.handle(events.RunStarted(traced=True))
+        self.handle(events.RunStarted(traced=True, streamed=streamed))
 
     def add_worker(self, number: int, step: StepNode) -> None:
         poison = self.poison[1] if self.poison is not None and self.poison[0] == step.index else object()
@@ -174,6 +185,9 @@ class TracedShell(FakeShell):
             assert self.expected(self.given[origin]) is None, "an item failed that is innocent"
         else:
             assert self.deaths[command.step, command.number] >= ITEM_ATTEMPTS, "an item is blamed for too few deaths"
+
+    def gave_up(self, command: commands.GaveUp) -> None:
+        self.counted += command.last - command.first + 1
 
     def check_over(self) -> None:
         """Each item has come to its end, once."""
@@ -258,10 +272,10 @@ class Subject:
             session.abort()
 
 
-def simulate(seed: int, hands: bool = False) -> TracedShell:
+def simulate(seed: int, hands: bool = False, streamed: bool = False) -> TracedShell:
     """Run a seed to its end; raise AssertionError where something is not as it must be."""
     subject = Subject(seed, hands)
-    shell = TracedShell(subject.plan, subject.items, subject.expected, subject.choose, subject.poison)
+    shell = TracedShell(subject.plan, subject.items, subject.expected, subject.choose, subject.poison, streamed)
     shell.kills = subject.choose(20) if subject.choose(2) else 0
     # Workers are killed wherever they are, so often enough at what they have just been handed.
     with mock.patch("conveyor.core.leasing.blame.RECEIVE_DEATHS", 1000):

@@ -59,7 +59,7 @@ KINDS: dict[type, tuple[str, tuple[str, ...]]] = {
     commands.Pull: ("P", ("credit",)),
     commands.Emit: ("M", ("pieces", "items", "report_within_seconds")),
     commands.Deliver: ("D", ("pieces", "items", "lineages", "settled", "report_within_seconds")),
-    commands.ItemFailed: ("I", ("origin", "step", "number", "attempts", "why")),
+    commands.ItemFailed: ("I", ("origin", "step", "number", "attempts", "why", "skipped")),
     commands.Finish: ("F", ()),
     commands.Fail: ("A", ("step", "worker", "first", "last", "cause", "loss")),
     # Not a command, but part of one.

@@ -58,7 +58,7 @@ BUGS = (
     Bug(
         "a failure is that of the item in front",
         TracedStep,
-        "fail",
+        "_origin_of",
         "lineages_of(lease.pieces)[index]",
         "lineages_of(lease.pieces)[index - 1]",
         "that is innocent|the results differ|settled",
@@ -132,6 +132,18 @@ class Submitted(TestCase):
         found = spread(ends, range(100 if ALL else 20))
         settled, failed, withdrawn = map(sum, zip(*found, strict=True))
         assert settled > 300 and failed and withdrawn > 30, (settled, failed, withdrawn)
+
+    def test_items_of_a_source(self) -> None:
+        """Those that fail are given up as in any run."""
+
+        def ends(seed: int) -> tuple[int, int]:
+            shell = simulate(seed, hands=seed % 4 == 3, streamed=True)
+            assert shell.counted == len(shell.failed), "what has failed is counted as given up"
+            return len(shell.settled), len(shell.failed)
+
+        found = spread(ends, range(500, 600 if ALL else 520))
+        settled, failed = map(sum, zip(*found, strict=True))
+        assert settled > 300 and failed, (settled, failed)
 
 
 class Planted(TestCase):

@@ -109,8 +109,21 @@ Pipeline().add(Processor(len)).submit("word", timeout="1")  # error: expected "f
 Pipeline().add(Processor(len)).run(lines, progress=True, total=3)  # is list[int]
 Pipeline().add(Processor(len)).stream(lines, progress=done_of)  # is Stream[int]
 Pipeline().add(Processor(len)).run(lines, progress=count)  # error: "progress"
-Pipeline().add(Processor(len)).run(lines, progress="bar")  # error: "progress"
+Pipeline().add(Processor(len)).run(lines, progress="bar")  # error: No overload variant of "run"
 next(Pipeline().add(Processor(len)).stream(lines))  # is int
+
+# Results beside their inputs.
+Pipeline().add(Processor(halves)).run([1], with_input=True)  # is list[tuple[int, list[float]]]
+Pipeline().add(Processor(halves)).stream([1], with_input=True)  # is Stream[tuple[int, list[float]]]
+Pipeline().add(Processor(halves)).run([1], with_input=False, return_exceptions=False)  # is list[float]
+Pipeline().add(Processor(halves)).run([1], return_exceptions=True)  # is list[float | Exception]
+Pipeline().add(Processor(halves)).stream([1], return_exceptions=True, total=1)  # is Stream[float | Exception]
+both = Pipeline().add(Processor(halves)).run([1], with_input=True, return_exceptions=True)
+both  # is list[tuple[int, list[float] | Exception]]
+next(Pipeline().add(Processor(halves)).stream([1], with_input=True, return_exceptions=True))[0]  # is int
+Pipeline().add(Processor(halves)).run([1], with_input=bool(lines), return_exceptions=True)  # is list[Any]
+Pipeline().add(Processor(halves)).run(lines, with_input=True)  # error: No overload variant of "run"
+Pipeline().add(Processor(halves)).run([1], with_input="yes")  # error: No overload variant of "run"
 Pipeline().add(Processor(len)).open()  # is Pipeline[Sized, int]
 Pipeline().add(Processor(str.split)).run(lines)  # is list[list[str]]
 Pipeline().add(Processor(int)).run(["1"])  # is list[int]

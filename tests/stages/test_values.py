@@ -289,6 +289,7 @@ class ImportsTest(TestCase):
             "conveyor.errors",
             "conveyor.inspection",
             "conveyor.pipeline",
+            "conveyor.sending",
             "conveyor.stages",
             "conveyor.stats",
             "conveyor.stream",

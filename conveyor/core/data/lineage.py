@@ -65,9 +65,11 @@ class Origins:
     (1,)
     """
 
-    __slots__ = ("_entered", "_open", "_owners", "_parents", "_scopes", "_settled", "_wake", "dropped")
+    __slots__ = ("_entered", "_open", "_owners", "_parents", "_scopes", "_settled", "_wake", "are_streamed", "dropped")
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], None], are_streamed: bool = False) -> None:
+        # Whether they come from a source, and are not submitted.
+        self.are_streamed = are_streamed
         # How many submitted items have come, and how many scopes were opened.
         self._entered = self._scopes = 0
         # Of each origin, how many items and scopes of it are under way.

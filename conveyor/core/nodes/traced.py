@@ -1,4 +1,4 @@
-"""The nodes of a traced run: one of items that are submitted one by one, each of which has results of its own.
+"""The nodes of a traced run: one whose items, submitted one by one or from a source, have results of their own.
 
 Law: what comes of one submitted item waits for nothing that comes of another.  So no step keeps an order and no fork is
 tracked: the lineage of each result says where it belongs.  An item that fails is reported, and nothing more is wanted
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.typing import Any, ClassVar, Protocol
-from conveyor.core.commands import Deliver, Fail, Finish, GiveUp, ItemFailed, Reason
+from conveyor.core.commands import Deliver, Fail, Finish, GaveUp, GiveUp, ItemFailed, Reason
 from conveyor.core.data.group_sizes import GroupSizes, append_groups, total
 from conveyor.core.data.lineage import Lineage, Origins, Traced, bare, lineages_of
 from conveyor.core.data.pieces import Piece, Pieces, Weave
@@ -133,10 +133,11 @@ class TracedStep(Step):
     def handle_reply(self, event: Replied) -> None:
         lease = self.book.leases[event.lease]
         self.order.at = lease.first - lease.begin, lease.partial
-        if self.strict and event.given_up:
-            for index, attempts, _, why in event.given_up:
-                self.fail(lease, index, attempts, why)
-            event = event._replace(given_up=())
+        if event.given_up:
+            for index, attempts, when, why in event.given_up:
+                self._call_given_up(lease, index, attempts, when, why)
+            if self.strict:
+                event = event._replace(given_up=())
         super().handle_reply(event)
 
     def handle_raised(self, event: Raised) -> bool:
@@ -150,16 +151,33 @@ class TracedStep(Step):
             self.fail(lease, index, 0, event.error)
         return True
 
-    def fail(self, lease: Lease, index: int, attempts: int, why: Any) -> None:
+    def _call_given_up(self, lease: Lease, index: int, attempts: int, when: float, why: Any) -> None:
+        """Take in that a worker has given up a call with one item."""
+        if self.strict:
+            self.fail(lease, index, attempts, why, when)
+        elif self.context.origins.are_streamed and not self._cancelled:
+            # Whoever gets results beside errors is to know of it.
+            origin = self._origin_of(lease, index)
+            self.context.command(ItemFailed(origin, self.index, lease.begin + index, attempts, why, skipped=True))
+
+    def _origin_of(self, lease: Lease, index: int) -> int:
+        """Return the submitted item that a call of a lease works for."""
+        return self.context.origins.root_of(lineages_of(lease.pieces)[index][0])
+
+    def fail(self, lease: Lease, index: int, attempts: int, why: Any, when: float = 0.0) -> None:
         """Report the failure of a call with one item, the first time that something fails of what was submitted."""
         if self._cancelled:
             return
         context, origins = self.context, self.context.origins
-        lineage = lineages_of(lease.pieces)[index]
-        origin = origins.root_of(lineage[0])
+        origin = self._origin_of(lease, index)
         if origins.drop(origin):
-            self.step_roster.totals.failed += 1
-            context.command(ItemFailed(origin, self.index, lease.begin + index, attempts, why))
+            number = lease.begin + index
+            context.command(ItemFailed(origin, self.index, number, attempts, why))
+            if origins.are_streamed:
+                # A run gives up only so many.
+                context.give_up(GaveUp(self.index, number, number, attempts, when, why), number + 1)
+            else:
+                self.step_roster.totals.failed += 1
             if not origins.is_alone(origin):
                 context.purge()
 

@@ -85,7 +85,7 @@ class Walk:
     """The way of the items through the graph: what each node on it has still to deliver, the last node on top."""
 
     def __init__(self, parts: list[_InlineNode], first: Output) -> None:
-        self._parts = parts
+        self.parts = parts
         self._first = first
         self._stack: list[Iterator[Delivery]] = []
         self.ended = False
@@ -120,13 +120,13 @@ class Walk:
 
     def forget(self) -> None:
         """Keep nothing of an item that failed half way."""
-        for part in self._parts:
+        for part in self.parts:
             if isinstance(part, ZipRows):
                 part.clear()
 
     def settle(self) -> bool:
         """Whether nothing is under way that could give a result before the end of the stream; runs no job."""
-        if not all(part.idle for part in self._parts):
+        if not all(part.idle for part in self.parts):
             return False
         while self._stack:
             if next(self._stack[-1], None) is not None:
@@ -171,16 +171,16 @@ class InlineStep:
         format_item: Callable[[Any], str],
         failures: Failures,
     ) -> None:
-        self._node = node
+        self.node = node
         self._format_item = format_item
         self._policy = policy_of(node.processor)
         self._failures = failures
-        self._given_up = 0
+        # How many items came here, and how many of them were given up.
+        self._started = self._given_up = 0
         self._workers = workers
         self._roster = roster
         self._output = output
         self._turn = 0
-        self._started = 0
         self._batch: list[Any] = []
         self.batches = node.batch is not None
         # Whether a generator that the job has returned is under way.
@@ -192,7 +192,7 @@ class InlineStep:
 
     def accept(self, port: int, item: Any) -> Iterator[Delivery]:
         self._batch.append(item)
-        if len(self._batch) < (self._node.batch or 1):
+        if len(self._batch) < (self.node.batch or 1):
             return iter(())
         batch, self._batch = self._batch, []
         return self.process(port, batch, len(batch))
@@ -201,7 +201,7 @@ class InlineStep:
         if self._batch:
             batch, self._batch = self._batch, []
             yield from self.process(port, batch, len(batch))
-        if self._node.finishes:
+        if self.node.finishes:
             for worker in self._workers:
                 yield from self._finish(worker)
         self._failures.judge(self._given_up, self._started, ended=True)
@@ -253,7 +253,7 @@ class InlineStep:
                 got = argument if policy.strict else copied(argument)
                 returned = call(got)
                 self._is_generating = type(returned) is GeneratorType
-                for output in islice(outputs_of(returned, self._node.processor.keep_none), given, None):
+                for output in islice(outputs_of(returned, self.node.processor.keep_none), given, None):
                     given += 1
                     yield output
                 return
@@ -303,13 +303,16 @@ class InlineStep:
                 replacement = copied(replacement)
             except Exception as second:
                 raise self._error(second, "pickle", number, items, shown, output=replacement) from second
+        last = number + items - 1
+        self.note_given_up(FailedItem(self.node.name, number, last, failed.item, failed, attempts, when), items)
+        return replacement
+
+    def note_given_up(self, failed: FailedItem, items: int) -> None:
+        """Take in that so many items were given up."""
         self._given_up += items
         self._roster.totals.failed += items
-        self._failures.fail(
-            FailedItem(self._node.name, number, number + items - 1, failed.item, failed, attempts, when)
-        )
+        self._failures.fail(failed)
         self._failures.judge(self._given_up, self._started, ended=False)
-        return replacement
 
     def _copy(self, output: Any, argument: Any, source: tuple[InlineWorker, int, int] | None) -> Any:
         """Return an output as it is behind a hop, or what goes on in its place.
@@ -345,7 +348,7 @@ class InlineStep:
         if output is not NOTHING:
             failure = failure.about(self._format_item(output))
         last = None if number is None else number + items - 1
-        return processor_error(self._node.name, failure, number, last, error)
+        return processor_error(self.node.name, failure, number, last, error)
 
 
 class _Passing:

@@ -20,9 +20,9 @@ from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_postponed
 from conveyor.core.leasing.blame import too_many
 from conveyor.core.tuning.roster import StepRoster
-from conveyor.engines.base import RunProgress, known_total
+from conveyor.engines.base import Gathering, RunProgress, known_total
 from conveyor.engines.failures import failure_of, processor_error, too_many_failures, without_our_frames
-from conveyor.engines.inline.nodes import NOTHING, InlineWorker, Walk, build
+from conveyor.engines.inline.nodes import NOTHING, Failures, InlineWorker, Walk, build
 from conveyor.engines.process.wire.codec import copied
 from conveyor.engines.process.wire.handles import guard_connections, shared_in
 from conveyor.errors import FailedItem, ProcessorError, SourceError, StateError
@@ -32,6 +32,7 @@ from conveyor.stages.processor import Processor
 from conveyor.stats import History, Sample, Stats, StepSample
 
 if TYPE_CHECKING:
+    from conveyor.engines.inline.gathered import InlineGatherer
     from conveyor.engines.inline.jobs import InlineJobRun
 
 # How long a thread that closes a pipeline waits for another one that is at a job.
@@ -184,10 +185,15 @@ class Session:
         """Whether a run is going on."""
         return self._run is not None
 
-    def run(self, items: Iterable[Any]) -> InlineRun:
+    def run(self, items: Iterable[Any], gathering: Gathering | None = None) -> InlineRun:
         """Start a run."""
-        progress = self._begin(known_total(items))
-        self._run = run = InlineRun(self, self._walk(), items, progress)
+        progress, gatherer = self._begin(known_total(items)), None
+        if gathering is not None:
+            # Few runs do that.
+            from conveyor.engines.inline.gathered import InlineGatherer
+
+            gatherer = InlineGatherer(self, progress, gathering)
+        self._run = run = InlineRun(self, self._walk(gatherer), items, progress, gatherer)
         return run
 
     def submit_run(self) -> InlineJobRun:
@@ -209,8 +215,8 @@ class Session:
         if self._run is run:
             self._run = None
 
-    def _walk(self) -> Walk:
-        return build(self._plan, self._workers, self._rosters, self.format_item, self)
+    def _walk(self, failures: Failures | None = None) -> Walk:
+        return build(self._plan, self._workers, self._rosters, self.format_item, failures or self)
 
     def stats(self) -> Stats:
         """Return what is known of the steps; the one that takes longest counts as having stalled all others."""
@@ -268,13 +274,23 @@ class Session:
 class InlineRun:
     """One stream of items."""
 
-    def __init__(self, session: Session, walk: Walk, items: Iterable[Any], progress: RunProgress) -> None:
+    def __init__(
+        self,
+        session: Session,
+        walk: Walk,
+        items: Iterable[Any],
+        progress: RunProgress,
+        gatherer: InlineGatherer | None = None,
+    ) -> None:
         self._session = session
         self._walk = walk
         self.progress = progress
         self._input: _Input | None = _Input(items, session.format_item)
-        source = _counted(self._input.copies(), progress, session.sample)
-        self._results: Generator[Any, None, None] | None = _results_of(walk, source)
+        source = _counted(self._input.copies(beside=gatherer is not None), progress, session.sample)
+        self._results: Generator[Any, None, None] | None
+        self._results = _results_of(walk, source) if gatherer is None else gatherer.results_of(walk, source)
+        # Whether each result is all that comes of an item, as a list.
+        self._is_gathered = gatherer is not None
         self.rest: Iterator[Any] = iter(())
         # Whether nothing more will come, and whether it was given up.
         self.over = False
@@ -286,8 +302,10 @@ class InlineRun:
             while (result := self._session.work(self._next)) is not NOTHING:
                 if self.is_left:
                     raise StateError(LEFT)
-                self.progress.results += 1
-                yield [result]
+                if not self._is_gathered:
+                    self.progress.results += 1
+                    result = [result]
+                yield result
             self.progress.finished = True
         except GeneratorExit:
             with interrupts_postponed():
@@ -386,8 +404,9 @@ class _Input:
         self._iterator: Iterator[Any] | None = None
         self._format_item = format_item
 
-    def copies(self) -> Generator[Any, None, None]:
-        """Yield the items as they are behind a hop; closes a generator that gives them."""
+    def copies(self, beside: bool) -> Generator[Any, None, None]:
+        """Yield the items as they are behind a hop, or `beside` the items themselves; closes a generator that gives
+        them."""
         number, item = 0, None
         try:
             items, self._items = self._items, None
@@ -400,7 +419,7 @@ class _Input:
                 except StopIteration:
                     return
                 try:
-                    item = copied(item)
+                    item = (item, copied(item)) if beside else copied(item)
                 except Exception as error:
                     raise SourceError.unpicklable(number, self._format_item(item), _bare(error)) from error
                 yield item

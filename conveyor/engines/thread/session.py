@@ -21,17 +21,16 @@ from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held
 from conveyor.core.machine import Machine
 from conveyor.core.tuning.chunk_size import first_pull
-from conveyor.engines.base import FORKED, known_total
+from conveyor.engines.base import FORKED, Gathering, known_total
 from conveyor.engines.failures import (
     THREAD_ABANDONED,
     Failure,
     clear_our_frames,
-    failed_item,
     overdue,
     processor_error,
     too_many_failures,
 )
-from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Run, RunKeeper
+from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Run, RunKeeper, failed_item_of
 from conveyor.engines.process.wire import messages
 from conveyor.engines.thread.gil import ContentionProbe, GilPolicy
 from conveyor.engines.thread.port import End, Frame, this_process
@@ -121,14 +120,24 @@ class Session(RunKeeper):
         run.start()
         return run
 
-    def run(self, items: Iterable[Any]) -> ThreadRun:
+    def run(self, items: Iterable[Any], gathering: Gathering | None = None) -> ThreadRun:
         """Start a run, once the workers are free of a run that was given up."""
         sink, progress = self._prepare_run(known_total(items))
-        plan = self._plan
-        feed: Any = self._shell.new_feed()
+        plan, is_gathered, this = self._plan, gathering is not None, cast(Any, self)
+        feed: Any = self._shell.new_feed(traced=is_gathered, streamed=is_gathered)
         room = first_pull(plan), plan.steps[0].bound_bytes
-        source = ThreadSource(self._runs, items, feed, *room, self.format_item, None, threading.RLock(), progress)
-        self._active = run = ThreadRun(cast(Any, self), self._runs, source, sink)
+        what = items, feed, *room, self.format_item, None, threading.RLock(), progress
+        if gathering is None:
+            run = ThreadRun(this, self._runs, ThreadSource(self._runs, *what), sink)
+        else:
+            # Few runs do that.
+            from conveyor.engines.process.caller.gathered import Gatherer
+            from conveyor.engines.thread.gathered import GatheredThreadRun, GatheredThreadSource
+
+            gatherer = Gatherer(gathering, plan, progress)
+            run = GatheredThreadRun(this, self._runs, GatheredThreadSource(self._runs, *what, gatherer=gatherer), sink)
+        self._active = run
+        source = run.source
         if self.ended:
             # The thread that ended it may not have seen this run.
             source.stop()
@@ -181,13 +190,12 @@ class Session(RunKeeper):
 
     def _take_in_failure(self, message: messages.ItemGivenUp) -> None:
         if self._active is not None and message.run == self._active.number:
-            what = message.processor, message.first, message.last, message.attempts, message.when
             if isinstance(message.why, Failure):
                 # Its frames would keep all that was under way.  The text of its traceback stays.
                 for error in chain_of(message.why.pickled):
                     error.__traceback__ = None
             if message.origin is None:
-                self.failures.append(failed_item(*what, message.why))
+                self.failures.append(failed_item_of(message))
 
     def has_message(self, seconds: float) -> bool:
         """Whether a message is there, or comes within `seconds`."""

@@ -93,11 +93,11 @@ class Turn:
 class Feed(End):
     """What the source of one run has of the shell: it takes in what that allows, and gives it items."""
 
-    def __init__(self, shell: ThreadShell, traced: bool = False) -> None:
+    def __init__(self, shell: ThreadShell, traced: bool = False, streamed: bool = False) -> None:
         super().__init__()
         self._shell = shell
-        # Whether items are submitted one by one.
-        self.traced = traced
+        # Whether each item has results of its own, and whether it comes from a source then, or is submitted.
+        self.traced, self.streamed = traced, streamed
 
     def send(self, message: messages.Message, blobs: Any = ()) -> None:
         """Tell the shell something."""
@@ -200,9 +200,9 @@ class ThreadShell(Shell):
 
     # From the source
 
-    def new_feed(self, traced: bool = False) -> Feed:
-        """Return the end for the source of the next run; `traced`: its items are submitted ones."""
-        self.feed = Feed(self, traced)
+    def new_feed(self, traced: bool = False, streamed: bool = False) -> Feed:
+        """Return the end for the source of the next run; the flags are those of `StartRun`."""
+        self.feed = Feed(self, traced, streamed)
         return self.feed
 
     def from_source(self, message: messages.Message, blobs: Any) -> None:
@@ -214,7 +214,7 @@ class ThreadShell(Shell):
                     self.handle(events.SourceItems(blob, message.items, blob.size))
                     self._conclude(self._request)
             case messages.StartRun():
-                self._start_run(message.run, message.traced)
+                self._start_run(message)
             case messages.ReturnCredit():
                 if message.run == self.run:
                     self.handle(events.CreditReturned(message.items))
@@ -239,10 +239,10 @@ class ThreadShell(Shell):
             if conclusion is not None:
                 self.results.put((messages.ConclusionReply(request.run, *conclusion), []))
 
-    def _start_run(self, run: int, traced: bool) -> None:
+    def _start_run(self, begun: messages.StartRun) -> None:
         self._request = None
-        self.run = run
-        self.handle(events.RunStarted(traced))
+        self.run = begun.run
+        self.handle(events.RunStarted(begun.traced, begun.streamed))
         if self._cancelled:
             self._cancelled = False
             for port in self.pool.ports.values():
@@ -374,7 +374,7 @@ class ThreadShell(Shell):
     def pull(self, credit: int) -> None:
         credited = messages.Pull(self.run, credit)
         # Submitted items come from many threads, of which none listens; one listens for their results.
-        if self.feed.traced:
+        if self.feed.traced and not self.feed.streamed:
             self.results.put((credited, []))
         else:
             self.feed.tell(credited)
@@ -390,7 +390,7 @@ class ThreadShell(Shell):
     def item_failed(self, command: commands.ItemFailed) -> None:
         number, name = command.number, self.pool.name_of(command.step)
         what = name, number, number, command.attempts, 0.0, command.why
-        self.results.put((messages.ItemGivenUp(self.run, *what, command.origin), []))
+        self.results.put((messages.ItemGivenUp(self.run, *what, command.origin, command.skipped), []))
 
     def gave_up(self, command: commands.GaveUp) -> None:
         step, *fields = command

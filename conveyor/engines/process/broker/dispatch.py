@@ -69,7 +69,7 @@ class Dispatch:
                     shell.handle(events.SourceItems(blob, message.items, len(blob)))
                     self._conclude(self._request)
             case messages.StartRun():
-                self._start_run(message.run, message.traced)
+                self._start_run(message)
             case messages.ReturnCredit():
                 if message.run == shell.run:
                     shell.handle(events.CreditReturned(message.items))
@@ -133,13 +133,14 @@ class Dispatch:
         if conclusion is not None:
             self.shell.caller.results.send(messages.ConclusionReply(request.run, *conclusion))
 
-    def _start_run(self, run: int, traced: bool) -> None:
+    def _start_run(self, begun: messages.StartRun) -> None:
+        run = begun.run
         if self._request is not None and self._request.run != run:
             self._request = None
         self.shell.run = run
-        self.shell.traced = traced
+        self.shell.begun = begun
         self.shell.trim_at = None
-        self.shell.handle(events.RunStarted(traced))
+        self.shell.handle(events.RunStarted(begun.traced, begun.streamed))
         if self._cancelled:
             self._cancelled = False
             for worker in self.shell.pool.workers.values():

@@ -45,8 +45,8 @@ class ProcessShell(Shell):
         # When nobody could run: no call is the older for it.
         self.pauses = PauseDetector()
         self.run = 0
-        # Whether the items of this run are submitted ones.
-        self.traced = False
+        # What the caller has said of this run.
+        self.begun = messages.StartRun(0)
         self.failed = False
         self.trim_at: float | None = None
         # Whether the user was told that a step has fewer workers than it could use.
@@ -95,7 +95,7 @@ class ProcessShell(Shell):
     # To the workers
 
     def send_lease(self, command: commands.SendLease) -> None:
-        self.pool.workers[command.worker].lease(command, self.traced)
+        self.pool.workers[command.worker].lease(command, self.begun.traced)
 
     def grant(self, command: commands.Grant) -> None:
         self._send(command.worker, messages.Grant(command.lease, command.credit))
@@ -143,7 +143,8 @@ class ProcessShell(Shell):
 
     def pull(self, credit: int) -> None:
         # Submitted items are sent by many threads, of which none listens; one listens for their results.
-        (self.caller.results if self.traced else self.caller.feed).send(messages.Pull(self.run, credit))
+        submitted = self.begun.traced and not self.begun.streamed
+        (self.caller.results if submitted else self.caller.feed).send(messages.Pull(self.run, credit))
 
     def emit(self, command: commands.Emit) -> None:
         spec, blobs = spec_of(command.pieces)
@@ -158,7 +159,7 @@ class ProcessShell(Shell):
     def item_failed(self, command: commands.ItemFailed) -> None:
         number, name = command.number, self._names[command.step]
         what = name, number, number, command.attempts, 0.0, command.why
-        self.caller.results.send(messages.ItemGivenUp(self.run, *what, command.origin))
+        self.caller.results.send(messages.ItemGivenUp(self.run, *what, command.origin, command.skipped))
 
     def gave_up(self, command: commands.GaveUp) -> None:
         step, *fields = command

@@ -16,11 +16,17 @@ from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held
 from conveyor.core.data.pieces import items_of
 from conveyor.engines.base import FORKED
-from conveyor.engines.failures import failed_item, without_our_frames
+from conveyor.engines.failures import without_our_frames
 from conveyor.engines.jobs import Job, JobFuture, PendingJobs
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.job_feed import LOOP_SECONDS, JobFeed
-from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, unpicklable_result
+from conveyor.engines.process.caller.run import (
+    CLOSED,
+    THREAD_EXIT_SECONDS,
+    failed_item_of,
+    tolerantly_decoded,
+    unpicklable_result,
+)
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import decode
 from conveyor.engines.process.wire.endpoint import ConnectionLost, Frame
@@ -272,7 +278,7 @@ class JobRun:
             case messages.ItemGivenUp():
                 job = None if message.origin is None else self._feed.sent.pop(message.origin, None)
                 if job is not None:
-                    self._pending.fail(job, _error_of(message))
+                    self._pending.fail(job, failed_item_of(message).error)
             case messages.Pull():
                 self._feed.grant(message.credit)
             case messages.Results():
@@ -330,15 +336,7 @@ class JobRun:
 
     def _decoded_tolerantly(self, message: messages.ItemResults, blobs: list[Any], error: Exception) -> list[Any]:
         """Fail the items of which a result cannot be unpickled; return the others, with something in the place."""
-        from conveyor.engines.process.worker.lease_items import cause_of_unloadable, load_tolerantly
-
-        causes: list[BaseException | None]
-        try:
-            values = items_of(message.spec, [load_tolerantly(blob) for blob in blobs])
-            causes = list(map(cause_of_unloadable, values))
-        except Exception:
-            values = [None] * len(message.lineages)
-            causes = [error] * len(values)
+        values, causes = tolerantly_decoded(message.spec, blobs, len(message.lineages), error)
         for lineage, cause in zip(message.lineages, causes, strict=True):
             job = self._feed.sent.get(lineage[0])
             if cause is not None and job is not None:
@@ -349,9 +347,3 @@ class JobRun:
 
 def _nothing() -> None:
     """A message cannot be hurried."""
-
-
-def _error_of(message: messages.ItemGivenUp) -> BaseException:
-    """Return the error of a submitted item that has failed."""
-    attempts = message.attempts or message.why.attempts
-    return failed_item(message.processor, message.first, message.last, attempts, message.when, message.why).error

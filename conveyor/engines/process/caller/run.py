@@ -19,10 +19,18 @@ from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_postponed
 from conveyor.core.data.pieces import items_of
 from conveyor.engines.base import FORKED, RunProgress
+from conveyor.engines.failures import failed_item
 from conveyor.engines.process.caller.source import JOIN_SECONDS, Source
 from conveyor.engines.process.system.waiting import GracePeriod
 from conveyor.engines.process.wire.codec import decode
-from conveyor.engines.process.wire.messages import ConclusionReply, ConclusionRequest, Consumed, Results, RunFinished
+from conveyor.engines.process.wire.messages import (
+    ConclusionReply,
+    ConclusionRequest,
+    Consumed,
+    ItemGivenUp,
+    Results,
+    RunFinished,
+)
 from conveyor.errors import ConveyorError, ResultError, StateError
 from conveyor.graph.plan import Plan, SinkNode
 
@@ -219,25 +227,7 @@ class Run:
     def chunks(self) -> Generator[list[Any], None, None]:
         """Yield the results in lists, as they come; closing the iterator cancels the run."""
         try:
-            while (taken := self._take()) is not None:
-                results, size, within = taken
-                # As many at a time as the consumer may have in hand while the broker is told of them.
-                stride = self._report_items
-                if size > self._report_bytes:
-                    stride = max(1, min(stride, self._report_bytes * len(results) // size))
-                del taken
-                for start in range(0, len(results), stride):
-                    part = results[start : start + stride] if len(results) > stride else results
-                    self._unreported_items += len(part)
-                    self.progress.results += len(part)
-                    self._unreported_bytes += size * len(part) // len(results)
-                    if self._unreported_items >= self._report_items or self._unreported_bytes >= self._report_bytes:
-                        self._report()
-                    self._given += len(part)
-                    self._behind = len(results) - start - len(part)
-                    yield part
-                results = part = []
-                self._report_within = min(within, self._report_within)
+            yield from self._parts()
         except GeneratorExit:
             with interrupts_postponed():
                 self.conclude()
@@ -247,6 +237,31 @@ class Run:
             self._fail()
             raise
         self._finish()
+
+    def _parts(self) -> Generator[list[Any], None, None]:
+        """Yield as many results at a time as the consumer may have in hand while the broker is told of them."""
+        while (taken := self._take()) is not None:
+            results, size, within = taken
+            stride = self._report_items
+            if size > self._report_bytes:
+                stride = max(1, min(stride, self._report_bytes * len(results) // size))
+            del taken
+            for start in range(0, len(results), stride):
+                part = results[start : start + stride] if len(results) > stride else results
+                self.progress.results += len(part)
+                self._note_taken(len(part), size * len(part) // len(results))
+                self._given += len(part)
+                self._behind = len(results) - start - len(part)
+                yield part
+            results = part = []
+            self._report_within = min(within, self._report_within)
+
+    def _note_taken(self, results: int, size: int) -> None:
+        """Count that so many results, of so many bytes, were taken, and report that where it is worth a message."""
+        self._unreported_items += results
+        self._unreported_bytes += size
+        if self._unreported_items >= self._report_items or self._unreported_bytes >= self._report_bytes:
+            self._report()
 
     def _fail(self) -> None:
         """After an exception, end everything."""
@@ -343,14 +358,8 @@ class Run:
                 self._is_taking = before
 
     def _wait_for_results(self) -> tuple[list[Any], int, float] | None:
-        owner = self._owner
         while not self._given_up:
-            wait = self._report_within if self._unreported_items else math.inf
-            if wait == 0.0 or (wait < math.inf and not owner.has_message(wait)):
-                self._report()
-            if self.source.stays:
-                self._feed_meanwhile()
-            message, blobs = owner.receive()
+            message, blobs = self._receive()
             if isinstance(message, Results):
                 if message.run == self.number and not self._given_up:
                     # What is in shared memory lives as long as something here refers to it.
@@ -359,7 +368,21 @@ class Run:
                 self.progress.finished = True
                 self.finished = self.over = True
                 return None
-        raise StateError("the stream was closed by another thread, or a signal handler, while it was waited for")
+        raise self._left()
+
+    @staticmethod
+    def _left() -> StateError:
+        return StateError("the stream was closed by another thread, or a signal handler, while it was waited for")
+
+    def _receive(self) -> Frame:
+        """Wait for a message, and pull items or report meanwhile where that is due."""
+        owner = self._owner
+        wait = self._report_within if self._unreported_items else math.inf
+        if wait == 0.0 or (wait < math.inf and not owner.has_message(wait)):
+            self._report()
+        if self.source.stays:
+            self._feed_meanwhile()
+        return owner.receive()
 
     def _report(self) -> None:
         """Tell the broker how many results were taken: it may send as many more."""
@@ -390,6 +413,25 @@ class Run:
             self._owner.taking.release()
         else:
             self._owner.abort()
+
+
+def failed_item_of(message: ItemGivenUp) -> FailedItem:
+    """Return what a message says was given up."""
+    attempts, when = message.attempts or message.why.attempts, message.when or time.time()
+    return failed_item(message.processor, message.first, message.last, attempts, when, message.why)
+
+
+def tolerantly_decoded(
+    spec: Any, blobs: list[Any], results: int, error: Exception
+) -> tuple[list[Any], list[BaseException | None]]:
+    """Return so many results, of which some cannot be unpickled, and of each why that is so; None: it could be."""
+    from conveyor.engines.process.worker.lease_items import cause_of_unloadable, load_tolerantly
+
+    try:
+        values = items_of(spec, [load_tolerantly(blob) for blob in blobs])
+        return values, list(map(cause_of_unloadable, values))
+    except Exception:
+        return [None] * results, [error] * results
 
 
 def unpicklable_result(cause: BaseException) -> ResultError:

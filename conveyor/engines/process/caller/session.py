@@ -23,8 +23,8 @@ from conveyor._system.clock import time
 from conveyor._system.limits import resident_memory
 from conveyor._system.signals import interrupts_held
 from conveyor.core.tuning.chunk_size import first_pull
-from conveyor.engines.base import FORKED, known_total
-from conveyor.engines.failures import death, failed_item, overdue, processor_error, too_many_failures
+from conveyor.engines.base import FORKED, Gathering, known_total
+from conveyor.engines.failures import death, overdue, processor_error, too_many_failures
 from conveyor.engines.process.caller.broker_link import (
     BROKER_EXIT_SECONDS,
     LOGGED,
@@ -32,7 +32,7 @@ from conveyor.engines.process.caller.broker_link import (
     BrokerProcess,
     config_for,
 )
-from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Run, RunKeeper
+from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Run, RunKeeper, failed_item_of
 from conveyor.engines.process.caller.source import Source
 from conveyor.engines.process.caller.start_method import (
     FREEZE_SUPPORT,
@@ -177,13 +177,22 @@ class Session(RunKeeper):
         run.start()
         return run
 
-    def run(self, items: Iterable[Any]) -> Run:
+    def run(self, items: Iterable[Any], gathering: Gathering | None = None) -> Run:
         """Start a run, once the workers are free of a run that was given up."""
         sink, progress = self._prepare_run(known_total(items))
         feed, arena, most_bytes = self._broker.feed, self._broker.arena, self._plan.steps[0].bound_bytes
         pull, shown = first_pull(self._plan), self.format_item
-        source = Source(self._runs, items, feed, pull, most_bytes, shown, arena, self._feeding, progress)
-        self._active = run = Run(self, self._runs, source, sink)
+        what = items, feed, pull, most_bytes, shown, arena, self._feeding, progress
+        if gathering is None:
+            run = Run(self, self._runs, Source(self._runs, *what), sink)
+        else:
+            # Few runs do that.
+            from conveyor.engines.process.caller.gathered import GatheredRun, GatheredSource, Gatherer
+
+            gatherer = Gatherer(gathering, self._plan, progress)
+            run = GatheredRun(self, self._runs, GatheredSource(self._runs, *what, gatherer=gatherer), sink)
+        self._active = run
+        source = run.source
         self._client.forward_prints(self._feeding)
         if self.ended:
             # The thread that ended it may not have seen this run.
@@ -263,9 +272,7 @@ class Session(RunKeeper):
 
     def _take_in_failure(self, message: messages.ItemGivenUp) -> None:
         if self._active is not None and message.run == self._active.number and message.origin is None:
-            self.failures.append(
-                failed_item(message.processor, message.first, message.last, message.attempts, message.when, message.why)
-            )
+            self.failures.append(failed_item_of(message))
 
     def has_message(self, seconds: float) -> bool:
         """Whether a message is there, or comes within `seconds`."""

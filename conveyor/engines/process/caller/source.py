@@ -81,8 +81,7 @@ class Pace:
         return min(self.credit, self.growing, self._budget.items_per_blob)
 
     def note_blob(self, items: int, blob: Any) -> None:
-        size = len(blob)
-        self._budget.take(items, size)
+        self._budget.take(items, len(blob))
         self.uses_arena = type(blob) is SharedBlob
 
     def note_pull(self, wanted: int, sent: int, seconds: float, was_cut_short: bool) -> int:
@@ -226,6 +225,7 @@ class Source:
     """What feeds one run, whose first pipe holds `max_bytes`."""
 
     input_kind: type[Input] = Input
+    first_message: Callable[[int], messages.Message] = messages.StartRun
 
     def __init__(
         self,
@@ -264,7 +264,7 @@ class Source:
 
     def start(self) -> None:
         with contextlib.suppress(ConnectionLost), self._lock:
-            self._end.send(messages.StartRun(self._run))
+            self._end.send(self.first_message(self._run))
         if importing() is not None:
             # A thread would wait for this import where it pickles something of the module.
             self.stays, self._may_wait = True, False

@@ -81,10 +81,11 @@ class Abort(NamedTuple):
 
 
 class StartRun(NamedTuple):
-    """Caller to broker: the next run begins.  `traced`: its items are submitted, and each has results of its own."""
+    """Caller to broker: a run begins.  `traced`: each item has results of its own.  `streamed`: a source gives them."""
 
     run: int
     traced: bool = False
+    streamed: bool = False
 
 
 class SourceItems(NamedTuple):
@@ -181,7 +182,7 @@ class Results(NamedTuple):
 
 
 class ItemGivenUp(NamedTuple):
-    """Broker to caller: items were given up, or a submitted one (`origin`) failed: Failure, DiedAt or OverdueAt."""
+    """Broker to caller: items were given up, or one of a traced run (`origin`) failed, or lost a part (`skipped`)."""
 
     run: int
     processor: str
@@ -191,6 +192,7 @@ class ItemGivenUp(NamedTuple):
     when: float
     why: Any
     origin: int | None = None
+    skipped: bool = False
 
 
 class ItemResults(NamedTuple):
@@ -347,8 +349,7 @@ class Reply(NamedTuple):
     blob has.  `final`: the lease is done.  `starving`: the worker waits for credit.  The last reply was `seconds`
     ago, and `measures` are the fields of `conveyor.stats.Measures` since then.  The last `partial` outputs are of a
     call that is not done.  `given_up`: index, attempts, time and reason of each call given up.  `released`:
-    slots of shared memory that this worker does not refer to any more.  `slow`: index, seconds and argument of each
-    call that was slow.
+    slots of shared memory that this worker refers to no more.  `slow`: index, seconds and argument of each slow call.
     """
 
     lease: int
