@@ -148,7 +148,7 @@ Pipeline().add(Processor(all_known, batch=2, per_item=True)).run([1, 2])  # is l
 Pipeline().add(Processor(all_known, batch=2, per_item=True, keep_none=True)).run([1, 2])  # is list[str | None]
 Pipeline().add(Processor(pairs, batch=2, per_item=True, batch_timeout=0.01)).run([1, 2])  # is list[tuple[int, int]]
 Pipeline().add(Processor(all_known, batch=2, per_item=True)).run(lines)  # error: incompatible type "list[str]"
-Pipeline().add(Processor(mean, batch=2, per_item=True))  # error: incompatible type
+Pipeline().add(Processor(mean, batch=2, per_item=True))  # error: No overload variant of "Processor"
 
 # Jobs whose types depend on what they get, or that do not say.
 Pipeline().add(Processor(abs)).run([-1])  # is list[Any]
