@@ -76,13 +76,19 @@ class Tab:
         self._session: str | None = None
         # What the console says, and what the page raises.
         self.console: list[str] = []
+        try:
+            self._open(address, width, height, dark)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, address: str, width: int, height: int, dark: bool) -> None:
         target = next(each for each in self.ask("Target.getTargets")["targetInfos"] if each["type"] == "page")
         attached = self.ask("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Runtime", "Log", "Page"):
             self.ask(f"{domain}.enable")
-        mobile = width < 700
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
+        self.resize(width, height)
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.ask("Emulation.setEmulatedMedia", features=features)
         self.ask("Page.navigate", url=address)
