@@ -204,6 +204,37 @@ class MessagesTest(TestCase):
         self.assertEqual(dict(self.messages([[1], [2]])), expected)
 
 
+class BrokenTest(TestCase):
+    """An observer that raises is told of once, and left out: the run does not notice."""
+
+    def logs_of(self, engine: Any, place: str, level: int, **settings: Any) -> list[str]:
+        """Run with something broken that a forked broker inherits; return the warnings."""
+        pipeline = Pipeline(engine=engine, **settings).add(Processor(abs)).add(Pipe()).add(Processor(str))
+        with mock.patch(place, side_effect=ZeroDivisionError("broken")), self.assertLogs("conveyor", level) as logs:
+            self.assertEqual(pipeline.run(range(100)), [str(each) for each in range(100)])
+            # One at least is asked for.
+            logging.getLogger("conveyor").warning("the end")
+        return [record.getMessage() for record in logs.records if record.levelno >= logging.WARNING]
+
+    @unittest.skipUnless("fork" in multiprocessing.get_all_start_methods(), "what is broken here is not there")
+    def test_each(self) -> None:
+        folder = self.new_folder()
+        for engine in ("process", "thread"):
+            settings: dict[str, Any] = {"start_method": "fork"} if engine == "process" else {}
+            for place in ("handled", "passed") if engine == "process" else ("handled",):
+                told = self.logs_of(engine, f"conveyor.core.story.Story.{place}", logging.DEBUG, **settings)
+                self.assertEqual(told, ["The debug log ends here: broken.", "the end"], (engine, place))
+            path = os.path.join(folder, engine)
+            with mock.patch.dict(os.environ, {"CONVEYOR_RECORD": path}):
+                told = self.logs_of(engine, "conveyor.core.recording.Recorder.handled", logging.INFO, **settings)
+            self.assertRegex(told[0], rf"\AThe recording {path}(\.\d+)? ends here: broken\.\Z")
+            self.assertEqual(told[1:], ["the end"])
+            told = self.logs_of(
+                engine, "conveyor.core.trace.Trace.handled", logging.INFO, trace=f"{path}.json", **settings
+            )
+            self.assertEqual(told, [f"The trace {path}.json ends here: broken.", "the end"])
+
+
 class NobodyObservesTest(TestCase):
     def test_a_message_takes_the_way_it_takes_without_observers(self) -> None:
         port = broker.CallerPort.__new__(broker.CallerPort)

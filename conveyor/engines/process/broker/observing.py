@@ -41,16 +41,16 @@ def observers_of(
     if config.tells_story:
         from conveyor.core.story import Story
 
-        observers.append(
-            Story(config.plan, opened, lambda text: logs.pass_on(NoticeGiven("DEBUG", text), []), describe)
-        )
+        story = Story(config.plan, opened, lambda text: logs.pass_on(NoticeGiven("DEBUG", text), []), describe)
+        observers.append(_Harmless(story, "debug log", logs))
     if config.record_to is not None:
         from conveyor.core.recording import Recorder
 
         version = str(vars(sys.modules["conveyor"])["__version__"])
         appender = _Appender(config.record_to, logs)
         inherited_fds.append(appender)
-        observers.append(Recorder(config.plan, opened, version, appender.write, appender.close))
+        recorder = Recorder(config.plan, opened, version, appender.write, appender.close)
+        observers.append(_Harmless(recorder, f"recording {config.record_to}", logs))
     if config.trace_to is not None:
         from conveyor.core.trace import Trace
 
@@ -87,6 +87,46 @@ def describe(sender: str, receiver: str, message: object) -> str:
     """
     sentence = None if receiver.startswith("worker") else _SENTENCES.get(type(message))
     return "" if sentence is None else sentence(sender, message)
+
+
+class _Harmless:
+    """Leaves out an observer that has raised; the caller is told once."""
+
+    def __init__(self, observer: Observer, what: str, logs: LogRelay) -> None:
+        self._observer = observer
+        self._what = what
+        self._logs = logs
+        self._works = True
+
+    def handled(self, now: float, event: Event, wanted: Sequence[Command] | None) -> None:
+        """Have the observer take in an event, and what the core wants."""
+        if self._works:
+            try:
+                self._observer.handled(now, event, wanted)
+            except Exception as error:
+                self._leave_out(error)
+
+    def passed(self, now: float, sender: str, receiver: str, message: object) -> None:
+        """Have the observer see a message."""
+        if self._works:
+            try:
+                self._observer.passed(now, sender, receiver, message)
+            except Exception as error:
+                self._leave_out(error)
+
+    def _leave_out(self, error: Exception) -> None:
+        # Before the caller is told: that is a message, too.
+        self._works = False
+        text = f"The {self._what} ends here: {str(error) or type(error).__name__}."
+        self._logs.pass_on(NoticeGiven("WARNING", text), [])
+
+    def close(self) -> None:
+        """Have the observer close what it writes to."""
+        try:
+            self._observer.close()
+        except Exception as error:
+            if self._works:
+                self._leave_out(error)
 
 
 class _TraceWriter:
