@@ -27,7 +27,7 @@ from conveyor.serving.address import check_port, port_of_environment, token, tok
 from conveyor.serving.requests import Answers, Unanswered
 from conveyor.serving.server import Server
 from conveyor.stats import SERVE_VARIABLE, Progress, Stats
-from conveyor.views.live import View, event_of, page_html
+from conveyor.views.live import View, event_of, page_html, parts_of
 from conveyor.views.metrics import metrics_text
 from conveyor.views.report import report_html
 
@@ -119,6 +119,8 @@ class Page(Answers):
         self._looking = threading.Lock()
         self._view: View | None = None
         self._looked_at = 0.0
+        # The parts of the page, of the view that was last made into some: all who look on get the same.
+        self._parts: tuple[View, dict[str, str]] | None = None
         self._pace = Pace()
         self._has_failed = False
         self.refusal: str | None = None
@@ -189,7 +191,10 @@ class Page(Answers):
         return page_html(self.view(), self.token, nonce)
 
     def event(self, known: dict[str, str]) -> str:
-        return event_of(self.view(FRESH_SECONDS), known)
+        view = self.view(FRESH_SECONDS)
+        if self._parts is None or self._parts[0] is not view:
+            self._parts = view, parts_of(view)
+        return event_of(*self._parts, known)
 
     def _stats(self) -> Stats:
         stats = self.view().stats

@@ -160,11 +160,11 @@ _AROUND = {
 _SCROLLS = {"graph": ' tabindex="0" role="group" aria-labelledby="about-graph"'}
 
 
-def event_of(view: View, known: dict[str, str]) -> str:
+def event_of(view: View, parts: dict[str, str], known: dict[str, str]) -> str:
     """Return what is new as JSON: the parts that differ from those in `known`, which takes them in."""
-    parts = {name: part for name, part in parts_of(view).items() if known.get(name) != part}
-    known.update(parts)
-    return json.dumps({"state": view.state, "said": headline(view), "title": title_of(view), "parts": parts})
+    new = {name: part for name, part in parts.items() if known.get(name) != part}
+    known.update(new)
+    return json.dumps({"state": view.state, "said": headline(view), "title": title_of(view), "parts": new})
 
 
 def _graph(view: View) -> str:
