@@ -50,7 +50,7 @@ pre{overflow-x:auto;font:12.5px/1.45 ui-monospace,monospace;margin:.5rem 0}
 @media(max-width:640px){.wide tr{display:grid;grid-template-columns:repeat(3,1fr);gap:.25rem .6rem;padding:.5rem .7rem;
 margin:.5rem 0;border:1px solid var(--line);border-radius:8px}.wide table,.wide tbody{display:block}
 .wide thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
-.wide tbody th,.wide td.left{grid-column:1/-1}
+.wide tbody th,.wide td.left:last-child{grid-column:1/-1}
 .wide tbody th{font-weight:600}.wide th,.wide td{display:block;padding:0;border:0;text-align:left;white-space:normal;
 overflow-wrap:anywhere}.wide td::before{content:attr(data-head);display:block;color:var(--soft);font-size:11px;
 line-height:1.3}.wide .bar{width:2.2rem;margin-right:.3rem}}
