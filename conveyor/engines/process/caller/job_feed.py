@@ -148,9 +148,8 @@ class JobFeed:
             self._sending.release()
 
     def has_room(self) -> bool:
-        """Whether an item more may wait, or none may any more."""
-        with self._room:
-            return not self._takes_more or len(self._waiting) < self._credit
+        """Whether an item more may wait, or none may any more; just now, as no lock is taken."""
+        return len(self._waiting) < self._credit or not self._takes_more
 
     def await_room(self, deadline: float | None) -> None:
         """Wait until an item more may wait, or none may any more; raises TimeoutError at the deadline."""
@@ -170,7 +169,7 @@ class JobFeed:
     def add(self, job: Job, deadline: float | None, waits: bool) -> bool:
         """Have a job sent; return False where no more are.  Raises TimeoutError where it `waits` for room in vain."""
         with self._room:
-            if waits:
+            if waits and len(self._waiting) >= self._credit:
                 self.await_room(deadline)
             if not (self._takes_more and self._pending.add(job)):
                 return False

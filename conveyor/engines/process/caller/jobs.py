@@ -104,7 +104,7 @@ class JobRun:
         if self._owner.is_forked_copy:
             raise StateError(FORKED)
         feed, waits = self._feed, not self._is_here
-        if waits:
+        if waits and not feed.has_room():
             # Not with the item pickled, which may be large.
             feed.await_room(deadline)
         try:
