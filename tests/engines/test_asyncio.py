@@ -853,6 +853,10 @@ class Programs(ScriptTestCase):
                 try:
                     asyncio.run(main())
                 except KeyboardInterrupt:
+                    # The thread that closed has told the loop so, and ends.
+                    for thread in threading.enumerate():
+                        if thread.name == "conveyor-asyncio":
+                            thread.join()
                     print("interrupted", [thread.name for thread in threading.enumerate()])
         """
         self.prints("interrupted ['MainThread']", script)
