@@ -42,10 +42,18 @@ def example_page(path: Path) -> str:
     tree = ast.parse(source)
     docstring = ast.get_docstring(tree) or ""
     title, _, rest = docstring.partition("\n")
-    picture = ROOT / "docs" / "gallery" / f"{path.stem}.svg"
-    shown = f"![What it shows]({path.stem}.svg)\n\n" if picture.exists() else ""
+    picture = ROOT / "docs" / "gallery" / f"{path.stem}.png"
+    shown = f"![What it draws]({path.stem}.png)\n\n" if picture.exists() else ""
     body = "".join(source.splitlines(keepends=True)[tree.body[0].end_lineno :]).lstrip("\n")
     return f"# {path.name}\n\n**{title}**\n{rest}\n\n{shown}```python\n{body}```\n"
+
+
+def on_config(config: Any) -> Any:
+    """Name the programs of the gallery in the navigation."""
+    for section in config.nav:
+        if "Gallery" in section:
+            section["Gallery"] += [f"gallery/{path.stem}.md" for path in examples()]
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:

@@ -463,3 +463,11 @@ class TestScheme(TestCase):
     def test_a_mark_reaches_only_the_next_block(self) -> None:
         with self.assertRaises(ZeroDivisionError):
             self.check("<!-- test: skip -->", "```python", "```", "text", "```python", "1 / 0", "```")
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["needs"]:
+    # What most environments skip: blocks that need other packages.  All are to be there.
+    for _block in all_blocks():
+        if _block.needs:
+            print(f"{_block.path}:{_block.line}", flush=True)
+            check_block(_block)
