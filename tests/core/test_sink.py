@@ -29,6 +29,9 @@ class Source(TestCase):
         assert first_pull(plan_of(Processor(job))) == UNWEIGHED_ITEMS
         # Without a whole batch no worker begins, and nobody would ask for more.
         assert first_pull(plan_of(Processor(job, batch=100))) == 100
+        # A worker would wait in vain for the rest of its list.
+        assert first_pull(plan_of(Processor(job, batch=100, per_item=True, batch_timeout=60))) == 100
+        assert first_pull(plan_of(Processor(job, batch=100, per_item=True))) == UNWEIGHED_ITEMS
 
     def test_more_than_was_asked_for_is_an_error(self) -> None:
         core = Driven(Processor(job), Pipe(2))

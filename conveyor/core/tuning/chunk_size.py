@@ -44,10 +44,12 @@ UNWEIGHED_ITEMS = 64
 def first_pull(plan: Plan) -> int:
     """Return how many items the source may give without being asked, so that a run begins with an item.
 
-    Nobody asks for more before a worker has been handed the first batch, however large that is.
+    Nobody asks for more before a worker has been handed the first batch, however large that is, or the first list that
+    is waited for.
     """
     first = plan.steps[0]
-    return max(first.batch or 1, min(max(first.bound, first.hands), UNWEIGHED_ITEMS))
+    awaited = first.batch or (1 if first.batch_timeout is None else first.hands)
+    return max(awaited, min(max(first.bound, first.hands), UNWEIGHED_ITEMS))
 
 
 def most_calls(bound: int) -> int:
