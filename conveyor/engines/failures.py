@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import FrameType, TracebackType
 
 from conveyor._lean.dataclasses import NamedTuple
-from conveyor._lean.typing import TYPE_CHECKING
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.errors import (
     FailedItem,
     ItemTimeoutError,
@@ -58,6 +58,7 @@ class DiedAt(NamedTuple):
 # What becomes of a worker that was too long at an item.
 WORKER_KILLED = "the worker was killed"
 THREAD_ABANDONED = "its thread was abandoned, as a thread cannot be killed"
+CALL_CANCELLED = "the call was cancelled"
 
 
 class OverdueAt(NamedTuple):
@@ -74,7 +75,7 @@ GivenUpFor = Failure | DiedAt | OverdueAt
 class LeaseFailed(Exception):
     """A lease failed at its call of this index, or at an unknown one (None)."""
 
-    def __init__(self, index: int | None, failure: Failure) -> None:
+    def __init__(self, index: int | None, failure: Any) -> None:
         super().__init__(index)
         self.index = index
         self.failure = failure
@@ -176,7 +177,7 @@ _NO_MEMORY = "The worker process of Processor {name!r} had not enough memory to 
 
 def processor_error(
     name: str,
-    failure: Failure,
+    failure: Failure | OverdueAt,
     number: int | None,
     last: int | None = None,
     original: BaseException | None = None,
@@ -186,6 +187,8 @@ def processor_error(
     `number` and `last` are the first and the last item that may be to blame.  `original` is the job's exception, if
     this process raised it.
     """
+    if isinstance(failure, OverdueAt):
+        return overdue(name, failure.seconds, number, number if last is None else last, failure.item, failure.end)
     if failure.processor is not None:
         # The job was fused with others; the failure names the one that raised.
         name = failure.processor
@@ -228,10 +231,10 @@ def processor_error(
 
 
 def overdue(
-    name: str, seconds: float, first: int, last: int, item: str | None = None, end: str = WORKER_KILLED
+    name: str, seconds: float, first: int | None, last: int | None, item: str | None = None, end: str = WORKER_KILLED
 ) -> ItemTimeoutError:
-    """Return the error for an item or a batch that exceeded a Processor's timeout."""
-    items = f"item {first}" if last == first else f"items {first} to {last}"
+    """Return the error for an item or a batch that exceeded a Processor's timeout; None: its number is not known."""
+    items = "an item" if first is None else f"item {first}" if last == first else f"items {first} to {last}"
     shown = "" if item is None else f": {item}"
     return ItemTimeoutError(
         f"Processor {name!r} took longer than its timeout of {seconds:g} s [{items}{shown}]: {end}. "

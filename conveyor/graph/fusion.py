@@ -11,7 +11,7 @@ from conveyor._lean.dataclasses import replace
 from conveyor._lean.typing import Any
 from conveyor.graph.plan import Node, Plan, StepNode
 from conveyor.stages.outputs import Fused
-from conveyor.stages.processor import Processor, setup_of
+from conveyor.stages.processor import Processor, is_async, setup_of
 from conveyor.stages.settings import PROCESSOR_SETTINGS
 from conveyor.stats import Unfused
 
@@ -77,6 +77,8 @@ def _why_alone(step: StepNode) -> str | None:
         for name, each in PROCESSOR_SETTINGS.items()
         if name not in _FUSABLE_SETTINGS and getattr(processor, name) != each.default
     ]
+    if is_async(processor.job):
+        return "its job is async, and makes many calls at once"
     if given:
         return f"it has {' and '.join(given)} of its own"
     if step.most is None:

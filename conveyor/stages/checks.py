@@ -12,7 +12,7 @@ from types import FunctionType, ModuleType
 
 from conveyor._lean.short_repr import short
 from conveyor._lean.typing import Any
-from conveyor.stages.processor import Processor, has_finish, is_restartable, lacks_job, overrides
+from conveyor.stages.processor import Processor, has_finish, is_async, is_restartable, lacks_job, overrides
 from conveyor.stages.routing import Element
 from conveyor.stages.settings import PROCESSOR_SETTINGS
 
@@ -79,6 +79,7 @@ def check_processor(processor: Processor[Any, Any]) -> None:
     kind = type(processor).__name__
     if processor.job is not None:
         _check_job(kind, processor.job)
+    goes_async = is_async(processor.process if overrides(processor, "process") else processor.job)
     for name, setting in PROCESSOR_SETTINGS.items():
         setting.check(f"{kind}: {name}", getattr(processor, name))
     if callable(processor.on_error):
@@ -92,8 +93,9 @@ def check_processor(processor: Processor[Any, Any]) -> None:
         )
     _check_replacement(kind, processor)
     _check_lists(kind, processor)
+    _check_async(kind, processor, goes_async)
     if overrides(processor, "process"):
-        check_call(f"{kind}.process", processor.process, "`def process(self, item)`")
+        check_call(f"{kind}.process", processor.process, "`def process(self, item)`", may_be_async=True)
     elif processor.job is None:
         raise TypeError(lacks_job(type(processor)))
 
@@ -107,6 +109,28 @@ def _check_lists(kind: str, processor: Processor[Any, Any]) -> None:
             f"{kind}: batch_timeout={processor.batch_timeout} is for a job that gives each item of its list an output: "
             "add per_item=True, or leave batch_timeout out"
         )
+
+
+def _check_async(kind: str, processor: Processor[Any, Any], goes_async: bool) -> None:
+    """Raise TypeError or ValueError for what only an async job may have, or what it may not have."""
+    if goes_async:
+        if processor.per_item:
+            raise ValueError(
+                f"{kind}: per_item=True is for a job that is not async: an async job is called with many items at once "
+                "as it is, so leave per_item and batch out, and say concurrency=n instead"
+            )
+        return
+    if processor.concurrency is not None:
+        raise ValueError(
+            f"{kind}: concurrency={processor.concurrency} is for an async job, and this one is not: write it as "
+            f"`async def`, or say workers={processor.concurrency}"
+        )
+    for method in ("setup", "finish", "teardown"):
+        if is_async(getattr(processor, method)):
+            raise TypeError(
+                f"{kind}.{method} is async, and no worker would await it beside a job that is not: make the job "
+                "async, too"
+            )
 
 
 def _check_replacement(kind: str, processor: Processor[Any, Any]) -> None:
@@ -152,7 +176,7 @@ def _check_job(kind: str, job: object) -> None:
         raise TypeError(f"{kind}({short(job)}): {short(job)} is an element of a pipeline, not a job; add it as it is")
     if not callable(job):
         raise TypeError(f"{kind}: the job must be a callable of one argument, not {short(job)}")
-    check_call(f"{kind}({code_of(job)})", job, "a function such as `def job(item)`")
+    check_call(f"{kind}({code_of(job)})", job, "a function such as `def job(item)`", may_be_async=True)
 
 
 def _takes(function: FunctionType, arguments: int) -> bool:
@@ -164,8 +188,10 @@ def _takes(function: FunctionType, arguments: int) -> bool:
     return not code.co_kwonlyargcount and least <= arguments <= code.co_argcount
 
 
-def check_call(what: str, call: Callable[..., Any], remedy: str, arguments: int = 1) -> None:
-    """Raise TypeError unless `call` takes so many positional arguments and is not async."""
+def check_call(
+    what: str, call: Callable[..., Any], remedy: str, arguments: int = 1, may_be_async: bool = False
+) -> None:
+    """Raise TypeError unless `call` takes so many positional arguments and, but with `may_be_async`, is not async."""
     inner: Any = call
     if type(inner) is FunctionType and _takes(inner, arguments):
         return
@@ -176,7 +202,7 @@ def check_call(what: str, call: Callable[..., Any], remedy: str, arguments: int 
         inner = inner.func
     if not (inspect.isroutine(inner) or isinstance(inner, type)):
         inner = type(inner).__call__
-    if inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner):
+    if not may_be_async and (inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)):
         raise TypeError(f"{what} is async, and no worker would await it: pass {remedy} that calls asyncio.run itself")
     try:
         signature = inspect.signature(call)

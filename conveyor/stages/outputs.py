@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from operator import length_hint
 from types import GeneratorType, MappingProxyType
 
-from conveyor._lean.typing import Any
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.errors import StateError
+
+if TYPE_CHECKING:
+    from conveyor.stages.event_loop import EventLoop
 
 
 def outputs_of(returned: Any, keep_none: bool) -> Iterator[Any]:
@@ -223,6 +226,12 @@ class WorkerRecord:
         self.shared: Mapping[str, Any] = MappingProxyType({}) if shared is None else shared
         self.is_stopping: Callable[[], bool] = bool
 
+    def copy(self) -> WorkerRecord:
+        """Return the same for one of several calls at once, each of which has an attempt of its own."""
+        record = WorkerRecord(self.name, self.index, self.fused, self.shared)
+        record.attempt, record.state, record.is_stopping = self.attempt, self.state, self.is_stopping
+        return record
+
 
 class WorkerContext:
     """What a job can know of the worker that calls it: the object that `conveyor.worker()` returns."""
@@ -274,6 +283,11 @@ class WorkerContext:
 
     def __repr__(self) -> str:
         return f"WorkerContext(processor={self.processor!r}, index={self.index}, attempt={self.attempt})"
+
+
+def awaited(value: Any, loop: EventLoop | None) -> Any:
+    """Return what a call has returned or, with a loop, what its coroutine gives."""
+    return value if loop is None else loop.result_of(value)
 
 
 # The worker that this process is, where it is one.

@@ -13,7 +13,7 @@ from conveyor.stages.routing import Element
 from conveyor.stages.settings import PROCESSOR_ARGUMENTS, ProcessorSignature, _ProcessorSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence, Set
+    from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence, Set
 
     # Type checkers bring this module with them.  Before Python 3.13 only its TypeVar has a default.  Without a default,
     # a type that the job leaves open is Never.
@@ -41,13 +41,19 @@ else:
     Out_co = TypeVar("Out_co", covariant=True)
 
 
+# How many calls of an async job a worker makes at once, unless the Processor says otherwise.
+CONCURRENCY = 100
+# CO_COROUTINE and CO_ASYNC_GENERATOR of `inspect`, which is slow to import.
+_ASYNC = 0x80 | 0x200
+
+
 class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
     """One user-defined step, which runs in Python processes of its own.
 
     Arguments, all but `job` by keyword:
 
     - `job`: a callable of one argument.  Its return value is the output.  None gives no output, and a generator gives
-      each value that it yields.
+      each value that it yields.  An `async def` function or an async generator is called many times at once.
     - `name` (a str; None: the name of the job or class): the name in errors, pictures and statistics.
     - `workers` (an int or "auto"; None: 1): how many processes run the job; "auto": the pipeline decides.
     - `batch` (an int; None): the job gets lists of this many items; the last list may be shorter.  None: the job gets
@@ -71,6 +77,8 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
       items that were given up.
     - `max_items` (None): a worker is replaced after this many items, or batches (with `per_item`, items).
     - `max_workers` (an int; None: as many as help): the greatest number of processes with `workers="auto"`.
+    - `concurrency` (None: 100): how many calls of an async job one worker makes at once, in an event loop.  With
+      `workers=n`, each of them does.
     - `setup` (a callable without arguments; None): called in each worker before its first item.  What it returns, such
       as a model, is `conveyor.worker().state` in the job.
 
@@ -182,6 +190,42 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
     @overload
     def __init__(
         self,
+        job: Callable[[In_contra], AsyncIterator[Out_co]],
+        *,
+        name: str | None = None,
+        workers: int | Literal["auto"] | None = None,
+        batch: None = None,
+        keep_none: bool = False,
+        **policy: Unpack[PolicySettings],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        job: Callable[[In_contra], Coroutine[Any, Any, Out_co]],
+        *,
+        keep_none: Literal[True],
+        name: str | None = None,
+        workers: int | Literal["auto"] | None = None,
+        batch: None = None,
+        **policy: Unpack[PolicySettings],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        job: Callable[[In_contra], Coroutine[Any, Any, Out_co | None]],
+        *,
+        name: str | None = None,
+        workers: int | Literal["auto"] | None = None,
+        batch: None = None,
+        keep_none: Literal[False] = False,
+        **policy: Unpack[PolicySettings],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
         job: Callable[[In_contra], Iterator[Out_co]],
         *,
         name: str | None = None,
@@ -259,8 +303,9 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
         """Return or yield trailing outputs, which follow those of the last item; called at the end of each stream."""
         return None
 
-    def teardown(self) -> None:
+    def teardown(self) -> Any:
         """Clean up a worker; called once in each, after everything else."""
+        return None
 
     def __repr__(self) -> str:
         from conveyor.stages.checks import code_of, setting_code
@@ -325,7 +370,26 @@ def list_size(processor: Processor[Any, Any]) -> int | None:
 
 def hands_of(processor: Processor[Any, Any]) -> int:
     """Return how many items that are calls of their own a worker works on at once."""
-    return (processor.batch or 1) if processor.per_item else 1
+    if processor.per_item:
+        return processor.batch or 1
+    return (processor.concurrency or CONCURRENCY) if is_async(work_of(processor)) else 1
+
+
+def is_async(call: Any) -> bool:
+    """Whether a call of this gives a coroutine or an async generator.
+
+    >>> async def job(item):
+    ...     return item
+    >>> is_async(job), is_async(functools.partial(job)), is_async(len)
+    (True, True, False)
+    """
+    while isinstance(call, functools.partial):
+        call = call.func
+    call = getattr(call, "__func__", call)
+    code = getattr(call, "__code__", None)
+    if code is None and callable(call):
+        code = getattr(type(call).__call__, "__code__", None)
+    return code is not None and bool(code.co_flags & _ASYNC)
 
 
 def label(processor: Processor[Any, Any]) -> str:

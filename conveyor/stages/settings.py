@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         max_items: int | None
         max_workers: int | None
         batch_timeout: float | None
+        concurrency: int | None
         setup: Callable[[], object] | None
 
 
@@ -191,6 +192,11 @@ class _ProcessorSettings:
         None,
         optional(count(1, ", or None")),
         'The greatest number of processes with workers="auto"; None: as many as help.',
+    )
+    concurrency: int | None = setting(
+        None,
+        optional(count(1, " or None")),
+        "How many calls of an async job one process makes at once; None: 100.",
     )
     restartable: bool = setting(
         False,

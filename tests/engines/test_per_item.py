@@ -27,7 +27,7 @@ from conveyor import (
     ReplicatingFork,
     WorkerDiedError,
 )
-from tests.helpers.pipelines import random_input, random_pipeline
+from tests.helpers.pipelines import listed, random_input, random_pipeline
 from tests.helpers.support import ALL, TestCase, nothing_left
 
 FORK = {"start_method": "fork"}
@@ -398,9 +398,9 @@ class RandomPipelines(TestCase):
     time_limit = 240.0
 
     def check(self, seed: int, **settings: Any) -> None:
-        inline = random_pipeline(random.Random(seed).randrange, in_lists=True, engine="inline")
+        inline = random_pipeline(random.Random(seed).randrange, special=listed, engine="inline")
         chooser = random.Random(seed)
-        other = random_pipeline(chooser.randrange, in_lists=True, **settings)
+        other = random_pipeline(chooser.randrange, special=listed, **settings)
         items = random_input(chooser.randrange)
         with self.subTest(seed=seed), nothing_left(), inline, other:
             for run in range(2):

@@ -176,9 +176,18 @@ class Page:
         for lease in list(self.leases.get(worker, ())):
             self.close(worker, lease)
 
-    def suspects(self, worker: int, unit: int, started: tuple[int, int] | None) -> tuple[int, int] | None:
-        """The lease at whose first units a worker may have died, by its note, and how many units that may be."""
-        for lease, handed in self.leases.get(worker, {}).items():
+    def suspects(
+        self, worker: int, unit: int, started: tuple[int, int] | None, several: bool = False
+    ) -> tuple[int, int] | None:
+        """The lease at whose first units a worker may have died, by its note, and how many units that may be.
+
+        `several`: it may have been at several leases at once.
+        """
+        leases = self.leases.get(worker, {}).items()
+        begun = [each for each, handed in leases if handed.items and (started is None or each <= started[0])]
+        if several and len(begun) > 1:
+            return begun[0], 2
+        for lease, handed in leases:
             if not handed.items or (started is not None and lease < started[0]):
                 # What stands before the lease that it had begun was done, whether or not the word of that arrived.
                 continue

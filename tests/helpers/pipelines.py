@@ -6,6 +6,7 @@ of this module, so that they can be sent anywhere, and have no state where timin
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -107,6 +108,24 @@ class Each:
         return [self.job(item) for item in items]
 
 
+class Waiting:
+    """An async job, made of one that is not."""
+
+    def __init__(self, job: Callable[[Any], Any]) -> None:
+        self.job = job
+        self.__name__ = f"waiting_{job.__name__}"
+
+    async def __call__(self, item: Any) -> Any:
+        await asyncio.sleep(0.0002 * (number_of(item) % 4))
+        return self.job(item)
+
+
+def waiting(choose: Choose) -> Processor[Any, Any]:
+    """A Processor with an async job."""
+    job, workers = Waiting(FUNCTIONS[choose(len(FUNCTIONS))]), 1 + choose(3) if choose(3) == 0 else None
+    return Processor(job, concurrency=1 + choose(9), workers=workers)
+
+
 def listed(choose: Choose) -> Processor[Any, Any]:
     """A Processor whose job gets lists and gives each item its output."""
     job, workers = Each(FUNCTIONS[choose(len(FUNCTIONS))]), 1 + choose(3) if choose(3) == 0 else None
@@ -137,22 +156,27 @@ def pipe(choose: Choose) -> Pipe:
 
 
 def random_pipeline(
-    choose: Choose, depth: int = 2, longest: int = 3, plain: bool = False, in_lists: bool = False, **settings: Any
+    choose: Choose,
+    depth: int = 2,
+    longest: int = 3,
+    plain: bool = False,
+    special: Callable[[Choose], Processor[Any, Any]] | None = None,
+    **settings: Any,
 ) -> Pipeline[Any, Any]:
     """A pipeline of a few elements, valid by construction; `depth` is how far forks may stand in forks.
 
-    `plain`: no Processor works in batches, or has a `finish`.  `in_lists`: behind the first, and at the end, stands one
-    whose job gets lists and gives each item its output.
+    `plain`: no Processor works in batches, or has a `finish`.  `special` makes those that stand behind the first, and
+    at the end.
     """
     pipeline: Pipeline[Any, Any] = Pipeline(**settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImplicitPipeWarning)
         pipeline.add(processor(choose, plain=plain))
-        if in_lists:
-            pipeline.add(pipe(choose)).add(listed(choose))
+        if special is not None:
+            pipeline.add(pipe(choose)).add(special(choose))
         _extend(pipeline, choose, depth=depth, length=1 + choose(longest), single=True, counted=True, plain=plain)
-        if in_lists:
-            pipeline.add(pipe(choose)).add(listed(choose))
+        if special is not None:
+            pipeline.add(pipe(choose)).add(special(choose))
     return pipeline
 
 

@@ -61,6 +61,11 @@ def poisoned(call: Callable[[Any], Any], poison: Any, how: type[Exception], unit
     return call(unit)
 
 
+def is_open(node: StepNode) -> bool:
+    """Whether a worker may be at several leases at once."""
+    return node.hands > 1 and not node.in_lists
+
+
 class Counted(Output):
     """An output that counts what passes."""
 
@@ -368,7 +373,7 @@ class SimulatedShell(FakeShell):
         """The number of the item that a worker would have died at, were it to die now and leave a note."""
         worker = self.workers[number]
         page = self.pages[worker.node.index]
-        suspects = page.suspects(number, worker.node.batch or 1, worker.started)
+        suspects = page.suspects(number, worker.node.batch or 1, worker.started, is_open(worker.node))
         return None if suspects is None or not suspects[1] else self.number(page, number, suspects[0])
 
     def number(self, page: Page, worker: int, lease: int) -> int:
@@ -395,7 +400,7 @@ class SimulatedShell(FakeShell):
         culprit: int | None = None
         page = self.pages[node.index]
         if not self.finished and not self.cancelled and node.restartable:
-            suspects = page.suspects(number, node.batch or 1, started)
+            suspects = page.suspects(number, node.batch or 1, started, is_open(node))
             if self.is_at_finish(number):
                 self.expected_failure = ("finish", node.index, None)
             if suspects is not None and suspects[1] == 1:

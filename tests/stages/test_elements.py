@@ -12,7 +12,7 @@ from conveyor.errors import ConveyorError, ImplicitJoinWarning, ImplicitPipeWarn
 from conveyor.pipeline import Pipeline
 from conveyor.stages import DEFAULT_MAXSIZE, BalancingFork, Element, Join, Pipe, Processor, ReplicatingFork
 from conveyor.stages.checks import check_processor
-from conveyor.stages.processor import has_finish, label, work_of
+from conveyor.stages.processor import hands_of, has_finish, is_async, label, work_of
 
 
 def load(item):
@@ -37,6 +37,14 @@ def nothing():
 
 async def coroutine(item):
     return item
+
+
+async def asynchronous_on_error(item, error):
+    return item
+
+
+async def coroutine_of_nothing():
+    return None
 
 
 async def asynchronous_generator(item):
@@ -270,6 +278,9 @@ def test_numbers_are_refused_by_name():
         (lambda: Processor(load, workers="all"), ValueError, ["workers", "'all'"]),
         (lambda: Processor(load, batch=0), ValueError, ["batch", "0"]),
         (lambda: Processor(load, batch="3"), TypeError, ["batch", "'3'"]),
+        (lambda: Processor(load, concurrency=2), ValueError, ["concurrency=2", "async def", "workers=2"]),
+        (lambda: Processor(coroutine, concurrency=0), ValueError, ["concurrency", "1 or more", "0"]),
+        (lambda: Processor(coroutine, batch=2, per_item=True), ValueError, ["per_item=True", "concurrency=n"]),
         (lambda: Processor(load, per_item=True), ValueError, ["Processor: per_item=True", "batch=32"]),
         (lambda: Processor(load, batch=2, per_item=1), TypeError, ["per_item", "True or False", "1"]),
         (lambda: Processor(load, batch=2, per_item=True, batch_timeout=-1), ValueError, ["batch_timeout", "0 or more"]),
@@ -297,10 +308,8 @@ def test_jobs_are_refused_by_name():
         (lambda: Processor(nothing), ["nothing", "takes ()", "one item"]),
         (lambda: Processor(two), ["two", "(first, second)", "one item"]),
         (lambda: Processor(keyword_only), ["keyword_only", "(item, *, more)"]),
-        (lambda: Processor(coroutine), ["coroutine", "async"]),
-        (lambda: Processor(asynchronous_generator), ["async"]),
-        (lambda: Processor(functools.partial(coroutine)), ["async"]),
-        (lambda: Processor(AsynchronousScale()), ["AsynchronousScale", "async"]),
+        (lambda: Processor(load, on_error=asynchronous_on_error), ["on_error", "async"]),
+        (lambda: Processor(load, setup=coroutine_of_nothing), ["setup", "async"]),
         (lambda: Processor(Count), ["Count", "pass the instance", "Count()"]),
         (lambda: Processor(Passing()), ["Passing()", "as it is"]),
         (lambda: Processor(Pipe()), ["Pipe()", "as it is"]),
@@ -336,6 +345,13 @@ def test_redact():
     assert repr(Pipeline(redact=None)) == "Pipeline()"
 
 
+def test_async_jobs_are_known():
+    for job in (coroutine, asynchronous_generator, functools.partial(coroutine), AsynchronousScale()):
+        assert is_async(work_of(Processor(job))) and hands_of(Processor(job)) == 100
+        assert hands_of(Processor(job, concurrency=7)) == 7
+    assert not is_async(load) and hands_of(Processor(load)) == 1
+
+
 def test_a_subclass_is_looked_at_again():
     count = Count()
     count.workers = 0
@@ -357,4 +373,13 @@ def test_a_subclass_is_looked_at_again():
         async def process(self, item):
             return item
 
-    assert "Asynchronous.process is async" in raised(TypeError, Asynchronous)
+    assert Asynchronous(concurrency=3).concurrency == 3
+
+    class HalfAsynchronous(Processor):
+        def process(self, item):
+            return item
+
+        async def teardown(self):
+            pass
+
+    assert "HalfAsynchronous.teardown is async" in raised(TypeError, HalfAsynchronous)

@@ -56,6 +56,12 @@ def all_known(numbers: list[int]) -> list[str | None]:
 def pairs(numbers: list[int]) -> Generator[tuple[int, int], None, None]:
     yield numbers[0], numbers[-1]
 
+async def fetch(number: int) -> str | None:
+    return str(number) if number else None
+
+async def lines_of(number: int) -> AsyncIterator[bytes]:
+    yield bytes(number)
+
 def mean(numbers: list[int]) -> float:
     return sum(numbers) / len(numbers)
 
@@ -149,6 +155,12 @@ Pipeline().add(Processor(all_known, batch=2, per_item=True, keep_none=True)).run
 Pipeline().add(Processor(pairs, batch=2, per_item=True, batch_timeout=0.01)).run([1, 2])  # is list[tuple[int, int]]
 Pipeline().add(Processor(all_known, batch=2, per_item=True)).run(lines)  # error: incompatible type "list[str]"
 Pipeline().add(Processor(mean, batch=2, per_item=True))  # error: No overload variant of "Processor"
+
+# Async jobs.
+Pipeline().add(Processor(fetch)).run([1])  # is list[str]
+Pipeline().add(Processor(fetch, keep_none=True)).run([1])  # is list[str | None]
+Pipeline().add(Processor(lines_of, concurrency=3)).run([1])  # is list[bytes]
+Pipeline().add(Processor(fetch)).run(lines)  # error: incompatible type "list[str]"
 
 # Jobs whose types depend on what they get, or that do not say.
 Pipeline().add(Processor(abs)).run([-1])  # is list[Any]

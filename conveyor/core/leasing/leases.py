@@ -181,6 +181,20 @@ class Worker:
         return max(0.0, now - self.last_heard) if self.leases else 0.0
 
 
+# One in so many of what a worker of several hands has waits for a free hand.
+SPARE_SHARE = 4
+# What such a worker has comes in so many leases or more.
+LEASES_PER_WORKER = 4
+# Items at one of which so many workers in a row have died are handed out one by one.  A single worker may have died of
+# something else.
+SHARED_DEATHS = 2
+
+
+def is_alone(each: Lease | RequeuedItems) -> bool:
+    """Whether items are tried, or given up, with nothing beside them."""
+    return each.give_up is not None or each.deaths >= SHARED_DEATHS
+
+
 class LeaseBook:
     """The workers of a step and the leases that they have."""
 
@@ -189,6 +203,7 @@ class LeaseBook:
         "batch_size",
         "first_lease",
         "hands",
+        "is_open",
         "leases",
         "max_calls",
         "peak_workers",
@@ -197,11 +212,19 @@ class LeaseBook:
     )
 
     def __init__(
-        self, numbers: Iterable[int], batch_size: int, max_calls: int | None, first_lease: int, hands: int = 1
+        self,
+        numbers: Iterable[int],
+        batch_size: int,
+        max_calls: int | None,
+        first_lease: int,
+        hands: int = 1,
+        in_lists: bool = False,
     ) -> None:
         self.batch_size = batch_size
         # How many calls a worker is at, at once.
         self.hands = hands
+        # Whether a worker gets more while it is at something: the calls that it makes at once need no list.
+        self.is_open = hands > 1 and not in_lists
         self.max_calls = max_calls
         self.workers = [Worker(number, max_calls) for number in numbers]
         # Each worker may hold an output more than the pipe behind has room for, with each hand.  One that leaves takes
@@ -223,6 +246,42 @@ class LeaseBook:
         return next((worker for worker in self.workers if worker.number == number), None)
 
     @property
+    def at_once(self) -> int:
+        """How many items a worker can be at."""
+        return self.batch_size * self.hands
+
+    def room_of(self, worker: Worker, is_new: bool = True) -> int:
+        """Return how many calls a worker of several hands may be handed beside those that it has.
+
+        `is_new`: of items that wait in front.  Of these it gets some more than it can be at, so that it need not wait.
+        """
+        return self.hands + is_new * -(-self.hands // SPARE_SHARE) + -worker.outstanding // self.batch_size
+
+    def free_worker(self, is_new: bool, looks_ahead: bool, is_full: bool) -> Worker | None:
+        """Return the worker that gets the next lease: an idle one, or one for which it is time to look ahead."""
+        ahead = None
+        for worker in self.workers:
+            if worker.leaving or worker.overdue or (worker.replaced and is_new):
+                continue
+            if not worker.leases and not worker.revoke_pending:
+                return worker
+            if ahead is None and len(worker.leases) == 1 and not worker.revoked:
+                ahead = worker
+        # A busy worker gets a full chunk or nothing, as what waits grows meanwhile.
+        return ahead if looks_ahead and is_full else None
+
+    def worker_with_room(self, alone: bool, is_new: bool) -> Worker | None:
+        """Return the worker with the most free hands; `alone`: one that has nothing."""
+        found, most = None, 0
+        for worker in self.workers:
+            if worker.leaving or worker.overdue or worker.replaced or worker.revoked or worker.revoke_pending:
+                continue
+            room = self.room_of(worker, is_new)
+            if room > most and not (alone and worker.leases) and not any(map(is_alone, worker.leases)):
+                found, most = worker, room
+        return found
+
+    @property
     def most_in_hand(self) -> int:
         """How many outputs may be beyond what the pipe behind has room for."""
         return self.peak_workers * self.hands
@@ -238,7 +297,7 @@ class LeaseBook:
 
     def add_outstanding(self, worker: Worker, items: int) -> None:
         """Count items that a worker is handed or, where `items` is negative, has no more."""
-        at_once, before = self.batch_size * self.hands, worker.outstanding
+        at_once, before = self.at_once, worker.outstanding
         worker.outstanding = after = before + items
         prefetched = after - at_once if after > at_once else 0
         self.prefetched += prefetched - (before - at_once if before > at_once else 0)

@@ -17,13 +17,10 @@ from conveyor.core.data.pieces import Pieces
 from conveyor.core.events import ProbeResult, WorkerLost
 from conveyor.core.leasing.blame import CrashBlame
 from conveyor.core.leasing.credit import OutputOrder
-from conveyor.core.leasing.leases import Lease, LeaseBook, RequeuedItems, Worker, order_key
+from conveyor.core.leasing.leases import SHARED_DEATHS, Lease, LeaseBook, RequeuedItems, Worker, order_key
 from conveyor.core.nodes.base import NodeContext
 from conveyor.graph.plan import StepNode
 
-# Items at one of which so many workers in a row have died are handed out one by one.  A single worker may have died of
-# something else.
-SHARED_DEATHS = 2
 # A worker is killed after so many answers in a row that say that it is overdue at the same call, so far apart.
 OVERDUE_ANSWERS = 3
 PROBE_AGAIN_SECONDS = 0.02
@@ -141,8 +138,16 @@ class Recovery:
             self.requeued.remove(requeued)
             self._order.remove(requeued)
 
-    def lose(self, lease: Lease, at_work: bool, event: WorkerLost) -> Fail | None:
-        """Requeue what a dead worker had not acknowledged of a lease: what it had started, and what it had not."""
+    def begun_together(self, worker: Worker, event: WorkerLost) -> list[Lease]:
+        """Return the leases with calls that a worker was at, at once, when it died."""
+        last = None if event.started is None else event.started[0]
+        return [lease for lease in worker.leases if lease.items and (last is None or lease.number <= last)]
+
+    def lose(self, lease: Lease, at_work: bool, event: WorkerLost, is_only: bool = True) -> Fail | None:
+        """Requeue what a dead worker had not acknowledged of a lease: what it had started, and what it had not.
+
+        `is_only`: it was at no other lease.
+        """
         if lease.finish:
             return Fail(self._node.index, event.worker, None, None, event.cause, Loss.FINISH)
         if at_work and event.unpickling:
@@ -155,7 +160,7 @@ class Recovery:
             return None
         overdue, give_up = lease.worker.overdue is not None, None
         # With a timeout, a worker of one hand starts calls one by one, and only the last one can be to blame.
-        exact = at_work and (started == 1 or (self._node.timeout is not None and self._node.hands == 1))
+        exact = at_work and is_only and (started == 1 or (self._node.timeout is not None and self._node.hands == 1))
         first, last = lease.first + (started - 1) * batch_size * exact, lease.first + lease.items - 1
         if exact and not overdue:
             give_up = self.crash_blame.died(first, last, event)

@@ -13,8 +13,16 @@ from conveyor.core.data.group_sizes import GroupSizes
 from conveyor.core.data.pieces import Piece
 from conveyor.core.events import ProbeResult, Replied, RevokeResult, WorkerLost
 from conveyor.core.leasing.credit import CreditLedger, OutputOrder
-from conveyor.core.leasing.leases import Lease, LeaseBook, RequeuedItems, Worker, worker_to_revoke
-from conveyor.core.leasing.recovery import SHARED_DEATHS, Recovery, TimeoutMonitor
+from conveyor.core.leasing.leases import (
+    LEASES_PER_WORKER,
+    Lease,
+    LeaseBook,
+    RequeuedItems,
+    Worker,
+    is_alone,
+    worker_to_revoke,
+)
+from conveyor.core.leasing.recovery import Recovery, TimeoutMonitor
 from conveyor.core.nodes.base import Intake, Node, NodeContext, Output
 from conveyor.core.tuning.chunk_size import ChunkSizer, most_calls
 from conveyor.core.tuning.roster import StepRoster, Utilization
@@ -34,7 +42,9 @@ class Step(Node):
         self.bound = max(node.bound, self.batch_size * node.hands)
         self.intake = Intake(self.batch_size, context.now, node.batch_timeout)
         next_lease = step_roster.next_lease
-        self.book = LeaseBook(step_roster.numbers, self.batch_size, node.max_items, next_lease, node.hands)
+        self.book = LeaseBook(
+            step_roster.numbers, self.batch_size, node.max_items, next_lease, node.hands, node.in_lists
+        )
         self.credit = CreditLedger(self.book, context)
         self.order = self.ORDER(node.ordered, self.credit)
         self.recovery = self.RECOVERY(node, self.book, self.order)
@@ -42,7 +52,7 @@ class Step(Node):
         self.utilization = Utilization(step_roster.totals, context.now)
         self.chunk_sizer = ChunkSizer(
             *(most_calls(self.bound // self.batch_size), self.item_weight, context.chunk_target, self.batch_size),
-            least=node.hands,
+            least=node.hands if node.in_lists else 1,
         )
         # When to look whether a worker that does not reply is stuck while another is idle.
         self.steal_at: float | None = None
@@ -74,7 +84,10 @@ class Step(Node):
         """How many items its workers could take at once, beyond those that wait; none where outputs have no room."""
         most = self._looks_ahead() + 1
         slots = sum(max(0, most - len(worker.leases)) for worker in self.book.workers if not worker.leaving)
-        wanted = slots * self.chunk_sizer.size * self.batch_size - self.intake.queue.items - self.recovery.items
+        calls = slots * self.chunk_sizer.size
+        if self.book.is_open:
+            calls = sum(self.book.room_of(worker) for worker in self.book.workers if not worker.leaving)
+        wanted = calls * self.batch_size - self.intake.queue.items - self.recovery.items
         if wanted <= 0 or self.credit.spare(bool(self.book.leases)) <= 0:
             return 0
         return min(self.free_capacity(0), wanted)
@@ -154,8 +167,14 @@ class Step(Node):
         if not calls:
             return False
         size = self.chunk_sizer.size_of(calls // max(1, len(workers)))
-        worker = self._free_worker(calls, size, requeued is None)
-        if worker is None or (requeued is None and self.intake.holds_back(self._full(), self.context.now)):
+        alone = requeued is not None and is_alone(requeued)
+        is_open = self.book.is_open
+        worker = self.book.worker_with_room(alone, requeued is None) if is_open else None
+        if not is_open:
+            looks_ahead = requeued is None and self._looks_ahead()
+            worker = self.book.free_worker(requeued is None, looks_ahead, calls >= size or self.intake.ended)
+        full = min(self.book.hands, self.item_weight.limit(self.bound))
+        if worker is None or (requeued is None and self.intake.holds_back(full, self.context.now)):
             return False
         idle = 1 if len(workers) == 1 else sum(1 for each in workers if not each.leases and not each.leaving)
         if requeued is None:
@@ -166,12 +185,16 @@ class Step(Node):
         if spare < 1:
             return False
         share = -(-calls // idle) if idle > 1 else calls
+        if is_open:
+            room = self.book.room_of(worker, requeued is None)
+            # Several leases, so that what is slow in one holds up none of the others.
+            share, size = min(-(-calls // len(workers)), room), max(size, -(-room // LEASES_PER_WORKER))
         if self.step_roster.node.in_lists:
             share = max(share, min(calls, self.book.hands))
         calls = max(1, min(size, share, int(spare / max(1.0, credit.outputs_per_call))))
         if self.step_roster.node.in_lists and calls > self.book.hands:
             calls -= calls % self.book.hands
-        if requeued is not None and (requeued.give_up or requeued.deaths >= SHARED_DEATHS):
+        if alone:
             calls = 1
         if worker.calls_left is not None:
             calls = min(calls, max(1, worker.calls_left))
@@ -179,10 +202,6 @@ class Step(Node):
         self._hand_out(worker, waiting.take(items), items, credit.first_credit(calls, spare), requeued)
         self.wake_upstream()
         return True
-
-    def _full(self) -> int:
-        """How many items a worker can be at, at once, as far as the pipe in front holds them."""
-        return max(1, min(self.book.hands, self.item_weight.limit(self.bound)))
 
     @property
     def wanted_at(self) -> tuple[float | None, ...]:
@@ -193,21 +212,6 @@ class Step(Node):
         """Whether a worker gets its next lease before it is done with the present one."""
         sizer = self.chunk_sizer
         return (sizer.seconds or 1.0) * sizer.size <= self.context.chunk_target.look_ahead_seconds
-
-    def _free_worker(self, calls: int, size: int, may_look_ahead: bool) -> Worker | None:
-        """Return the worker that gets the next lease: an idle one, or one for which it is time to look ahead."""
-        ahead = None
-        for worker in self.book.workers:
-            if worker.leaving or worker.overdue or (worker.replaced and may_look_ahead):
-                continue
-            if not worker.leases and not worker.revoke_pending:
-                return worker
-            if ahead is None and len(worker.leases) == 1 and not worker.revoked:
-                ahead = worker
-        if ahead is None or not may_look_ahead or not self._looks_ahead():
-            return None
-        # A busy worker gets a full chunk or nothing, as what waits grows meanwhile.
-        return ahead if calls >= size or self.intake.ended else None
 
     def _hand_out(
         self,
@@ -434,12 +438,13 @@ class Step(Node):
         # Leases before the one in the progress slot are done, though their last reply is lost.
         noted = -1 if event.started is None else event.started[0]
         at_work = next((lease for lease in worker.leases if lease.items and lease.number >= noted), None)
+        together = self.recovery.begun_together(worker, event) if self.book.is_open else ()
         for lease in list(worker.leases):
             if self._cancelled:
                 self.book.add_outstanding(worker, -lease.items)
                 lease.items = 0
             elif failure is None:
-                failure = self.recovery.lose(lease, lease is at_work, event)
+                failure = self.recovery.lose(lease, lease is at_work or lease in together, event, len(together) < 2)
             if failure is None:
                 self._close_lease(lease)
         if failure is None:
@@ -466,7 +471,9 @@ class Step(Node):
         utilization.blocked = blocked
         if blocked:
             self.credit.output.node.request_flush()
-        utilization.stalled = utilization.busy == len(workers) and (waiting or bool(self.book.prefetched))
+        # One more process helps where those that are there have no free hand.
+        full = not self.book.is_open or all(worker.outstanding >= self.book.at_once for worker in workers)
+        utilization.stalled = utilization.busy == len(workers) and full and (waiting or bool(self.book.prefetched))
 
     @property
     def waiting(self) -> int:

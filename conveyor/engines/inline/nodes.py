@@ -13,11 +13,12 @@ from functools import partial
 from itertools import islice, zip_longest
 from types import GeneratorType
 
-from conveyor._lean.typing import Any, Protocol, TypeVar
+from conveyor._lean.typing import Any, Protocol
 from conveyor._system.clock import sleep, time
 from conveyor.core import SLOW_CALL_SECONDS
 from conveyor.core.tuning.roster import StepRoster
 from conveyor.engines.failures import failure_of, processor_error
+from conveyor.engines.inline.worker import InlineWorker
 from conveyor.engines.process.wire.codec import copied
 from conveyor.errors import FailedItem, ProcessorError
 from conveyor.graph.plan import (
@@ -32,12 +33,8 @@ from conveyor.graph.plan import (
     Target,
     ZipNode,
 )
-from conveyor.stages.outputs import WorkerRecord, outputs_of, worker_variable
-from conveyor.stages.per_item import single_work_of
-from conveyor.stages.processor import Processor
+from conveyor.stages.outputs import awaited, outputs_of
 from conveyor.stages.settings import policy_of
-
-Returned = TypeVar("Returned")
 
 NOTHING = object()
 # What is delivered at the end of the stream, in the place of an item.
@@ -136,29 +133,6 @@ class Walk:
         return True
 
 
-class InlineWorker:
-    """A copy of a Processor's job, and what it can know of itself."""
-
-    def __init__(self, record: WorkerRecord, job: Processor[Any, Any]) -> None:
-        self.job = job
-        self.record = record
-        self._variable = worker_variable()
-
-    def calling(self, call: Callable[[], Returned]) -> Returned:
-        """Return what a call gives that runs the job."""
-        token = self._variable.set(self.record)
-        try:
-            return call()
-        finally:
-            self._variable.reset(token)
-
-    def set_up(self) -> None:
-        self.record.state = self.calling(self.job.setup)
-
-    def tear_down(self) -> None:
-        self.calling(self.job.teardown)
-
-
 class InlineStep:
     """A Processor: its workers take turns."""
 
@@ -208,7 +182,7 @@ class InlineStep:
         yield self._output, _END
 
     def _finish(self, worker: InlineWorker) -> Iterator[Delivery]:
-        outputs = self._finishing(worker, lambda: outputs_of(worker.job.finish(), False))
+        outputs = self._finishing(worker, lambda: outputs_of(awaited(worker.job.finish(), worker.loop), False))
         while (output := self._finishing(worker, lambda: next(outputs, NOTHING))) is not NOTHING:
             yield self._output, self._copy(output, None, None)
 
@@ -243,7 +217,7 @@ class InlineStep:
 
     def _attempts(self, worker: InlineWorker, argument: Any, number: int, items: int) -> Iterator[Any]:
         """Yield what the job gives for a argument, in as many attempts as it may have."""
-        policy, call, attempts, given = self._policy, single_work_of(worker.job), 0, 0
+        policy, call, attempts, given = self._policy, worker.call, 0, 0
         failed: BaseException | None = None
         while True:
             attempts += 1

@@ -22,7 +22,8 @@ from conveyor.core.leasing.blame import too_many
 from conveyor.core.tuning.roster import StepRoster
 from conveyor.engines.base import Gathering, RunProgress, known_total
 from conveyor.engines.failures import failure_of, processor_error, too_many_failures, without_our_frames
-from conveyor.engines.inline.nodes import NOTHING, Failures, InlineWorker, Walk, build
+from conveyor.engines.inline.nodes import NOTHING, Failures, Walk, build
+from conveyor.engines.inline.worker import InlineWorker
 from conveyor.engines.process.wire.codec import copied
 from conveyor.engines.process.wire.handles import guard_connections, shared_in
 from conveyor.errors import FailedItem, ProcessorError, SourceError, StateError

@@ -235,7 +235,7 @@ class Session(RunKeeper):
                 assert isinstance(run, ThreadRun)
                 return run.source.error()
             case messages.FailedByJob():
-                for error in chain_of(failure.failure.pickled):
+                for error in chain_of(getattr(failure.failure, "pickled", None)):
                     clear_our_frames(error.__traceback__)
                 return processor_error(failure.processor, failure.failure, failure.first, failure.last)
             case messages.FailedByTimeout():

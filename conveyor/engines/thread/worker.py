@@ -14,7 +14,7 @@ from contextlib import suppress
 from contextvars import Context
 from functools import partial
 
-from conveyor._lean.typing import Any
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor.core import SLOW_CALL_SECONDS
 from conveyor.core.events import Replied
@@ -30,9 +30,12 @@ from conveyor.engines.process.worker.mailbox import CallLog, CpuMeter, Outbox
 from conveyor.engines.process.worker.retry import Retrier
 from conveyor.engines.thread.items import Blob, gathered, is_alone, size_of, size_of_all, snapshot, taken, without_twins
 from conveyor.engines.thread.port import Port
-from conveyor.stages.outputs import WorkerRecord, worker_variable
-from conveyor.stages.processor import Processor, overrides
+from conveyor.stages.outputs import WorkerRecord, awaited, worker_variable
+from conveyor.stages.processor import Processor, is_async, overrides, work_of
 from conveyor.stats import Measures
+
+if TYPE_CHECKING:
+    from conveyor.stages.event_loop import EventLoop
 
 # The exit code of a process that the job has forked, and that came back out of it.
 FORKED_EXITCODE = 98
@@ -290,36 +293,46 @@ def main(port: Port) -> None:
 
 def _run_job(port: Port) -> None:
     """Set up the job, serve leases until told to close, and tear it down."""
-    phase, processor = "load", None
+    phase, processor, loop = "load", None, None
+    worker_kind: Any = ThreadWorker
     try:
         processor = job_copy(port.config.job)  # type: ignore[arg-type]
         phase = "setup"
         config = port.config
         record = WorkerRecord(config.name, config.place, processor.job, config.shared)  # type: ignore[arg-type]
         worker_variable().set(record)
-        record.state = processor.setup()
+        if is_async(work_of(processor)):
+            # Few pipelines have such a job.
+            from conveyor.engines.thread.async_worker import AsyncThreadWorker as worker_kind
+            from conveyor.stages.event_loop import EventLoop
+
+            loop = EventLoop()
+        record.state = awaited(processor.setup(), loop)
     except BaseException as error:
         port.send(messages.WorkerFailed(failure_of(error, phase, stays=True)))
     else:
         port.send(messages.Ready())
         phase = "wait"
         try:
-            ThreadWorker(port.config, processor, port, record).run()
+            worker_kind(port.config, processor, port, record, *([loop] if loop is not None else [])).run()
             phase = "teardown"
-            processor.teardown()
+            awaited(processor.teardown(), loop)
         except ConnectionLost:
-            _tear_down_abandoned(port, processor)
+            _tear_down_abandoned(port, processor, loop)
             raise
         except BaseException as error:
             port.send(messages.WorkerFailed(failure_of(error, phase, stays=True)))
+    finally:
+        if loop is not None:
+            loop.close()
     port.send(messages.Closed())
 
 
-def _tear_down_abandoned(port: Port, processor: Processor[Any, Any]) -> None:
+def _tear_down_abandoned(port: Port, processor: Processor[Any, Any], loop: EventLoop | None) -> None:
     """Have a job that was abandoned, and came back, give back what it has; nobody hears how that went."""
     if not port.is_forked_copy:
         try:
-            processor.teardown()
+            awaited(processor.teardown(), loop)
         except Exception:
             return
 

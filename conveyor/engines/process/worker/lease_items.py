@@ -171,6 +171,10 @@ class LeaseItems:
         self.all = self._cut(items_of(spec, decoded))
         return self.all
 
+    def follow(self, before: LeaseItems) -> None:
+        """Take over what was kept of the lease before."""
+        self._kept, self._kept_blob = before._kept, before._kept_blob
+
     def leave(self) -> None:
         """Have no arguments any more: what is in none of the outputs is nobody's then."""
         self.all = []

@@ -13,9 +13,10 @@ import multiprocessing
 import os
 import sys
 import threading
+from functools import partial
 from multiprocessing import util
 
-from conveyor._lean.typing import Any
+from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor.engines.failures import failure_of
 from conveyor.engines.process.shm.arena import Arena
@@ -35,8 +36,11 @@ from conveyor.engines.process.wire.handles import Handles
 from conveyor.engines.process.wire.progress import ProgressSlot
 from conveyor.engines.process.worker.log_capture import LogCapture, SharedEndpoint
 from conveyor.engines.process.worker.loop import Worker
-from conveyor.stages.outputs import WorkerRecord, become_worker
-from conveyor.stages.processor import Processor
+from conveyor.stages.outputs import WorkerRecord, awaited, become_worker
+from conveyor.stages.processor import Processor, is_async, work_of
+
+if TYPE_CHECKING:
+    from conveyor.stages.event_loop import EventLoop
 
 
 def main(
@@ -123,6 +127,8 @@ def _run_job(
     """Set up the job, serve leases until told to close, and tear it down; return what a fork has of the caller's."""
     inherited: Inherited | None = None
     phase = "load"
+    loop: EventLoop | None = None
+    kind: Any = Worker
     try:
         job = config.job
         # Before the job, with which the handles go.
@@ -135,20 +141,30 @@ def _run_job(
         phase = "setup"
         record = WorkerRecord(config.name, config.place, processor.job, shared)
         become_worker(record)
-        record.state = processor.setup()
+        if is_async(work_of(processor)):
+            # Few workers have such a job.
+            from conveyor.engines.process.worker.async_loop import AsyncWorker
+            from conveyor.stages.event_loop import EventLoop
+
+            loop = EventLoop()
+            kind = partial(AsyncWorker, loop=loop)
+        record.state = awaited(processor.setup(), loop)
     except BaseException as error:
         end.send(messages.WorkerFailed(failure_of(error, phase)))
     else:
         end.send(messages.Ready())
         phase = "wait"
         try:
-            Worker(config, processor, end, progress, arena, record).run()
+            kind(config, processor, end, progress, arena, record).run()
             phase = "teardown"
-            processor.teardown()
+            awaited(processor.teardown(), loop)
         except ConnectionLost:
             raise
         except BaseException as error:
             end.send(messages.WorkerFailed(failure_of(error, phase)))
+    finally:
+        if loop is not None:
+            loop.close()
     become_worker(None)
     # Before the job goes: what its finalizers do has an end then.
     end.send(messages.Closed())

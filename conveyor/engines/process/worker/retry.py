@@ -124,16 +124,24 @@ class Retrier:
                 return
             except CallRaised as again:
                 failed = again
+        self.give_up(failed.error, index, attempts, failed.unsent)
+
+    def give_up(
+        self, error: BaseException, index: int, attempts: int, unsent: int, why: GivenUpFor | None = None
+    ) -> None:
+        """Give a call up, of which so many outputs are not sent, or end the run; `why`: the call did not raise that."""
+        policy = self.policy
         if not policy.gives_up:
-            self._end_or_report(self.raised(failed.error, "process", index, attempts))
+            failed = self.raised(error, "process", index, attempts)
+            self._end_or_report(failed if why is None else LeaseFailed(index, why))
             self._outbox.abandon_call()
             return
-        failure = self.failure_of(failed.error, "process", self._text_of(index, failed.error), attempts)
+        failure = why or self.failure_of(error, "process", self._text_of(index, error), attempts)
         if policy.replaces and self._inbox.await_credit():
             # Before it is noted: what is sent while it waits is not to say so of a call that may be made again.
-            failed.unsent = 0
+            unsent = 0
         self._note_given_up(index, attempts, failure)
-        self._put_in_place(self._replacement(index, failed.error), failed.unsent)
+        self._put_in_place(self._replacement(index, error), unsent)
 
     def _end_or_report(self, failed: LeaseFailed) -> None:
         """End the run; of a submitted item, only report that it has failed."""
