@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from itertools import pairwise
+from itertools import count, islice, pairwise
 from typing import Any
 from unittest import mock
 
@@ -85,6 +85,13 @@ def sleepy_yielding(item):
 
 def redacted(item):
     return f"<{item}>"
+
+
+def interrupting():
+    """Numbers without end, after some of which somebody presses Ctrl-C."""
+    yield from range(100)
+    os.kill(os.getpid(), signal.SIGINT)
+    yield from count()
 
 
 class Gate:
@@ -206,6 +213,29 @@ class AllEngines(TestCase):
         self.assertEqual(pipeline.run(Query()), [1, 2])
         source = pipeline.stats().source
         assert source is not None and source.total is None
+
+    def test_a_run_that_is_given_up_leaves_its_statistics(self) -> None:
+        def closed(pipeline: Any) -> None:
+            with pipeline.stream(count()) as results:
+                self.assertEqual(list(islice(results, 3)), [0, 1, 2])
+
+        def dropped(pipeline: Any) -> None:
+            for _ in pipeline.stream(count()):
+                break
+
+        def interrupted(pipeline: Any) -> None:
+            with self.assertRaises(KeyboardInterrupt):
+                pipeline.run(interrupting())
+
+        for settings in ENGINES:
+            for give_up in (closed, dropped, interrupted):
+                with self.subTest(**settings, how=give_up.__name__):
+                    pipeline = Pipeline(**settings).add(Processor(abs))
+                    give_up(pipeline)
+                    stats = pipeline.stats()
+                    self.assertGreaterEqual(stats.source.pulled, 3 if give_up is closed else 1)
+                    if give_up is not interrupted:
+                        self.assertGreaterEqual(stats["abs"].items_in, 1)
 
     def test_samples_are_kept(self) -> None:
         for settings in ENGINES:

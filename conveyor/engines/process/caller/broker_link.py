@@ -305,10 +305,12 @@ class BrokerClient:
         finally:
             self._sending.release()
 
-    def ask_for_stats(self, progress: RunProgress | None, wants_trace: bool = False) -> KeptTrace | None:
+    def ask_for_stats(
+        self, progress: RunProgress | None, wants_trace: bool = False, seconds: float | None = None
+    ) -> KeptTrace | None:
         """Get the statistics of now, while `asking` is held, and how far a watched run is; return what was traced.
 
-        Does nothing where the broker is gone.
+        Does nothing where the broker is gone, or does not answer within `seconds`.
         """
         if self._is_asking:
             # This thread asks already, where a signal handler interrupted it, and must get its answer there.
@@ -316,12 +318,12 @@ class BrokerClient:
         with contextlib.suppress(ConnectionLost):
             try:
                 self._is_asking = True
-                return self._ask(progress, wants_trace)
+                return self._ask(progress, wants_trace, seconds)
             finally:
                 self._is_asking = False
         return None
 
-    def _ask(self, progress: RunProgress | None, wants_trace: bool) -> KeptTrace | None:
+    def _ask(self, progress: RunProgress | None, wants_trace: bool, seconds: float | None) -> KeptTrace | None:
         questions = self._broker.questions
         self._question += 1
         run = progress.number if progress is not None and progress.is_watched else 0
@@ -329,7 +331,10 @@ class BrokerClient:
         answered, trace = 0, None
         # The answer to a question that was interrupted is still on its way.
         while answered != self._question:
-            message, _ = questions.receive()
+            frame = questions.receive() if seconds is None else questions.receive_within(seconds)
+            if frame is None:
+                return None
+            message, _ = frame
             match message:
                 case messages.StatsReply():
                     answered, trace = message.number, message.trace

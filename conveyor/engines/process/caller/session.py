@@ -76,6 +76,8 @@ if TYPE_CHECKING:
 
 # How long `close` waits for workers that are still at an item of a run that was given up.
 DRAIN_SECONDS = 0.3
+# How long `abort` waits for the last statistics of a run that is given up.
+LAST_ANSWER_SECONDS = 0.1
 
 Expected = TypeVar("Expected")
 
@@ -447,6 +449,8 @@ class Session(RunKeeper):
         for run in runs:
             run.source.stop()
         if self._broker.child is not None:
+            if runs:
+                self._ask_once_more()
             self._client.end_broker()
         for run in runs:
             run.source.join()
@@ -455,6 +459,15 @@ class Session(RunKeeper):
             if held.acquire(timeout=THREAD_EXIT_SECONDS):
                 held.release()
         self._broker.close()
+
+    def _ask_once_more(self) -> None:
+        """Keep how far a run came that is given up; another thread that asks meanwhile does so as well."""
+        client = self._client
+        if client.asking.acquire(blocking=False):
+            try:
+                client.ask_for_stats(self._progress, seconds=LAST_ANSWER_SECONDS)
+            finally:
+                client.asking.release()
 
 
 def _with_memory(step: StepStats) -> StepStats:
