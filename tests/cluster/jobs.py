@@ -6,7 +6,6 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 from conveyor import Processor
@@ -26,8 +25,8 @@ def doubled(item: int) -> int:
     return item * 2
 
 
-def in_pairs(batch: list[Any]) -> Iterator[Any]:
-    yield from batch
+def all_doubled(batch: list[int]) -> list[int]:
+    return [item * 2 for item in batch]
 
 
 class Total(Processor[int, int]):

@@ -201,11 +201,6 @@ class Deaths(OnCluster):
             assert pipeline.stats().cores == 3
         assert places <= {each.process.pid for each in self.cluster.workers}
 
-    def test_submitted_items(self) -> None:
-        with self.pipeline().add(Processor(jobs.slowly, workers=2)) as pipeline:
-            futures = [pipeline.submit(item) for item in range(20)]
-            assert [future.result(60) for future in futures] == [[item + 1] for item in range(20)]
-
     def test_forks_that_balance(self) -> None:
         pipeline = self.pipeline().add(Processor(jobs.same)).add(Pipe()).add(BalancingFork(2))
         pipeline.add(Processor(jobs.slowly), Processor(jobs.slowly))
