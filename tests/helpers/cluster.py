@@ -6,6 +6,7 @@ so that all that belongs to a node can be found, and killed, together.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
 import os
@@ -96,39 +97,69 @@ class Member:
 
 
 class LoopbackCluster:
-    """A scheduler, and workers of one thread each."""
+    """A scheduler, and workers of one thread each.
 
-    def __init__(self, workers: int = 3) -> None:
+    `host` is where the scheduler listens, and `prefix` stands before its command: with both, it is elsewhere.
+    """
+
+    def __init__(
+        self, workers: int = 3, host: str = "127.0.0.1", prefix: list[str] | None = None, **environ: str
+    ) -> None:
+        self._prefix = prefix or []
+        # That of a namespace has connections from several networks.
+        listens = host if prefix is None else "0.0.0.0"
         self._folder = tempfile.TemporaryDirectory()
         told = os.path.join(self._folder.name, "scheduler.json")
-        arguments = ["dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0"]
+        arguments = ["dask_scheduler", "--host", listens, "--port", "0", "--dashboard-address", "127.0.0.1:0"]
         arguments += ["--scheduler-file", told]
-        self.scheduler = Member(arguments, self._folder.name)
+        self.scheduler = Member(arguments, self._folder.name, prefix, **environ)
         self.workers: list[Member] = []
         try:
-            self.address: str = await_that(lambda: _address_in(told), "the scheduler is up")
+            known: str = await_that(lambda: _address_in(told), "the scheduler is up")
+            self.address = f"tcp://{host}:{known.rpartition(':')[2]}"
             self.add(workers)
         except BaseException:
             print(self.logs(), file=sys.stderr)
             self.close()
             raise
 
-    def add(self, workers: int = 1, *extra: str, **environ: str) -> list[Member]:
-        """Start more workers, and wait until the scheduler has them."""
+    def add(
+        self,
+        workers: int = 1,
+        *extra: str,
+        scheduler: str | None = None,
+        host: str | None = "127.0.0.1",
+        prefix: list[str] | None = None,
+        **environ: str,
+    ) -> list[Member]:
+        """Start more workers, and wait until the scheduler has them.
+
+        `scheduler` is the address at which they find it, and `host` that at which they listen.
+        """
         before = len(self.addresses())
-        arguments = ["dask_worker", self.address, "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny"]
-        arguments += ["--no-dashboard", "--memory-limit", "0", "--death-timeout", "30", *extra]
-        added = [Member(arguments, self._folder.name, **environ) for _ in range(workers)]
+        arguments = ["dask_worker", scheduler or self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+        arguments += ["--memory-limit", "0", "--death-timeout", "30", *(["--host", host] if host else []), *extra]
+        added = [Member(arguments, self._folder.name, prefix, **environ) for _ in range(workers)]
         self.workers += added
         await_that(lambda: len(self.addresses()) >= before + workers, "all workers are up")
         return added
 
     def addresses(self) -> list[str]:
         """The addresses of the workers that the scheduler has."""
+        if self._prefix:
+            return self._addresses_inside()
         from distributed import Client
 
         with Client(self.address, set_as_default=False, timeout=START_SECONDS) as client:
             return sorted(client.nthreads())
+
+    def _addresses_inside(self) -> list[str]:
+        program = (
+            "from distributed import Client\n"
+            f"with Client({self.address!r}, timeout={START_SECONDS}) as client: print(*sorted(client.nthreads()))"
+        )
+        command = [*self._prefix, sys.executable, "-c", program]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
     def heal(self, workers: int = 3) -> None:
         """Have as many workers as at first."""
@@ -159,8 +190,27 @@ def _address_in(path: str) -> str | None:
         return None
 
 
+_shared: list[LoopbackCluster] = []
+
+
+def shared_cluster() -> LoopbackCluster:
+    """The cluster of three nodes that all tests use, made whole again; it ends with this process."""
+    if _shared:
+        _shared[0].heal()
+    else:
+        _shared.append(LoopbackCluster())
+        atexit.register(_close_in, os.getpid())
+    return _shared[0]
+
+
+def _close_in(pid: int) -> None:
+    # A forked process has a copy of what is called at the end.
+    if os.getpid() == pid:
+        _shared.pop().close()
+
+
 class ClusterTestCase(TestCase):
-    """Has a cluster for all its tests."""
+    """Has a cluster, which it shares with all others."""
 
     cluster: ClassVar[LoopbackCluster]
     # Each pipeline has a broker that imports Dask: on a busy machine, some seconds.
@@ -171,10 +221,4 @@ class ClusterTestCase(TestCase):
         super().setUpClass()
         # nose sets up a class of which all tests are skipped.
         if not why_none():
-            cls.cluster = LoopbackCluster()
-
-    @classmethod
-    def tearDownClass(cls) -> None:
-        if not why_none():
-            cls.cluster.close()
-        super().tearDownClass()
+            cls.cluster = shared_cluster()

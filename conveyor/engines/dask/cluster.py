@@ -120,6 +120,9 @@ class NodeLink:
             raise
         except _Mismatch as error:
             self._cluster.fail(str(error))
+        except asyncio.TimeoutError:
+            seconds = self._cluster.facts.lost_after if self.is_up else START_SECONDS
+            self._cluster.lose(self, f"no answer within {seconds:g} s")
         except BaseException as error:
             self._cluster.lose(self, error)
 
