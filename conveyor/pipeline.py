@@ -164,7 +164,11 @@ class Pipeline(_Inspection, _Asynchronous[In, Out], _Sending[In, Out]):
     def add(self, *elements: Join[Literal["zip"]]) -> Pipeline[In, tuple[Any, ...]]: ...
 
     @overload
-    def add(self, *elements: Unchecked) -> Pipeline[In, Any]: ...
+    def add(self, *elements: ElementOfUnknownKind) -> Pipeline[In, Any]: ...
+
+    # The first one again.  Of those that take one element, pyright explains the last one, and this names both types.
+    @overload
+    def add(self: Pipeline[In, A], element: Processor[A, B], /) -> Pipeline[In, B]: ...
 
     @overload
     def add(self, first: Step[A], second: Step[B], /) -> Pipeline[In, A | B]: ...
@@ -315,7 +319,7 @@ class Pipeline(_Inspection, _Asynchronous[In, Out], _Sending[In, Out]):
 
 if TYPE_CHECKING:
 
-    class Unchecked(Protocol):
+    class ElementOfUnknownKind(Protocol):
         """An Element of unknown kind, but no Processor: there the attribute has another type."""
 
         _is_processor: bool
@@ -331,7 +335,10 @@ if TYPE_CHECKING:
         def add(self, element: Processor[A, B], /) -> Pipeline[A, B]: ...
 
         @overload
-        def add(self, *elements: Unchecked) -> Pipeline[Any, Any]: ...
+        def add(self, *elements: ElementOfUnknownKind) -> Pipeline[Any, Any]: ...
+
+        @overload
+        def add(self, element: Processor[A, B], /) -> Pipeline[A, B]: ...
 
         @overload
         def add(self, first: Step, second: Step, /, *others: Step) -> Pipeline[Any, Any]: ...

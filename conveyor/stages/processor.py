@@ -34,6 +34,12 @@ if TYPE_CHECKING:
             self, item: Any, /
         ) -> Literal[0] | Sequence[Never] | Set[Never] | Mapping[Never, Any] | Iterator[Never]: ...
 
+    class AnyOutput:
+        """What no job returns.  Of a job that fits no overload, mypy explains the first one that takes a Callable.
+
+        Its message then has the input type that was expected, and leaves the output type open.
+        """
+
 else:
     from conveyor._lean.typing import TypeVar
 
@@ -121,6 +127,19 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
         name: str | None = None,
         workers: int | Literal["auto"] | None = None,
         batch: int | None = None,
+        keep_none: bool = False,
+        **policy: Unpack[PolicySettings],
+    ) -> None: ...
+
+    # No job fits this one, which is there for the message: see `AnyOutput`.
+    @overload
+    def __init__(
+        self,
+        job: Callable[[In_contra], AnyOutput],
+        *,
+        name: str | None = None,
+        workers: int | Literal["auto"] | None = None,
+        batch: None = None,
         keep_none: bool = False,
         **policy: Unpack[PolicySettings],
     ) -> None: ...

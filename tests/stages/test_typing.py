@@ -7,15 +7,18 @@ Law: one run of mypy over one generated file, `SOURCE`.  In it
 - every other line has to pass without a word.
 
 Names of modules are left out of types.  The examples of README.md and of docs/ are in the file too, each in a
-function of its own; they have to pass but for `DOCUMENT_ERRORS`.
+function of its own; they have to pass but for `DOCUMENT_ERRORS`.  Where there is
+pyright, it reads `PYRIGHT_SOURCE`.
 """
 
 from __future__ import annotations
 
 import doctest
 import importlib.util
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -207,6 +210,10 @@ Pipeline().add(Processor(str.strip)).add(Pipe()).add(Processor(len)).run(lines) 
 Pipeline().add(Processor(len)).add(Pipe()).add(Processor(str.upper))  # error: expected "Callable[[int],
 Pipeline().add(Processor(len)).add(Pipe()).add(Shout("!"))  # error: expected "Processor[int, str]"
 Pipeline().add(Processor(len)).add(Processor(str.upper))  # error: expected "Callable[[int],
+shout = Processor(str.upper)
+Pipeline().add(Processor(len)).add(Pipe()).add(shout)  # error: "Processor[str, str]"; expected "Processor[int, str]"
+Pipeline().add(Processor(halves)).add(Pipe()).add(Processor(known))  # error: expected "Callable[[float], AnyOutput]"
+Pipeline().add(Processor(len)).add(Pipe()).add(Processor(halves)).run(lines)  # is list[float]
 Pipeline().add(Processor(unannotated)).add(Pipe()).add(Processor(len)).run([1, 2])  # is list[int]
 Pipeline().add(Same()).add(Pipe()).add(Processor(len)).run([1, 2])  # is list[int]
 Pipeline().add(Processor(abs)).add(Pipe()).add(Processor(str)).run([-1])  # is list[str]
@@ -245,6 +252,11 @@ statements.add(ReplicatingFork(2))
 statements.add(Processor(len), Processor(max))
 statements.run(lines)  # is list[Any]
 
+def grow_by_anything(pipeline: Pipeline[str, int], element: Any) -> None:
+    pipeline.add(Processor(element))  # is Pipeline[str, Any]
+    pipeline.add(element)  # is Pipeline[Any, Any]
+    Pipeline().add(element)  # is Pipeline[Any, Any]
+
 def grow(pipeline: Pipeline[Any, Any], some: list[Element], steps: list[Processor[int, str]]) -> Pipeline[Any, Any]:
     for element in some:
         pipeline.add(element)
@@ -260,6 +272,8 @@ with Pipeline().add(Processor(len)) as opened:
 
 # Mistakes.
 Pipeline().add(len)  # error: No overload variant of "add"
+Pipeline().add(Shout)  # error: "add" of "EmptyPipeline" matches argument type "type[Shout]"
+Pipeline().add(Processor(len)).add(Shout)  # error: "add" of "Pipeline" matches argument type "type[Shout]"
 Pipeline().add(Processor(len)).add(Pipe)  # error: No overload variant of "add"
 Pipeline(engine="cluster")  # error: expected "Literal['process', 'thread', 'inline', 'dask'] | DaskEngine | None"
 Pipeline(core=2)  # error: Unexpected keyword argument "core"
@@ -267,6 +281,7 @@ Processor(len, workers="all")  # error: No overload variant of "Processor"
 Processor(divmod)  # error: incompatible type
 Processor(3)  # error: No overload variant of "Processor"
 Join(how="product")  # error: No overload variant of "Join"
+Join("zip")  # error: No overload variant of "Join" matches argument type "str"
 
 # In a program of asyncio.
 async def in_a_task(pipeline: Pipeline[str, int], numbers: AsyncIterator[int]) -> None:
@@ -396,6 +411,63 @@ class SourceTest(TestCase):
 
     def test_it_is_python(self) -> None:
         compile(SOURCE, "SOURCE", "exec")
+
+
+# A mistake for pyright in each line that it reports, and what its report has to say.
+PYRIGHT_MISTAKES = {
+    "pipeline.add(Processor(str.upper))": '"Processor[str, str]" is not assignable to "Processor[int, str]"',
+    "pipeline.add(Shout())": '"Shout" is not assignable to "Processor[int, str]"',
+    "pipeline.add(Shout)": 'Type "type[Shout]" is not assignable to type "Processor[int, ',
+    "pipeline.add(len)": '"FunctionType" is not assignable to "Processor[int, ',
+    "Pipeline().add(len)": '"FunctionType" is not assignable to "Processor[',
+}
+
+PYRIGHT_SOURCE = """
+# pyright: strict
+from typing import Any
+
+from conveyor import Pipeline, Processor
+
+class Shout(Processor[str, str]):
+    def process(self, item: str) -> str:
+        return item.upper()
+
+def grow(pipeline: Pipeline[str, int], element: Any) -> list[Any]:
+    grown = pipeline.add(element)
+    return grown.run(["a"])
+
+def mistakes(pipeline: Pipeline[str, int]) -> None:
+"""
+
+
+@unittest.skipUnless(shutil.which("pyright"), "pyright is not installed: pip3 install pyright")
+class PyrightTest(TestCase):
+    """What pyright says of a step that does not fit: it names the two types, in the lines of mistakes alone."""
+
+    time_limit = 300.0
+
+    @slow
+    def test_it_names_the_two_types(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            code = PYRIGHT_SOURCE + "".join(f"    {mistake}\n" for mistake in PYRIGHT_MISTAKES)
+            Path(folder, "cases.py").write_text(code, encoding="utf-8")
+            Path(folder, "pyrightconfig.json").write_text(json.dumps({"extraPaths": [str(ROOT)]}), encoding="utf-8")
+            outcome = subprocess.run(
+                ["pyright", "--outputjson", "--pythonpath", sys.executable],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+            )
+        reports: dict[str, str] = {}
+        for report in json.loads(outcome.stdout)["generalDiagnostics"]:
+            line = code.splitlines()[report["range"]["start"]["line"]].strip()
+            reports[line] = reports.get(line, "") + report["message"]
+        self.assertEqual(list(reports), list(PYRIGHT_MISTAKES))
+        for mistake, said in PYRIGHT_MISTAKES.items():
+            with self.subTest(mistake):
+                self.assertIn(said, reports[mistake])
 
 
 @unittest.skipUnless(importlib.util.find_spec("mypy"), "mypy is not installed: pip3 install mypy")
