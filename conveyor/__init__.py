@@ -1,8 +1,45 @@
-"""Conveyor: data pipelines out of plain functions, on all the cores of a machine.
+"""Data pipelines out of plain functions, on all the cores of a machine.
+
+A pipeline is a chain of elements.  Each Processor calls a function of yours in worker processes of its own, and results
+come in the order of the input.  In a script, the program goes below `if __name__ == "__main__":`.
 
 >>> from conveyor import Pipe, Pipeline, Processor
->>> Pipeline().add(Processor(str.strip)).add(Pipe()).add(Processor(len)).run([" a ", "bc"])
+>>> pipeline = Pipeline().add(Processor(str.strip)).add(Pipe()).add(Processor(len, workers=2))
+>>> pipeline.run([" a ", "bc"])
 [1, 2]
+
+What to describe a pipeline with:
+
+- `Pipeline`: takes elements by `add`.
+- `Processor`: a step; `Element` is the base of all that `add` takes.
+- `Pipe`: the buffer between two steps.
+- `ReplicatingFork`, `BalancingFork`, `Join`: where branches begin and end.
+
+What to run it with: `Pipeline.run` returns a list, `Pipeline.stream` a `Stream`, and `Pipeline.submit` a Future for one
+item.  In a program of asyncio, `await Pipeline.asubmit`, and `Pipeline.astream` returns an `AsyncStream`.
+
+What a job can ask: `worker` returns a `WorkerContext`, with the index of the worker, its state and shared objects.
+
+What tells how it goes:
+
+- `Pipeline.stats` returns `Stats`, which has `StepStats`, `WorkerStats`, `SourceStats`, `Decision`, `SlowCall` and
+  `Unfused`.
+- `Pipeline.graph` returns a `Graph` of `GraphNode` and `GraphEdge`.
+- `Pipeline.failures` has a `FailedItem` for each item that was given up.
+- A `Progress` is what the `progress` of a run is called with.
+
+What can go wrong, each a `ConveyorError`:
+
+- in the description: `RuleError`, `StateError`, `JobPicklingError`, `MissingMainGuardError`;
+- in a job: `ProcessorError`, with a `RemoteTraceback` as its cause, `ItemTimeoutError`, `WorkerDiedError`,
+  `TooManyFailuresError`;
+- around it: `SourceError`, `ResultError`, `ProcessError`.
+
+What warns: `ImplicitPipeWarning`, `ImplicitJoinWarning`, `SharedResourceWarning`, `SourceWarning`,
+`StartMethodWarning`, `AbandonedThreadWarning`.
+
+Read on with `help(conveyor.Pipeline)` and `help(conveyor.Processor)`.  `python -m conveyor doctor` shows what this
+machine offers.  The folder `docs` has a tutorial, how-to pages and the reference.
 """
 
 from conveyor._lean.typing import TYPE_CHECKING

@@ -12,6 +12,7 @@ import types
 import warnings
 from collections.abc import Callable, Mapping
 
+from conveyor._lean.dataclasses import assembled
 from conveyor._lean.typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 from conveyor._system.signals import interrupts_held
 from conveyor.asynchronous import _Asynchronous
@@ -52,6 +53,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
+@assembled
 class Pipeline(_Inspection, _Asynchronous[In, Out], _Sending[In, Out]):
     """A chain of elements that runs on all cores.
 
@@ -186,7 +188,7 @@ class Pipeline(_Inspection, _Asynchronous[In, Out], _Sending[In, Out]):
         self, first: Step, second: Step, third: Step, fourth: Step, fifth: Step, /, *others: Step
     ) -> Pipeline[In, Any]: ...
 
-    def add(self, *elements: Any) -> Any:
+    def add(self, *elements: Any) -> Pipeline[In, Any]:
         """Append one element, or several on parallel branches, and return the pipeline.
 
         k elements meet m open branches as follows:
@@ -316,6 +318,10 @@ class Pipeline(_Inspection, _Asynchronous[In, Out], _Sending[In, Out]):
         del item
         return self._lifecycle.submit(given, timeout, stacklevel=2)
 
+
+if not TYPE_CHECKING:
+    # It is for type checkers alone; there is no such class at run time.
+    del Pipeline.__init__.__annotations__["self"]
 
 if TYPE_CHECKING:
 

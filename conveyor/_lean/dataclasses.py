@@ -5,7 +5,7 @@ about wrong arguments differ, and a named tuple has no `_make`.
 
 The standard `dataclass` imports `inspect`, and compiles source for each method of each class.  The standard NamedTuple
 compiles each annotation.  Together they took more than half of `import conveyor`, in every spawned process too.  Here
-all classes share their methods.
+all classes share their methods.  `assembled` makes one class of parts that lie in several modules.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from dataclasses import field as field
     from dataclasses import replace as replace
     from typing import NamedTuple as NamedTuple
+    from typing import TypeVar
+
+    Kind = TypeVar("Kind", bound=type)
+
+    def assembled(cls: Kind) -> Kind: ...
 else:
     from collections import namedtuple
     from operator import itemgetter
@@ -53,7 +58,7 @@ else:
         cls.__match_args__ = tuple(name for name, each in fields.items() if not each.kw_only)
         cls.__dataclass_fields__ = _StandardFields()
         if init:
-            cls.__init__ = _init
+            cls.__init__, cls.__signature__ = _init, _Signature()
         if repr:
             cls.__repr__ = _repr
         if eq:
@@ -113,6 +118,48 @@ else:
 
         raise FrozenInstanceError(f"cannot delete field {name!r}")
 
+    def assembled(cls):
+        """Return the class with the members of its private bases as its own, so that `help()` shows one class.
+
+        A decorator.  No method may use `super()` without arguments: it would ask for a class that is gone.
+        """
+        private = [base for base in cls.__mro__[1:] if base.__name__.startswith("_")]
+        body = {"__annotations__": {}}
+        for part in (*reversed(private), cls):
+            own = dict(vars(part))
+            body["__annotations__"].update(own.pop("__annotations__", {}))
+            body.update(own)
+        for name in ("__dict__", "__weakref__", "__orig_bases__"):
+            body.pop(name, None)
+        if not body["__annotations__"]:
+            del body["__annotations__"]
+        whole = type(cls)(cls.__name__, tuple(base for base in cls.__bases__ if base not in private), body)
+        for member in body.values():
+            member = getattr(member, "fget", member)
+            if getattr(member, "__module__", "").startswith("conveyor.") and hasattr(member, "__code__"):
+                member.__module__, member.__qualname__ = cls.__module__, f"{cls.__qualname__}.{member.__name__}"
+        return whole
+
+    class _Signature:
+        """What a data class is called with, for `help()` and `inspect.signature`; made when somebody asks."""
+
+        def __get__(self, instance, owner):
+            if instance is not None or owner.__init__ is not _init:
+                raise AttributeError("__signature__")
+            from inspect import Parameter, Signature
+
+            annotations = {}
+            for kind in reversed(owner.__mro__):
+                annotations.update(vars(kind).get("__annotations__", {}))
+            parameters = []
+            for name, each in owner._value_fields.items():
+                has_none = each.default is _MISSING and each.default_factory is _MISSING
+                default = Parameter.empty if has_none else ... if each.default is _MISSING else each.default
+                kind = Parameter.KEYWORD_ONLY if each.kw_only else Parameter.POSITIONAL_OR_KEYWORD
+                parameters.append(Parameter(name, kind, default=default, annotation=annotations[name]))
+            parameters.sort(key=lambda parameter: parameter.kind)
+            return Signature(parameters, return_annotation="None")
+
     class _StandardFields:
         """The attribute that the functions of `dataclasses` look for; made at the first access."""
 
@@ -129,6 +176,17 @@ else:
 
         def _At(index, doc):
             return property(itemgetter(index))
+
+    # `help()` says by which name a method was defined, where it is another one.
+    for _method, _name in (
+        (_init, "__init__"),
+        (_repr, "__repr__"),
+        (_eq, "__eq__"),
+        (_hash, "__hash__"),
+        (_refuse_to_set, "__setattr__"),
+        (_refuse_to_delete, "__delattr__"),
+    ):
+        _method.__name__ = _method.__qualname__ = _name
 
     class _NamedTupleMaker(type):
         """Makes a named tuple of a class body, as `typing.NamedTuple` does."""

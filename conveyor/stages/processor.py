@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator
 
+from conveyor._lean.dataclasses import assembled
 from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, overload
 from conveyor.stages.routing import Element
 from conveyor.stages.settings import PROCESSOR_ARGUMENTS, ProcessorSignature, _ProcessorSettings
@@ -53,6 +54,7 @@ CONCURRENCY = 100
 _ASYNC = 0x80 | 0x200
 
 
+@assembled
 class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
     """One user-defined step, which runs in Python processes of its own.
 

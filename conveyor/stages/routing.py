@@ -6,7 +6,7 @@ said when it is made; what is wrong with its place is said by `graph/layout.py`.
 
 from __future__ import annotations
 
-from conveyor._lean.dataclasses import dataclass
+from conveyor._lean.dataclasses import assembled, dataclass
 from conveyor._lean.short_repr import short
 from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 from conveyor.stages.settings import check_count
@@ -125,6 +125,7 @@ class BalancingFork(Element):
         return f"BalancingFork({', '.join(arguments)})"
 
 
+@assembled
 @dataclass(frozen=True, repr=False, init=False)
 class Join(Element, Generic[How_co]):
     """`n` branches become one stream; without `n`, the branches of the innermost open fork do.

@@ -157,7 +157,7 @@ conveyor.pipeline.Pipeline()
     .__enter__() -> Pipeline[In, Out]
     .__exit__(kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None)
     .__str__() -> str
-    .add(*elements: Any) -> Any
+    .add(*elements: Any) -> Pipeline[In, Any]
     .astream(items: AsyncIterable[In] | Iterable[In] | In) -> AsyncStream[Out]
     .asubmit(item: In) -> list[Out]
     .close(*, cancel: bool = False, timeout: float | None = None)
