@@ -47,6 +47,9 @@ except ModuleNotFoundError:  # run from a checkout, without an installation
 # Where other programs use more than this share of the cores, a comparison of times says nothing.
 MOST_OTHERS = 0.1
 
+# The serial census says so often how far it is, as often as the pipeline's progress does in a file.
+SECONDS_BETWEEN_REPORTS = 10.0
+
 
 class Import(NamedTuple):
     """One imported module as it is written: `from ..a import b` has level 2 and module "a"."""
@@ -293,6 +296,16 @@ def findings_serially(paths: Iterable[str]) -> Iterator[Findings]:
         yield functions_of_module(outline), imports_of_module(outline)
 
 
+def reported(findings: Iterable[Findings], files: int) -> Iterator[Findings]:
+    """The same findings; every 10 s a line on the standard error stream says how far they are."""
+    said = time.perf_counter()
+    for done, finding in enumerate(findings, 1):
+        yield finding
+        if (now := time.perf_counter()) - said >= SECONDS_BETWEEN_REPORTS:
+            print(f"{done:,} of {files:,} files", file=sys.stderr)
+            said = now
+
+
 def take_census(findings: Iterable[Findings], top: int) -> Census:
     """Sum up the findings. The order of the findings makes no difference."""
     files = lines = functions = 0
@@ -315,6 +328,15 @@ def take_census(findings: Iterable[Findings], top: int) -> Census:
 
 def _hardest_first(function: Function) -> tuple[int, str, int, str]:
     return -function.complexity, function.path, function.line, function.name
+
+
+def comparison(parallel: Timed, serial: Timed, cores: int) -> str:
+    """How long the two ways took, where the times can be compared; else why they cannot, without the two times."""
+    others = max(parallel.others, serial.others)
+    if others > MOST_OTHERS * cores:
+        return f"Times not compared: other programs used {others:.1f} of {cores} cores meanwhile."
+    times_as_fast = serial.seconds / parallel.seconds
+    return f"Pipeline: {parallel.seconds:.2f} s   serial: {serial.seconds:.2f} s   {times_as_fast:.2f} times as fast"
 
 
 def source_files(folder: Path) -> list[str]:
@@ -384,7 +406,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a path or a message may hold what the terminal cannot show
 
     def timed(what: str, findings: Iterator[Findings], workers: Callable[[], float] | None = None) -> Timed:
-        print(f"{what}: {len(paths):,} files", file=sys.stderr)
+        print(f"{what} (the largest come first, so what is left goes faster)", file=sys.stderr)
         before, started, used_before = machine_cpu_seconds(), time.perf_counter(), time.process_time()
         census = take_census(findings, options.top)
         seconds, after = time.perf_counter() - started, machine_cpu_seconds()
@@ -393,32 +415,25 @@ def main(arguments: list[str] | None = None) -> int:
         return Timed(census, seconds, others)
 
     if options.serial:
-        serial = timed("serial", findings_serially(paths))
+        serial = timed(f"{len(paths):,} files in this process alone", reported(findings_serially(paths), len(paths)))
         print(render(serial.census, folder))
         print(f"\nSerial: {serial.seconds:.2f} s")
         return 0
     pipeline = build_pipeline(options.workers, options.start_method)
     try:
         parallel = timed(
-            "pipeline",
+            f"{len(paths):,} files through the pipeline",
             findings_from_pipeline(paths, pipeline, progress=True),
             lambda: pipeline.stats().cpu_seconds,
         )
     except ConveyorError as error:
         print(f"the pipeline failed: {error}", file=sys.stderr)
         return 2
-    serial = timed("serial", findings_serially(paths))
+    serial = timed("Now the same without Conveyor, to compare", reported(findings_serially(paths), len(paths)))
     stats, is_equal = pipeline.stats(), parallel.census == serial.census
     print(render(parallel.census, folder))
     print(f"\n{where_the_time_went(stats, parallel.seconds)}")
-    times_as_fast = f"{serial.seconds / parallel.seconds:.2f} times as fast"
-    others = max(parallel.others, serial.others)
-    if others > MOST_OTHERS * stats.cores:
-        times_as_fast = f"not compared, as other programs used {others:.1f} cores meanwhile"
-    print(
-        f"\nPipeline: {parallel.seconds:.2f} s   serial: {serial.seconds:.2f} s   "
-        f"{times_as_fast}   results: {'equal' if is_equal else 'NOT EQUAL'}"
-    )
+    print(f"\n{comparison(parallel, serial, stats.cores)}   results: {'equal' if is_equal else 'NOT EQUAL'}")
     return 0 if is_equal else 1
 
 

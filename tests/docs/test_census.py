@@ -139,13 +139,27 @@ class TestCensus(TestCase):
     def test_times_are_compared_where_nothing_else_used_the_machine(self) -> None:
         for used, expected in (
             (0.0, r"\d times as fast   results: equal"),
-            (1e6, r"not compared, as other programs used "),
+            (1e6, r"Times not compared: other programs used .* cores meanwhile\.   results: equal"),
         ):
             seconds = itertools.count(0.0, used)
             with self.subTest(used), mock.patch.object(census_script, "machine_cpu_seconds", seconds.__next__):
                 self.assertRegex(self.run_main()[1], expected)
         with mock.patch.object(census_script, "machine_cpu_seconds", lambda: None):
             self.assertIn("times as fast", self.run_main()[1])
+
+    def test_times_that_cannot_be_compared_are_not_shown(self) -> None:
+        seconds = itertools.count(0.0, 1e6)
+        with mock.patch.object(census_script, "machine_cpu_seconds", seconds.__next__):
+            self.assertNotIn("serial:", self.run_main()[1])
+
+    def test_both_ways_say_what_they_do_and_how_far_they_are(self) -> None:
+        files = len(FILES) - 1
+        with mock.patch.object(census_script, "SECONDS_BETWEEN_REPORTS", 0.0):
+            errors = self.run_main()[2]
+        before, after = errors.split("Now the same without Conveyor, to compare")
+        self.assertIn(f"{files} files through the pipeline", before)
+        self.assertNotIn(f"1 of {files} files\n", before)
+        self.assertEqual(after.splitlines()[1:], [f"{done} of {files} files" for done in range(1, files + 1)])
 
     def test_report_is_as_long_as_asked(self) -> None:
         output = self.run_main("--serial", "--top", "1")[1]
