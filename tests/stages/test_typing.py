@@ -305,6 +305,8 @@ DOCUMENT_ERRORS = {
     ">>> Pipeline().add(len)": "No overload variant of",
     ">>> Pipeline().add(Pipe)": "No overload variant of",
     ">>> seen = []": "Need type annotation",
+    # A cell of a notebook that is run once more, with another function.
+    ">>> def clean(word):": 'Name "clean" already defined',
     '>>> Pipeline(engine="inline").add(Processor(seen.append)).run([1, 2])': "incompatible type",  # for the same reason
 }
 
