@@ -7,7 +7,7 @@ once, by whoever claims it first: its own loop, another thread or a finalizer.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.typing import TYPE_CHECKING, Any
@@ -62,6 +62,16 @@ class Running:
         # Whether somebody has tried to end it in peace.
         self._was_concluded = False
 
+    @staticmethod
+    def is_busy(error: ValueError) -> bool:
+        """Whether this is the error of a generator that another thread is executing."""
+        return error.args == ("generator already executing",)
+
+    @property
+    def rest(self) -> Iterator[Any]:
+        """The results that have come and that nobody has taken."""
+        return self._run.rest
+
     def results(self) -> Generator[Any, None, None]:
         """Yield None at once, then each result; the run ends when the generator is closed or dropped."""
         try:
@@ -73,6 +83,11 @@ class Running:
             with interrupts_postponed():
                 self.conclude()
             raise
+        except ValueError as error:
+            if not self.is_busy(error):
+                raise
+            # Another thread is just closing this stream.
+            raise closed() from None
         finally:
             self.end()
             self._run.rest = iter(())

@@ -6,6 +6,8 @@ Law: only the stream keeps its run alive, so leaving the loop over it ends the r
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from operator import length_hint
 
@@ -31,16 +33,20 @@ class Stream(Iterator[Out]):
     def __init__(self, running: Running) -> None:
         self._running = running
         self._results: Generator[Out, None, None] = running.results()
+        # The thread that takes results, as far as is known.
+        self._taker = threading.get_ident()
         next(self._results)
 
     def __iter__(self) -> Iterator[Out]:
+        self._taker = threading.get_ident()
         return self._results
 
     def __next__(self) -> Out:
+        self._taker = threading.get_ident()
         try:
             return next(self._results)
         except ValueError as error:
-            if _is_busy(error):
+            if self._running.is_busy(error):
                 raise StateError(
                     "another thread waits for the next result of this stream: take results in one thread"
                 ) from None
@@ -60,28 +66,32 @@ class Stream(Iterator[Out]):
             self._running.conclude()
         finally:
             with interrupts_held():
-                try:
-                    self._results.close()
-                except ValueError as error:
-                    if not _is_busy(error):
-                        raise
-                    self._running.end()
+                self._give_up()
+
+    def _give_up(self) -> None:
+        if self._taker == threading.get_ident():
+            try:
+                self._results.close()
+            except ValueError as error:
+                if not self._running.is_busy(error):
+                    raise
+                self._running.end()
+        else:
+            # Not by way of the generator, which that thread may resume at any moment.
+            self._running.end()
+            with contextlib.suppress(ValueError):
+                deque(self._running.rest, maxlen=0)
 
     @property
     def _at_hand(self) -> int:
         """How many results have come that nobody has taken, as far as is known without asking for more."""
-        return length_hint(self._running._run.rest)
+        return length_hint(self._running.rest)
 
     def __enter__(self) -> Stream[Out]:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _is_busy(error: ValueError) -> bool:
-    """Whether this is the error of a generator that another thread is executing."""
-    return error.args == ("generator already executing",)
 
 
 class AsyncStream(AsyncIterator[Out]):

@@ -6,6 +6,7 @@ Law: whatever another thread does, a call gives what it gives alone, or raises S
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -368,6 +369,20 @@ class Processes(Shared):
             assert list(results) == []
             assert pipeline.run([1]) == [worker]
             go_on.set()
+
+    def test_a_loop_over_a_stream_that_another_thread_closes(self):
+        self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
+        # Threads take turns wherever they may.
+        sys.setswitchinterval(1e-5)
+        for _ in range(20 if ALL else 8):
+            results = self.make(Processor(process_number)).stream(itertools.count())
+            next(results)
+            closing = Caller(results.close)
+            # Whether it is just between two results or not.
+            with contextlib.suppress(StateError):
+                for _ in results:
+                    pass
+            closing.outcome()
 
     def test_what_a_signal_handler_does(self):
         def close(*_):
