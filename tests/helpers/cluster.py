@@ -138,7 +138,9 @@ class LoopbackCluster:
         """
         before = len(self.addresses())
         arguments = ["dask_worker", scheduler or self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
-        arguments += ["--memory-limit", "0", "--death-timeout", "30", *(["--host", host] if host else []), *extra]
+        # Old versions have a folder where they are started.
+        arguments += ["--local-directory", self._folder.name, "--memory-limit", "0", "--death-timeout", "30"]
+        arguments += [*(["--host", host] if host else []), *extra]
         added = [Member(arguments, self._folder.name, prefix, **environ) for _ in range(workers)]
         self.workers += added
         await_that(lambda: len(self.addresses()) >= before + workers, "all workers are up")

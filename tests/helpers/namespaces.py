@@ -16,12 +16,12 @@ def why_no_namespaces() -> str:
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "network namespaces need root"
     if shutil.which("ip") is None:
-        return "there is no `ip`"
+        return "network namespaces need `ip`"
     probe = f"conveyor-{os.getpid()}-probe"
     try:
         _ip("netns", "add", probe)
     except subprocess.CalledProcessError as error:
-        return f"`ip netns add` fails: {error.stderr.decode(errors='replace').strip()}"
+        return f"network namespaces cannot be made: {error.stderr.decode(errors='replace').strip()}"
     _ip("netns", "delete", probe)
     return ""
 
