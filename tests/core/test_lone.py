@@ -73,7 +73,8 @@ class Course:
             groups = [(1, calls)] if outputs else [(0, calls)]
         if outputs and lease.credit > outputs and not self.random.randrange(4):
             # One output of a call that has not ended, and with the next reply another.
-            self.note(self.core.reply(self.now, lease.worker, lease.lease, 0, ("part", 1), final=False, partial=1))
+            part: dict[str, Any] = {"final": False, "partial": 1, "group_sizes": [] if self.traced else None}
+            self.note(self.core.reply(self.now, lease.worker, lease.lease, 0, ("part", 1), **part))
         blobs = [(f"of {lease.lease}", outputs)] if outputs else []
         what = self.now, lease.worker, lease.lease, calls
         self.note(self.core.reply(*what, *blobs, seconds=0.001, group_sizes=groups))
