@@ -216,7 +216,7 @@ BUGS = (
         "whoever is first in line is blamed, alone or not",
         Recovery,
         "lose",
-        "exact = at_work and (started == 1 or (self._node.timeout is not None and self._node.hands == 1))",
+        "exact = at_work and is_only and (started == 1 or (self._node.timeout is not None and self._node.hands == 1))",
         "exact, started = at_work, 1",
         "given up was|not to blame",
         first=161,
