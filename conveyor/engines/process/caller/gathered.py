@@ -12,9 +12,11 @@ import pickle
 import threading
 from collections import deque
 from collections.abc import Generator
+from math import ceil
 from operator import itemgetter
 
 from conveyor._lean.typing import Any
+from conveyor.core.tuning.autoscaling import MAX_WAITING_WORKERS
 from conveyor.engines.base import Gathering, RunProgress
 from conveyor.engines.process.caller.run import (
     CONCLUSION_SECONDS,
@@ -32,8 +34,6 @@ from conveyor.errors import ConveyorError, ResultError
 from conveyor.graph.plan import Plan, SinkNode, StepNode
 
 _place_of = itemgetter(0)
-# So many workers a step may get whose number follows the load, where it has no bound of its own.
-MOST_WORKERS = 32
 
 
 class Window:
@@ -172,7 +172,7 @@ class Gatherer:
         self._progress = progress
         rooms = [room for node in plan.nodes for room in node.inputs]
         # Where pipes are small, each worker may have its hands full all the same.
-        at_work = sum(_most_workers(step) * step.hands for step in plan.steps)
+        at_work = sum(_most_workers(step, plan.cores) * step.hands for step in plan.steps)
         items = sum(room.items for room in rooms) + at_work
         self.window = Window(items, sum(room.bytes for room in rooms))
         self._stride = max(1, items // 4)
@@ -273,9 +273,9 @@ class Gatherer:
         return results
 
 
-def _most_workers(step: StepNode) -> int:
+def _most_workers(step: StepNode, cores: float) -> int:
     """Return how many workers a step may get."""
-    return step.workers if not step.auto else step.most or MOST_WORKERS
+    return step.workers if not step.auto else step.most or max(MAX_WAITING_WORKERS, ceil(cores))
 
 
 def _thawed(item: Any) -> Any:
