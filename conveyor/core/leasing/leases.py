@@ -297,7 +297,8 @@ class LeaseBook:
 
     def add_outstanding(self, worker: Worker, items: int) -> None:
         """Count items that a worker is handed or, where `items` is negative, has no more."""
-        at_once, before = self.at_once, worker.outstanding
+        # As `at_once`, without a call: each lease and each reply passes here.
+        at_once, before = self.batch_size * self.hands, worker.outstanding
         worker.outstanding = after = before + items
         prefetched = after - at_once if after > at_once else 0
         self.prefetched += prefetched - (before - at_once if before > at_once else 0)

@@ -115,7 +115,7 @@ def _way_on(step: Step, event: Replied, origins: Origins | None) -> tuple[Step |
     # What a worker gave that has left may wait for this lease.
     if lease.given != 1 or lease.items != 1 or lease.finish or lease.partial or len(step.order.entries) > 1:
         return None
-    # All steps of a run are of one class.  For another than that which it names, `isinstance` takes long.
+    # All steps of a run are of one class, and `isinstance` is slow for instances of a subclass of an ABC.
     if type(behind) is type(step):
         room = _room_of(behind)
         return (behind, room) if room >= 1 else None
@@ -125,9 +125,9 @@ def _way_on(step: Step, event: Replied, origins: Origins | None) -> tuple[Step |
 def _is_plain(step: Step) -> bool:
     """Whether a step has one worker, of which nothing is wanted but its calls, and nothing waits there."""
     book, intake, node = step.book, step.intake, step.step_roster.node
-    if len(book.workers) != 1 or step.batch_size != 1 or node.timeout is not None or node.max_items is not None:
+    if len(book.workers) != 1 or step.batch_size != 1 or node.hands != 1:
         return False
-    if node.hands != 1:
+    if node.timeout is not None or node.max_items is not None:
         return False
     if intake.queue.items or intake.ended or step.recovery.requeued or step.credit.starving or step.reports_demand:
         return False
