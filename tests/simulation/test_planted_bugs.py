@@ -317,7 +317,7 @@ BUGS = (
         "what a worker of several hands is at counts as waiting in the pipe",
         LeaseBook,
         "add_outstanding",
-        "at_once, before = self.at_once,",
+        "at_once, before = self.batch_size * self.hands,",
         "at_once, before = self.batch_size,",
         "check_step|nothing can happen any more",
         hands=100,
