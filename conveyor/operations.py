@@ -272,7 +272,9 @@ class Lifecycle:
             return
         try:
             if holder.claim(claim) and not run.over:
-                run.finish()
+                # What ends the session meanwhile ends this run, too, and nothing of it is pending.
+                with contextlib.suppress(StateError):
+                    run.finish()
         finally:
             if holder.claimed(claim):
                 self.jobs = None
