@@ -201,20 +201,17 @@ else:
             body.update((each, _At(index, "")) for index, each in enumerate(fields))
             body.update(__slots__=(), _fields=fields, __match_args__=fields, _field_defaults=defaults)
             # As in `typing.NamedTuple`, fields with defaults come last.
-            body["_last_values"] = tuple(defaults.values())
+            body["_last_values"], body["_size"] = tuple(defaults.values()), len(fields)
             return super().__new__(mcs, name, bases, body)
 
     class NamedTuple(tuple, metaclass=_NamedTupleMaker):
         def __new__(cls, /, *values, **named):
-            if named:
+            if len(values) == cls._size and not named:
+                return tuple.__new__(cls, values)
+            missing, last_values = cls._size - len(values), cls._last_values
+            if named or not 0 < missing <= len(last_values):
                 return tuple.__new__(cls, _filled(cls, values, named).values())
-            missing = len(cls._fields) - len(values)
-            if missing:
-                last_values = cls._last_values
-                if not 0 < missing <= len(last_values):
-                    return tuple.__new__(cls, _filled(cls, values, named).values())
-                values += last_values[-missing:]
-            return tuple.__new__(cls, values)
+            return tuple.__new__(cls, values + last_values[-missing:])
 
         def __getnewargs__(self):
             return tuple(self)

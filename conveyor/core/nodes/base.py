@@ -45,11 +45,13 @@ class NodeContext(Protocol):
 class Output:
     """One input of a node further down, as seen by the node that feeds it."""
 
-    __slots__ = ("node", "port")
+    __slots__ = ("foreseen", "node", "port")
 
     def __init__(self, node: Node, port: int) -> None:
         self.node = node
         self.port = port
+        # What `nodes/lone.py` saw of the way on, and for which event, until it has taken that in.
+        self.foreseen: tuple[Any, Any] | None = None
 
     def free_capacity(self, weighed: bool = True) -> int:
         """How many items may be pushed now; items promised before they were weighed count against the bound alone."""

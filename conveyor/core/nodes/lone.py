@@ -30,6 +30,8 @@ def foresee(machine: Machine, event: Event) -> Command | None:
         found = _way_on(step, event, machine.origins)
         if found is None:
             return None
+        # Nothing happens before `pass_on` asks for the same.
+        step.credit.output.foreseen = event, found
         behind, room = found
         pieces = ((event.blobs[0][0], 0, 1),)
         if room:
@@ -75,7 +77,9 @@ def pass_on(step: Step, event: Replied, now: float, origins: Origins | None) -> 
 
     `origins` is those of submitted items, where they are.
     """
-    found = _way_on(step, event, origins)
+    output = step.credit.output
+    foreseen, output.foreseen = output.foreseen, None
+    found = foreseen[1] if foreseen is not None and foreseen[0] is event else _way_on(step, event, origins)
     if found is None:
         return False
     room, lease, blob = found[1], step.book.workers[0].leases[0], event.blobs[0][0]
@@ -84,7 +88,6 @@ def pass_on(step: Step, event: Replied, now: float, origins: Origins | None) -> 
         traced, start, stop = lease.pieces[0]
         blob = type(traced)(blob, traced.part(start, stop))
     _take_back(step, lease, event, now)
-    output = step.credit.output
     output.weigh(1, event.size)
     if room:
         step.wake_upstream()

@@ -39,6 +39,8 @@ from conveyor.stats import PROGRESS_VARIABLE, SAMPLE_SECONDS, SERVE_VARIABLE
 
 # Longer than a cheap job and the way to its worker and back take together.
 SPIN_SECONDS = 0.0002
+# While the broker spins, it looks so often for what no message calls for.
+LOOK_AROUND_SECONDS = 0.001
 # How often the core is told which share of a core is used here.
 TELL_LOAD_SECONDS = 0.1
 # Where the death of the caller cannot be waited for, it is looked for so often.
@@ -138,6 +140,8 @@ class Broker:
         self._under_way = 2
         self._spin_seconds = SPIN_SECONDS if config.plan.cores >= 2 else 0.0
         self._load = LoadMeter()
+        # When to look for what no message calls for, although a message is expected at any moment.
+        self._look_at = 0.0
         # When the next sample is taken, and when what the last one saw had happened.
         self._sample_at = self._sampled = 0.0
         # Where a call may take only so long, pauses of the machine are looked for.
@@ -163,7 +167,6 @@ class Broker:
             while not (pool.closing and pool.all_dead):
                 for callback in self._ready():
                     callback()
-                self._look_around()
         except BaseException as error:
             what = str(error) if isinstance(error, ProcessError) else ""
             if isinstance(error, ConnectionLost):
@@ -187,7 +190,7 @@ class Broker:
         pool.close()
 
     def _ready(self) -> list[Callable[[], None]]:
-        """Wait for something to be ready.
+        """Look for what no message calls for, and wait for something to be ready.
 
         Waking up takes longer than all that is done for one item.  So while one item alone is under way, which cannot
         keep all cores busy, the broker spins for a moment before it sleeps.
@@ -196,6 +199,9 @@ class Broker:
         before, self._under_way = self._under_way, shell.machine.under_way if shell.run else 2
         if self._under_way == 1 or (before == 1 and not self._under_way):
             begun = time.monotonic()
+            if begun >= self._look_at:
+                self._look_around()
+                self._look_at = begun + LOOK_AROUND_SECONDS
             ready: list[Callable[[], None]] = []
             while not ready and time.monotonic() < begun + self._spin_seconds:
                 ready = self._waiter.wait(0)
@@ -204,6 +210,9 @@ class Broker:
                 if self._timed:
                     shell.pauses.look(self._spin_seconds)
                 return ready
+        self._look_around()
+        if self._pool.closing and self._pool.all_dead:
+            return []
         patience = self._patience()
         if shell.run and shell.machine.now != self._sampled and (patience is None or patience > SAMPLE_SECONDS):
             # Something has happened since the last sample, and nothing may happen for long.
