@@ -146,10 +146,30 @@ class Basics:
             assert isinstance(caught.exception.__cause__, KeyError)
 
 
+class NoHash(type):
+    """The type of a class that no set takes."""
+
+    def __hash__(cls):
+        raise ValueError("no hash")
+
+
+class Untold(metaclass=NoHash):
+    """Cannot be told from others by its class."""
+
+
+def untold(item):
+    return Untold() if item == 3 else item
+
+
 class Behaviour(Basics):
     """What runs wherever starting a process costs little."""
 
     # Jobs
+
+    def test_an_output_of_a_class_that_cannot_be_told(self):
+        for items, index in ([3], 0), (range(5), 3):
+            with self.assertRaisesRegex(ProcessorError, rf"gave an output .* no hash \[item {index}: 3|the output was"):
+                self.make(Processor(untold), Pipe(), Processor(same)).run(items)
 
     def test_every_kind_of_job(self):
         for job, items, expected in [

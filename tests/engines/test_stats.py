@@ -77,6 +77,20 @@ def sleepy(item):
     return item
 
 
+def sleepy_none(item):
+    time.sleep(0.02)
+
+
+def sleepy_list(item):
+    time.sleep(0.02)
+    return [item]
+
+
+def sleepy_raising(item):
+    time.sleep(0.02)
+    raise ValueError(item)
+
+
 def sleepy_yielding(item):
     yield item
     time.sleep(0.02)
@@ -150,6 +164,16 @@ class AllEngines(TestCase):
         pipeline = Pipeline(engine="inline").add(Processor(abs))
         pipeline.run(range(20))
         self.assertEqual(str(pipeline.stats()).splitlines()[0].split()[-2:], ["busy", "CPU"])
+
+    def test_a_slow_call_for_one_item_counts_whatever_it_gives(self) -> None:
+        for settings in ENGINES:
+            for job in (sleepy_none, sleepy_list, sleepy_raising):
+                with self.subTest(settings=settings, job=job.__name__):
+                    with Pipeline(**settings).add(Processor(job, on_error="skip")) as pipeline:
+                        pipeline.run([7])
+                        step = pipeline.stats()[job.__name__]
+                    assert [call.item for call in step.slowest] == ["7"], step.slowest
+                    assert step.busy >= 0.02, step.busy
 
     def test_the_slowest_calls_are_shown_through_redact(self) -> None:
         for settings in ENGINES:

@@ -25,12 +25,14 @@ from conveyor.engines.process.wire.configs import WorkerConfig
 from conveyor.engines.process.wire.endpoint import ConnectionLost
 from conveyor.engines.process.wire.handles import shared_in
 from conveyor.engines.process.worker.lease_items import LeaseItems
+from conveyor.engines.process.worker.lone import Called, raise_
 from conveyor.engines.process.worker.loop import Worker
-from conveyor.engines.process.worker.mailbox import CallLog, CpuMeter, Outbox
+from conveyor.engines.process.worker.mailbox import SHORT_SECONDS, CallLog, CpuMeter, Outbox
 from conveyor.engines.process.worker.retry import Retrier
 from conveyor.engines.thread.items import Blob, gathered, is_alone, size_of, size_of_all, snapshot, taken, without_twins
 from conveyor.engines.thread.port import Port
 from conveyor.stages.outputs import WorkerRecord, awaited, worker_variable
+from conveyor.stages.per_item import PerItem
 from conveyor.stages.processor import Processor, is_async, overrides, work_of
 from conveyor.stats import Measures
 
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
 
 # The exit code of a process that the job has forked, and that came back out of it.
 FORKED_EXITCODE = 98
-# A call that takes less counts as one that uses a core.
-SHORT_SECONDS = 0.001
 
 
 class ThreadOutbox(Outbox):
@@ -154,11 +154,13 @@ class ThreadWorker(Worker):
 
     def __init__(self, config: WorkerConfig, processor: Processor[Any, Any], port: Port, record: WorkerRecord) -> None:
         super().__init__(config, processor, port, port.progress, None, record)  # type: ignore[arg-type]
+        self._short_way = None
         self._port = port
         # Whether the last call took long: then the next is asked for its CPU time, which takes calls of the system.
         self._was_long = False
         # Whether a lease of one item may be worked on in the short way.
-        self._is_plain = config.batch is None and not config.timed and self._retrier.policy.strict
+        in_lists = config.batch is not None or isinstance(self._call, PerItem)
+        self._is_plain = not in_lists and not config.timed and self._retrier.policy.strict
 
     def _serve_all(self) -> None:
         # `foreign_threads.py` knows by this name that the thread waits for a lease.
@@ -193,16 +195,18 @@ class ThreadWorker(Worker):
         try:
             value = self._call(source.items[index])
         except BaseException as error:
-            self._serve_outcome(lease, partial(_raise, error))
+            self._serve_called(lease, [], Called(partial(raise_, error), *self._spent(begun, used)))
             return True
         kind = type(value)
-        if kind not in ATOMS or value is None:
-            self._serve_outcome(lease, lambda item: value)
+        seconds, cpu = self._spent(begun, used)
+        try:
+            is_atom = kind in ATOMS and value is not None
+        except Exception:
+            # A class may say itself how it is told from others, and fail at that.
+            is_atom = False
+        if not is_atom:
+            self._serve_called(lease, [], Called(lambda: value, seconds, cpu))
             return True
-        seconds = cpu = clock() - begun
-        self._was_long = seconds > SHORT_SECONDS
-        if used is not None:
-            cpu = time.thread_time() - used
         size = 8 if kind in LIGHT else size_of(value)
         slow: Any = ()
         if seconds >= SLOW_CALL_SECONDS:
@@ -216,13 +220,11 @@ class ThreadWorker(Worker):
         self._port.reply(Replied(*what, seconds, Measures(cpu, max(0.0, seconds - cpu), seconds), 0, (), slow))
         return True
 
-    def _serve_outcome(self, lease: messages.StartLease, outcome: Callable[[Any], Any]) -> None:
-        """Work on a lease of one item for which the job was called already: `outcome` gives what came of that."""
-        call, self._call = self._call, outcome
-        try:
-            self._serve(lease, [])
-        finally:
-            self._call = call
+    def _spent(self, begun: float, used: float | None) -> tuple[float, float]:
+        """Return the seconds since `begun`, and the CPU seconds since `used`: all of them, where that is None."""
+        seconds = time.perf_counter() - begun
+        self._was_long = seconds > SHORT_SECONDS
+        return seconds, seconds if used is None else time.thread_time() - used
 
     def _work(self, arguments: Any, skip: int, start: int = 0, count: int | None = None) -> None:
         looked = self._look_calls
@@ -261,10 +263,6 @@ class ThreadWorker(Worker):
     def _is_argument(self, value: Any) -> bool:
         arguments, call = self._lease_items.all, self._outbox.call_at_hand
         return type(arguments) is list and call < len(arguments) and arguments[call] is value
-
-
-def _raise(error: BaseException, item: Any) -> Any:
-    raise error
 
 
 def job_copy(processor: Processor[Any, Any]) -> Processor[Any, Any]:

@@ -185,6 +185,19 @@ def kinds_of(items: Sequence[Any]) -> Set[type]:
     return {first} if kinds.count(first) == len(kinds) else set(kinds)
 
 
+def first_without_kind(items: Sequence[Any]) -> int:
+    """Return the index of the first item for which `kinds_of` raises; 0 where it raises for none alone.
+
+    A class may say itself how it is told from others, and fail at that.
+    """
+    for index in range(len(items)):
+        try:
+            kinds_of(items[index : index + 1])
+        except BaseException:
+            return index
+    return 0
+
+
 def decode(blob: Any) -> list[Any]:
     """Return the items of a blob."""
     if type(blob) is SharedBlob:
@@ -217,6 +230,19 @@ def weight(item: Any) -> int:
     except BaseException:
         return 0
     return len(data) + sum(sizes)
+
+
+def is_heavy(item: Any, count: int, weigh: Callable[[Any], int]) -> bool:
+    """Whether so many items like that one are more than a blob is to have.
+
+    >>> is_heavy(bytes(5000), 10, weight), is_heavy(bytes(5000), 100, weight), is_heavy(5, 1_000_000, weight)
+    (False, True, False)
+    """
+    try:
+        return type(item) not in LIGHT and weigh(item) * count > BLOB_BYTES
+    except Exception:
+        # A class may say itself how it is told from others, and fail at that: who encodes the item tells of it.
+        return False
 
 
 def interval(usual: int, most: int) -> int:

@@ -120,6 +120,13 @@ class FrameReader:
         """Cut what has arrived into messages; the rest of a long one is then read in place, without a copy."""
         view = memoryview(data)
         start, end = 0, len(data)
+        if end >= PREFIX.size:
+            size, described = PREFIX.unpack_from(data)
+            if end == PREFIX.size + size:
+                # One message, as for most of those that somebody waits for.
+                self._arrived = b""
+                self.messages.append(unpack(view[PREFIX.size :], described, self.tracker))
+                return
         while end - start >= PREFIX.size:
             size, described = PREFIX.unpack_from(view, start)
             start += PREFIX.size

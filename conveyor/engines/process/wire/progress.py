@@ -110,6 +110,17 @@ class ProgressSlot(CallClock):
 
         return mark_and_start if self.timed else start
 
+    def start_one(self, lease: int) -> bool:
+        """Start the only call of a lease; return whether that is allowed."""
+        words, base = self.memory.words, lease << 32
+        wanted = words[self._started] = base + 1
+        with self._fence:
+            limit = words[self._stop_at]
+        if limit >= wanted:
+            return True
+        words[self._started] = base
+        return False
+
     def _note(self, working: bool) -> None:
         self.memory.words[self._since] = time.monotonic_ns() if working else 0
         with self._fence:

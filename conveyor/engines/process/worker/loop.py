@@ -14,21 +14,22 @@ from operator import length_hint
 from types import GeneratorType
 
 from conveyor._lean.short_repr import shown_by
-from conveyor._lean.typing import TYPE_CHECKING, Any
+from conveyor._lean.typing import TYPE_CHECKING, Any, cast
 from conveyor._system.clock import time
 from conveyor.core import FLUSH_SHARE, LONGEST_SECONDS, SLOW_CALL_SECONDS
 from conveyor.engines.failures import LeaseFailed
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import (
-    BLOB_BYTES,
-    LIGHT,
     ByteBudget,
     ReuseDetector,
     Unpicklable,
+    first_without_kind,
     interval,
+    is_heavy,
     kinds_of,
 )
 from conveyor.engines.process.worker.lease_items import LeaseItems
+from conveyor.engines.process.worker.lone import Called, ShortWay
 from conveyor.engines.process.worker.mailbox import FLUSH_SECONDS, CallLog, Inbox, LeaseStopped, Outbox
 from conveyor.engines.process.worker.retry import CallRaised, Retrier
 from conveyor.stages.outputs import Fused, WorkerRecord, is_generator_function, outputs_of
@@ -80,16 +81,14 @@ class Worker:
     ) -> None:
         self._processor = processor
         self._call: Callable[[Any], Any] = single_work_of(processor)
-        self._in_lists = type(self._call) is PerItem
         self._keep_none = config.keep_none
         self._grouped = config.grouped
         self._progress = progress
         progress.timed = config.timed
-        log = CallLog(shown_by(config.redact))
-        self._outbox = self.outbox_kind(end, arena, ByteBudget(config.most_bytes), log)
+        self._outbox = self.outbox_kind(end, arena, ByteBudget(config.most_bytes), CallLog(shown_by(config.redact)))
         self._inbox = Inbox(end, arena, progress, self._outbox)
         record.is_stopping = self._inbox.is_stopping
-        may_want_again = self._in_lists or not policy_of(processor).strict
+        may_want_again = type(self._call) is PerItem or not policy_of(processor).strict
         self._lease_items = self.lease_items_kind(config.batch, progress, may_want_again)
         self._retrier = self.retrier_kind(config, processor, self._inbox, self._outbox, self._lease_items, record)
         self._outbox.replace = self._retrier.replace
@@ -103,6 +102,7 @@ class Worker:
         self._in_turn = keeps_state or config.timed
         # A running estimate, of one call.
         self._call_seconds = 1.0
+        self._short_way = ShortWay.of(config, self._call, progress, self._outbox, self._reuse, record)
 
     def run(self) -> None:
         """Serve leases until told to close; raises ConnectionLost when the broker is gone."""
@@ -114,17 +114,53 @@ class Worker:
             del self._outbox.replace
 
     def _serve_all(self) -> None:
-        begun = time.perf_counter()
+        look = False
         while True:
+            if not look and self._serve_shortly():
+                look = self._call_seconds > FLUSH_SECONDS
+                continue
             # To look costs a system call: it is worth one after a long lease, lest the next be a cancelled one.
-            frame = self._inbox.next_lease(look=time.perf_counter() - begun > FLUSH_SECONDS)
+            frame = self._inbox.next_lease(look)
             if frame is None:
                 return
             begun = time.perf_counter()
             self._serve(*frame)
-            # By now nothing here refers to it any more.
-            del frame
+            look = time.perf_counter() - begun > FLUSH_SECONDS
+            del frame  # By now nothing here refers to it any more.
             self._outbox.send_released()
+
+    def _serve_shortly(self) -> bool:
+        """Take in the next message; return whether that was a lease of one item, and all is done about it."""
+        short_way, inbox = self._short_way, self._inbox
+        if short_way is None or not inbox.is_idle:
+            return False
+        message, blobs = inbox.receive()
+        served = short_way.serve(message, blobs) if isinstance(message, messages.StartLease) else False
+        if isinstance(served, Called):
+            self._serve_called(cast("messages.StartLease", message), blobs, served)
+            self._outbox.send_released()
+        elif served:
+            self._call_seconds = short_way.call_seconds
+        else:
+            inbox.take_in(message, blobs)
+        return served is not False
+
+    def _serve_called(self, lease: messages.StartLease, blobs: list[Any], called: Called) -> None:
+        """Work on a lease of one item for which the job was called already."""
+        call = self._call
+
+        def outcome(argument: Any) -> Any:
+            # Another attempt calls the job.
+            self._call = call
+            called.tell(self._outbox, argument)
+            return called.outcome()
+
+        self._call = outcome
+        try:
+            self._serve(lease, blobs)
+        finally:
+            self._call = call
+            self._call_seconds += called.seconds
 
     def _serve(self, lease: messages.StartLease, blobs: list[Any]) -> None:
         outbox, retrier, lease_items = self._outbox, self._retrier, self._lease_items
@@ -202,7 +238,8 @@ class Worker:
             if start:
                 outbox.meter.count_all_as_job()
         begun, progress, clock = outbox.meter.began, self._progress, time.perf_counter
-        call_on = self._call_in_lists if isinstance(self._call, PerItem) else self._call_on
+        in_lists = isinstance(self._call, PerItem)
+        call_on = self._call_in_lists if in_lists else self._call_on
         while start < count:
             inbox.await_credit()
             careful = reuse.undecided
@@ -237,7 +274,7 @@ class Worker:
                 self._call_seconds = (now - begun) / len(returned)
             spent = done - called - (inbox.waited_seconds - waited)
             outbox.meter.job_seconds += spent
-            if (stride == 1 or self._in_lists) and spent >= SLOW_CALL_SECONDS:
+            if (stride == 1 or in_lists) and spent >= SLOW_CALL_SECONDS:
                 self._note_slow(spent, arguments, start - 1)
             begun = now
             # What is left is sent with the rest where that will be done soon, for a lease of that length.
@@ -328,7 +365,7 @@ class Worker:
             last = returned[-1]
             if clock() > until:
                 return False
-            if type(last) not in LIGHT and weight(last) * (end - first) > BLOB_BYTES:
+            if is_heavy(last, end - first, weight):
                 return True
             first = end
         return False
@@ -347,7 +384,7 @@ class Worker:
             last = returned[-1]
             if clock() > until or GeneratorType in map(type, values):
                 return False
-            if type(last) not in LIGHT and self._outbox.weigh(last) * (end - first) > BLOB_BYTES:
+            if is_heavy(last, end - first, self._outbox.weigh):
                 return True
             first = end
         return False
@@ -370,8 +407,8 @@ class Worker:
         try:
             kinds = kinds_of(returned)
         except BaseException as error:
-            # A class may say itself how it is told from others, and fail at that.
-            raise self._retrier.raised(error, "pickle", outbox.call_at_hand) from None
+            index = outbox.call_at_hand + first_without_kind(returned)
+            raise self._retrier.raised(error, "pickle", index) from None
         if len(returned) == 1 and GeneratorType not in kinds and type(self._call) is not PerItem:
             self._reuse.observe(returned[0])
         outbox.kinds |= kinds
@@ -447,7 +484,7 @@ class Worker:
                 step = min(16, step * 2)
                 look = count + step
                 late = careful or slow or clock() - outbox.meter.began > inbox.flush_seconds
-                if late or (type(value) not in LIGHT and outbox.weigh(value) * step > BLOB_BYTES):
+                if late or is_heavy(value, step, outbox.weigh):
                     outbox.flush()
                     inbox.look()
                     unsent = count = 0

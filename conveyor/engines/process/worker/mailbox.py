@@ -30,6 +30,8 @@ try:
 except ImportError:  # not on Windows
     resource = None  # type: ignore[assignment]
 
+# A call that takes less counts as one that uses a core.
+SHORT_SECONDS = 0.001
 FLUSH_SECONDS = TARGET_SECONDS * FLUSH_SHARE
 # To show the arguments of slow calls may take so long, and this share of the time that these take.
 SHOW_SECONDS, SHOW_SHARE = 0.05, 0.01
@@ -52,7 +54,7 @@ class Outbox:
 
     def __init__(self, end: BlockingEndpoint, arena: Arena | None, budget: ByteBudget, log: CallLog) -> None:
         self._end = end
-        self._arena = arena
+        self.arena = arena
         # Whether the number of outputs of each call of the lease is to be told.
         self._grouped = False
         self.budget = budget
@@ -82,6 +84,7 @@ class Outbox:
         """Begin a lease; `grouped`: the number of outputs of each call is to be told."""
         self.lease, self.credit, self.acknowledged, self._grouped = lease, credit, 0, grouped
         self.meter.begin()
+        self.meter.job_seconds = 0.0
         self.budget.renew(credit)
         self.log.begin()
         self.forget()
@@ -155,14 +158,36 @@ class Outbox:
         self.forget()
         self.left_out = left_out
         released: Sequence[int] = ()
-        if final and self._arena is not None:
+        if final and self.arena is not None:
             # What nobody has any more is passed on without a copy, or said to be gone.
             if release is not None:
                 release()
-            self._arena.pass_on(blobs)
-            released = self._arena.released()
+            self.arena.pass_on(blobs)
+            released = self.arena.released()
         what = lease, calls, group_sizes, blob_items, final, starving
         self._end.send(messages.Reply(*what, seconds, measures, partial, given_up, released, slow), blobs)
+
+    def send_one(
+        self,
+        lease: int,
+        blobs: list[Any],
+        grouped: bool,
+        seconds: float,
+        measures: tuple[float, ...],
+        given_up: Any,
+        slow: Any,
+    ) -> None:
+        """Send what the only call of a lease gave, one output or none; the outbox was told nothing of that lease."""
+        given = len(blobs)
+        if given:
+            self.budget.take(items=1, size=len(blobs[0]))
+        released: Sequence[int] = ()
+        if self.arena is not None:
+            self.arena.pass_on(blobs)
+            released = self.arena.released()
+        group_sizes: GroupSizes | None = [(given, 1)] if grouped else None
+        what = lease, 1, group_sizes, [1] * given, True, False
+        self._end.send(messages.Reply(*what, seconds, measures, 0, given_up, released, slow), blobs)
 
     def _encoded(self, final: bool) -> tuple[list[Any], list[int]]:
         """Return the outputs in blobs, and how many each has; outputs that cannot be pickled are replaced first."""
@@ -178,7 +203,7 @@ class Outbox:
             part = outputs if not start and len(outputs) <= limit else outputs[start : start + limit]
             try:
                 # What is amid a lease may be held by a job that has more to do with it.
-                blob = encode(part, self.kinds, self._arena, writable=final)
+                blob = encode(part, self.kinds, self.arena, writable=final)
             except BaseException as error:
                 self._replace_in(start, part, error)
                 continue
@@ -221,7 +246,7 @@ class Outbox:
 
     def send_released(self) -> None:
         """Tell the broker which slots of others are used here no more, so that those can write there again."""
-        if self._arena is not None and (slots := self._arena.released()):
+        if self.arena is not None and (slots := self.arena.released()):
             self._end.send(messages.SlotsReleased(slots))
 
     def end_if_forked_copy(self) -> None:
@@ -258,6 +283,10 @@ class Inbox:
     def is_idle(self) -> bool:
         """Whether nothing waits here, and nothing is to be refused."""
         return not (self._leases or self._cancelled or self._closing)
+
+    def receive(self) -> tuple[messages.Message, list[Any]]:
+        """Wait for a message, which is not taken in."""
+        return self._end.receive()
 
     def _receive(self) -> None:
         """Wait for a message, and take it in."""
@@ -388,6 +417,14 @@ class CpuMeter:
     def count_all_as_job(self) -> None:
         """Take in that all the time since `begin` was spent in the job."""
         self.job_seconds = time.perf_counter() - self.began
+
+    def count_call(self, seconds: float, cpu_seconds: float) -> None:
+        """Take in that the job was called, for so long, before `begin`; what was not work, it waited."""
+        self.job_seconds += seconds
+        self.began -= seconds
+        self._cpu_seconds -= cpu_seconds
+        if seconds - cpu_seconds > SHORT_SECONDS:
+            self._switches -= 1
 
     def lap(self) -> tuple[float, tuple[float, ...]]:
         """Return the seconds since `begin`, and the fields of `conveyor.stats.Measures` of that time; begin again.
