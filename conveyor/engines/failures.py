@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import sys
 from collections.abc import Sequence
 from types import FrameType, TracebackType
 
@@ -99,6 +100,17 @@ def failure_of(
         if type(pickle.loads(dumped)) is type(error):
             pickled = dumped
     return Failure(phase, type(error).__name__, _message_of(error), traceback_of(error), pickled, item, attempts)
+
+
+def is_of_job(error: BaseException) -> bool:
+    """Whether an exception in a call of the user's code is that code's own, and not there to end the program.
+
+    A job raises CancelledError where it awaits what was cancelled: the inline engine cancels no call.
+    """
+    if isinstance(error, Exception | SystemExit):
+        return True
+    exceptions = sys.modules.get("asyncio.exceptions")
+    return exceptions is not None and isinstance(error, exceptions.CancelledError)
 
 
 def _message_of(error: BaseException) -> str:

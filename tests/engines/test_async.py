@@ -128,6 +128,58 @@ async def exit_at_17(number):
     return number
 
 
+async def await_cancelled_at_17(number):
+    """What awaits another's task, such as a session that was opened once, gets its CancelledError."""
+    if number == 17:
+        other = asyncio.ensure_future(asyncio.sleep(FOREVER))
+        other.cancel()
+        await other
+    return number
+
+
+async def half_then_cancelled(number):
+    yield number, "first"
+    await await_cancelled_at_17(number)
+    yield number, "second"
+
+
+async def cancel_itself_at_17(number):
+    if number == 17 and conveyor.worker().attempt == 1:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        raise ValueError("is to be tried again")
+    return number
+
+
+async def leave_at_17(number):
+    if number == 17:
+        raise GeneratorExit
+    return number
+
+
+async def interrupt_at_17(number):
+    if number == 17:
+        raise KeyboardInterrupt
+    return number
+
+
+class CancelledFinish(Processor[Any, Any]):
+    async def process(self, number):
+        return number
+
+    async def finish(self):
+        await await_cancelled_at_17(17)
+
+
+class CancelledTeardown(Processor[Any, Any]):
+    async def process(self, number):
+        return number
+
+    async def teardown(self):
+        await await_cancelled_at_17(17)
+
+
 def instead(item, error):
     return "bad", item, str(error), conveyor.worker().attempt
 
@@ -316,6 +368,47 @@ class Failing(TestCase):
                 bad = ("bad", 17, "17", 1)
                 self.assertEqual(pipeline.run(range(40)), [*range(17), bad, *range(18, 40)])
                 pipeline = Pipeline(**settings).add(Processor(exit_at_17, on_error="skip"))
+                self.assertEqual(pipeline.run(range(40)), [*range(17), *range(18, 40)])
+                self.assertEqual([failed.number for failed in pipeline.failures], [17])
+
+    def test_what_is_cancelled_elsewhere_fails_the_call(self):
+        for settings in CHEAP:
+            for more in ({}, {"timeout": FOREVER}):
+                with self.subTest(settings=settings, **more), nothing_left():
+                    for job in (await_cancelled_at_17, half_then_cancelled):
+                        with self.assertRaisesRegex(ProcessorError, "raised CancelledError.*item 17: 17") as caught:
+                            Pipeline(**settings).add(Processor(job, **more)).run(range(40))
+                        self.assertEqual(caught.exception.number, 17)
+                    pipeline = Pipeline(**settings).add(Processor(half_then_cancelled, on_error="skip", **more))
+                    expected = [(n, which) for n in range(20) for which in ("first", "second")]
+                    expected.remove((17, "second"))
+                    self.assertEqual(pipeline.run(range(20)), expected)
+                    self.assertEqual([failed.number for failed in pipeline.failures], [17])
+                    with Pipeline(**settings).add(Processor(await_cancelled_at_17, **more)) as pipeline:
+                        self.assertIsInstance(pipeline.submit(17).exception(SECONDS), ProcessorError)
+                        self.assertEqual(pipeline.submit(18).result(SECONDS), [18])
+            for kind, phase in ((CancelledFinish, "finish"), (CancelledTeardown, "teardown")):
+                with (
+                    self.subTest(settings=settings, phase=phase),
+                    self.assertRaisesRegex(ProcessorError, f"^{phase}.* raised CancelledError"),
+                ):
+                    Pipeline(**settings).add(kind()).run(range(40))
+
+    def test_what_is_no_exception_fails_the_call(self):
+        for settings in CONCURRENT:
+            for job, name in ((leave_at_17, "GeneratorExit"), (interrupt_at_17, "KeyboardInterrupt")):
+                with self.subTest(settings=settings, job=name), nothing_left():
+                    with self.assertRaisesRegex(ProcessorError, f"raised {name} .item 17: 17"):
+                        Pipeline(**settings).add(Processor(job)).run(range(40))
+                    pipeline = Pipeline(**settings).add(Processor(job, on_error="skip"))
+                    self.assertEqual(pipeline.run(range(40)), [*range(17), *range(18, 40)])
+                    self.assertEqual([failed.number for failed in pipeline.failures], [17])
+
+    def test_a_call_that_cancels_itself_before_it_is_made_again(self):
+        for settings in CONCURRENT:
+            with self.subTest(settings=settings):
+                pipeline = Pipeline(**settings)
+                pipeline.add(Processor(cancel_itself_at_17, retries=1, backoff=0.001, on_error="skip"))
                 self.assertEqual(pipeline.run(range(40)), [*range(17), *range(18, 40)])
                 self.assertEqual([failed.number for failed in pipeline.failures], [17])
 

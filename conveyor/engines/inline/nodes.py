@@ -17,7 +17,7 @@ from conveyor._lean.typing import Any, Protocol
 from conveyor._system.clock import sleep, time
 from conveyor.core import SLOW_CALL_SECONDS
 from conveyor.core.tuning.roster import StepRoster
-from conveyor.engines.failures import failure_of, processor_error
+from conveyor.engines.failures import failure_of, is_of_job, processor_error
 from conveyor.engines.inline.worker import InlineWorker
 from conveyor.engines.process.wire.codec import copied
 from conveyor.errors import FailedItem, ProcessorError
@@ -189,7 +189,9 @@ class InlineStep:
     def _finishing(self, worker: InlineWorker, call: Callable[[], Any]) -> Any:
         try:
             return worker.calling(call)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if not is_of_job(error):
+                raise
             raise self._error(error, "finish", None) from error
 
     def process(self, port: int, argument: Any, items: int = 1) -> Iterator[Delivery]:
@@ -231,7 +233,9 @@ class InlineStep:
                     given += 1
                     yield output
                 return
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
+                if not is_of_job(error):
+                    raise
                 failed = error
             finally:
                 self._is_generating = False
@@ -271,7 +275,9 @@ class InlineStep:
             assert callable(on_error)
             try:
                 replacement = worker.calling(lambda: on_error(copied(argument), error))  # type: ignore[arg-type]
-            except (Exception, SystemExit) as second:
+            except BaseException as second:
+                if not is_of_job(second):
+                    raise
                 raise self._error(second, "on_error", number, items, shown) from second
             try:
                 replacement = copied(replacement)

@@ -21,7 +21,7 @@ from conveyor._system.signals import interrupts_postponed
 from conveyor.core.leasing.blame import too_many
 from conveyor.core.tuning.roster import StepRoster
 from conveyor.engines.base import Gathering, RunProgress, known_total
-from conveyor.engines.failures import failure_of, processor_error, too_many_failures, without_our_frames
+from conveyor.engines.failures import failure_of, is_of_job, processor_error, too_many_failures, without_our_frames
 from conveyor.engines.inline.nodes import NOTHING, Failures, Walk, build
 from conveyor.engines.inline.worker import InlineWorker
 from conveyor.engines.process.wire.codec import copied
@@ -260,7 +260,9 @@ class Session:
         for worker in self._ready:
             try:
                 worker.tear_down()
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
+                if not is_of_job(error):
+                    raise
                 failures.append(processor_error(worker.record.name, failure_of(error, "teardown"), None, None, error))
         self._closed = time.monotonic()
         if self._run is not None:
@@ -427,7 +429,9 @@ class _Input:
                 number += 1
         except SourceError:
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if not is_of_job(error):
+                raise
             raise SourceError.raised(number, _bare(error)) from error
         finally:
             item = None

@@ -108,9 +108,21 @@ class LeaseRun:
         self.failed: LeaseFailed | None = None
         self.changed = asyncio.Event()
         self.tasks: list[asyncio.Task[None]] = []
+        # Whether nothing more is wanted of it, so that its tasks were cancelled.
+        self.is_left = False
         # How many outputs of the call at hand are not sent, and when what there is has waited for long enough.
         self.unsent = 0
         self.flush_at: float | None = None
+
+    def cancel(self) -> None:
+        """Cancel what is under way: nothing more is wanted of it."""
+        self.is_left = True
+        for task in self.tasks:
+            task.cancel()
+
+    def is_of_job(self, error: BaseException) -> bool:
+        """Whether the job has raised that.  It may raise CancelledError itself, where it awaits what was cancelled."""
+        return not (self.is_left and isinstance(error, asyncio.CancelledError))
 
     def flush(self, final: bool = False, starving: bool = False) -> None:
         """Send what there is."""

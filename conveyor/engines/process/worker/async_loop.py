@@ -102,17 +102,15 @@ class AsyncWorker(Worker):
             if beat is not None:
                 beat.cancel()
             for run in runs.values():
-                for task in run.tasks:
-                    task.cancel()
+                run.cancel()
             reader.join()
 
     async def _stop(self) -> None:
         """End what is under way: nobody wants it."""
         runs = list(self._inbox.runs.values())
-        tasks = [task for run in runs for task in run.tasks]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for run in runs:
+            run.cancel()
+        await asyncio.gather(*(task for run in runs for task in run.tasks), return_exceptions=True)
         for run in runs:
             self._leave(run)
 
@@ -218,6 +216,10 @@ class AsyncWorker(Worker):
                     await asyncio.sleep(delay)
                 finally:
                     await self._free.acquire()
+        except asyncio.CancelledError as raised:
+            # The job may have cancelled its own task.
+            call.error = raised
+            raise
         finally:
             self._running -= 1
             self._free.release()
@@ -278,7 +280,9 @@ class AsyncWorker(Worker):
                     number += 1
                     if number > already:
                         await self._give_in_turn(run, call, value)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if not run.is_of_job(error):
+                raise
             return error
         return None
 
@@ -386,8 +390,7 @@ class AsyncWorker(Worker):
         outbox.send_failure(failed.index, failed.failure)
         self._inbox.refuse_leases()
         for other in self._inbox.runs.values():
-            for task in other.tasks:
-                task.cancel()
+            other.cancel()
         self._inbox.runs.clear()
         self._progress.mark(False)
 
@@ -429,7 +432,9 @@ class AsyncWorker(Worker):
                 returned = await returned if hasattr(returned, "__await__") else returned
                 for value in outputs_of(returned, False):
                     await self._give_in_turn(run, call, value)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if not run.is_of_job(error):
+                raise
             call.error = error
         finally:
             call.is_done = True
