@@ -52,7 +52,8 @@ class PerItem:
                 if not whole:
                     again()
                 values = _listed(self._call(part(first, stop)))
-            except (Exception, SystemExit):
+            except BaseException:
+                # Whatever ends a call of a worker is the job's: no Ctrl-C comes there.
                 if stop - first == 1:
                     raise
                 middle = (first + stop) // 2

@@ -6,6 +6,7 @@ they can be no shorter.
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import random
@@ -76,6 +77,13 @@ def refuse_17(numbers):
     if 17 in numbers:
         raise ValueError(17)
     return with_length(numbers)
+
+
+def cancelled_at_17(numbers):
+    """What `asyncio.run` raises in a job that awaits what was cancelled; it is no Exception."""
+    if 17 in numbers:
+        raise asyncio.CancelledError
+    return numbers
 
 
 def refuse_17_twice(numbers):
@@ -299,6 +307,14 @@ class Failing(TestCase):
                 (failed,) = pipeline.failures
                 self.assertIsInstance(failed, FailedItem)
                 self.assertEqual((failed.number, failed.last, failed.attempts), (17, 17, 1))
+
+    def test_what_is_no_exception_fails_the_item_alone(self):
+        for settings in CHEAP:
+            with self.subTest(settings=settings):
+                pipeline = Pipeline(**settings)
+                pipeline.add(in_lists(cancelled_at_17, batch_timeout=FOREVER, on_error="skip"))
+                self.assertEqual(pipeline.run(range(32)), [*range(17), *range(18, 32)])
+                self.assertEqual([failed.number for failed in pipeline.failures], [17])
 
     def test_the_error_names_the_item(self):
         for settings in ENGINES:
