@@ -95,8 +95,23 @@ def _told(failed: FailedItem) -> dict[str, Any]:
 
 
 def write_report(path: str | os.PathLike[str], text: str) -> None:
-    """Write a report: all of it, or nothing; raises OSError where that cannot be done."""
-    whole = os.path.abspath(os.fspath(path))
+    """Write a report: all of it, or nothing; raises OSError where that cannot be done.
+
+    Where the path is a link, the file that it leads to is replaced.  A pipe or a device is written to, and stays.
+    """
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+        else:
+            _replace(os.path.realpath(os.fspath(path)), text)
+    except OSError as error:
+        # With the path that the user knows, and no other.
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+
+
+def _replace(whole: str, text: str) -> None:
+    """Put a file with such a text in the place of another."""
     part = f"{whole}.{os.getpid()}-{threading.get_ident()}.part"
     try:
         with open(part, "x", encoding="utf-8", errors="backslashreplace") as file:

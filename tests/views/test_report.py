@@ -126,11 +126,33 @@ class ReportTest(TestCase):
         pipeline = chain()
         pipeline.run([1])
         self.path.mkdir()
-        with self.assertRaises(OSError):
-            pipeline.report(self.path)
-        with self.assertRaises(FileNotFoundError):
-            pipeline.report(self.path.parent / "nowhere" / "run.html")
+        nowhere = self.path.parent / "nowhere" / "run.html"
+        for path, kind in ((self.path, IsADirectoryError), (nowhere, FileNotFoundError)):
+            with self.assertRaises(kind) as caught:
+                pipeline.report(path)
+            self.assertEqual((caught.exception.filename, caught.exception.filename2), (str(path), None))
         self.assertEqual(os.listdir(self.path.parent), [self.path.name])
+
+    def test_what_is_no_file_is_written_to_and_stays(self) -> None:
+        pipeline = chain()
+        pipeline.run([1])
+        os.mkfifo(self.path)
+        reader = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+        self.addCleanup(os.close, reader)
+        # A pipe holds more than that, so nobody has to read meanwhile.
+        pipeline.report(self.path)
+        self.assertTrue(self.path.is_fifo())
+        self.assertTrue(os.read(reader, 1_000_000).startswith(b"<!doctype html>"))
+
+    def test_a_link_stays_and_leads_to_the_report(self) -> None:
+        pipeline = chain()
+        pipeline.run([1])
+        target = self.path.with_name("first.html")
+        target.write_text("another", encoding="utf-8")
+        self.path.symlink_to(target)
+        pipeline.report(self.path)
+        self.assertTrue(self.path.is_symlink())
+        self.assertTrue(target.read_text(encoding="utf-8").startswith("<!doctype html>"))
 
     def test_it_takes_the_place_of_another(self) -> None:
         self.path.write_text("another", encoding="utf-8")
