@@ -196,6 +196,7 @@ class Lifecycle:
             while (holder := self._turn.take(closing)) is not closing:
                 if not holder.here:
                     # The operation goes on in the parent process.
+                    self.jobs = None
                     self._turn.release(holder)
                     continue
                 if holder.jobs is not None:

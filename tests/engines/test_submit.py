@@ -907,6 +907,55 @@ class States(TestCase):
             door.open(5)
             assert future.result(SECONDS) == [1]
 
+    def test_a_copy_that_was_forked_while_another_thread_was_at_a_job_inline(self) -> None:
+        is_there, may_go_on = threading.Event(), threading.Event()
+
+        def job(item: int) -> int:
+            is_there.set()
+            # In a copy of this process nobody would set it.
+            may_go_on.wait(0 if os.getpid() != process else SECONDS)
+            return item
+
+        process = os.getpid()
+        with (
+            warnings.catch_warnings(),
+            self.forked() as said,
+            Pipeline(engine="inline").add(Processor(job)) as pipeline,
+        ):
+            warnings.simplefilter("ignore", DeprecationWarning)
+            stream = pipeline.stream(range(9))
+            thread = threading.Thread(target=lambda: list(stream))
+            thread.start()
+            assert is_there.wait(SECONDS)
+            assert said(lambda: next(stream)) == b"StateError"
+            assert said(lambda: (pipeline.close(), pipeline.run([1]))) == b"(None, [1])"
+            may_go_on.set()
+            thread.join()
+            submitter = threading.Thread(target=lambda: pipeline.submit(1))
+            is_there.clear()
+            may_go_on.clear()
+            submitter.start()
+            assert is_there.wait(SECONDS)
+            assert said(lambda: pipeline.submit(1).result(0)) == b"[1]"
+            may_go_on.set()
+            submitter.join()
+
+    def test_a_forked_copy_that_is_closed_can_be_opened_again(self) -> None:
+        for engine in ENGINES:
+            with (
+                self.subTest(engine=engine),
+                self.forked() as said,
+                Pipeline(engine=engine).add(Processor(add_one)) as pipeline,
+            ):
+                assert pipeline.submit(1).result(SECONDS) == [2]
+
+                def again() -> list[int]:
+                    pipeline.close()
+                    with pipeline:
+                        return pipeline.submit(2).result(SECONDS)
+
+                assert said(again) == b"[3]"
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
@@ -42,6 +44,9 @@ CLOSED = "the pipeline was closed while a run was going on"
 LEFT = "the stream was closed by another thread, or a signal handler, while it was waited for"
 
 
+_everywhere: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
 class Session:
     """Jobs that are set up, from the start to `close`."""
 
@@ -64,6 +69,7 @@ class Session:
         self._progress: RunProgress | None = None
         self._history = History()
         self._rosters = {step.index: StepRoster(step, range(step.workers)) for step in plan.steps}
+        _everywhere.add(self)
 
     def warn(self, stacklevel: int) -> None:
         """There is nothing to warn of: nothing is started, and nothing shared."""
@@ -113,6 +119,15 @@ class Session:
         if self._unwanted:
             raise StateError(CLOSED)
         return result
+
+    def disown(self) -> None:
+        """In a process that was forked since: end, where another thread was at a job, as that thread is not here."""
+        if self._work.acquire(blocking=False):
+            self._work.release()
+        else:
+            self._work = threading.RLock()
+            self._at_work = False
+            self._unwanted = self.ended = True
 
     def at_last(self, call: Callable[[], bool]) -> bool:
         """Return what a call gives that runs jobs; False where a thread is at a job, or the pipeline was closed."""
@@ -450,3 +465,12 @@ class _Input:
 def _bare(error: BaseException) -> BaseException:
     """Return an exception without the frames of this package, which hold the input."""
     return error.with_traceback(without_our_frames(error.__traceback__))
+
+
+def _disown_all() -> None:
+    for session in list(_everywhere):
+        session.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_all)
