@@ -20,8 +20,9 @@ from conveyor._system.clock import time
 from conveyor.core.tuning.chunk_size import ItemWeight
 from conveyor.engines.failures import without_our_frames
 from conveyor.engines.process.caller.fork_gate import gate
+from conveyor.engines.process.system.spawning import cause_and_remedy, thread_started
 from conveyor.engines.thread.items import size_of_all
-from conveyor.errors import SourceError
+from conveyor.errors import ProcessError, SourceError
 from conveyor.event_loop import begun, ended, left, opened, opening, settled, submit
 from conveyor.given import iterable_of, warn_of_table
 from conveyor.stream import AsyncStream
@@ -223,7 +224,9 @@ class SourceThread(AsyncIterator[Any]):
 
     def __aiter__(self) -> SourceThread:
         run = contextvars.copy_context().run
-        threading.Thread(target=run, args=(self._serve,), name="conveyor-source", daemon=True).start()
+        thread = threading.Thread(target=run, args=(self._serve,), name="conveyor-source", daemon=True)
+        if not thread_started(thread):
+            raise ProcessError(f"The thread that pulls the input could not be started: {cause_and_remedy(None)}")
         return self
 
     async def __anext__(self) -> Any:

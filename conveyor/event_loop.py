@@ -17,6 +17,8 @@ from functools import partial
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.loop_threads import stoppable
+from conveyor.engines.process.system.spawning import cause_and_remedy, thread_started
+from conveyor.errors import ProcessError
 
 if TYPE_CHECKING:
     from conveyor.engines.base import JobRun
@@ -54,7 +56,7 @@ class Called:
 def in_thread(call: Callable[[], Any]) -> asyncio.Future[Called]:
     """Have a thread of its own call something, and return a Future of what comes of that.
 
-    Threads of the loop's executor may all be busy for long.
+    Threads of the loop's executor may all be busy for long.  Raises ProcessError where no thread is left.
     """
     loop, thread = asyncio.get_running_loop(), threading.get_ident()
     done: asyncio.Future[Called] = loop.create_future()
@@ -70,7 +72,11 @@ def in_thread(call: Callable[[], Any]) -> asyncio.Future[Called]:
             loop.call_soon_threadsafe(_settle, done, called)
 
     context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(work,), name="conveyor-asyncio", daemon=True).start()
+    worker = threading.Thread(target=context.run, args=(work,), name="conveyor-asyncio", daemon=True)
+    if not thread_started(worker):
+        raise ProcessError(
+            f"The thread that opens or closes the pipeline could not be started: {cause_and_remedy(None)}"
+        )
     return done
 
 
@@ -122,7 +128,12 @@ async def opened(lifecycle: Lifecycle, call: Callable[[], Any]) -> None:
 
 async def left(lifecycle: Lifecycle, *, abort: bool) -> None:
     """End the session; `abort`: do not wait for jobs.  A task that is cancelled waits no more for them, either."""
-    closing = in_thread(partial(lifecycle.leave, abort=abort))
+    try:
+        closing = in_thread(partial(lifecycle.leave, abort=abort))
+    except ProcessError:
+        # Nothing is left running, although that blocks the loop for a moment.
+        lifecycle.leave(abort=True)
+        raise
     try:
         (await asyncio.shield(closing)).result()
     except asyncio.CancelledError:

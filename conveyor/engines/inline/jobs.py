@@ -17,8 +17,9 @@ from conveyor.engines.base import RunProgress
 from conveyor.engines.failures import without_our_frames
 from conveyor.engines.inline.nodes import Walk
 from conveyor.engines.jobs import Job, JobFuture, PendingJobs
+from conveyor.engines.process.system.spawning import cause_and_remedy, thread_started
 from conveyor.engines.process.wire.codec import copied
-from conveyor.errors import ConveyorError, ProcessorError, SourceError, StateError
+from conveyor.errors import ConveyorError, ProcessError, ProcessorError, SourceError, StateError
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -86,8 +87,13 @@ class InlineJobRun:
         with self._lock:
             self._waiting.append(job)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="conveyor-inline", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._serve, name="conveyor-inline", daemon=True)
+                if thread_started(thread):
+                    self._thread = thread
+                else:
+                    self._waiting.remove(job)
+                    text = f"The thread that works on items could not be started: {cause_and_remedy(None)}"
+                    self._pending.fail(job, ProcessError(text))
         return True
 
     def _serve(self) -> None:

@@ -29,6 +29,7 @@ from conveyor.engines.thread.items import Blob, blobs_of
 from conveyor.engines.thread.port import End, Frame, Port
 from conveyor.engines.thread.timing import Statistics, Ticker
 from conveyor.engines.thread.worker_pool import WorkerPool
+from conveyor.errors import ProcessError
 from conveyor.stats import Measures, Stats
 
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ class ThreadShell(Shell):
         """Take in that an exception, of a signal handler say, has left the core in no good state."""
         if not self.failed:
             self.failed = True
-            self.results.put((messages.FailedByBroker("", traceback_of(error)), []))
+            text = str(error) if isinstance(error, ProcessError) else ""
+            self.results.put((messages.FailedByBroker(text, traceback_of(error)), []))
 
     def handle(self, event: events.Event) -> None:
         if not (self.failed or self.closing):
@@ -347,7 +349,16 @@ class ThreadShell(Shell):
         self.pool.ports[worker].tell(messages.SetFlushInterval(seconds))
 
     def start_worker(self, step: int, worker: int) -> None:
-        self.pool.start(step, worker, self.machine.roster.step_rosters[step].index_of(worker), self)
+        try:
+            self.pool.start(step, worker, self.machine.roster.step_rosters[step].index_of(worker), self)
+        except ProcessError as error:
+            if not self.machine.can_do_without(worker):
+                raise
+            self.answers.append(events.WorkerNotStarted(worker))
+            if not self.pool.goes_without:
+                self.pool.goes_without = True
+                text = f"{error} The Processor goes on with the workers that it has."
+                self.results.put((messages.NoticeGiven("WARNING", text), []))
 
     def end_worker(self, worker: int) -> None:
         self.pool.ports[worker].tell(messages.Close())

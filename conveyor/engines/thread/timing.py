@@ -15,6 +15,8 @@ from conveyor._lean.typing import TYPE_CHECKING
 from conveyor._system.clock import time
 from conveyor.core.machine import Machine
 from conveyor.core.tuning.roster import Look
+from conveyor.engines.process.system.spawning import cause_and_remedy, thread_started
+from conveyor.errors import ProcessError
 from conveyor.stats import SAMPLE_SECONDS, History, Stats
 
 if TYPE_CHECKING:
@@ -60,8 +62,10 @@ class Ticker:
         self._wanted = at
         self._wishes.put(at)
         if self.thread is None:
-            self.thread = threading.Thread(target=self._run, name="conveyor-ticker", daemon=True)
-            self.thread.start()
+            thread = threading.Thread(target=self._run, name="conveyor-ticker", daemon=True)
+            if not thread_started(thread):
+                raise ProcessError(f"The thread that watches the time could not be started: {cause_and_remedy(None)}")
+            self.thread = thread
 
     def ticked(self) -> None:
         """Take in that the shell was woken."""

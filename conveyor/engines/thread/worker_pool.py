@@ -14,12 +14,14 @@ from functools import partial
 from conveyor._lean.short_repr import Redact
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
+from conveyor.engines.process.system.spawning import cause_and_remedy, thread_started
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.configs import WorkerConfig
 from conveyor.engines.process.wire.endpoint import ConnectionLost
 from conveyor.engines.thread.items import takes_by_node
 from conveyor.engines.thread.port import Port
 from conveyor.engines.thread.worker import WorkerThread
+from conveyor.errors import ProcessError
 from conveyor.graph.plan import Plan
 
 if TYPE_CHECKING:
@@ -77,6 +79,8 @@ class WorkerPool:
         # All threads that were started and not seen to end.
         self.threads: list[WorkerThread] = []
         self._closing = False
+        # Whether it was said that there are fewer workers than the core wants.
+        self.goes_without = False
         # The CPU seconds of workers that have left.
         self._spent = 0.0
 
@@ -85,14 +89,17 @@ class WorkerPool:
         return self._configs[step].name
 
     def start(self, step: int, number: int, index: int, shell: ThreadShell) -> None:
-        """Start a worker, at that place among those of its step."""
+        """Start a worker, at that place among those of its step; raises ProcessError where no thread is left."""
         config = self._configs[step]._replace(place=index)
         port = Port(number, config, self._takes[step], partial(_post, shell))
         self.ports[number] = port
         context: Context = self._context.copy()
         thread = port.thread = WorkerThread(port, context)
         self.threads.append(thread)
-        thread.start()
+        if not thread_started(thread):
+            self.threads.remove(thread)
+            del self.ports[number]
+            raise ProcessError(f"A worker of Processor {config.name!r} could not be started: {cause_and_remedy(None)}")
         if self._closing:
             port.tell(messages.Close())
 

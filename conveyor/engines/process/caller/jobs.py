@@ -27,10 +27,11 @@ from conveyor.engines.process.caller.run import (
     tolerantly_decoded,
     unpicklable_result,
 )
+from conveyor.engines.process.system.spawning import cause_and_remedy, thread_started
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import decode
 from conveyor.engines.process.wire.endpoint import ConnectionLost, Frame
-from conveyor.errors import SourceError, StateError
+from conveyor.errors import ProcessError, SourceError, StateError
 from conveyor.graph.plan import SinkNode
 
 if TYPE_CHECKING:
@@ -90,8 +91,11 @@ class JobRun:
                 threading.Thread(target=target, name=f"conveyor-{name}-{self.number}", daemon=True)
                 for target, name in ((self._listen, "results"), (self._send, "submit"))
             )
-            for thread in self._threads:
-                thread.start()
+            for index, thread in enumerate(self._threads):
+                if not thread_started(thread):
+                    self._threads = self._threads[:index]
+                    what = "The threads that send submitted items and take their results"
+                    raise ProcessError(f"{what} could not be started: {cause_and_remedy(None)}")
 
     # What the pipeline wants
 
