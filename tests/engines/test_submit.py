@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import threading
+import time
 import unittest
 import warnings
 import weakref
@@ -410,6 +411,53 @@ class Failing(TestCase):
                 with self.assertRaises(MemoryError):
                     failed.result(SECONDS)
             assert [pipeline.submit(item).result(SECONDS) for item in range(20)] == [[item + 1] for item in range(20)]
+
+    def test_an_item_that_is_cancelled_while_it_cannot_be_sent(self) -> None:
+        with Pipeline().add(Processor(add_one)) as pipeline:
+            assert pipeline.submit(1).result(SECONDS) == [2]
+            run: Any = pipeline._lifecycle.jobs
+
+            def refuse(*_: object, **__: object) -> None:
+                for job in list(run._feed.sent.values()):
+                    job.future.cancel()
+                raise MemoryError
+
+            with mock.patch("conveyor.engines.process.caller.job_feed.encode", side_effect=refuse):
+                cancelled = pipeline.submit(2)
+                assert not wait([cancelled], SECONDS).not_done
+            assert cancelled.cancelled()
+            # They get the number that it had.
+            assert [pipeline.submit(item).result(SECONDS) for item in range(20)] == [[item + 1] for item in range(20)]
+
+    def test_room_that_comes_of_an_item_that_cannot_be_sent(self) -> None:
+        begun, go_on = threading.Event(), threading.Event()
+
+        def refuse(*_: object, **__: object) -> None:
+            begun.set()
+            go_on.wait(SECONDS)
+            raise MemoryError
+
+        with Pipeline().add(Processor(add_one)) as pipeline:
+            assert pipeline.submit(1).result(SECONDS) == [2]
+            run: Any = pipeline._lifecycle.jobs
+            # The Pipe is full but for one item, and nothing is under way of which the broker could say more.
+            run._feed._credit = 1
+            futures: list[Future[list[int]]] = []
+            threads = [
+                threading.Thread(target=lambda: futures.append(pipeline.submit(2)), daemon=True) for _ in range(2)
+            ]
+            with mock.patch("conveyor.engines.process.caller.job_feed.encode", side_effect=refuse):
+                threads[0].start()
+                assert begun.wait(SECONDS)
+                threads[1].start()
+                while not run._feed._room._waiters:
+                    time.sleep(0.001)
+                go_on.set()
+                threads[0].join(SECONDS)
+            threads[1].join(SECONDS)
+            assert not threads[1].is_alive(), "it waits for room for ever"
+            outcomes = [future.exception(SECONDS) for future in futures]
+            assert any(isinstance(outcome, MemoryError) for outcome in outcomes), outcomes
 
     def test_a_message_that_is_broken_off_ends_it(self) -> None:
         door = Door(self)

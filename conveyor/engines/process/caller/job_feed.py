@@ -285,9 +285,12 @@ class JobFeed:
             self._credit += len(jobs)
             if self._next is not None:
                 self._next -= len(jobs)
-            for job in jobs:
-                assert job.number is not None
-                del self.sent[job.number]
+            # Some may have been cancelled meanwhile, and their numbers are of others then.
+            numbers = [job.number for job in jobs if job.number is not None]
+            self._withdrawn = [number for number in self._withdrawn if number not in numbers]
+            for number in numbers:
+                self.sent.pop(number, None)
+            self._room.notify_all()
         for job in jobs:
             self._pending.fail(job, error)
 
