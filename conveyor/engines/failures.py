@@ -63,11 +63,15 @@ CALL_CANCELLED = "the call was cancelled"
 
 
 class OverdueAt(NamedTuple):
-    """An item was given up because it took longer than the timeout of `seconds`; `end` says what came of that."""
+    """An item was given up because it took longer than the timeout of `seconds`; `end` says what came of that.
+
+    `attempts`: how many there were, where the worker itself knows that.
+    """
 
     seconds: float
     item: str | None
     end: str = WORKER_KILLED
+    attempts: int = 1
 
 
 GivenUpFor = Failure | DiedAt | OverdueAt

@@ -441,6 +441,21 @@ class Failing(TestCase):
                     Pipeline(**settings).add(Processor(sleep_at_17, timeout=0.3)).run(range(40))
                 self.assertEqual(caught.exception.number, 17)
 
+    def test_an_item_whose_call_is_cancelled_fails_alone(self):
+        for settings in CONCURRENT:
+            for more, attempts in (({}, 1), ({"retries": 1, "backoff": 0}, 2)):
+                with self.subTest(settings=settings, **more), nothing_left():
+                    late = Processor(sleep_at_17, timeout=0.3, **more)
+                    with Pipeline(**settings).add(late) as pipeline:
+                        futures = [pipeline.submit(number) for number in range(40)]
+                        error = futures.pop(17).exception(SECONDS)
+                        self.assertIsInstance(error, ItemTimeoutError)
+                        self.assertEqual(error.attempts, attempts)
+                        self.assertEqual([f.result(SECONDS) for f in futures], [[n] for n in range(40) if n != 17])
+                        pairs = pipeline.run(range(40), with_input=True, return_exceptions=True)
+                        self.assertIsInstance(pairs.pop(17)[1], ItemTimeoutError)
+                        self.assertEqual(pairs, [(n, [n]) for n in range(40) if n != 17])
+
     def test_a_worker_whose_loop_is_stuck_is_killed(self):
         for job in (hang_at_17, never_ends_at_17):
             with self.subTest(job=job.__name__), nothing_left():

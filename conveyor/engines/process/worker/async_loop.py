@@ -375,7 +375,8 @@ class AsyncWorker(Worker):
                 await run.await_credit()
             retrier.record.attempt = call.attempts
             text = run.lease_items.text_of(call.index, shown_by(self._arguments[0].redact))
-            why = OverdueAt(self._timeout or 0.0, text, CALL_CANCELLED) if is_overdue(error) else None
+            overdue_at = OverdueAt(self._timeout or 0.0, text, CALL_CANCELLED, call.attempts)
+            why = overdue_at if is_overdue(error) else None
             retrier.give_up(error, call.index, call.attempts, run.unsent, why)
         outbox.left_out = None
 
