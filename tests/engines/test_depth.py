@@ -5,6 +5,7 @@ Law: what the inline engine gives is right; its own depth is tested with it.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
@@ -25,7 +26,9 @@ from conveyor.core.machine import Machine
 from conveyor.core.recording import Recorder, Replay
 from tests.helpers.support import TestCase
 
-DEPTH = 1000
+# As many levels as Python's stack may have frames, so that nothing can call itself once a level.  What is done takes
+# the square of their number.
+DEPTH = 400
 
 
 def same(item: Any) -> Any:
@@ -35,13 +38,13 @@ def same(item: Any) -> Any:
     return item
 
 
-def nested(pipeline: Any, fork: Any, join: str | None = None) -> Any:
+def nested(pipeline: Any, fork: Any, join: str | None = None, levels: int = DEPTH) -> Any:
     """Return a pipeline with forks in branches of forks, of which the innermost has two branches with a Processor."""
     pipeline.add(Processor(abs)).add(Pipe())
-    for depth in range(1, DEPTH + 1):
-        pipeline.add(fork(2 if depth == DEPTH else 1)).add(Pipe())
+    for level in range(1, levels + 1):
+        pipeline.add(fork(2 if level == levels else 1)).add(Pipe())
     pipeline.add(Processor(same)).add(Pipe())
-    for depth in range(DEPTH if join else 0):
+    for depth in range(levels if join else 0):
         pipeline.add(Join(1 if depth else 2, how=join)).add(Pipe())
     return pipeline
 
@@ -54,6 +57,11 @@ def bare(row: Any) -> Any:
 
 
 class DepthTests(TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.addCleanup(sys.setrecursionlimit, sys.getrecursionlimit())
+        sys.setrecursionlimit(DEPTH)
+
     def check(self, engine: str, fork: Any, join: str | None, of_3: list[Any]) -> None:
         """Run a list through such a pipeline, and submit items to it: one that fails, and one that is cancelled."""
         with nested(Pipeline(engine=engine), fork, join) as pipeline:
@@ -80,7 +88,8 @@ class DepthTests(TestCase):
         self.check("process", BalancingFork, None, [3])
 
     def test_a_spawned_broker(self) -> None:
-        pipeline = nested(Pipeline(start_method="spawn"), ReplicatingFork, "zip")
+        # A fresh interpreter has Python's own limit.
+        pipeline = nested(Pipeline(start_method="spawn"), ReplicatingFork, "zip", levels=1000)
         assert [bare(row) for row in pipeline.run([1, 2])] == [(1, 1), (2, 2)]
 
     def test_pictures(self) -> None:
