@@ -540,17 +540,17 @@ class RandomPipelines(TestCase):
         inline = random_pipeline(random.Random(seed).randrange, plain=True, special=waiting, engine="inline")
         other = random_pipeline(random.Random(seed).randrange, plain=True, special=waiting, **settings)
         with self.subTest(seed=seed), nothing_left(), inline, other:
-            futures = [other.submit(number % 10) for number in range(60)]
-            expected = [inline.run([number]) for number in range(10)] * 6
+            futures = [other.submit(number % 10) for number in range(20)]
+            expected = [inline.run([number]) for number in range(10)] * 2
             self.assertEqual([future.result(SECONDS) for future in futures], expected, f"seed {seed}\n{other!r}")
 
     def test_processes(self) -> None:
-        for seed in range(24 if ALL else 3):
+        for seed in range(10 if ALL else 3):
             self.check(seed, **FORK)
             self.submit(seed, **FORK)
 
     def test_threads(self) -> None:
-        for seed in range(1000, 1060 if ALL else 1006):
+        for seed in range(1000, 1020 if ALL else 1006):
             self.check(seed, **THREAD)
             self.submit(seed, **THREAD)
 
