@@ -336,13 +336,6 @@ class ForkPipeTest(Balancer, TestCase):
 
 
 @slow
-class ForkQueueTest(Balancer, TestCase):
-    """Forked workers, over queues."""
-
-    settings = {"start_method": "fork", "channel": "queue"}
-
-
-@slow
 class SpawnPipeTest(Balancer, TestCase):
     """Workers that are fresh interpreters, over socket pairs."""
 

@@ -548,10 +548,20 @@ class ForkPipeTest(Behaviour, TestCase):
 
 
 @slow
-class ForkQueueTest(Behaviour, TestCase):
-    """Forked workers, over queues."""
+class ForkQueueTest(Basics, TestCase):
+    """Forked workers, over queues; with what depends on how items travel."""
 
     settings = {"start_method": "fork", "channel": "queue"}
+    test_large_items = Behaviour.test_large_items
+    test_numbers_of_items = Behaviour.test_numbers_of_items
+    test_buffers_that_are_filled_in_turn = Behaviour.test_buffers_that_are_filled_in_turn
+    test_a_generator_that_yields_very_much = Behaviour.test_a_generator_that_yields_very_much
+    test_an_output_is_as_it_was_when_it_was_given = Behaviour.test_an_output_is_as_it_was_when_it_was_given
+    test_an_input_is_as_it_was_when_the_source_gave_it = Behaviour.test_an_input_is_as_it_was_when_the_source_gave_it
+    test_many_runs_in_one_session = Behaviour.test_many_runs_in_one_session
+    test_opened_and_closed = Behaviour.test_opened_and_closed
+    test_a_stream_is_lazy_on_both_ends = Behaviour.test_a_stream_is_lazy_on_both_ends
+    test_a_stream_that_is_dropped = Behaviour.test_a_stream_that_is_dropped
 
 
 @slow

@@ -446,6 +446,18 @@ class ForkQueueTest(Failures, TestCase):
     settings = {"start_method": "fork", "channel": "queue"}
     # In test_faults.py, with a worker that nothing but a signal can end.
     test_the_broker_is_killed_while_a_worker_is_busy = None
+    # A job fails, and is told of, in the same way whatever the error travels by.
+    test_every_kind_of_exception = None
+    test_first_middle_or_last_job_raises = None
+    test_a_lambda_raises = None
+    test_a_generator_raises_midway = None
+    test_a_batch_fails = None
+    test_with_several_workers_the_item_is_named = None
+    test_an_item_whose_repr_raises = None
+    test_items_are_shown_as_redact_says = None
+    test_a_redact_that_raises_shows_nothing = None
+    test_setup_raises = None
+    test_finish_raises = None
 
 
 class _Few(Failures):

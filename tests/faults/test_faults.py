@@ -849,9 +849,25 @@ class SpawnPipeTest(Faults, TestCase):
 
 @slow
 class SpawnQueueTest(Faults, TestCase):
-    """Workers that are fresh interpreters, over queues; with what other files do for the other three."""
+    """Workers that are fresh interpreters, over queues; with what other files do for the other three.
+
+    Without what depends on how processes start, or on how messages travel, but not on both.
+    """
 
     settings = {"start_method": "spawn", "channel": "queue"}
+    test_outputs_that_exit_when_they_are_pickled = None
+    test_inputs_that_exit = None
+    test_results_that_exit_when_they_are_unpickled = None
+    test_exceptions_that_cannot_be_rebuilt = None
+    test_an_item_that_always_kills_amid_a_chunk_is_given_up = None
+    test_death_in_setup_again_and_again = None
+    test_death_with_nothing_to_do_again_and_again = None
+    test_a_signal_that_setup_has_blocked_waits = None
+    test_a_source_that_raises_midway = None
+    test_a_slow_consumer_that_leaves_an_endless_source = None
+    test_too_little_memory = None
+    test_too_little_memory_for_what_comes = None
+    test_too_little_memory_to_unpickle_what_comes = None
 
     def test_a_job_that_hangs(self):
         pipeline = self.make(Processor(hang_at_three_and_five, timeout=0.2, on_error="skip"))
