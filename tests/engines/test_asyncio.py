@@ -621,16 +621,16 @@ class Streaming(AsyncTestCase):
 
     def each_source(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         async def slowly() -> AsyncIterator[int]:
-            for item in range(200):
+            for item in range(80):
                 if not item % 30:
                     await asyncio.sleep(0)
                 yield item
 
         yield "asynchronous", slowly
-        yield "list", lambda: list(range(200))
-        yield "range", lambda: range(200)
-        yield "generator", lambda: (item for item in range(200))
-        yield "deque", lambda: deque(range(200))
+        yield "list", lambda: list(range(80))
+        yield "range", lambda: range(80)
+        yield "generator", lambda: (item for item in range(80))
+        yield "deque", lambda: deque(range(80))
 
     def test_results_are_those_of_a_run(self) -> None:
         async def main(pipeline: Pipeline[Any, Any], source: Callable[[], Any], expected: list[Any]) -> None:
@@ -646,7 +646,7 @@ class Streaming(AsyncTestCase):
             for ordered in (True, False):
                 pipeline = Pipeline(engine=engine, ordered=ordered)
                 pipeline.add(Processor(spread_out, workers=2)).add(Pipe()).add(Processor(add_one))
-                expected = [10 * item + index + 1 for item in range(200) for index in range(item % 4)]
+                expected = [10 * item + index + 1 for item in range(80) for index in range(item % 4)]
                 for name, source in self.each_source():
                     with self.subTest(engine=engine, ordered=ordered, source=name):
                         self.run_in_loop(main(pipeline, source, expected))

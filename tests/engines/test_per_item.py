@@ -424,11 +424,11 @@ class RandomPipelines(TestCase):
                 self.assertEqual(results, expected, f"seed {seed}, run {run}\n{other!r}")
 
     def test_processes(self) -> None:
-        for seed in range(24 if ALL else 4):
+        for seed in range(12 if ALL else 4):
             self.check(seed, **FORK)
 
     def test_threads(self) -> None:
-        for seed in range(1000, 1060 if ALL else 1012):
+        for seed in range(1000, 1030 if ALL else 1012):
             self.check(seed, **THREAD)
 
 
