@@ -83,6 +83,9 @@ class WorkerLost(NamedTuple):
     `started`: a lease, and how many of its calls the worker has started at most; it has started none of a later lease.
     None where that is not known.  `ready`: its setup was done.  `killed`: it may have been ended from outside, and not
     by what it was at.  `unpickling`: it was unpickling the items of that lease, and had not started it.
+
+    A worker of several threads notes each of its calls.  `under_way`: the calls it was at, each as the last of so many
+    calls of a lease, with the seconds for which it was.  `silent`: for how many seconds its first thread had not run.
     """
 
     worker: int
@@ -91,6 +94,8 @@ class WorkerLost(NamedTuple):
     ready: bool = True
     killed: bool = False
     unpickling: bool = False
+    under_way: tuple[tuple[int, int, float], ...] = ()
+    silent: float = 0.0
 
 
 class WorkerReady(NamedTuple):
@@ -118,7 +123,7 @@ class RevokeResult(NamedTuple):
 class ProbeResult(NamedTuple):
     """The answer to a `ProbeWorker`: a worker has been for `seconds` at the last of the first `calls` calls of `lease`.
 
-    `seconds` is None where it is at nothing.
+    `seconds` is None where it is at nothing.  Of a worker of several threads, that is the call it is at for longest.
     """
 
     worker: int

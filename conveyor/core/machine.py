@@ -35,7 +35,7 @@ from conveyor.core.events import (
 )
 from conveyor.core.leasing.blame import FailureBudget
 from conveyor.core.leasing.credit import SourceCredit
-from conveyor.core.leasing.recovery import was_overdue
+from conveyor.core.leasing.recovery import overdue_items
 from conveyor.core.nodes.base import Node, Output
 from conveyor.core.nodes.forks import Balance, Fork, ForkExit, Replicate
 from conveyor.core.nodes.joins import BalanceMerge, FreeMerge, Join, ReplicateMerge, Zip
@@ -336,11 +336,9 @@ class Machine:
         if worker is not None and worker.leases and all(lease.finish for lease in worker.leases):
             # To declare the job restartable would not help.
             return Fail(step.index, event.worker, None, None, event.cause, Loss.FINISH)
-        if worker is not None and event.started is not None and was_overdue(worker, event):
-            number, calls = event.started
-            lease = next(lease for lease in worker.leases if lease.number == number)
-            first, last = lease.call_range(calls - 1, step.batch_size)
-            first = first if step.book.hands == 1 else lease.first
+        overdue = None if worker is None else overdue_items(step.step_roster.node, worker, event, step.batch_size)
+        if overdue is not None:
+            first, last = overdue
             return Fail(step.index, event.worker, first, last, step.step_roster.node.timeout, Loss.OVERDUE)
         return step.recovery.failure_of(event.worker, None, None, event.cause)._replace(loss=Loss.STATE)
 

@@ -255,6 +255,7 @@ class _Compiler:
             timeouts=policy.timeouts,
             max_items=step.processor.max_items,
             hands=hands_of(step.processor),
+            threaded=step.processor.threads is not None,
             in_lists=step.processor.per_item,
             batch_timeout=step.processor.batch_timeout,
         )

@@ -81,6 +81,7 @@ class StepNode(_Node):
         timeout, timeouts: an item fails when it has taken longer than `timeout` seconds `timeouts` times.
         max_items: how many calls a worker makes before it is replaced.
         hands: how many items a worker works on at once, each as a call of its own for the core.
+        threaded: each of these calls is made in a thread, and is known to be under way since when.
         in_lists: the job gets so many items in a list, and gives each its output (`per_item`).
         batch_timeout: how many seconds such a list waits to be filled; None: not at all.
     """
@@ -103,6 +104,7 @@ class StepNode(_Node):
     timeouts: int = 1
     max_items: int | None = None
     hands: int = 1
+    threaded: bool = False
     in_lists: bool = False
     batch_timeout: float | None = None
 

@@ -94,6 +94,8 @@ def check_processor(processor: Processor[Any, Any]) -> None:
     _check_replacement(kind, processor)
     _check_lists(kind, processor)
     _check_async(kind, processor, goes_async)
+    if processor.threads is not None:
+        _check_threads(kind, processor, goes_async)
     if overrides(processor, "process"):
         check_call(f"{kind}.process", processor.process, "`def process(self, item)`", may_be_async=True)
     elif processor.job is None:
@@ -123,7 +125,7 @@ def _check_async(kind: str, processor: Processor[Any, Any], goes_async: bool) ->
     if processor.concurrency is not None:
         raise ValueError(
             f"{kind}: concurrency={processor.concurrency} is for an async job, and this one is not: write it as "
-            f"`async def`, or say workers={processor.concurrency}"
+            f"`async def`, or say threads={processor.concurrency} or workers={processor.concurrency}"
         )
     for method in ("setup", "finish", "teardown"):
         if is_async(getattr(processor, method)):
@@ -131,6 +133,26 @@ def _check_async(kind: str, processor: Processor[Any, Any], goes_async: bool) ->
                 f"{kind}.{method} is async, and no worker would await it beside a job that is not: make the job "
                 "async, too"
             )
+
+
+def _check_threads(kind: str, processor: Processor[Any, Any], goes_async: bool) -> None:
+    """Raise ValueError where the calls of a job cannot be made in several threads."""
+    threads = processor.threads
+    if goes_async:
+        raise ValueError(
+            f"{kind}: threads={threads} is for a job that is not async: an async job makes many calls at once in one "
+            f"event loop, so say concurrency={threads} instead"
+        )
+    if processor.per_item:
+        raise ValueError(
+            f"{kind}: threads={threads} makes many calls at once, and per_item=True one call for a list of what waits: "
+            f"leave out threads, or per_item and batch; or say workers={threads}"
+        )
+    if overrides(processor, "process") and not processor.thread_safe:
+        raise ValueError(
+            f"{kind}: threads={threads} calls `process` from several threads at once, and they share what it keeps on "
+            f"`self`: declare `thread_safe = True` in the class if they may, or say workers={threads}"
+        )
 
 
 def _check_replacement(kind: str, processor: Processor[Any, Any]) -> None:

@@ -7,10 +7,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import closing, contextmanager
 
 from conveyor._lean.typing import Any
 
 _END = object()
+
+
+@contextmanager
+def loop_hidden() -> Iterator[None]:
+    """Have code in the block see no running loop in this thread, so that it can run one itself."""
+    outer = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(outer)
 
 
 class EventLoop:
@@ -31,12 +43,8 @@ class EventLoop:
         """Return what an awaitable gives."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-        outer = asyncio._get_running_loop()
-        asyncio._set_running_loop(None)
-        try:
+        with loop_hidden():
             return self._loop.run_until_complete(awaitable)
-        finally:
-            asyncio._set_running_loop(outer)
 
     def result_of(self, value: Any) -> Any:
         """Return what a value gives that may be awaited, or the value; of an async generator an iterator."""
@@ -58,15 +66,10 @@ class EventLoop:
         loop, self._loop = self._loop, None
         if loop is None:
             return
-        outer = asyncio._get_running_loop()
-        asyncio._set_running_loop(None)
-        try:
+        with loop_hidden(), closing(loop):
             if tasks := asyncio.all_tasks(loop):
                 for task in tasks:
                     task.cancel()
                 loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.run_until_complete(loop.shutdown_default_executor())
-        finally:
-            asyncio._set_running_loop(outer)
-            loop.close()

@@ -87,6 +87,9 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
     - `max_workers` (an int; None: as many as help): the greatest number of processes with `workers="auto"`.
     - `concurrency` (None: 100): how many calls of an async job one worker makes at once, in an event loop.  With
       `workers=n`, each of them does.
+    - `threads` (None): how many calls of a job one worker makes at once, in threads: for a job that waits, or lets go
+      of the interpreter lock.  With `workers=n`, each of them does.  A `timeout` kills the worker, and the calls beside
+      the one that took too long are made again.
     - `setup` (a callable without arguments; None): called in each worker before its first item.  What it returns, such
       as a model, is `conveyor.worker().state` in the job.
 
@@ -97,7 +100,8 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
 
     When a worker dies, a new worker repeats its unacknowledged items.  If the job is a subclass, the state on `self` is
     lost, and the run ends with WorkerDiedError.  A subclass with the class attribute `restartable = True` goes on.  A
-    death in `finish` always ends the run.
+    death in `finish` always ends the run.  A subclass with `threads` has to declare `thread_safe = True`, because its
+    calls share one `self`.
 
     Raises TypeError or ValueError for an argument it cannot use.
 
@@ -393,7 +397,7 @@ def hands_of(processor: Processor[Any, Any]) -> int:
     """Return how many items that are calls of their own a worker works on at once."""
     if processor.per_item:
         return processor.batch or 1
-    return (processor.concurrency or CONCURRENCY) if is_async(work_of(processor)) else 1
+    return (processor.concurrency or CONCURRENCY) if is_async(work_of(processor)) else processor.threads or 1
 
 
 def is_async(call: Any) -> bool:

@@ -34,10 +34,13 @@ if TYPE_CHECKING:
         max_workers: int | None
         batch_timeout: float | None
         concurrency: int | None
+        threads: int | None
         setup: Callable[[], object] | None
 
 
 MOST_BACKOFF_SECONDS = 30.0
+# More threads than a process has a use for; the notes of so many calls fit into the memory of a progress board.
+MOST_THREADS = 4096
 
 RAISE = "raise"
 
@@ -120,6 +123,12 @@ def _check_workers(what: str, value: object) -> None:
         check_count(what, value, or_else=", 'auto' or None")
 
 
+def _check_threads(what: str, value: object) -> None:
+    check_count(what, value, or_else=" or None")
+    if isinstance(value, int) and value > MOST_THREADS:
+        raise ValueError(f"{what} must be {MOST_THREADS} at most, not {value}: say workers=n for more")
+
+
 def _check_retry_on(what: str, value: object) -> None:
     classes = value if isinstance(value, tuple) else (value,)
     if not classes or not all(isinstance(each, type) and issubclass(each, BaseException) for each in classes):
@@ -198,10 +207,21 @@ class _ProcessorSettings:
         optional(count(1, " or None")),
         "How many calls of an async job one process makes at once; None: 100.",
     )
+    threads: int | None = setting(
+        None,
+        optional(_check_threads),
+        "How many calls of a job one process makes at once, each in a thread; None: one, in its main thread.",
+    )
     restartable: bool = setting(
         False,
         check_flag,
         "Whether a dead worker of a subclass is replaced, although its state on `self` is lost.",
+        argument=False,
+    )
+    thread_safe: bool = setting(
+        False,
+        check_flag,
+        "Whether several threads may call `process` of a subclass at once, which has one state for all of them.",
         argument=False,
     )
 

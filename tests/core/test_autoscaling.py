@@ -204,6 +204,15 @@ class Growing(TestCase):
             Resize(0, 1, 2, "1 s of work waiting, 1 core idle"),
         ]
 
+    def test_a_worker_of_several_threads_counts_by_the_cores_that_it_uses(self) -> None:
+        threaded = START._replace(threads=8)
+        memory, _ = decide(PolicyState(), [threaded], 4, 0.0, 0.0)
+        for cpu, expected in ((0.02, 4), (0.06, 2), (0.08, None), (0.001, 16)):
+            waited = max(0.0, 0.02 - cpu)
+            load = threaded._replace(waiting=100, calls=2, busy=0.02, cpu=cpu, waited=waited)
+            decisions = decide(memory, [load], 4, 0.0, 0.02)[1]
+            assert [each.after for each in decisions] == ([] if expected is None else [expected]), (cpu, decisions)
+
     def test_a_stall_that_goes_on_is_worth_more_than_the_need(self) -> None:
         # The first is at its bound, so 1.6 workers and some headroom are what the second needs; and yet it stalls.
         film = Film(START._replace(most=1), START._replace(workers=2), cores=8)

@@ -178,7 +178,7 @@ conveyor.errors.ProcessError(ConveyorError, RuntimeError)
     .exitcode
 
 conveyor.stages.Processor(Element)
-    (job: Any = None, *, name: str | None = None, workers: int | Literal['auto'] | None = None, batch: int | None = None, per_item: bool = False, batch_timeout: float | None = None, keep_none: bool = False, retries: int = 0, retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception, backoff: float = 0.1, timeout: float | None = None, on_error: Any = 'raise', max_items: int | None = None, max_workers: int | None = None, concurrency: int | None = None, setup: Callable[[], Any] | None = None)
+    (job: Any = None, *, name: str | None = None, workers: int | Literal['auto'] | None = None, batch: int | None = None, per_item: bool = False, batch_timeout: float | None = None, keep_none: bool = False, retries: int = 0, retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception, backoff: float = 0.1, timeout: float | None = None, on_error: Any = 'raise', max_items: int | None = None, max_workers: int | None = None, concurrency: int | None = None, threads: int | None = None, setup: Callable[[], Any] | None = None)
     .__class_getitem__(...)
     .backoff: float = 0.1
     .batch: int | None = None
@@ -198,6 +198,8 @@ conveyor.stages.Processor(Element)
     .retry_on: type[BaseException] | tuple[type[BaseException], ...] = Exception
     .setup() -> Any
     .teardown() -> Any
+    .thread_safe: bool = False
+    .threads: int | None = None
     .timeout: float | None = None
     .workers: int | Literal['auto'] | None = None
 

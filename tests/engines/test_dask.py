@@ -109,7 +109,7 @@ class Nodes(TestCase):
             end.send(messages.Relayed(3), [messages.relayed(Close(), [])])
             while not isinstance(message, messages.WorkerEnded):
                 message, _ = end.receive()
-            self.assertEqual(message, messages.WorkerEnded(3, 0, (0, 0), False))
+            self.assertEqual(message, messages.WorkerEnded(3, 0, ((0, 0), False, (), 0.0)))
             # What is meant for a worker that has gone is not answered.
             end.send(messages.Kill(3))
             end.close()

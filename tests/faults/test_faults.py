@@ -790,6 +790,13 @@ class Faults(Base):
         code, errors = self.end(script)
         assert code == -signal.SIGKILL and "Traceback" not in errors, (code, errors)
 
+    def test_the_caller_is_killed_while_threads_of_a_worker_are_stuck(self):
+        script = self.script("make(Processor(same), Processor(stuck, threads=3)).run(itertools.count())")
+        script.wait_for("busy")
+        script.note().process.kill()
+        code, errors = self.end(script)
+        assert code == -signal.SIGKILL and "Traceback" not in errors, (code, errors)
+
     def test_the_broker_is_killed_while_a_worker_is_stuck(self):
         body = """
             try:

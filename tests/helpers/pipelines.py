@@ -7,6 +7,7 @@ of this module, so that they can be sent anywhere, and have no state where timin
 from __future__ import annotations
 
 import asyncio
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -124,6 +125,24 @@ def waiting(choose: Choose) -> Processor[Any, Any]:
     """A Processor with an async job."""
     job, workers = Waiting(FUNCTIONS[choose(len(FUNCTIONS))]), 1 + choose(3) if choose(3) == 0 else None
     return Processor(job, concurrency=1 + choose(9), workers=workers)
+
+
+class Blocking:
+    """A job that waits, made of one that does not."""
+
+    def __init__(self, job: Callable[[Any], Any]) -> None:
+        self.job = job
+        self.__name__ = f"blocking_{job.__name__}"
+
+    def __call__(self, item: Any) -> Any:
+        time.sleep(0.0002 * (number_of(item) % 4))
+        return self.job(item)
+
+
+def threaded(choose: Choose) -> Processor[Any, Any]:
+    """A Processor that makes several calls at once, in threads."""
+    job, workers = Blocking(FUNCTIONS[choose(len(FUNCTIONS))]), 1 + choose(3) if choose(3) == 0 else None
+    return Processor(job, threads=1 + choose(9), workers=workers)
 
 
 def listed(choose: Choose) -> Processor[Any, Any]:

@@ -281,6 +281,12 @@ def test_numbers_are_refused_by_name():
         (lambda: Processor(load, concurrency=2), ValueError, ["concurrency=2", "async def", "workers=2"]),
         (lambda: Processor(coroutine, concurrency=0), ValueError, ["concurrency", "1 or more", "0"]),
         (lambda: Processor(coroutine, batch=2, per_item=True), ValueError, ["per_item=True", "concurrency=n"]),
+        (lambda: Processor(load, threads=0), ValueError, ["threads", "1 or more", "0"]),
+        (lambda: Processor(load, threads=True), TypeError, ["threads", "True"]),
+        (lambda: Processor(load, threads=5000), ValueError, ["threads", "4096 at most", "5000", "workers=n"]),
+        (lambda: Processor(coroutine, threads=3), ValueError, ["threads=3", "not async", "concurrency=3"]),
+        (lambda: Processor(load, threads=3, concurrency=3), ValueError, ["concurrency=3", "async def"]),
+        (lambda: Processor(load, threads=3, batch=2, per_item=True), ValueError, ["threads=3", "per_item=True"]),
         (lambda: Processor(load, per_item=True), ValueError, ["Processor: per_item=True", "batch=32"]),
         (lambda: Processor(load, batch=2, per_item=1), TypeError, ["per_item", "True or False", "1"]),
         (lambda: Processor(load, batch=2, per_item=True, batch_timeout=-1), ValueError, ["batch_timeout", "0 or more"]),
@@ -350,6 +356,29 @@ def test_async_jobs_are_known():
         assert is_async(work_of(Processor(job))) and hands_of(Processor(job)) == 100
         assert hands_of(Processor(job, concurrency=7)) == 7
     assert not is_async(load) and hands_of(Processor(load)) == 1
+
+
+def test_threaded_jobs_are_known():
+    assert hands_of(Processor(load, threads=7)) == hands_of(Processor(load, threads=7, batch=3)) == 7
+    assert repr(Processor(load, threads=7)) == "Processor(load, threads=7)"
+
+    class Safe(Count):
+        thread_safe = True
+        threads = 5
+
+    assert hands_of(Safe()) == 5
+
+    class Unsafe(Processor):
+        threads = 5
+
+        def process(self, item):
+            return item
+
+    message = raised(ValueError, Unsafe)
+    words = "Unsafe: threads=5", "declare `thread_safe = True` in the class", "workers=5"
+    assert all(word in message for word in words), message
+    # What is not the state of a Processor is nobody's business here.
+    assert hands_of(Processor(Unsafe(threads=None).process, threads=3)) == 3
 
 
 def test_a_subclass_is_looked_at_again():

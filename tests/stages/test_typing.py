@@ -165,6 +165,13 @@ Pipeline().add(Processor(fetch, keep_none=True)).run([1])  # is list[str | None]
 Pipeline().add(Processor(lines_of, concurrency=3)).run([1])  # is list[bytes]
 Pipeline().add(Processor(fetch)).run(lines)  # error: incompatible type "list[str]"
 
+# Threaded jobs.
+Pipeline().add(Processor(known, threads=4)).run([1])  # is list[str]
+Pipeline().add(Processor(known, threads=4, keep_none=True)).run([1])  # is list[str | None]
+Pipeline().add(Processor(mean, batch=2, threads=4)).run([1, 2])  # is list[float]
+Pipeline().add(Processor(known, threads=4)).run(lines)  # error: incompatible type "list[str]"
+Pipeline().add(Processor(known, threads="4"))  # error: No overload variant of "Processor"
+
 # Jobs whose types depend on what they get, or that do not say.
 Pipeline().add(Processor(abs)).run([-1])  # is list[Any]
 Pipeline().add(Processor(list)).run(["ab"])  # is list[Any]

@@ -11,7 +11,7 @@ import unittest
 from unittest import mock
 
 from conveyor.engines.process.wire import progress
-from conveyor.engines.process.wire.progress import ProgressBoard
+from conveyor.engines.process.wire.progress import ProgressBoard, last_words_of
 from tests.helpers.support import TestCase
 
 
@@ -55,6 +55,37 @@ class BoardTest(TestCase):
         assert at == (3, 1) and since is not None
         slot.mark(False)
         assert slot.working_since() == ((3, 1), None)
+
+    def test_each_thread_has_a_cell(self):
+        board = self.board()
+        slot, other = board.new(threads=5), board.new(threads=5)
+        assert not board.new().has_cells and slot.has_cells
+        assert slot.under_way() == [] and slot.working_since() == ((0, 0), None)
+        for number in (4, 2):
+            slot.cell(number).begin(3, number + 1)
+        slot.starter(3)(0, 9)
+        at, since = slot.working_since()
+        assert at == (3, 5) and since is not None, "the call that began first"
+        assert [position for position, _ in slot.under_way()] == [(3, 3), (3, 5)]
+        assert other.under_way() == []
+        slot.cell(4).end()
+        assert slot.working_since()[0] == (3, 3)
+        last = last_words_of(slot, lambda moment: 0.0)
+        ((lease, calls, seconds),) = last.under_way
+        assert (last.started, lease, calls, last.silent) == ((3, 9), 3, 3, 0.0) and seconds >= 0
+        # Without what nobody could do anything about.
+        assert last_words_of(slot, lambda moment: 1e9).under_way == ((3, 3, 0.0),)
+        board.give_back(slot)
+        assert board.new(threads=5).under_way() == []
+
+    def test_a_first_thread_that_runs_says_so(self):
+        slot = self.board().new(threads=2)
+        slot.timed = True
+        slot.mark(True)
+        assert slot.ran_at is not None
+        assert last_words_of(slot, lambda moment: 0.0).silent >= 0
+        slot.mark(False)
+        assert slot.ran_at is None and last_words_of(slot, lambda moment: 0.0).silent == 0.0
 
     def test_slots_do_not_meet_and_are_as_new_when_they_come_again(self):
         with mock.patch.object(progress, "SLOTS", 2):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from conveyor._lean.typing import Any
-from conveyor.core.commands import Fail, KillWorker, Loss, ProbeWorker, Reason
+from conveyor.core.commands import Fail, GiveUp, KillWorker, Loss, ProbeWorker, Reason
 from conveyor.core.data.pieces import Pieces
 from conveyor.core.events import ProbeResult, WorkerLost
 from conveyor.core.leasing.blame import CrashBlame
@@ -24,21 +24,26 @@ from conveyor.graph.plan import StepNode
 # A worker is killed after so many answers in a row that say that it is overdue at the same call, so far apart.
 OVERDUE_ANSWERS = 3
 PROBE_AGAIN_SECONDS = 0.02
+# The first thread of a worker of several threads notes four times within a timeout that it runs.  If it has not for
+# this share of the timeout, one of the others may keep the interpreter to itself.
+SILENT_SHARE = 0.5
 
 
 class TimeoutMonitor:
     """Probes the workers of one step; with no timeout, none is ever due."""
 
-    def __init__(self, timeout: float | None, context: NodeContext) -> None:
+    def __init__(self, timeout: float | None, context: NodeContext, each_call: bool = False) -> None:
         self._timeout = timeout
         self._context = context
+        # Whether a worker is at several calls, and knows the time of each: then a reply says nothing of the others.
+        self._each_call = each_call
         # When to look next.
         self.due_at: float | None = None
 
     def heard(self, worker: Worker) -> None:
         """Take in that a worker replies, or gets work after it had none."""
         worker.last_heard = self._context.now
-        if self._timeout is not None:
+        if self._timeout is not None and not (self._each_call and worker.leases and worker.probe_at is not None):
             worker.probe_at = worker.last_heard + self._timeout
 
     def probe_due(self, workers: Iterable[Worker]) -> None:
@@ -80,6 +85,41 @@ class TimeoutMonitor:
 def was_overdue(worker: Worker, event: WorkerLost) -> bool:
     """Whether a worker that was killed was still at the call that was overdue."""
     return worker.overdue is not None and worker.overdue == event.started
+
+
+def notes_each(node: StepNode, worker: Worker, event: WorkerLost) -> bool:
+    """Whether it is known of each call that a killed worker was at whether that was overdue."""
+    # Where no call was under way, and its first thread did not run, it hung in that.
+    return node.threaded and worker.overdue is not None and bool(event.under_way or not event.silent)
+
+
+def overdue_calls(node: StepNode, event: WorkerLost) -> tuple[list[tuple[int, int]], bool]:
+    """Return the calls that may have been overdue when their worker was killed, and whether each of them certainly was.
+
+    Other calls may only have waited for one that kept the interpreter to itself.
+    """
+    timeout = node.timeout or 0.0
+    if event.silent >= timeout * SILENT_SHARE:
+        calls = [(lease, calls) for lease, calls, _ in event.under_way]
+        return calls, len(calls) == 1
+    # One that was not overdue yet when the worker was probed first may end just now.
+    least = timeout + (OVERDUE_ANSWERS - 1) * PROBE_AGAIN_SECONDS
+    return [(lease, calls) for lease, calls, seconds in event.under_way if seconds >= least], True
+
+
+def overdue_items(node: StepNode, worker: Worker, event: WorkerLost, batch_size: int) -> tuple[int, int] | None:
+    """Return the first and the last item that a killed worker may have been at for too long; None: at none."""
+    call, is_certain = None, node.hands == 1
+    if notes_each(node, worker, event):
+        calls, is_certain = overdue_calls(node, event)
+        call = min(calls, default=None)
+    elif was_overdue(worker, event):
+        call = event.started
+    if call is None:
+        return None
+    lease = next(lease for lease in worker.leases if lease.number == call[0])
+    first, last = lease.call_range(call[1] - 1, batch_size)
+    return first if is_certain else lease.first, last
 
 
 class Recovery:
@@ -158,6 +198,8 @@ class Recovery:
             self.requeue(lease, lease.items - started * batch_size)
         if not lease.items:
             return None
+        if notes_each(self._node, lease.worker, event):
+            return self._lose_beside_overdue(lease, event)
         overdue, give_up = lease.worker.overdue is not None, None
         # With a timeout, a worker of one hand starts calls one by one, and only the last one can be to blame.
         exact = at_work and is_only and (started == 1 or (self._node.timeout is not None and self._node.hands == 1))
@@ -184,6 +226,33 @@ class Recovery:
         if lease.items:
             # These calls seem to be done, but their outputs are lost.
             self.requeue(lease, lease.items)
+        return None
+
+    def _lose_beside_overdue(self, lease: Lease, event: WorkerLost) -> Fail | None:
+        """Requeue what a killed worker had started: each call that was overdue by itself, the others without blame."""
+        batch_size, attempt = self._book.batch_size, self._attempts.get(lease.number, 1)
+        done = (lease.given - lease.items) // batch_size
+        late, is_certain = overdue_calls(self._node, event)
+        indices = sorted(calls - 1 - done for number, calls in late if number == lease.number and calls > done)
+        give_ups: dict[int, GiveUp | None] = {}
+        for index in indices:
+            first = lease.first + index * batch_size
+            last = min(first + batch_size, lease.first + lease.items) - 1
+            give_ups[index] = give_up = self.crash_blame.was_overdue(first, last) if is_certain else None
+            if give_up is not None and not self._node.gives_up:
+                return Fail(self._node.index, event.worker, first, last, give_up.cause, Loss.OVERDUE)
+        for index in reversed(indices):
+            behind = lease.items - (index + 1) * batch_size
+            if behind > 0:
+                self.requeue(lease, behind).deaths = lease.deaths
+            requeued = self.requeue(lease, lease.items - index * batch_size)
+            requeued.give_up = give_ups[index]
+            # Where nobody knows which one it was, each is tried alone.
+            requeued.deaths = lease.deaths if is_certain else SHARED_DEATHS
+            if is_certain and requeued.give_up is None:
+                requeued.attempt = attempt + 1
+        if lease.items:
+            self.requeue(lease, lease.items).deaths = lease.deaths
         return None
 
     def _lose_unpickled(self, lease: Lease, event: WorkerLost) -> Fail | None:

@@ -48,7 +48,7 @@ class Step(Node):
         self.credit = CreditLedger(self.book, context)
         self.order = self.ORDER(node.ordered, self.credit)
         self.recovery = self.RECOVERY(node, self.book, self.order)
-        self.timeout_monitor = TimeoutMonitor(node.timeout, context)
+        self.timeout_monitor = TimeoutMonitor(node.timeout, context, node.threaded)
         self.utilization = Utilization(step_roster.totals, context.now)
         self.chunk_sizer = ChunkSizer(
             *(most_calls(self.bound // self.batch_size), self.item_weight, context.chunk_target, self.batch_size),

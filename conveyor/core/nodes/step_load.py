@@ -30,4 +30,5 @@ def load_of(step: Step, waiting: int) -> StepLoad:
         waited=totals.waited,
         blocked=totals.blocked,
         start=roster.start_seconds,
+        threads=node.hands if node.threaded else 1,
     )

@@ -1,7 +1,8 @@
 """The autoscaler's policy: how many workers each step has, as a pure function of what is seen of the steps.
 
 Law: `decide` knows no clock and no process.  The same loads at the same times give the same resizes.  Workers beyond
-those that a step must have are counted by the share of CPU in their work, `cpu / (cpu + waited)`.  No resize to grow
+those that a step must have are counted by the share of CPU in their work, `cpu / (cpu + waited)`; one whose threads use
+several cores at once, by these.  No resize to grow
 makes that sum more than the cores, or adds a worker that uses CPU while no core is idle.  Where the work has changed
 and the sum is more, the workers that are not needed go.
 
@@ -98,6 +99,8 @@ class StepLoad(NamedTuple):
     blocked: float
     # Seconds from starting a worker until it is ready.
     start: float
+    # In how many threads a worker makes calls, so that it may use as many cores at once.
+    threads: int = 1
 
 
 class Resize(NamedTuple):
@@ -146,9 +149,16 @@ class StepHistory(NamedTuple):
         return max(1, self.load.least)
 
     @property
-    def cpu_share(self) -> float:
-        """The share of CPU in its work; all of it until something is known."""
+    def work(self) -> float:
+        """Seconds that workers were at work, without the time in which they waited for a core."""
         work = self.cpu + self.waited
+        # Several threads use more than one core, and that makes the worker's time no longer.
+        return work if self.load.threads == 1 else min(work, self.busy)
+
+    @property
+    def cpu_share(self) -> float:
+        """The cores that a worker uses while it is at work, on average; one until something is known."""
+        work = self.work
         return self.cpu / work if work else 1.0
 
     @property
@@ -159,12 +169,12 @@ class StepHistory(NamedTuple):
     @property
     def service(self) -> float:
         """Seconds that a call takes where no core is missing.  A call under way is taken to be half done."""
-        return (self.cpu + self.waited) / self.calls if self.calls else 2 * self.load.busy / max(1, self.load.workers)
+        return self.work / self.calls if self.calls else 2 * self.load.busy / max(1, self.load.workers)
 
     @property
     def run_share(self) -> float:
         """The share of a busy worker's time that is not spent waiting for a core."""
-        return min(1.0, (self.cpu + self.waited) / self.busy) if self.calls and self.busy else 1.0
+        return min(1.0, self.work / self.busy) if self.calls and self.busy else 1.0
 
     @property
     def backlog_seconds(self) -> float:
@@ -361,7 +371,8 @@ class ScalingRound:
         # Where no more items come, those that wait are all there are, and must be worth the start.
         if load.ended and history.backlog_seconds < 2 * load.start:
             return 0, 0.0
-        headroom = CPU_HEADROOM * history.cpu_share + WAITING_HEADROOM * (1 - history.cpu_share)
+        cpu_share = min(1.0, history.cpu_share)
+        headroom = CPU_HEADROOM * cpu_share + WAITING_HEADROOM * (1 - cpu_share)
         wanted_workers, wait = ceil(need * (1 + headroom)) if need else 2 * history.workers, STALL_BEFORE_GROWTH_SECONDS
         if wanted_workers <= history.workers <= REGROW_FACTOR * need:
             wanted_workers, wait = history.workers + ceil(history.workers / 8), REGROW_DELAY_SECONDS

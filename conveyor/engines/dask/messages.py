@@ -82,15 +82,11 @@ class Probed(NamedTuple):
 
 
 class WorkerEnded(NamedTuple):
-    """Node to broker: a worker is dead.  `started`: how far it had started what it was handed.
-
-    `unpickling`: it was unpickling that.
-    """
+    """Node to broker: a worker is dead; `last` has the fields of `LastWords` in `wire/progress.py`."""
 
     number: int
     exitcode: int | None
-    started: tuple[int, int]
-    unpickling: bool
+    last: tuple[Any, ...]
 
 
 class WorkerNotStarted(NamedTuple):

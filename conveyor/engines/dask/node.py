@@ -171,9 +171,9 @@ class Node:
 
     def worker_died(self, worker: WorkerPort) -> None:
         """Pass on what it said last, and that it is dead."""
-        started, unpickling = self._pool.bury(worker)
+        last = self._pool.bury(worker, self._pauses)
         self.orphans.left_by(worker.child.pid, worker.config.name)
-        self._tell(node_messages.WorkerEnded(worker.number, worker.child.exitcode, started, unpickling))
+        self._tell(node_messages.WorkerEnded(worker.number, worker.child.exitcode, tuple(last)))
         del self._pool.workers[worker.number]
 
 

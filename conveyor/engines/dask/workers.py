@@ -19,10 +19,12 @@ from conveyor.engines.process.broker.dispatch import Dispatch
 from conveyor.engines.process.broker.ports import Connection, WorkerPort
 from conveyor.engines.process.broker.worker_pool import WorkerPool
 from conveyor.engines.process.shm.arena import Arena
+from conveyor.engines.process.system.waiting import PauseDetector
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig
 from conveyor.engines.process.wire.endpoint import Frame, NonblockingEndpoint
 from conveyor.engines.process.wire.handles import Handles
+from conveyor.engines.process.wire.progress import LastWords
 from conveyor.errors import ProcessError
 
 # What the workers of a lost node ended with: something outside killed them, and no item is to blame.
@@ -106,9 +108,13 @@ class RemoteProgress:
 
     def __init__(self, child: RemoteChild) -> None:
         self._child = child
-        # How far a dead worker had started what it was handed; None: nobody knows.
-        self.started: Any = 0, 0
-        self.unpickling = False
+        # What is known of it once it is dead.
+        self.last_words = LastWords()
+
+    @property
+    def started(self) -> Any:
+        """How far it had started what it was handed, once it is dead; None: nobody knows."""
+        return self.last_words.started
 
     def allow_all(self) -> None:
         """Let everything be started again."""
@@ -243,16 +249,16 @@ class ClusterPool(WorkerPool):
             case node_messages.Probed():
                 shell.handle(events.ProbeResult(each.number, message.lease, message.calls, message.seconds))
             case node_messages.WorkerEnded():
-                self._ended(each, message.exitcode, message.started, message.unpickling)
+                self._ended(each, message.exitcode, LastWords(*message.last))
             case node_messages.WorkerNotStarted():
                 self._not_started(each, message.why)
             case _:
                 raise messages.unexpected(message, "The broker, from a node,")
 
-    def _ended(self, each: WorkerPort, exitcode: int | None, started: Any, unpickling: bool) -> None:
+    def _ended(self, each: WorkerPort, exitcode: int | None, last: LastWords) -> None:
         each.child.exitcode = exitcode
         progress: Any = each.progress
-        progress.started, progress.unpickling = started, unpickling
+        progress.last_words = last
         self._dispatch.worker_died(each)
 
     def _not_started(self, each: WorkerPort, why: str) -> None:
@@ -274,9 +280,9 @@ class ClusterPool(WorkerPool):
             self._dispatch.shell.caller.logs.pass_on(messages.NoticeGiven("WARNING", text), [])
         for each in dead:
             if not each.dead:
-                self._ended(each, LOST_EXITCODE, None, False)
+                self._ended(each, LOST_EXITCODE, LastWords(None))
 
-    def bury(self, each: WorkerPort) -> tuple[tuple[int, int], bool]:
+    def bury(self, each: WorkerPort, pauses: PauseDetector | None = None) -> LastWords:
         while each.peer.drain():
             pass
         each.peer.close()
@@ -286,7 +292,9 @@ class ClusterPool(WorkerPool):
             child.link.workers.discard(each.number)
         if each in self._waiting:
             self._waiting.remove(each)
-        return each.progress.started, each.progress.unpickling
+        progress: Any = each.progress
+        last_words: LastWords = progress.last_words
+        return last_words
 
     @property
     def living(self) -> set[int]:
@@ -297,7 +305,7 @@ class ClusterPool(WorkerPool):
         super().close_workers(grace)
         # Those without a node have nothing to close.
         for each in list(self._waiting):
-            self._ended(each, LOST_EXITCODE, None, False)
+            self._ended(each, LOST_EXITCODE, LastWords(None))
 
     def end(self) -> None:
         for each in self.workers.values():

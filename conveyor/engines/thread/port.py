@@ -12,6 +12,8 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from operator import itemgetter
 from queue import Empty, SimpleQueue
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
@@ -20,10 +22,13 @@ from conveyor.core.events import Replied
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.configs import WorkerConfig
 from conveyor.engines.process.wire.endpoint import ConnectionLost
-from conveyor.engines.process.wire.progress import NEVER, CallClock, position_of, word_of
+from conveyor.engines.process.wire.progress import NEVER, Began, CallClock, position_of, word_of
 
 if TYPE_CHECKING:
     from conveyor.core import commands
+
+# The exit code of a process that the job has forked, and that came back out of it.
+FORKED_EXITCODE = 98
 
 Post = Callable[[Any, Any, Any], None]
 # A message, of those in `wire/messages.py` or of this engine, and its blobs.
@@ -46,6 +51,23 @@ class ThisProcess:
 this_process = ThisProcess()
 
 
+class Cell:
+    """What one thread of a worker notes: the call that it is at, and since when; None: it is at none."""
+
+    __slots__ = ("began",)
+
+    def __init__(self) -> None:
+        self.began: Began | None = None
+
+    def begin(self, lease: int, calls: int) -> None:
+        """The thread notes that it begins the last of so many calls of a lease."""
+        self.began = (lease, calls), time.monotonic()
+
+    def end(self) -> None:
+        """The thread notes that it is at no call."""
+        self.began = None
+
+
 class Progress(CallClock):
     """How far a worker has started what it was handed, and how far it may: the progress slot of a thread.
 
@@ -62,6 +84,8 @@ class Progress(CallClock):
         self._stop_at = NEVER
         self._since: float | None = None
         self.unpickling = False
+        # Of a worker of several threads: what each is at.
+        self._cells: list[Cell] = []
 
     def starter(self, lease: int) -> Callable[[int, int], int]:
         """Return what starts the calls from `first` to `stop` of a lease, and returns how far that is allowed."""
@@ -82,8 +106,34 @@ class Progress(CallClock):
         with self._lock:
             self._since = time.monotonic() if working else None
 
+    def cell(self, thread: int) -> Cell:
+        """Return a cell for a thread of the worker."""
+        cell = Cell()
+        self._cells.append(cell)
+        return cell
+
+    @property
+    def has_cells(self) -> bool:
+        """Whether the worker notes its calls one by one."""
+        return bool(self._cells)
+
+    def under_way(self) -> list[Began]:
+        """Return the calls that the threads of the worker are at."""
+        return [began for cell in list(self._cells) if (began := cell.began) is not None]
+
+    @property
+    def ran_at(self) -> float | None:
+        """The moment at which the worker has noted last that it goes on; None: it is at no call."""
+        with self._lock:
+            return self._since
+
     def working_since(self) -> tuple[tuple[int, int], float | None]:
-        """Return how far the worker has started, and when it started the last call; None: it is at no call."""
+        """Return how far the worker has started, and when it started the last call; None: it is at no call.
+
+        Of a worker with cells, the call that it is at for longest.
+        """
+        if calls := self.under_way():
+            return min(calls, key=itemgetter(1))
         with self._lock:
             return position_of(self._started), self._since
 
@@ -152,8 +202,8 @@ class Port(End):
         self._owner = this_process.number
         self.progress = Progress()
         self.thread: threading.Thread
-        # The clock of the CPU time of its thread, where the system has one.
-        self.cpu_clock: int | None = None
+        # The clocks of the CPU time of its threads, where the system has them.
+        self._cpu_clocks: list[int] = []
         self.begun = time.monotonic()
         # Set by the shell: the job is set up; what the worker still says counts for nothing.
         self.is_up = self.abandoned = False
@@ -177,15 +227,19 @@ class Port(End):
 
     @property
     def cpu_seconds(self) -> float:
-        """How many seconds its thread has used a core; 0.0 where nobody knows, or it has ended."""
-        if self.cpu_clock is None:
-            return 0.0
-        try:
-            return time.clock_gettime(self.cpu_clock)
-        except OSError:
-            return 0.0
+        """How many seconds its threads have used a core; 0.0 where nobody knows, or they have ended."""
+        seconds = 0.0
+        for clock in list(self._cpu_clocks):
+            with suppress(OSError):
+                seconds += time.clock_gettime(clock)
+        return seconds
 
     # The worker's side
+
+    def add_cpu_clock(self) -> None:
+        """Count what the thread that asks uses of a core."""
+        if hasattr(time, "pthread_getcpuclockid"):
+            self._cpu_clocks.append(time.pthread_getcpuclockid(threading.get_ident()))
 
     @property
     def is_forked_copy(self) -> bool:

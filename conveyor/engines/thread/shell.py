@@ -25,6 +25,7 @@ from conveyor.core.shell import Observer, Shell
 from conveyor.engines.failures import traceback_of
 from conveyor.engines.process.system.waiting import SLICE_SECONDS, PauseDetector
 from conveyor.engines.process.wire import messages
+from conveyor.engines.process.wire.progress import LastWords, last_words_of
 from conveyor.engines.thread.items import Blob, blobs_of
 from conveyor.engines.thread.port import End, Frame, Port
 from conveyor.engines.thread.timing import Statistics, Ticker
@@ -366,9 +367,10 @@ class ThreadShell(Shell):
     def kill_worker(self, worker: int) -> None:
         port = self.pool.ports[worker]
         # What it has said before counts, as what a dead process has sent.
-        self.post(self._abandon, port, port.progress.fence())
+        started = port.progress.fence()
+        self.post(self._abandon, port, last_words_of(port.progress, self._pauses.since)._replace(started=started))
 
-    def _abandon(self, port: Port, started: tuple[int, int]) -> None:
+    def _abandon(self, port: Port, last: LastWords) -> None:
         """Have no more to do with a thread that is at one call for too long."""
         if self.failed or self.closing:
             return
@@ -378,7 +380,8 @@ class ThreadShell(Shell):
         if others:
             self.fail_with(TooManyAbandoned(port.config.name, timeout, others))
         else:
-            self.handle(events.WorkerLost(port.number, None, started))
+            what = last.started, True, False, False, last.under_way, last.silent
+            self.handle(events.WorkerLost(port.number, None, *what))
 
     # To source and consumer
 

@@ -30,7 +30,7 @@ from conveyor.engines.process.worker.loop import Worker
 from conveyor.engines.process.worker.mailbox import SHORT_SECONDS, CallLog, CpuMeter, Outbox
 from conveyor.engines.process.worker.retry import Retrier
 from conveyor.engines.thread.items import Blob, gathered, is_alone, size_of, size_of_all, snapshot, taken, without_twins
-from conveyor.engines.thread.port import Port
+from conveyor.engines.thread.port import FORKED_EXITCODE, Port
 from conveyor.stages.outputs import WorkerRecord, awaited, worker_variable
 from conveyor.stages.per_item import PerItem
 from conveyor.stages.processor import Processor, is_async, overrides, work_of
@@ -39,8 +39,6 @@ from conveyor.stats import Measures
 if TYPE_CHECKING:
     from conveyor.stages.event_loop import EventLoop
 
-# The exit code of a process that the job has forked, and that came back out of it.
-FORKED_EXITCODE = 98
 
 
 class ThreadOutbox(Outbox):
@@ -280,8 +278,7 @@ def job_copy(processor: Processor[Any, Any]) -> Processor[Any, Any]:
 
 def main(port: Port) -> None:
     """The whole life of a worker thread."""
-    if hasattr(time, "pthread_getcpuclockid"):
-        port.cpu_clock = time.pthread_getcpuclockid(threading.get_ident())
+    port.add_cpu_clock()
     try:
         _run_job(port)
     except ConnectionLost:
@@ -299,12 +296,14 @@ def _run_job(port: Port) -> None:
         config = port.config
         record = WorkerRecord(config.name, config.place, processor.job, config.shared)  # type: ignore[arg-type]
         worker_variable().set(record)
+        # Few pipelines have a job that makes many calls at once.
         if is_async(work_of(processor)):
-            # Few pipelines have such a job.
             from conveyor.engines.thread.async_worker import AsyncThreadWorker as worker_kind
             from conveyor.stages.event_loop import EventLoop
 
             loop = EventLoop()
+        elif config.threads:
+            from conveyor.engines.thread.threaded_worker import ThreadedThreadWorker as worker_kind
         record.state = awaited(processor.setup(), loop)
     except BaseException as error:
         port.send(messages.WorkerFailed(failure_of(error, phase, stays=True)))

@@ -65,6 +65,7 @@ class WorkerPool:
                 redact=redact,
                 settings=plan.settings,
                 shared=plan.setting("shared"),
+                threads=step.hands if step.threaded else 0,
             )
             for step in plan.steps
         }

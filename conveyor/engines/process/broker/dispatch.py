@@ -218,7 +218,7 @@ class Dispatch:
 
     def worker_died(self, worker: WorkerPort) -> None:
         shell, pool = self.shell, self.shell.pool
-        started, unpickling = pool.bury(worker)
+        last = pool.bury(worker, shell.pauses)
         self.orphans.left_by(worker.child.pid, worker.config.name)
         if pool.arena is not None and pool.refcounts.ever and not pool.closing:
             pool.arena.reclaim(worker.number, pool.refcounts.used())
@@ -244,6 +244,7 @@ class Dispatch:
                 shell.fail_with(messages.FailedByBroker(why, ""))
             return
         killed = exitcode in FROM_OUTSIDE
-        shell.handle(events.WorkerLost(worker.number, exitcode, started, worker.ready, killed, unpickling))
+        what = last.started, worker.ready, killed, last.unpickling, last.under_way, last.silent
+        shell.handle(events.WorkerLost(worker.number, exitcode, *what))
         if not shell.failed:
             del pool.workers[worker.number]

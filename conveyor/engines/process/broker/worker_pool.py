@@ -25,13 +25,13 @@ from conveyor.engines.process.system.spawning import (
     signals_held,
     start_process,
 )
-from conveyor.engines.process.system.waiting import Child, GracePeriod, Waiter
+from conveyor.engines.process.system.waiting import Child, GracePeriod, PauseDetector, Waiter
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig
 from conveyor.engines.process.wire.endpoint import ConnectionLost, NonblockingEndpoint
 from conveyor.engines.process.wire.handles import Handles
 from conveyor.engines.process.wire.pipe import PIPE, channel
-from conveyor.engines.process.wire.progress import ProgressBoard
+from conveyor.engines.process.wire.progress import LastWords, ProgressBoard, last_words_of
 from conveyor.engines.process.worker import preload, run_worker
 from conveyor.errors import ProcessError
 
@@ -112,7 +112,7 @@ class WorkerPool:
         method = FORK if self._fork else SPAWN
         context: Any = multiprocessing.get_context(method)
         near, far = channel(self._config.channel, context)
-        progress = self._board.new()
+        progress = self._board.new(config.threads)
         inherited_fds = list(self.inherited_fds) if self._fork else []
         if self._fork and self._config.channel == PIPE:
             # Else the worker would keep its own channel open, and never see its end.  Those of a queue are not apart.
@@ -157,11 +157,8 @@ class WorkerPool:
                 messages.ConfigureWorker(config._replace(job=b"", redact=None)), [config.job, config.redact or b""]
             )
 
-    def bury(self, each: WorkerPort) -> tuple[tuple[int, int], bool]:
-        """Take in what one that has died said last, and let go of it.
-
-        Return how far it had started what it was handed, and whether it was unpickling.
-        """
+    def bury(self, each: WorkerPort, pauses: PauseDetector) -> LastWords:
+        """Take in what one that has died said last, and let go of it; return what is known of what it was at."""
         # A last message and the death can be ready together: the message comes first.
         while each.peer.drain():
             pass
@@ -171,7 +168,7 @@ class WorkerPool:
         each.dead = True
         self.inherited_fds.remove(each.end)
         self.refcounts.lost(each.number)
-        last_words = each.progress.started, each.progress.unpickling
+        last_words = last_words_of(each.progress, pauses.since)
         self._board.give_back(each.progress)
         return last_words
 

@@ -424,6 +424,7 @@ def config_for(plan: Plan, start: Start, channel: str, seed: int | None, forward
             forwarded=forwarded,
             settings=plan.settings,
             shared=start.shared,
+            threads=step.hands if step.threaded else 0,
         )
         for step, job in zip(plan.steps, start.jobs, strict=True)
     }

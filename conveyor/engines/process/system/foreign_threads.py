@@ -49,6 +49,7 @@ WAITING_MODULES = (
 POOL_LOOPS = {
     "anyio._backends._asyncio": "run",
     "concurrent.futures.thread": "_worker",
+    "conveyor.engines.process.worker.call_threads": "_serve",
     "conveyor.engines.thread.worker": "_serve_all",
 }
 # Native threads of these names hold no lock over a fork.  ZeroMQ's serve sockets of this process alone, and jemalloc

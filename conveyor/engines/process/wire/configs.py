@@ -60,7 +60,8 @@ class WorkerConfig(NamedTuple):
     go to.  `levels`: what log records it makes.  `redact`, or the pickle of it, shows items in errors.
     Random numbers derive from `seed`, where there is one.  What the job writes to the streams of `sys` in `forwarded`
     goes to the caller.  `settings` are those of the plan.  `place` is that among the workers of its step, from 0 on.
-    `shared` are the objects of the pipeline's `shared`, or the pickle of what maps them.
+    `shared` are the objects of the pipeline's `shared`, or the pickle of what maps them.  `threads`: how many calls the
+    worker makes at once, each in a thread; 0: its job needs none.
     """
 
     name: str
@@ -78,6 +79,7 @@ class WorkerConfig(NamedTuple):
     settings: tuple[tuple[str, Any], ...] = ()
     place: int = 0
     shared: Mapping[str, Any] | bytes | None = None
+    threads: int = 0
 
     def setting(self, name: str) -> Any:
         """Return what the user set for the pipeline by this name."""

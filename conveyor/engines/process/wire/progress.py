@@ -5,6 +5,9 @@ and writes the other.  Neither waits, and there is no lock: each writes first an
 the same time at least one sees what the other wrote.  A slot survives the death of its worker.
 
 A position is one word, `lease << 32 | calls`: the first `calls` calls of a lease, and all leases with a smaller number.
+
+A worker that makes several calls at once, in threads, has a cell for each thread: the call that it is at, and since
+when.  The moment in its slot then says when its first thread ran last.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import count
 from multiprocessing import reduction
+from operator import itemgetter
 
+from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 
@@ -25,8 +30,35 @@ SLOT_WORDS = 8
 SLOTS = 4096
 BOARD_BYTES = SLOTS * SLOT_WORDS * 8
 STARTED, STOP_AT, SINCE, UNPICKLING = 0, 1, 2, 3
+# The cell of a thread: the position of its call, and when that began.
+CELL_WORDS = 2
 NEVER = (1 << 64) - 1
 _numbers = count()
+# A lease and a number of its calls, with the moment at which the last of these began.
+Began = tuple[tuple[int, int], float]
+
+
+class LastWords(NamedTuple):
+    """What is known of a dead worker: how far it had started what it was handed, and whether it was unpickling that.
+
+    `under_way` and `silent` are those of the event `WorkerLost`.
+    """
+
+    started: Any = (0, 0)
+    unpickling: bool = False
+    under_way: tuple[tuple[int, int, float], ...] = ()
+    silent: float = 0.0
+
+
+def last_words_of(progress: Any, pause_since: Callable[[float], float]) -> LastWords:
+    """Return the last words of a dead worker; `pause_since`: for how long nobody could run since a moment."""
+
+    def passed(moment: float) -> float:
+        return max(0.0, time.monotonic() - moment - pause_since(moment))
+
+    calls = tuple((*position, passed(since)) for position, since in progress.under_way())
+    ran_at = progress.ran_at if progress.has_cells else None
+    return LastWords(progress.started, progress.unpickling, calls, 0.0 if ran_at is None else passed(ran_at))
 
 
 def word_of(lease: int, calls: int) -> int:
@@ -69,23 +101,81 @@ class CallClock(ABC):
     def _note(self, working: bool) -> None: ...
 
 
-class ProgressSlot(CallClock):
-    """The words of one worker, on either side."""
+class ProgressCell:
+    """The words of one thread of a worker."""
 
-    def __init__(self, memory: BoardMemory, index: int) -> None:
+    __slots__ = ("_began", "_fence", "_position", "_words")
+
+    def __init__(self, words: Any, first: int) -> None:
+        self._words = words
+        self._position, self._began = first, first + 1
+        self._fence = threading.Lock()
+
+    def begin(self, lease: int, calls: int) -> None:
+        """The thread notes that it begins the last of so many calls of a lease."""
+        words = self._words
+        words[self._began] = 0
+        with self._fence:
+            words[self._position] = word_of(lease, calls)
+        words[self._began] = time.monotonic_ns()
+
+    def end(self) -> None:
+        """The thread notes that it is at no call."""
+        self._words[self._began] = 0
+
+    def read(self) -> Began | None:
+        """Return the call that the thread is at; None: it is at none."""
+        words = self._words
+        while began := words[self._began]:
+            position = words[self._position]
+            with self._fence:
+                # Else the call may be another one.
+                if words[self._began] == began:
+                    return position_of(position), began / 1e9
+        return None
+
+
+class ProgressSlot(CallClock):
+    """The words of one worker, on either side.
+
+    `size`: how many slots of the memory it has; those behind the first have cells for its threads.
+    """
+
+    def __init__(self, memory: BoardMemory, index: int, size: int = 1) -> None:
         super().__init__()
         self.memory = memory
         self.index = index
+        self.size = size
         first = index * SLOT_WORDS
         self._started, self._stop_at = first + STARTED, first + STOP_AT
         self._since, self._unpickling = first + SINCE, first + UNPICKLING
         self._fence = threading.Lock()
 
-    def __getstate__(self) -> tuple[BoardMemory, int]:
-        return self.memory, self.index
+    def __getstate__(self) -> tuple[BoardMemory, int, int]:
+        return self.memory, self.index, self.size
 
-    def __setstate__(self, state: tuple[BoardMemory, int]) -> None:
+    def __setstate__(self, state: tuple[BoardMemory, int, int]) -> None:
         self.__init__(*state)  # type: ignore[misc]
+
+    @property
+    def has_cells(self) -> bool:
+        """Whether the worker notes its calls one by one."""
+        return self.size > 1
+
+    def cell(self, thread: int) -> ProgressCell:
+        """Return the cell of a thread of the worker, by its number."""
+        return ProgressCell(self.memory.words, (self.index + 1) * SLOT_WORDS + thread * CELL_WORDS)
+
+    def under_way(self) -> list[Began]:
+        """Return the calls that the threads of the worker are at."""
+        cells = (self.size - 1) * SLOT_WORDS // CELL_WORDS
+        return [began for thread in range(cells) if (began := self.cell(thread).read()) is not None]
+
+    @property
+    def ran_at(self) -> float | None:
+        """The moment of `time.monotonic` at which the worker has noted last that it goes on; None: it is at no call."""
+        since = self.memory.words[self._since]
+        return since / 1e9 if since else None
 
     def starter(self, lease: int) -> Callable[[int, int], int]:
         """Return what starts the calls from `first` to `stop` of a lease, and returns how far that is allowed."""
@@ -138,8 +228,10 @@ class ProgressSlot(CallClock):
     def working_since(self) -> tuple[tuple[int, int], float | None]:
         """Return how far the worker has started, and the moment of `time.monotonic` at which it started the last call.
 
-        None: it is at no call.
+        None: it is at no call.  Of a worker with cells, the call that it is at for longest.
         """
+        if self.has_cells and (calls := self.under_way()):
+            return min(calls, key=itemgetter(1))
         words = self.memory.words
         while True:
             since = words[self._since]
@@ -168,6 +260,8 @@ class ProgressSlot(CallClock):
 
     def clear(self) -> None:
         for word in (self._started, self._since, self._unpickling):
+            self.memory.words[word] = 0
+        for word in range((self.index + 1) * SLOT_WORDS, (self.index + self.size) * SLOT_WORDS):
             self.memory.words[word] = 0
         self.allow_all()
 
@@ -229,24 +323,29 @@ class ProgressBoard:
     def __init__(self, inherited: bool) -> None:
         self._inherited = inherited
         self._memories: list[BoardMemory] = []
-        # How many slots were handed out for the first time, and those that were given back.
+        # How many slots of the last memory were handed out for the first time, and those that were given back.
         self._used = 0
-        self._free: list[ProgressSlot] = []
+        self._free: dict[int, list[ProgressSlot]] = {}
 
-    def new(self) -> ProgressSlot:
-        """Return a slot for a new worker; raises OSError where the system has no memory for it."""
-        if self._free:
-            slot = self._free.pop()
+    def new(self, threads: int = 0) -> ProgressSlot:
+        """Return a slot for a new worker, with cells for so many threads.
+
+        Raises OSError where the system has no memory for it.
+        """
+        size = 1 + -(-threads * CELL_WORDS // SLOT_WORDS)
+        if free := self._free.get(size):
+            slot = free.pop()
         else:
-            if self._used == len(self._memories) * SLOTS:
+            if not self._memories or self._used + size > SLOTS:
                 self._memories.append(BoardMemory(self._inherited))
-            slot = ProgressSlot(self._memories[-1], self._used % SLOTS)
-            self._used += 1
+                self._used = 0
+            slot = ProgressSlot(self._memories[-1], self._used, size)
+            self._used += size
         slot.clear()
         return slot
 
     def give_back(self, slot: ProgressSlot) -> None:
-        self._free.append(slot)
+        self._free.setdefault(slot.size, []).append(slot)
 
     def close(self) -> None:
         while self._memories:

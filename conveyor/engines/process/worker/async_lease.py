@@ -12,6 +12,7 @@ from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 from conveyor.engines.failures import LeaseFailed
 from conveyor.engines.process.wire import messages
+from conveyor.engines.process.wire.endpoint import ConnectionLost
 from conveyor.engines.process.worker.mailbox import CpuMeter, Inbox
 from conveyor.engines.process.worker.retry import Retrier
 
@@ -75,6 +76,30 @@ class AsyncInbox(Inbox):
         return False
 
 
+class Arrival:
+    """Wakes the event loop where a message may have come, or none can be sent any more."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self._lost: ConnectionLost | None = None
+
+    def set(self) -> None:
+        """Say that a message may have come."""
+        self._event.set()
+
+    def lose(self, lost: ConnectionLost) -> None:
+        """Say that no message can be sent any more."""
+        self._lost = lost
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Wait until a message may have come; raises ConnectionLost."""
+        await self._event.wait()
+        self._event.clear()
+        if self._lost is not None:
+            raise self._lost
+
+
 class Call:
     """One call of the job, with what it has given and nobody has taken."""
 
@@ -88,7 +113,7 @@ class Call:
         self.is_done = False
         self.error: BaseException | None = None
         self.attempts = 1
-        self.drained = asyncio.Event()
+        self.drained: Any = asyncio.Event()
         # How long it has waited for room, and since when it does.
         self.waited = 0.0
         self.waits_since: float | None = None

@@ -19,7 +19,8 @@ from conveyor.core import SLOW_CALL_SECONDS
 from conveyor.engines.failures import CALL_CANCELLED, LeaseFailed, OverdueAt, overdue
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import ATOMS, ByteBudget, Unpicklable
-from conveyor.engines.process.worker.async_lease import AsyncInbox, AsyncMeter, Call, LeaseRun
+from conveyor.engines.process.wire.endpoint import ConnectionLost
+from conveyor.engines.process.worker.async_lease import Arrival, AsyncInbox, AsyncMeter, Call, LeaseRun
 from conveyor.engines.process.worker.loop import Worker
 from conveyor.engines.process.worker.mailbox import CallLog
 from conveyor.stages.event_loop import EventLoop
@@ -41,6 +42,7 @@ class AsyncWorker(Worker):
     """The loop of a worker with an async job."""
 
     of_thread = False
+    call_kind: type[Call] = Call
 
     def __init__(self, *arguments: Any, loop: EventLoop) -> None:
         super().__init__(*arguments)
@@ -60,13 +62,14 @@ class AsyncWorker(Worker):
         # How many calls do not end although they were cancelled; nothing begins beside these.
         self._stubborn = 0
         self._calm = asyncio.Event()
+        self._arrived = Arrival()
 
     def _serve_all(self) -> None:
         self._loop.run(self._serve_leases())
 
     async def _serve_leases(self) -> None:
-        inbox, runs = self._inbox, self._inbox.runs
-        arrived, handled = asyncio.Event(), threading.Event()
+        inbox, runs, arrived = self._inbox, self._inbox.runs, self._arrived
+        handled = threading.Event()
         loop, is_over = asyncio.get_running_loop(), threading.Event()
         beat = asyncio.ensure_future(self._beat()) if self._timeout is not None else None
         self._calm.set()
@@ -87,7 +90,6 @@ class AsyncWorker(Worker):
         try:
             while True:
                 await arrived.wait()
-                arrived.clear()
                 inbox.receive_all()
                 if inbox.is_stopping():
                     await self._stop()
@@ -178,7 +180,7 @@ class AsyncWorker(Worker):
                 if start(index, index + 1) == index:
                     self._free.release()
                     break
-                call = Call(index, 0 if index else lease.skip)
+                call = self.call_kind(index, 0 if index else lease.skip)
                 run.calls.append(call)
                 if lease.give_up is not None or index in items.broken:
                     self._free.release()
@@ -324,6 +326,8 @@ class AsyncWorker(Worker):
             self._end_lease(run)
         except LeaseFailed as failed:
             self._fail(run, failed)
+        except ConnectionLost as lost:
+            self._arrived.lose(lost)
 
     async def _collect_all(self, run: LeaseRun) -> None:
         index = 0

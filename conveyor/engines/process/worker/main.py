@@ -141,13 +141,15 @@ def _run_job(
         phase = "setup"
         record = WorkerRecord(config.name, config.place, processor.job, shared)
         become_worker(record)
+        # Few workers have a job that makes many calls at once.
         if is_async(work_of(processor)):
-            # Few workers have such a job.
             from conveyor.engines.process.worker.async_loop import AsyncWorker
             from conveyor.stages.event_loop import EventLoop
 
             loop = EventLoop()
             kind = partial(AsyncWorker, loop=loop)
+        elif config.threads:
+            from conveyor.engines.process.worker.threaded_loop import ThreadedWorker as kind
         record.state = awaited(processor.setup(), loop)
     except BaseException as error:
         end.send(messages.WorkerFailed(failure_of(error, phase)))
