@@ -133,9 +133,13 @@ class ProbeResult(NamedTuple):
 
 
 class Ticked(NamedTuple):
-    """Time has passed; the processes beside the workers have used `other_cpu_seconds` so far."""
+    """Time has passed; the processes beside the workers have used `other_cpu_seconds` so far.
+
+    `fitting`: for how many workers such as there are memory has room; None: nobody knows, or they need none.
+    """
 
     other_cpu_seconds: float
+    fitting: int | None = None
 
 
 class BrokerLoad(NamedTuple):

@@ -249,7 +249,7 @@ class Machine:
                     for step in self.steps:
                         step.wake()
                     if self.roster.autoscales and self.now >= self.roster.policy_state.next:
-                        self._autoscale(event.other_cpu_seconds)
+                        self._autoscale(event)
             case BrokerLoad(cpu_share):
                 if self.chunk_target.observe_load(cpu_share):
                     for step in self.steps:
@@ -342,10 +342,10 @@ class Machine:
             return Fail(step.index, event.worker, first, last, step.step_roster.node.timeout, Loss.OVERDUE)
         return step.recovery.failure_of(event.worker, None, None, event.cause)._replace(loss=Loss.STATE)
 
-    def _autoscale(self, other_cpu_seconds: float) -> None:
+    def _autoscale(self, event: Ticked) -> None:
         """Have the numbers of workers follow the load."""
-        loads = [load_of(step, self._waiting_in_front(step)) for step in self.steps]
-        for resize in self.roster.decide(loads, other_cpu_seconds, self.now):
+        loads = [load_of(step, self._waiting_in_front(step), event.fitting) for step in self.steps]
+        for resize in self.roster.decide(loads, event.other_cpu_seconds, self.now):
             self.steps[resize.step].resize(resize.after)
 
     def _waiting_in_front(self, step: Step) -> int:

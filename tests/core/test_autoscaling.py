@@ -46,7 +46,10 @@ START = StepLoad("job", 1, 0, 1, None, 0, 1000, False, 0, 0.0, 0.0, 0.0, 0.0, 0.
 
 
 class Work(NamedTuple):
-    """What a step does for a while: the cost of a unit, what waits, and how many workers are at work (None: all)."""
+    """What a step does for a while: the cost of a unit, what waits, and how many workers are at work (None: all).
+
+    `at_once`: what it waits for goes on with so many units at a time.
+    """
 
     cpu: float
     waited: float = 0.0
@@ -54,6 +57,7 @@ class Work(NamedTuple):
     at_work: float | None = None
     blocked: float = 0.0
     ended: bool = False
+    at_once: float = math.inf
 
 
 class Film:
@@ -89,7 +93,8 @@ class Film:
         step_load = self.step_loads[index]
         at_work = step_load.workers if work.at_work is None else work.at_work
         before = int(self.calls[index])
-        self.calls[index] += at_work * seconds / (work.cpu + work.waited)
+        waited = work.waited * max(1.0, at_work / work.at_once)
+        self.calls[index] += at_work * seconds / (work.cpu + waited)
         done = int(self.calls[index] + 1e-9) - before
         self.step_loads[index] = step_load._replace(
             workers=step_load.workers + arrived,
@@ -99,7 +104,7 @@ class Film:
             calls=step_load.calls + done,
             busy=step_load.busy + at_work * seconds,
             cpu=step_load.cpu + done * work.cpu,
-            waited=step_load.waited + done * work.waited,
+            waited=step_load.waited + done * waited,
             blocked=step_load.blocked + work.blocked * seconds,
         )
 
@@ -168,7 +173,8 @@ class Growing(TestCase):
             (2, Work(cpu=0.01), 2),
             (2.5, Work(cpu=0.01), 3),
             (64, Work(cpu=0.01), 64),
-            (2, Work(cpu=0.0, waited=0.01), 8),
+            (2, Work(cpu=0.0, waited=0.01), 32),
+            (1, Work(cpu=0.0, waited=0.01), 32),
             (16, Work(cpu=0.0, waited=0.01), 32),
             (64, Work(cpu=0.0, waited=0.01), 32),
             (64, Work(cpu=0.008, waited=0.002), 52),
@@ -177,6 +183,27 @@ class Growing(TestCase):
             film.play(60, work)
             step_load = film.step_loads[0]
             assert step_load.workers == most, (cores, work, step_load)
+
+    def test_a_sleeper_gets_more_as_long_as_these_do_more(self) -> None:
+        waiting = Work(cpu=0.0, waited=0.06)
+        film = Film(START, cores=2)
+        found = film.play(1.0, waiting)
+        assert [after for _, _, _, after, _ in found] == [2, 8, 11, 16, 21, 32], found
+        assert film.play(600, waiting) == []
+        # What it waits for goes on with ten at a time: of more than those, each does less than before.
+        film = Film(START, cores=2)
+        found = film.play(60, waiting._replace(at_once=10))
+        assert [after for _, _, _, after, _ in found] == [2, 8, 11, 16, 8], found
+        assert found[-1][-1] == "16 workers do no more than 8"
+        # It tries again, and ever more seldom.
+        found = film.play(7200, waiting._replace(at_once=10))
+        assert len(found) < 20 and film.step_loads[0].workers <= 11, found
+
+    def test_a_sleeper_gets_no_more_than_memory_has_room_for(self) -> None:
+        for fitting, most in ((20, 20), (9, 9), (3, 8), (100, 32)):
+            film = Film(START._replace(fitting=fitting), cores=2)
+            film.play(60, Work(cpu=0.0, waited=0.06))
+            assert film.step_loads[0].workers == most, (fitting, film.step_loads)
 
     def test_as_many_as_keep_up_and_no_more(self) -> None:
         # 2.0 ms between two of 0.2 ms on 2 cores: 1.7 workers are needed in the middle.
@@ -359,7 +386,7 @@ class GivingBack(TestCase):
     def test_more_than_the_cores_can_serve(self) -> None:
         film = Film(START, cores=4)
         film.play(10, Work(cpu=0.0, waited=0.1))
-        assert film.step_loads[0].workers == 16
+        assert film.step_loads[0].workers == 32
         # What waited computes now.
         found = film.play(10, Work(cpu=0.1))
         assert found[-1][3] <= 6

@@ -9,8 +9,11 @@ from conveyor.core.nodes.step import Step
 from conveyor.core.tuning.autoscaling import StepLoad
 
 
-def load_of(step: Step, waiting: int) -> StepLoad:
-    """Return the load of a step; `waiting` items more wait further in front, for want of a pipe here."""
+def load_of(step: Step, waiting: int, fitting: int | None) -> StepLoad:
+    """Return the load of a step; `waiting` items more wait further in front, for want of a pipe here.
+
+    `fitting`: for how many workers memory has room.
+    """
     step.count_time()
     roster, node, totals, now = step.step_roster, step.step_roster.node, step.step_roster.totals, step.context.now
     present = len(step.book.staying)
@@ -31,4 +34,5 @@ def load_of(step: Step, waiting: int) -> StepLoad:
         blocked=totals.blocked,
         start=roster.start_seconds,
         threads=node.hands if node.threaded else 1,
+        fitting=fitting,
     )

@@ -16,7 +16,8 @@ The rules follow from one model: a step needs rate x service time workers.
 3. *Grow.* A stalled step gets what it needs and some headroom, once the stall has cost as much as a start does; the
    first time at once, where `GROW_AT_ONCE_STARTS` times as much waits.  Until its first call is done its job counts as
    CPU alone, and workers at most double.  A step that has what it needs and goes on stalling, with cores idle, gets
-   more.
+   more.  A step that waits gets a few for each core, and then twice as many again and again, as long as these do more
+   and memory has room for them; those that do not do more go.
 4. *Give back.* Where a stalled step lacks workers and has no cores to grow on, the others keep what they need.
 5. *Shrink.* Workers that were not needed for a while go.
 6. *Rest.* Each reversal, from growing to shrinking or back, makes a step wait longer before its next change.  Once
@@ -30,6 +31,7 @@ from collections.abc import Sequence
 from math import ceil, exp, inf
 
 from conveyor._lean.dataclasses import NamedTuple
+from conveyor.core.tuning.rating import Rating
 
 # The policy looks soon after the start, and soon after a change or before one is due; else ever more seldom.
 FIRST_PAUSE_SECONDS, MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS, PAUSE_GROWTH = 0.01, 0.02, 0.25, 1.25
@@ -51,8 +53,10 @@ CPU_HEADROOM, WAITING_HEADROOM = 0.1, 0.3
 NEED_TOLERANCE = 1.1
 # A step that goes on stalling may have so many times the workers that it needs.
 REGROW_FACTOR = 1.5
-# How many workers a step that waits may have, where nobody set a bound.
-MAX_WAITING_WORKERS_PER_CORE, MAX_WAITING_WORKERS = 4, 32
+# How many workers a step that waits has, where nobody set a bound: so many for each core, and more while these help.
+WAITING_WORKERS_PER_CORE, MAX_WAITING_WORKERS = 4, 32
+# So long after more workers of such a step did not do more, it may have more again.
+RATE_AGAIN_SECONDS = 60.0
 # A step that has what it needs stalls for so long before it gets more.
 REGROW_DELAY_SECONDS = 0.5
 # A step gives workers back so long after its last change.  A stalled step waits twice as long before it asks for that.
@@ -101,6 +105,8 @@ class StepLoad(NamedTuple):
     start: float
     # In how many threads a worker makes calls, so that it may use as many cores at once.
     threads: int = 1
+    # For how many such workers there is memory; None: nobody knows, or they take none.
+    fitting: int | None = None
 
 
 class Resize(NamedTuple):
@@ -138,6 +144,7 @@ class StepHistory(NamedTuple):
     changed_at: float = -inf
     direction: int = 0
     reversals: float = 0.0
+    rating: Rating = Rating()
 
     @property
     def workers(self) -> int:
@@ -209,8 +216,10 @@ class StepHistory(NamedTuple):
         """The most workers that it may have."""
         if self.load.most is not None:
             return self.load.most
-        waits = self.cpu_share <= 1 - SLIGHT_WAIT_SHARE
-        waiting = min(MAX_WAITING_WORKERS_PER_CORE * cores, MAX_WAITING_WORKERS)
+        waits, waiting = self.cpu_share <= 1 - SLIGHT_WAIT_SHARE, waiting_workers(cores)
+        if self.rating.reach > waiting:
+            fitting = MAX_WAITING_WORKERS if self.load.fitting is None else self.load.fitting
+            waiting = max(waiting, min(self.rating.reach, MAX_WAITING_WORKERS, fitting))
         return max(self.least_workers, ceil(max(self.cpu_share * cores, waiting) if waits else cores))
 
     def advance(self, load: StepLoad, seconds: float) -> StepHistory:
@@ -346,7 +355,15 @@ class ScalingRound:
             keep = max(history.least_workers, ceil(history.mean_active * KEEP_FACTOR))
             is_needed = keep >= history.workers or history.load.starting
             since, peak = (self.now, 0) if is_needed else (history.unneeded_since, max(history.needed_peak, keep))
-            self.histories[index] = history._replace(stalled_for=stalled_for, unneeded_since=since, needed_peak=peak)
+            load, rating = history.load, history.rating
+            if load.most is None and load.workers >= waiting_workers(self.cores):
+                again = rating.failed_at + RATE_AGAIN_SECONDS * wait_factor(history.reversals)
+                is_steady = history.stalled and not load.starting
+                done = load.calls, load.cpu + load.waited, history.service
+                rating = rating.advance(load.workers if is_steady else 0, *done, self.now, again)
+            self.histories[index] = history._replace(
+                stalled_for=stalled_for, unneeded_since=since, needed_peak=peak, rating=rating
+            )
 
     def grow(self) -> None:
         """Give stalled steps what they need, the worst first."""
@@ -430,6 +447,10 @@ class ScalingRound:
         """Let workers go that nobody needed for long."""
         factor = wait_factor(2 * sum(history.reversals for history in self.histories))
         for index, history in enumerate(self.histories):
+            rating = history.rating
+            if rating.has_failed and rating.best < history.workers:
+                self.resize(index, rating.best, f"{history.workers} workers do no more than {rating.best}")
+                continue
             idle = self.now - history.unneeded_since
             if not history.needed_peak or idle < history.idle_limit * factor:
                 continue
@@ -446,6 +467,11 @@ class ScalingRound:
         self.extra_cores += (workers - history.workers) * history.cpu_share
         self.free_cores -= max(0, workers - history.workers) * history.cpu_share
         self.histories[index] = history.resized(workers, self.now)
+
+
+def waiting_workers(cores: float) -> float:
+    """Return how many workers a step that waits may have, whether they help or not."""
+    return min(WAITING_WORKERS_PER_CORE * cores, MAX_WAITING_WORKERS)
 
 
 def wait_factor(reversals: float) -> float:

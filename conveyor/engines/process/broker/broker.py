@@ -19,6 +19,7 @@ from conveyor.engines.process.broker.dispatch import Dispatch
 from conveyor.engines.process.broker.observing import RECORD_VARIABLE, observers_of
 from conveyor.engines.process.broker.ports import CallerPort
 from conveyor.engines.process.broker.shell import ProcessShell
+from conveyor.engines.process.broker.worker_memory import WorkerMemory
 from conveyor.engines.process.broker.worker_pool import WorkerPool
 from conveyor.engines.process.shm.arena import Arena
 from conveyor.engines.process.system.child_setup import (
@@ -66,6 +67,17 @@ class LoadMeter:
         share = (used - self._used - self.spun) / (now - self._since)
         self._since, self._used, self.spun = now, used, 0.0
         return share
+
+
+class Spin:
+    """How the broker waits for one item: it spins, where whoever is waited for has another core meanwhile."""
+
+    def __init__(self, cores: int) -> None:
+        self.seconds = SPIN_SECONDS if cores >= 2 else 0.0
+        # How many items were under way at the last wait.
+        self.under_way = 2
+        # When to look for what no message calls for, although a message is expected at any moment.
+        self.look_at = 0.0
 
 
 class CallerWatch:
@@ -135,13 +147,9 @@ class Broker:
         observers = observers_of(config, machine, opened, self._caller.logs, pool.inherited_fds)
         self._shell = dispatch.shell = self.shell_kind(machine, observers, config, pool, self._caller)
         self._caller.observe(observers)
-        # How many items were under way at the last wait, and how long to spin: on one core, whoever is waited for
-        # could not go on meanwhile.
-        self._under_way = 2
-        self._spin_seconds = SPIN_SECONDS if config.plan.cores >= 2 else 0.0
+        self._spin = Spin(config.plan.cores)
         self._load = LoadMeter()
-        # When to look for what no message calls for, although a message is expected at any moment.
-        self._look_at = 0.0
+        self._memory = WorkerMemory()
         # When the next sample is taken, and when what the last one saw had happened.
         self._sample_at = self._sampled = 0.0
         # Where a call may take only so long, pauses of the machine are looked for.
@@ -195,20 +203,20 @@ class Broker:
         Waking up takes longer than all that is done for one item.  So while one item alone is under way, which cannot
         keep all cores busy, the broker spins for a moment before it sleeps.
         """
-        shell = self._shell
-        before, self._under_way = self._under_way, shell.machine.under_way if shell.run else 2
-        if self._under_way == 1 or (before == 1 and not self._under_way):
+        shell, spin = self._shell, self._spin
+        before, spin.under_way = spin.under_way, shell.machine.under_way if shell.run else 2
+        if spin.under_way == 1 or (before == 1 and not spin.under_way):
             begun = time.monotonic()
-            if begun >= self._look_at:
+            if begun >= spin.look_at:
                 self._look_around()
-                self._look_at = begun + LOOK_AROUND_SECONDS
+                spin.look_at = begun + LOOK_AROUND_SECONDS
             ready: list[Callable[[], None]] = []
-            while not ready and time.monotonic() < begun + self._spin_seconds:
+            while not ready and time.monotonic() < begun + spin.seconds:
                 ready = self._waiter.wait(0)
             self._load.spun += time.monotonic() - begun
             if ready:
                 if self._timed:
-                    shell.pauses.look(self._spin_seconds)
+                    shell.pauses.look(spin.seconds)
                 return ready
         self._look_around()
         if self._pool.closing and self._pool.all_dead:
@@ -273,7 +281,8 @@ class Broker:
             self._doubt()
         timer = self._timer
         if timer is not None and time.monotonic() >= timer:
-            shell.handle(events.Ticked(time.process_time() + self._caller.cpu_seconds))
+            fitting = self._memory.fitting(pool.living) if shell.machine.roster.autoscales else None
+            shell.handle(events.Ticked(time.process_time() + self._caller.cpu_seconds, fitting))
         pool.kill_late()
 
     def _doubt(self) -> None:
