@@ -1,9 +1,10 @@
-"""Fetch pages, a hundred at once in one worker process, and count their words in another.
+"""Fetch pages, many at once in one worker process, and count their words in another.
 
-    python3 examples/fetch.py [number of pages]
+    python3 examples/fetch.py [number of pages] [async, threads or processes]
 
-A small server in this program gives the pages, and each takes it 60 ms.  One worker waits for all of them in an event
-loop.  Change first: `fetch`, to get what you need, and `concurrency`.
+A small server in this program gives the pages, and each takes it 60 ms.  One worker waits for a hundred of them in an
+event loop, for 32 in threads, or 32 workers wait for one each.  Change first: `fetch` or `read`, to get what you need.
+`benchmarks/waiting.py` measures all three.
 
 It prints how many pages there were, and their words:
 
@@ -16,6 +17,7 @@ import asyncio
 import sys
 import threading
 import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from conveyor import Pipe, Pipeline, Processor
@@ -30,6 +32,11 @@ async def fetch(page: tuple[int, int]) -> bytes:
     if b" 200 " not in head.split(b"\r\n")[0]:
         raise OSError(f"page {number}: {head[:80]!r}")
     return body
+
+
+def read(page: tuple[int, int]) -> bytes:
+    with urllib.request.urlopen("http://127.0.0.1:{}/{}".format(*page)) as reply:
+        return bytes(reply.read())
 
 
 def count_words(body: bytes) -> int:
@@ -47,8 +54,12 @@ class Pages(BaseHTTPRequestHandler):
         """Say nothing of each request."""
 
 
-def main(pages: int) -> None:
-    fetching = Processor(fetch, concurrency=100, timeout=30, retries=2)
+def main(pages: int, way: str = "async") -> None:
+    fetching = {
+        "async": Processor(fetch, concurrency=100, timeout=30, retries=2),
+        "threads": Processor(read, threads=32, timeout=30, retries=2),
+        "processes": Processor(read, workers=32, timeout=30, retries=2),
+    }[way]
     # The workers are started first: to fork a process with threads is no good idea.
     with Pipeline().add(fetching).add(Pipe()).add(Processor(count_words)) as pipeline:
         ThreadingHTTPServer.request_queue_size = 128
@@ -60,4 +71,4 @@ def main(pages: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if sys.argv[1:] else 300)
+    main(int(sys.argv[1]) if sys.argv[1:] else 300, *sys.argv[2:])

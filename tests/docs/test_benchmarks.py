@@ -82,6 +82,21 @@ class TestCompare(TestCase):
             self.assertIn(row, text)
         self.assertIn("Branches of a ReplicatingFork", finished.stdout)
 
+    @slow
+    def test_waiting(self) -> None:
+        command = [sys.executable, str(SCRIPT.parent / "waiting.py"), "--rounds", "1", "--pages", "40"]
+        with nothing_left():
+            finished = subprocess.run(command, capture_output=True, text=True, timeout=50)
+        self.assertEqual(finished.returncode, 0, finished.stderr)
+        for title in (
+            "asyncio by hand",
+            "ThreadPoolExecutor(32).map",
+            "concurrency=100",
+            "threads=32",
+            'workers="auto"',
+        ):
+            self.assertIn(title, finished.stdout)
+
     def test_what_a_check_holds_it_to(self) -> None:
         with mock.patch.object(sys, "path", [str(SCRIPT.parent), *sys.path]):
             contest, report, thresholds = map(importlib.import_module, ("contest", "report", "thresholds"))
