@@ -21,7 +21,8 @@ from conveyor.core.tuning.chunk_size import ItemWeight
 from conveyor.engines.failures import without_our_frames
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.system.spawning import cause_and_remedy, thread_started
-from conveyor.engines.thread.items import size_of_all
+from conveyor.engines.process.wire.codec import ReuseDetector
+from conveyor.engines.thread.items import size_of, size_of_all, snapshot
 from conveyor.errors import ProcessError, SourceError
 from conveyor.event_loop import begun, ended, left, opened, opening, settled, submit
 from conveyor.given import iterable_of, warn_of_table
@@ -117,7 +118,7 @@ class Window:
 
     async def pull(self, given: list[Any]) -> None:
         """Pull and submit all items of the input in `given`, as far as there is room."""
-        iterator: AsyncIterator[Any] | None = None
+        iterator: AsyncIterator[Pulled] | None = None
         try:
             iterator = _asynchronous(given.pop(), min(MOST_AHEAD, max(1, self._width // 4))).__aiter__()
             while not self._is_over and await self._pull(iterator):
@@ -141,10 +142,10 @@ class Window:
                 # It runs the user's code.
                 await asyncio.wait_for(close(), CLOSING_SECONDS)
 
-    async def _pull(self, iterator: AsyncIterator[Any]) -> bool:
+    async def _pull(self, iterator: AsyncIterator[Pulled]) -> bool:
         """Pull and submit an item; return whether there was one."""
         try:
-            item = await iterator.__anext__()
+            _, item = await iterator.__anext__()
         except StopAsyncIteration:
             return False
         except (Exception, SystemExit) as error:
@@ -194,27 +195,64 @@ class Window:
         await ended(pulling)
 
 
-def _asynchronous(items: Any, ahead: int) -> AsyncIterable[Any]:
+# An item as the input gave it, and what is submitted for it.
+Pulled = tuple[Any, Any]
+
+
+def _asynchronous(items: Any, ahead: int) -> AsyncIterable[Pulled]:
     """Return an asynchronous iterable of the items of any input; a thread that pulls them is so many `ahead`."""
     if hasattr(type(items), "__aiter__"):
-        return items  # type: ignore[no-any-return]
+        return AskedSource(items)
     iterable = iterable_of(items)
     return _each_of(iterable) if type(iterable) in _PROMPT_TYPES else SourceThread(iterable, ahead)
 
 
-async def _each_of(items: Iterable[Any]) -> AsyncGenerator[Any, None]:
+async def _each_of(items: Iterable[Any]) -> AsyncGenerator[Pulled, None]:
     for item in items:
-        yield item
+        yield item, item
 
 
-class SourceThread(AsyncIterator[Any]):
+class Snapshots:
+    """What is submitted for items that wait while the input gives more: it may fill one object again and again."""
+
+    def __init__(self) -> None:
+        self._detector = ReuseDetector(size_of)
+
+    def of(self, item: Any) -> Pulled:
+        """Return an item as it is to be kept, and as it is to be submitted: as it is now, whatever the input does."""
+        detector = self._detector
+        detector.observe(item)
+        if detector.repeats:
+            item = snapshot(item)
+        return item, snapshot(item) if detector.undecided else item
+
+
+class AskedSource(AsyncIterator[Pulled]):
+    """Items of an asynchronous input, which the loop asks for them."""
+
+    def __init__(self, items: AsyncIterable[Any]) -> None:
+        self._iterator = items.__aiter__()
+        self._snapshots = Snapshots()
+
+    async def __anext__(self) -> Pulled:
+        return self._snapshots.of(await self._iterator.__anext__())
+
+    async def aclose(self) -> None:
+        """Close the input, where that is a generator."""
+        close = getattr(self._iterator, "aclose", None)
+        if close is not None:
+            await close()
+
+
+class SourceThread(AsyncIterator[Pulled]):
     """Items of an iterable that a thread of its own pulls: they may take long."""
 
     def __init__(self, items: Iterable[Any], ahead: int) -> None:
         self._items: list[Iterable[Any]] = [items]
         self._loop = asyncio.get_running_loop()
+        self._snapshots = Snapshots()
         # What was pulled, and whether it may be one item more; and whether the loop was told of something.
-        self._pulled: deque[Any] = deque()
+        self._pulled: deque[Pulled] = deque()
         self._ahead = threading.Semaphore(ahead)
         self._came = asyncio.Event()
         self._is_called = False
@@ -229,7 +267,7 @@ class SourceThread(AsyncIterator[Any]):
             raise ProcessError(f"The thread that pulls the input could not be started: {cause_and_remedy(None)}")
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> Pulled:
         while not self._pulled:
             if self._is_over:
                 if self._error is not None:
@@ -281,7 +319,9 @@ class SourceThread(AsyncIterator[Any]):
                         self._is_asking = False
                 if item is _NOTHING:
                     return
-                self._pulled.append(item)
+                # Copying an item may run code of the program.
+                with gate.passed():
+                    self._pulled.append(self._snapshots.of(item))
                 del item
                 self._call()
         finally:

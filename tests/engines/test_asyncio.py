@@ -651,6 +651,27 @@ class Streaming(AsyncTestCase):
                     with self.subTest(engine=engine, ordered=ordered, source=name):
                         self.run_in_loop(main(pipeline, source, expected))
 
+    def test_a_source_that_fills_one_object_again_and_again(self) -> None:
+        async def tasks() -> AsyncIterator[list[int]]:
+            row = [0]
+            for row[0] in range(500):
+                yield row
+
+        def thread() -> Iterator[list[int]]:
+            row = [0]
+            for row[0] in range(500):
+                yield row
+
+        async def main(engine: Any, source: Any) -> None:
+            # The pipe is so small that items wait for room, too.
+            pipeline = Pipeline(engine=engine).add(Processor(sum)).add(Pipe(4)).add(Processor(add_one))
+            assert [each async for each in pipeline.astream(source)] == list(range(1, 501))
+
+        for engine in ENGINES:
+            for source in (tasks, thread):
+                with self.subTest(engine=engine, source=source.__name__):
+                    self.run_in_loop(main(engine, source()))
+
     def test_one_item_and_none(self) -> None:
         async def main() -> None:
             pipeline = Pipeline(engine="inline").add(Processor(len))
