@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -18,6 +19,8 @@ from conveyor import Pipe, Pipeline, ProcessError, Processor, ProcessorError
 from conveyor.core import trace
 from conveyor.core.machine import Machine
 from conveyor.core.trace import Trace
+from conveyor.engines.process.caller.broker_link import BrokerProcess
+from conveyor.engines.process.system.waiting import GracePeriod
 from tests.helpers.clocked import ClockedShell
 from tests.helpers.support import TestCase
 from tests.simulation.command_hash import clocked_plan
@@ -48,6 +51,11 @@ def killed_once(path_and_item):
         with open(path, "w"):
             pass
         os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def kill_the_broker(item):
+    os.kill(os.getppid(), signal.SIGKILL)
     return item
 
 
@@ -173,6 +181,39 @@ class Files(TestCase):
                 self.assertEqual(pipeline.add(Processor(abs)).run([-1, 2]), [1, 2])
         self.assertEqual(len(caught.output), 1)
         self.assertIn("ends here: ZeroDivisionError.", caught.output[0])
+
+    def test_a_broker_that_writes_slowly_is_not_killed_while_the_file_grows(self) -> None:
+        path = Path(self.new_folder(), "run.json")
+        path.touch()
+        seen: list[str] = []
+
+        class Child:
+            """Writes a line each time that it is waited for; it takes longer than it is given at first."""
+
+            exitcode = 0
+
+            def wait(self, seconds: float) -> bool:
+                with path.open("a") as file:
+                    file.write("a line\n")
+                time.sleep(seconds)
+                seen.append("waited")
+                return len(seen) == 20
+
+            def end(self) -> None:
+                seen.append("ended")
+
+        broker: Any = SimpleNamespace(child=Child(), config=SimpleNamespace(trace_to=str(path)))
+        BrokerProcess.wait_for_end(broker, GracePeriod(0.05))
+        self.assertEqual(seen, ["waited"] * 20 + ["ended"])
+
+    def test_one_whose_broker_is_killed_is_not_complete_and_that_is_told(self) -> None:
+        path = os.path.join(self.new_folder(), "run.json")
+        pipeline = Pipeline(trace=path, start_method="fork").add(Processor(kill_the_broker))
+        with self.assertLogs("conveyor", logging.WARNING) as caught, self.assertRaises(ProcessError):
+            pipeline.run([1])
+        self.assertIn(
+            f"The trace {path} is not complete: the broker, which writes it, was killed by SIGKILL", caught.output[-1]
+        )
 
     def to_full_disk(self) -> str:
         path = os.path.join(self.new_folder(), "run.json.gz")

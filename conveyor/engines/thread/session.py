@@ -360,11 +360,12 @@ def _observers(plan: Plan, opened: float, shell: ThreadShell) -> Sequence[Observ
     if not tells_story and trace is None and "CONVEYOR_RECORD" not in os.environ:
         return ()
     from conveyor.engines.process.broker.observing import observers_of
-    from conveyor.engines.process.caller.broker_link import new_recording, new_trace
+    from conveyor.engines.process.caller import trace_file
+    from conveyor.engines.process.caller.broker_link import new_recording
     from conveyor.engines.process.wire.configs import BrokerConfig
 
     config = BrokerConfig(
-        plan, {}, "", "", 0, tells_story=tells_story, record_to=new_recording(), trace_to=new_trace(trace)
+        plan, {}, "", "", 0, tells_story=tells_story, record_to=new_recording(), trace_to=trace_file.new(trace)
     )
     return observers_of(config, shell.machine, opened, cast(Any, _Notices(shell)), [])
 

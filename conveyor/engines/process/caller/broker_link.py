@@ -25,6 +25,7 @@ from conveyor._system.signals import interrupts_held
 from conveyor.engines.base import RunProgress
 from conveyor.engines.process.broker import run_broker
 from conveyor.engines.process.broker.observing import RECORD_VARIABLE
+from conveyor.engines.process.caller import trace_file
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.start_method import FREEZE_SUPPORT, Start
 from conveyor.engines.process.shm.arena import Arena
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 BROKER_EXIT_SECONDS = 2.0
 # What a frozen program gets to unpack and start itself, and to come to `freeze_support`.
 FROZEN_START_SECONDS = 60.0
-# And beyond that, where it has a trace to write.
+# And beyond that, where it has a trace to write: so long since the file last grew, as a busy machine may take its time.
 TRACE_SECONDS = 5.0
 # How long to wait for room in the channel: a broker that is stopped, or not there yet, reads nothing.
 SEND_SECONDS = 0.1
@@ -187,11 +188,13 @@ class BrokerProcess:
                 )
 
     def wait_for_end(self, grace: GracePeriod) -> None:
-        """Wait for the broker's death; kill it when the grace period is over."""
-        child = self.child
+        """Wait for the broker's death; kill it when the grace period is over, unless it is writing a trace."""
+        child, written = self.child, trace_file.size_of(self.config.trace_to)
         assert child is not None
         while grace.left() and not child.wait(grace.slice()):
-            pass
+            before, written = written, trace_file.size_of(self.config.trace_to)
+            if written > before:
+                grace = GracePeriod(TRACE_SECONDS)
         child.end()
         if child.exitcode != 0:
             end_what_a_broker_left()
@@ -373,6 +376,10 @@ class BrokerClient:
             # The end of its channels tells it as much.
             self._broker.close_channels()
         self._broker.wait_for_end(grace)
+        path = self._broker.config.trace_to
+        if path is not None and child.exitcode != 0:
+            notice = messages.NoticeGiven("WARNING", trace_file.incomplete(path, child.exitcode))
+            self._pending_logs.append((notice, []))
 
     def _hear_out(self, grace: GracePeriod) -> None:
         """Keep what workers log at their end; nobody wants results any more."""
@@ -439,7 +446,7 @@ def config_for(plan: Plan, start: Start, channel: str, seed: int | None, forward
         story_wanted(),
         new_recording(),
         time.process_time(),
-        new_trace(plan.setting("trace")),
+        trace_file.new(plan.setting("trace")),
     )
 
 
@@ -473,22 +480,4 @@ def new_recording() -> str | None:
         raise ProcessError(
             f"{RECORD_VARIABLE}={wanted}: the recording cannot be written ({error}). Remedy: name a file in a folder "
             f"that this process may write to, or unset {RECORD_VARIABLE}."
-        ) from error
-
-
-def new_trace(wanted: str | os.PathLike[str] | None) -> str | None:
-    """Return the path of a new, empty file for a trace; None where none is wanted.
-
-    Raises ProcessError where the file cannot be written.
-    """
-    if wanted is None:
-        return None
-    path = os.path.abspath(wanted)
-    try:
-        with open(path, "wb"):
-            return path
-    except OSError as error:
-        raise ProcessError(
-            f"Pipeline: trace={os.fspath(wanted)!r}: the trace cannot be written ({error}). Remedy: name a file in a "
-            "folder that this process may write to."
         ) from error
