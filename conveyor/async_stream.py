@@ -25,10 +25,11 @@ from conveyor.engines.process.wire.codec import ReuseDetector
 from conveyor.engines.thread.items import size_of, size_of_all, snapshot
 from conveyor.errors import ProcessError, SourceError
 from conveyor.event_loop import begun, ended, left, opened, opening, settled, submit
-from conveyor.given import iterable_of, warn_of_table
+from conveyor.given import Given, iterable_of, warn_of_table
 from conveyor.stream import AsyncStream
 
 if TYPE_CHECKING:
+    from conveyor.engines.base import Gathering
     from conveyor.engines.loops import Outcome
     from conveyor.graph.builder import Description
     from conveyor.graph.plan import Plan
@@ -49,7 +50,7 @@ _NOTHING = object()
 
 
 def new_stream(
-    owner: object, lifecycle: Lifecycle, description: Description, given: list[Any], stacklevel: int
+    owner: object, lifecycle: Lifecycle, description: Description, given: Given, stacklevel: int
 ) -> AsyncStream[Any]:
     """Return a stream of the input in `given`, which is taken out of it; the stream keeps `owner` alive."""
     description.check_single_items()
@@ -58,7 +59,7 @@ def new_stream(
 
 
 async def _results(
-    owner: object, lifecycle: Lifecycle, given: list[Any], call: Callable[[], Any]
+    owner: object, lifecycle: Lifecycle, given: Given, call: Callable[[], Any]
 ) -> AsyncGenerator[Any, None]:
     """Yield the results of the input in `given`; `call` opens the pipeline."""
     has_opened = not lifecycle.opened
@@ -70,7 +71,7 @@ async def _results(
         while lifecycle.jobs is None:
             await begun(lifecycle, None, stacklevel=2)
         assert lifecycle.session is not None
-        window = Window(lifecycle, lifecycle.session.plan)
+        window = Window(lifecycle, lifecycle.session.plan, given.gathering)
         pulling = asyncio.create_task(window.pull(given))
         try:
             taken = 0
@@ -94,15 +95,18 @@ async def _results(
 class Window:
     """The items of a stream that were submitted, and whose results nobody has taken."""
 
-    def __init__(self, lifecycle: Lifecycle, plan: Plan) -> None:
+    def __init__(self, lifecycle: Lifecycle, plan: Plan, gathering: Gathering | None) -> None:
         self._lifecycle = lifecycle
+        # How what comes of each item is to be given out; None: result by result.
+        self._gathering = gathering
         self._is_ordered = plan.ordered
         # The window is as wide as the pipes, and narrower where results are large.
         self._width = min(MOST_ITEMS, sum(room.items for node in plan.nodes for room in node.inputs))
         self._least = sum(step.workers for step in plan.steps) + 1
         self._weight = ItemWeight(plan.steps[0].bound_bytes)
-        # In the order of the input; and, where results come in any order, those that have an outcome.
-        self._outcomes: dict[Outcome, None] = {}
+        # In the order of the input, with the item where it is wanted beside its results; and, where results come in any
+        # order, those that have an outcome.
+        self._outcomes: dict[Outcome, Any] = {}
         self._settled: deque[Outcome] = deque()
         # Whether there is something to take, and whether there is room.
         self._something, self._room = asyncio.Event(), asyncio.Event()
@@ -145,15 +149,15 @@ class Window:
     async def _pull(self, iterator: AsyncIterator[Pulled]) -> bool:
         """Pull and submit an item; return whether there was one."""
         try:
-            _, item = await iterator.__anext__()
+            kept, item = await iterator.__anext__()
         except StopAsyncIteration:
             return False
         except (Exception, SystemExit) as error:
             raise self._failed(error) from error
         self._pulled += 1
         outcome = await submit(self._lifecycle, item, stacklevel=2)
-        del item
-        self._outcomes[outcome] = None
+        self._outcomes[outcome] = kept if self._gathering is not None and self._gathering.with_input else None
+        del item, kept
         if not self._is_ordered:
             outcome.waiter.add_done_callback(partial(self._settle, outcome))
         self._something.set()
@@ -178,7 +182,8 @@ class Window:
             self._something.clear()
             await self._something.wait()
         outcome = next(iter(self._outcomes)) if self._is_ordered else self._settled.popleft()
-        results = await settled(self._lifecycle, outcome, stacklevel=3)
+        end = await settled(self._lifecycle, outcome, stacklevel=3)
+        results = end.result() if self._gathering is None else _gathered(self._gathering, self._outcomes[outcome], end)
         del self._outcomes[outcome]
         if results:
             self._weight.weigh(len(results), size_of_all(results, set(map(type, results))))
@@ -193,6 +198,23 @@ class Window:
         for outcome in outcomes:
             outcome.cancel()
         await ended(pulling)
+
+
+def _gathered(gathering: Gathering, item: Any, outcome: Outcome) -> list[Any]:
+    """Return what is given out of an item; raises its error, unless that is given out.
+
+    An error that ends more than the item is raised in any case.
+    """
+    found: Any = None
+    if gathering.return_exceptions and outcome.is_given_up:
+        found = outcome.error
+    else:
+        found = outcome.result()
+        if gathering.return_exceptions and not found and outcome.skipped is not None:
+            found = outcome.skipped
+    if gathering.with_input:
+        return [(item, found)]
+    return found if isinstance(found, list) else [found]
 
 
 # An item as the input gave it, and what is submitted for it.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import types
 from collections.abc import AsyncIterable, Iterable
 
-from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, TypeVar
+from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 if TYPE_CHECKING:
     from conveyor.graph.builder import Description
@@ -54,7 +54,56 @@ class _Asynchronous(Generic[In, Out]):
         del item
         return await submitted(self._lifecycle, given)
 
-    def astream(self, items: AsyncIterable[In] | Iterable[In] | In) -> AsyncStream[Out]:
+    # For type checkers: what comes of each item stands beside it, or in its place.
+
+    @overload
+    def astream(
+        self,
+        items: AsyncIterable[In] | Iterable[In] | In,
+        *,
+        with_input: Literal[False] = False,
+        return_exceptions: Literal[False] = False,
+    ) -> AsyncStream[Out]: ...
+
+    @overload
+    def astream(
+        self,
+        items: AsyncIterable[In] | Iterable[In] | In,
+        *,
+        with_input: Literal[False] = False,
+        return_exceptions: Literal[True],
+    ) -> AsyncStream[Out | Exception]: ...
+
+    @overload
+    def astream(
+        self,
+        items: AsyncIterable[In] | Iterable[In] | In,
+        *,
+        with_input: Literal[True],
+        return_exceptions: Literal[False] = False,
+    ) -> AsyncStream[tuple[In, list[Out]]]: ...
+
+    @overload
+    def astream(
+        self,
+        items: AsyncIterable[In] | Iterable[In] | In,
+        *,
+        with_input: Literal[True],
+        return_exceptions: Literal[True],
+    ) -> AsyncStream[tuple[In, list[Out] | Exception]]: ...
+
+    @overload
+    def astream(
+        self, items: AsyncIterable[In] | Iterable[In] | In, *, with_input: bool, return_exceptions: bool
+    ) -> AsyncStream[Any]: ...
+
+    def astream(
+        self,
+        items: AsyncIterable[In] | Iterable[In] | In,
+        *,
+        with_input: bool = False,
+        return_exceptions: bool = False,
+    ) -> AsyncStream[Any]:
         """Send items through, and return an asynchronous iterator over the results, as they come.
 
         `items` is an asynchronous iterable, or what `stream` takes.  The loop iterates over the former, and over a
@@ -62,23 +111,31 @@ class _Asynchronous(Generic[In, Out]):
         ahead than the pipes hold.  Results come in the order of the input; with `ordered=False`, as soon as they are
         there.
 
+        - `with_input` (False): each result is a pair of the item and the list of its outputs, which is empty where it
+          was filtered.
+        - `return_exceptions` (False): an item that fails has its error in the place of its outputs, as in
+          `asyncio.gather`, and the stream goes on.  With `on_error`, so has an item of which nothing has come.
+
         Each item is submitted, so others may submit meanwhile, and astream takes the pipelines that `submit` takes.  A
         pipeline that is not open is opened with the first result that is asked for, and closed at the end.  What is
         returned is an asynchronous context manager, too, and has `aclose`: both give up the rest.
 
-        Raises RuleError (rule 9), at once, where a Processor has outputs that belong to no single item.  The iterator
-        raises the errors of `run`, each in the place of the results, and nothing comes after it.
+        Raises TypeError for flags it cannot use, and RuleError (rule 9) where a Processor has outputs that belong to no
+        single item, both at once.  The iterator raises the errors of `run`, each in the place of the results, and
+        nothing comes after it.
 
         >>> import asyncio
         >>> from conveyor import Pipeline, Processor
-        >>> async def main():
-        ...     return [length async for length in Pipeline(engine="inline").add(Processor(len)).astream(["a", "bc"])]
-        >>> asyncio.run(main())
-        [1, 2]
+        >>> async def main(**flags):
+        ...     pipeline = Pipeline(engine="inline").add(Processor(len))
+        ...     return [each async for each in pipeline.astream(["a", "bc"], **flags)]
+        >>> asyncio.run(main()), asyncio.run(main(with_input=True))
+        ([1, 2], [('a', [1]), ('bc', [2])])
         """
         from conveyor.async_stream import new_stream
+        from conveyor.given import given_of
 
-        given: list[Any] = [items]
+        given = given_of(items, with_input, return_exceptions)
         del items
         return new_stream(self, self._lifecycle, self._description, given, stacklevel=2)
 

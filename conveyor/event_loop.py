@@ -174,8 +174,8 @@ async def submit(lifecycle: Lifecycle, item: Any, stacklevel: int) -> Outcome:
     return run.client(loop).submit(item)
 
 
-async def settled(lifecycle: Lifecycle, outcome: Outcome, stacklevel: int) -> list[Any]:
-    """Wait for an outcome; submit the item again where the run had ended before it took the item."""
+async def settled(lifecycle: Lifecycle, outcome: Outcome, stacklevel: int) -> Outcome:
+    """Wait for an outcome, and return it; submit the item again where the run had ended before it took the item."""
     while True:
         try:
             await outcome.waiter
@@ -183,7 +183,7 @@ async def settled(lifecycle: Lifecycle, outcome: Outcome, stacklevel: int) -> li
             outcome.cancel()
             raise
         if not outcome.is_refused:
-            return outcome.result()
+            return outcome
         item, run = outcome.item, outcome.run
         if lifecycle.jobs is run:
             await begun(lifecycle, run, stacklevel + 1)
@@ -194,4 +194,4 @@ async def settled(lifecycle: Lifecycle, outcome: Outcome, stacklevel: int) -> li
 async def submitted(lifecycle: Lifecycle, given: list[Any]) -> list[Any]:
     """Return what comes of the one element of `given`, which is taken out of it."""
     outcome = await submit(lifecycle, given.pop(), stacklevel=3)
-    return await settled(lifecycle, outcome, stacklevel=3)
+    return (await settled(lifecycle, outcome, stacklevel=3)).result()

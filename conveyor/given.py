@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from conveyor._lean.typing import Any
 from conveyor.engines.base import Gathering
 from conveyor.errors import SourceWarning
+from conveyor.stages.settings import check_flag
 
 
 class Given(list[Any]):
@@ -20,6 +21,19 @@ class Given(list[Any]):
     """
 
     gathering: Gathering | None = None
+
+
+def given_of(items: Any, with_input: Any, return_exceptions: Any) -> Given:
+    """Return the input of a run; raises TypeError for flags it cannot use.
+
+    It is handed over in a list, so that no frame keeps the input alive once the run has released it.
+    """
+    given = Given([items])
+    if with_input is not False or return_exceptions is not False:
+        check_flag("with_input", with_input)
+        check_flag("return_exceptions", return_exceptions)
+        given.gathering = Gathering(with_input, return_exceptions)
+    return given
 
 
 def warn_of_table(items: object, stacklevel: int) -> None:

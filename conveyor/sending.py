@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     # Type checkers bring this module with them.  Only its TypeVar has defaults before Python 3.13.
     from typing_extensions import TypeVar
 
-    from conveyor.given import Given
     from conveyor.operations import Lifecycle
     from conveyor.progress import Watch
 
@@ -134,7 +133,10 @@ class _Sending(Generic[In, Out]):
         >>> Pipeline(engine="inline").add(Processor(len)).run(["a", "bc"], with_input=True)
         [('a', [1]), ('bc', [2])]
         """
-        given = _given(items, with_input, return_exceptions)
+        # Imported here: a process that only describes a pipeline does not need it.
+        from conveyor.given import given_of
+
+        given = given_of(items, with_input, return_exceptions)
         del items
         return self._lifecycle.run(self, given, _watch_for(progress, total), stacklevel=2)
 
@@ -211,28 +213,12 @@ class _Sending(Generic[In, Out]):
         >>> next(Pipeline(engine="inline").add(Processor(len)).stream(["a", "bc"]))
         1
         """
-        given = _given(items, with_input, return_exceptions)
+        # Imported here: a process that only describes a pipeline does not need it.
+        from conveyor.given import given_of
+
+        given = given_of(items, with_input, return_exceptions)
         del items
         return Stream(self._lifecycle.stream(self, given, _watch_for(progress, total), stacklevel=2))
-
-
-def _given(items: Any, with_input: Any, return_exceptions: Any) -> Given:
-    """Return the input of a run; raises TypeError for flags it cannot use.
-
-    It is handed over in a list, so that no frame keeps the input alive once the run has released it.
-    """
-    # Imported here: a process that only describes a pipeline does not need it.
-    from conveyor.given import Given
-
-    given = Given([items])
-    if with_input is not False or return_exceptions is not False:
-        from conveyor.engines.base import Gathering
-        from conveyor.stages.settings import check_flag
-
-        check_flag("with_input", with_input)
-        check_flag("return_exceptions", return_exceptions)
-        given.gathering = Gathering(with_input, return_exceptions)
-    return given
 
 
 def _watch_for(progress: Any, total: Any) -> Watch | None:

@@ -32,6 +32,9 @@ class JobFuture(Future[list[Any]]):
     is_of_loop = False
     # What has to be done where it is cancelled.
     withdraw: Callable[[], object] | None = None
+    # Whether its error is the item's alone, and the error of a part of it that was skipped: see `Outcome`.
+    is_given_up = False
+    skipped: BaseException | None = None
 
     def cancel(self) -> bool:
         """Cancel, and return whether there was no outcome yet: what has begun runs on, and nobody gets its outputs."""
@@ -177,9 +180,14 @@ class PendingJobs:
             with contextlib.suppress(BaseException):
                 job.future.set_result(results)
 
-    def fail(self, job: Job, error: BaseException) -> None:
+    def give_up(self, job: Job, error: BaseException) -> None:
+        """Give a job the error of its item alone."""
+        self.fail(job, error, is_given_up=True)
+
+    def fail(self, job: Job, error: BaseException, is_given_up: bool = False) -> None:
         """Give a job an error."""
         if self.claim(job) and job.future.set_running_or_notify_cancel():
+            job.future.is_given_up = is_given_up
             with contextlib.suppress(BaseException):
                 job.future.set_exception(error)
         self.notify()

@@ -37,7 +37,18 @@ class Taker(Protocol):
 class Outcome:
     """What becomes of an item, for a task that awaits `waiter`; a run has it in the place of a Future."""
 
-    __slots__ = ("_client", "_error", "_results", "is_cancelled", "is_refused", "item", "waiter", "withdraw")
+    __slots__ = (
+        "_client",
+        "_results",
+        "error",
+        "is_cancelled",
+        "is_given_up",
+        "is_refused",
+        "item",
+        "skipped",
+        "waiter",
+        "withdraw",
+    )
 
     # Whether an event loop waits for it.
     is_of_loop = True
@@ -54,7 +65,11 @@ class Outcome:
         # Whether the run took no more items.
         self.is_refused = False
         self._results: list[Any] = []
-        self._error: BaseException | None = None
+        # Its error; whether that is the item's alone, and ends nothing else; and the error of a part that a Processor
+        # went on without.
+        self.error: BaseException | None = None
+        self.is_given_up = False
+        self.skipped: BaseException | None = None
 
     # What a run does
 
@@ -71,7 +86,7 @@ class Outcome:
 
     def set_exception(self, error: BaseException) -> None:
         """Have the loop take an error."""
-        self._error = error
+        self.error = error
         self._client.put(self)
 
     def refuse(self) -> None:
@@ -111,9 +126,9 @@ class Outcome:
 
     def result(self) -> list[Any]:
         """Return the results, or raise the error, once the waiter is done."""
-        if self._error is not None:
+        if self.error is not None:
             try:
-                raise self._error
+                raise self.error
             finally:
                 # Its traceback refers to this frame.
                 del self

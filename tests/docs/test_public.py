@@ -158,7 +158,7 @@ conveyor.pipeline.Pipeline()
     .__exit__(kind: type[BaseException] | None, error: BaseException | None, traceback: types.TracebackType | None)
     .__str__() -> str
     .add(*elements: Any) -> Pipeline[In, Any]
-    .astream(items: AsyncIterable[In] | Iterable[In] | In) -> AsyncStream[Out]
+    .astream(items: AsyncIterable[In] | Iterable[In] | In, *, with_input: bool = False, return_exceptions: bool = False) -> AsyncStream[Any]
     .asubmit(item: In) -> list[Out]
     .close(*, cancel: bool = False, timeout: float | None = None)
     .closed -> bool

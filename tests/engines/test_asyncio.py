@@ -29,6 +29,7 @@ from conveyor import (
     SourceError,
     StateError,
     TooManyFailuresError,
+    WorkerDiedError,
 )
 from conveyor._system.loop_threads import stoppable
 from conveyor.engines.loops import SLICE_ITEMS, LoopClient, Outcome
@@ -38,6 +39,7 @@ from tests.helpers.scripts import ScriptTestCase
 from tests.helpers.support import TestCase, nothing_left
 
 ENGINES = ("process", "thread", "inline")
+WITH_INPUT, ERRORS = {"with_input": True}, {"return_exceptions": True}
 
 
 def add_one(item: int) -> int:
@@ -48,6 +50,38 @@ def refuse_three(item: int) -> int:
     if item == 3:
         raise ValueError("no three")
     return item
+
+
+def refuse_twenty(item: int) -> int:
+    if item == 20:
+        raise ValueError("no twenty")
+    return item
+
+
+def odd_only(item: int) -> int | None:
+    return item if item % 2 else None
+
+
+def append_seven(item: list[int]) -> int:
+    item.append(7)
+    return len(item)
+
+
+def exit_at_three(item: int) -> int:
+    if item == 3:
+        os._exit(7)
+    return item
+
+
+class ExitsAtThree(Processor[int, int]):
+    """Has a state, which is lost with its worker."""
+
+    def setup(self) -> None:
+        self.seen = 0
+
+    def process(self, item: int) -> int:
+        self.seen += 1
+        return exit_at_three(item)
 
 
 def spread_out(item: int) -> Iterator[int]:
@@ -851,6 +885,128 @@ class Streaming(AsyncTestCase):
                 assert [each async for each in twice] == [item + 2 for item in range(300)]
 
         self.run_in_loop(main())
+
+
+def kinds(results: list[Any]) -> list[Any]:
+    """Results, or pairs, with the kinds of their errors."""
+    named = [type(each).__name__ if isinstance(each, Exception) else each for each in results]
+    return [(each[0], *kinds([*each[1:]])) if isinstance(each, tuple) else each for each in named]
+
+
+class Gathering(AsyncTestCase):
+    """Asynchronous streams `with_input` and with `return_exceptions`."""
+
+    def check(self, processors: list[Any], *cases: tuple[Any, dict[str, bool], list[Any]]) -> None:
+        """Compare what each engine gives for items and flags, and one of them also without an order."""
+
+        async def main(pipeline: Pipeline[Any, Any], ordered: bool) -> None:
+            for index, processor in enumerate(processors):
+                (pipeline.add(Pipe()) if index else pipeline).add(processor)
+            async with pipeline:
+                for items, flags, expected in cases:
+                    results = kinds([each async for each in pipeline.astream(items, **flags)])  # type: ignore[call-overload]
+                    if not ordered:
+                        results, expected = sorted(results, key=repr), sorted(expected, key=repr)
+                    assert results == expected, results
+
+        for engine, ordered in (("process", True), ("thread", True), ("thread", False), ("inline", True)):
+            with self.subTest(engine, ordered=ordered):
+                self.run_in_loop(main(Pipeline(engine=engine, ordered=ordered), ordered))  # type: ignore[arg-type]
+
+    def test_pairs(self) -> None:
+        expected = [(item, [10 * item + index + 1 for index in range(item % 4)]) for item in range(100)]
+        self.check([Processor(spread_out, workers=2), Processor(add_one)], (range(100), WITH_INPUT, expected))
+
+    def test_errors_in_the_place_of_outputs(self) -> None:
+        pairs = [(0, []), (1, [10]), (2, "ProcessorError"), (3, [30, 31, 32]), (4, [])]
+        self.check(
+            [Processor(spread_out), Processor(refuse_twenty)],
+            (range(5), ERRORS, [10, "ProcessorError", 30, 31, 32]),
+            (range(5), WITH_INPUT | ERRORS, pairs),
+        )
+
+    def test_what_is_skipped(self) -> None:
+        self.check(
+            [Processor(spread_out), Processor(refuse_twenty, on_error="skip")],
+            ([1, 2], WITH_INPUT | ERRORS, [(1, [10]), (2, [21])]),
+        )
+        self.check(
+            [Processor(odd_only), Processor(refuse_three, on_error="skip")],
+            ([1, 3, 5], {}, [1, 5]),
+            ([1, 3, 2], WITH_INPUT, [(1, [1]), (3, []), (2, [])]),
+            ([1, 3, 5], ERRORS, [1, "ProcessorError", 5]),
+            ([3, 2], WITH_INPUT | ERRORS, [(3, "ProcessorError"), (2, [])]),
+        )
+
+    def test_the_item_is_the_one_that_was_given(self) -> None:
+        async def main(engine: Any, give: Callable[[list[Any]], Any]) -> None:
+            rows = [[number] for number in range(100)]
+            pipeline = Pipeline(engine=engine).add(Processor(append_seven))
+            pairs = [pair async for pair in pipeline.astream(give(rows), with_input=True)]
+            assert all(item is row for (item, _), row in zip(pairs, rows, strict=True))
+            assert pairs == [([number], [2]) for number in range(100)]
+
+        async def each(rows: list[Any]) -> AsyncIterator[Any]:
+            for row in rows:
+                yield row
+
+        for engine, give in (("process", iter), ("thread", each), ("thread", list), ("inline", iter)):
+            with self.subTest(engine, give=give):
+                self.run_in_loop(main(engine, give))
+
+    def test_an_error_that_ends_more_than_its_item_ends_the_stream(self) -> None:
+        async def main(pipeline: Pipeline[Any, Any], items: Any, error: type[Exception]) -> None:
+            with self.assertRaises(error):
+                async for _ in pipeline.astream(items, with_input=True, return_exceptions=True):
+                    pass
+            assert pipeline.closed
+
+        def source() -> Iterator[int]:
+            yield 1
+            raise KeyError("no more")
+
+        for engine in ENGINES:
+            with self.subTest(engine):
+                limited = Pipeline(engine=engine, max_failures=0).add(Processor(refuse_three, on_error="skip"))
+                self.run_in_loop(main(limited, [1, 3, 5], TooManyFailuresError))
+                self.run_in_loop(main(Pipeline(engine=engine).add(Processor(add_one)), source(), SourceError))
+        self.run_in_loop(main(Pipeline(engine="inline").add(Processor(str)), [Unpicklable()], SourceError))
+        # The error is of the kind that an item may have, but its worker has ended with its state.
+        self.run_in_loop(main(Pipeline(engine="process").add(ExitsAtThree()), [1, 3], WorkerDiedError))
+
+    def test_an_item_that_ends_its_workers(self) -> None:
+        async def main() -> None:
+            pipeline = Pipeline(engine="process").add(Processor(exit_at_three))
+            stream = pipeline.astream([1, 3, 2], with_input=True, return_exceptions=True)
+            assert kinds([pair async for pair in stream]) == [(1, [1]), (3, "WorkerDiedError"), (2, [2])]
+
+        self.run_in_loop(main())
+
+    def test_large_items_beside_small_results_are_few_at_once(self) -> None:
+        pulled: list[None] = []
+
+        async def heavy() -> AsyncIterator[bytes]:
+            while True:
+                pulled.append(None)
+                yield bytes(200_000)
+
+        async def main() -> None:
+            pipeline = Pipeline(engine="thread").add(Processor(len)).add(Pipe(maxbytes=2_000_000)).add(Processor(str))
+            async with pipeline.astream(heavy(), with_input=True) as stream:
+                for taken in range(300):
+                    item, outputs = await stream.__anext__()
+                    assert (len(item), outputs) == (200_000, ["200000"])
+                    assert len(pulled) - taken <= 100, "many are kept until they are given out"
+
+        self.run_in_loop(main())
+
+    def test_flags_are_flags_and_the_rule_holds(self) -> None:
+        pipeline = Pipeline(engine="inline").add(Processor(add_one))
+        for flag in ("with_input", "return_exceptions"):
+            with self.assertRaisesRegex(TypeError, f"{flag} must be True or False, not 1"):
+                pipeline.astream([1], **{flag: 1})  # type: ignore[call-overload]
+            with self.assertRaisesRegex(RuleError, "belong to no single item"):
+                Pipeline(engine="inline").add(Totals()).astream([1], **{flag: True})  # type: ignore[call-overload]
 
 
 class Programs(ScriptTestCase):

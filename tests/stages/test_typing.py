@@ -295,11 +295,18 @@ async def in_a_task(pipeline: Pipeline[str, int], numbers: AsyncIterator[int]) -
     await pipeline.asubmit("word")  # is list[int]
     await Pipeline().add(Processor(ages.get)).asubmit("Ada")  # is list[int]
     await pipeline.asubmit(1)  # error: expected "str"
-    pipeline.astream(numbers)  # error: expected "AsyncIterable[str] | Iterable[str] | str"
+    pipeline.astream(numbers)  # error: No overload variant of "astream"
     Pipeline().add(Processor(halves)).astream(numbers)  # is AsyncStream[float]
     async with Pipeline().add(Processor(len)) as opened:
         opened  # is Pipeline[Sized, int]
         await opened.asubmit("word")  # is list[int]
+    pipeline.astream(lines, with_input=True)  # is AsyncStream[tuple[str, list[int]]]
+    pipeline.astream(lines, return_exceptions=True)  # is AsyncStream[int | Exception]
+    Pipeline().add(Processor(len)).astream("word", with_input=True, return_exceptions=bool(lines))  # is AsyncStream[Any]
+    async for word, sizes in pipeline.astream(lines, with_input=True, return_exceptions=True):
+        word  # is str
+        sizes  # is list[int] | Exception
+    pipeline.astream(lines, with_input=1)  # error: No overload variant of "astream"
     async for size in pipeline.astream(lines):
         size  # is int
     async with pipeline.astream(lines) as stream:

@@ -155,8 +155,8 @@ class TracedStep(Step):
         """Take in that a worker has given up a call with one item."""
         if self.strict:
             self.fail(lease, index, attempts, why, when)
-        elif self.context.origins.are_streamed and not self._cancelled:
-            # Whoever gets results beside errors is to know of it.
+        elif not self._cancelled:
+            # Whoever gets errors in the place of results is to know of it.
             origin = self._origin_of(lease, index)
             self.context.command(ItemFailed(origin, self.index, lease.begin + index, attempts, why, skipped=True))
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.engines.base import RunProgress
 from conveyor.engines.failures import without_our_frames
-from conveyor.engines.inline.nodes import Walk
+from conveyor.engines.inline.nodes import Failures, Walk
 from conveyor.engines.jobs import Job, JobFuture, PendingJobs
 from conveyor.engines.process.system.spawning import cause_and_remedy, thread_started
 from conveyor.engines.process.wire.codec import copied
-from conveyor.errors import ConveyorError, ProcessError, ProcessorError, SourceError, StateError
+from conveyor.errors import ConveyorError, FailedItem, ProcessError, ProcessorError, SourceError, StateError
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -31,10 +32,12 @@ if TYPE_CHECKING:
 class InlineJobRun:
     """The run of the items that are submitted."""
 
-    def __init__(self, session: Session, walk: Walk, progress: RunProgress) -> None:
+    def __init__(self, session: Session, new_walk: Callable[[Failures], Walk], progress: RunProgress) -> None:
         self._session = session
-        self._walk = walk
+        self._walk = new_walk(self)
         self._progress = progress
+        # The error of what was given up last of the item at hand, while the run goes on.
+        self._skipped: BaseException | None = None
         # Those that event loops wait for, and those of them that nobody works on yet.
         self._pending = PendingJobs()
         self._waiting: deque[Job] = deque()
@@ -53,7 +56,7 @@ class InlineJobRun:
             return None
         future = JobFuture()
         try:
-            future.set_result(self._results_of(self._copy_of(item)))
+            future.set_result(self._results_of(self._copy_of(item))[0])
         except (ProcessorError, SourceError) as error:
             future.set_exception(error)
         except ConveyorError as error:
@@ -107,10 +110,11 @@ class InlineJobRun:
             if job in self._pending:
                 item, job.entry = job.entry, None
                 try:
-                    self._pending.resolve(job, self._results_of(item))
+                    results, job.future.skipped = self._results_of(item)
+                    self._pending.resolve(job, results)
                     self._pending.notify()
-                except (ProcessorError, SourceError) as error:
-                    self._pending.fail(job, error)
+                except ProcessorError as error:
+                    self._pending.give_up(job, error)
                 except StateError:
                     # The pipeline was closed.
                     self._end(None)
@@ -125,17 +129,32 @@ class InlineJobRun:
             cause = error.with_traceback(without_our_frames(error.__traceback__))
             raise SourceError.unpicklable(0, self._session.format_item(item), cause) from error
 
-    def _results_of(self, item: Any) -> list[Any]:
+    def fail(self, failed: FailedItem) -> None:
+        """Take in what was given up, while the run goes on."""
+        self._skipped = failed.error
+        self._session.fail(failed)
+
+    def judge(self, given_up: int, items: int, ended: bool) -> None:
+        """Raise TooManyFailuresError where more was given up than may be."""
+        self._session.judge(given_up, items, ended)
+
+    def _results_of(self, item: Any) -> tuple[list[Any], BaseException | None]:
+        """Return what comes of an item, and the error of what was given up meanwhile."""
         self._progress.pulled += 1
         self._session.sample()
+
+        def work() -> tuple[list[Any], BaseException | None]:
+            self._skipped = None
+            return list(self._walk.results_of(item)), self._skipped
+
         try:
-            results: list[Any] = self._session.work(lambda: list(self._walk.results_of(item)))
+            found: tuple[list[Any], BaseException | None] = self._session.work(work)
         except BaseException:
             # What it has left would come with the next one.
             self._walk.forget()
             raise
-        self._progress.results += len(results)
-        return results
+        self._progress.results += len(found[0])
+        return found
 
     def _end(self, error: BaseException | None) -> None:
         """End all, with an error for what event loops wait for; None: cancel that."""

@@ -217,7 +217,7 @@ class Session:
         # Few pipelines have any.
         from conveyor.engines.inline.jobs import InlineJobRun
 
-        self._run = run = InlineJobRun(self, self._walk(), self._begin(None))
+        self._run = run = InlineJobRun(self, self._walk, self._begin(None))
         return run
 
     def _begin(self, total: int | None) -> RunProgress:

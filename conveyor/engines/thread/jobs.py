@@ -59,7 +59,7 @@ class ThreadJobRun(JobRun):
         except TypeError as error:
             job = self._feed.sent.get(origin)
             if job is not None:
-                self._pending.fail(job, error)
+                self._pending.give_up(job, error)
                 self._feed.drop(job)
             return None
 

@@ -280,9 +280,7 @@ class JobRun:
             case messages.ItemResults():
                 self._take_results(message, blobs)
             case messages.ItemGivenUp():
-                job = None if message.origin is None else self._feed.sent.pop(message.origin, None)
-                if job is not None:
-                    self._pending.fail(job, failed_item_of(message).error)
+                self._take_failure(message)
             case messages.Pull():
                 self._feed.grant(message.credit)
             case messages.Results():
@@ -324,6 +322,20 @@ class JobRun:
         if message.settled:
             self._pending.notify()
 
+    def _take_failure(self, message: messages.ItemGivenUp) -> None:
+        """Take in that an item has failed, or lost a part.  Where it has no origin, the session has dealt with that."""
+        sent, origin = self._feed.sent, message.origin
+        job = None if origin is None else sent.get(origin)
+        if origin is None or job is None:
+            return
+        if message.skipped:
+            # Only a stream asks for it.
+            if job.future.is_of_loop:
+                job.future.skipped = failed_item_of(message).error
+        else:
+            del sent[origin]
+            self._pending.give_up(job, failed_item_of(message).error)
+
     def _report(self) -> None:
         """Tell the broker how many results were taken: it may send as many more."""
         self._owner.send(messages.Consumed(self.number, self._unreported_items, time.process_time()))
@@ -344,7 +356,7 @@ class JobRun:
         for lineage, cause in zip(message.lineages, causes, strict=True):
             job = self._feed.sent.get(lineage[0])
             if cause is not None and job is not None:
-                self._pending.fail(job, unpicklable_result(cause))
+                self._pending.give_up(job, unpicklable_result(cause))
                 self._feed.drop(job)
         return values
 
