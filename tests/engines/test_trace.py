@@ -20,7 +20,7 @@ from conveyor.core import trace
 from conveyor.core.machine import Machine
 from conveyor.core.trace import Trace
 from conveyor.engines.process.caller.broker_link import BrokerProcess
-from conveyor.engines.process.system.waiting import GracePeriod
+from conveyor.engines.process.caller.trace_file import WritingPeriod
 from tests.helpers.clocked import ClockedShell
 from tests.helpers.support import TestCase
 from tests.simulation.command_hash import clocked_plan
@@ -202,9 +202,35 @@ class Files(TestCase):
             def end(self) -> None:
                 seen.append("ended")
 
-        broker: Any = SimpleNamespace(child=Child(), config=SimpleNamespace(trace_to=str(path)))
-        BrokerProcess.wait_for_end(broker, GracePeriod(0.05))
+        broker: Any = SimpleNamespace(child=Child())
+        with mock.patch("conveyor.engines.process.caller.trace_file.STANDSTILL_SECONDS", 0.05):
+            BrokerProcess.wait_for_end(broker, WritingPeriod(0.0, str(path)))
         self.assertEqual(seen, ["waited"] * 20 + ["ended"])
+        # One that writes nothing gets what it was given.
+        period = WritingPeriod(0.0, None)
+        self.assertEqual(period.left(), 0.0)
+
+    def test_a_trace_that_takes_longer_than_the_grace_period_is_complete(self) -> None:
+        def slowly(*what: Any) -> Iterator[str]:
+            for line in lines(*what):
+                # So much that it is in the file at once.
+                yield " " * 100_000 + line
+                time.sleep(0.03)
+
+        lines, folder = trace._lines, self.new_folder()
+        link = "conveyor.engines.process.caller"
+        with (
+            mock.patch("conveyor.core.trace._lines", slowly),
+            mock.patch(f"{link}.trace_file.STANDSTILL_SECONDS", 1.0),
+            mock.patch(f"{link}.broker_link.BROKER_EXIT_SECONDS", 0.0),
+        ):
+            path = os.path.join(folder, "run.json")
+            pipeline = Pipeline(trace=path, start_method="fork").add(Processor(abs))
+            with pipeline:
+                for _ in range(20):
+                    pipeline.run([1])
+        with open(path) as file:
+            self.assertGreater(len(json.load(file)["traceEvents"]), 65)
 
     def test_one_whose_broker_is_killed_is_not_complete_and_that_is_told(self) -> None:
         path = os.path.join(self.new_folder(), "run.json")

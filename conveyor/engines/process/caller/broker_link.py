@@ -61,8 +61,6 @@ if TYPE_CHECKING:
 BROKER_EXIT_SECONDS = 2.0
 # What a frozen program gets to unpack and start itself, and to come to `freeze_support`.
 FROZEN_START_SECONDS = 60.0
-# And beyond that, where it has a trace to write: so long since the file last grew, as a busy machine may take its time.
-TRACE_SECONDS = 5.0
 # How long to wait for room in the channel: a broker that is stopped, or not there yet, reads nothing.
 SEND_SECONDS = 0.1
 # The messages that tell what jobs log and print.
@@ -188,13 +186,11 @@ class BrokerProcess:
                 )
 
     def wait_for_end(self, grace: GracePeriod) -> None:
-        """Wait for the broker's death; kill it when the grace period is over, unless it is writing a trace."""
-        child, written = self.child, trace_file.size_of(self.config.trace_to)
+        """Wait for the broker's death; kill it when the grace period is over."""
+        child = self.child
         assert child is not None
         while grace.left() and not child.wait(grace.slice()):
-            before, written = written, trace_file.size_of(self.config.trace_to)
-            if written > before:
-                grace = GracePeriod(TRACE_SECONDS)
+            pass
         child.end()
         if child.exitcode != 0:
             end_what_a_broker_left()
@@ -358,8 +354,8 @@ class BrokerClient:
         """Tell the broker to end everything, and wait for its death, within a bound; it is killed then."""
         child = self._broker.child
         assert child is not None
-        writing = 0.0 if self._broker.config.trace_to is None else TRACE_SECONDS
-        grace = GracePeriod(GRACE_SECONDS + BROKER_EXIT_SECONDS + writing)
+        path = self._broker.config.trace_to
+        grace = trace_file.WritingPeriod(GRACE_SECONDS + BROKER_EXIT_SECONDS, path)
         # Another thread may listen, or this one, where a signal handler interrupted it.
         is_held = self._hearing.acquire(blocking=False)
         listens = is_held and not self._is_listening
@@ -376,7 +372,6 @@ class BrokerClient:
             # The end of its channels tells it as much.
             self._broker.close_channels()
         self._broker.wait_for_end(grace)
-        path = self._broker.config.trace_to
         if path is not None and child.exitcode != 0:
             notice = messages.NoticeGiven("WARNING", trace_file.incomplete(path, child.exitcode))
             self._pending_logs.append((notice, []))

@@ -8,7 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 
+from conveyor.engines.process.system.waiting import GracePeriod
 from conveyor.errors import ProcessError, cause_of_death
+
+# How long a trace that is being written may not grow: a busy machine may take its time.
+STANDSTILL_SECONDS = 5.0
 
 
 def new(wanted: str | os.PathLike[str] | None) -> str | None:
@@ -29,11 +33,27 @@ def new(wanted: str | os.PathLike[str] | None) -> str | None:
         ) from error
 
 
-def size_of(path: str | None) -> int:
-    """Return how many bytes a trace has so far; 0 where there is none."""
-    with contextlib.suppress(OSError):
-        return 0 if path is None else os.stat(path).st_size
-    return 0
+class WritingPeriod(GracePeriod):
+    """A grace period of a broker that writes a trace: each time that the file has grown, a part of it begins anew."""
+
+    def __init__(self, seconds: float, path: str | None) -> None:
+        """`path`: None where no trace is written, and the period is one like any."""
+        super().__init__(seconds if path is None else seconds + STANDSTILL_SECONDS)
+        self._path = path
+        self._size = self._size_now()
+
+    def left(self) -> float:
+        """Return how many seconds are left."""
+        super().left()
+        size = self._size_now()
+        if size > self._size:
+            self._size, self._left = size, max(self._left, STANDSTILL_SECONDS)
+        return self._left
+
+    def _size_now(self) -> int:
+        with contextlib.suppress(OSError):
+            return 0 if self._path is None else os.stat(self._path).st_size
+        return 0
 
 
 def incomplete(path: str, exitcode: int | None) -> str:
