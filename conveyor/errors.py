@@ -246,7 +246,8 @@ class FailedItems(tuple[FailedItem, ...]):
         # By its name: what is told does not know who shows it.
         from importlib import import_module
 
-        shown: str = import_module("conveyor.views.html").failures_table(self)
+        html = import_module("conveyor.views.html")
+        shown: str = html.in_notebook(html.failures_table(self))
         return shown
 
 

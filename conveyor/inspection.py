@@ -147,6 +147,6 @@ class _Inspection:
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the graph, with numbers once it has run."""
-        from conveyor.views.html import graph_with_numbers
+        from conveyor.views.html import graph_with_numbers, in_notebook
 
-        return graph_with_numbers(self.graph(), self._lifecycle.known_stats())
+        return in_notebook(graph_with_numbers(self.graph(), self._lifecycle.known_stats()))

@@ -306,7 +306,8 @@ class Stats:
         from importlib import import_module
 
         html = import_module("conveyor.views.html")
-        return f"{html.steps_table(self)}{html.advice_list(self)}"
+        shown: str = html.in_notebook(f"{html.steps_table(self)}{html.advice_list(self)}")
+        return shown
 
 
 _TROUBLES = (("failed", "failed"), ("retried", "retried"), ("timed out", "timed_out"), ("lost", "workers_lost"))

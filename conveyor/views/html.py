@@ -37,7 +37,8 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.3rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
 th{color:var(--soft);font-weight:600}th:first-child,.left{text-align:left}
 td.left{white-space:normal}
-tbody th{color:inherit;font-weight:400}tr.slowest th{color:var(--accent);font-weight:600}
+tbody th{color:inherit;font-weight:400;min-width:11rem;white-space:normal;overflow-wrap:anywhere}
+tr.slowest th{color:var(--accent);font-weight:600}
 .bar{display:inline-block;width:4rem;height:.55rem;margin-right:.4rem;background:var(--line);border-radius:3px}
 .bar i{display:block;height:100%;background:var(--accent);border-radius:3px}
 .graph svg{max-width:100%;height:auto}.graph .cv-back{fill:none}
@@ -55,6 +56,23 @@ margin:.5rem 0;border:1px solid var(--line);border-radius:8px}.wide table,.wide 
 overflow-wrap:anywhere}.wide td::before{content:attr(data-head);display:block;color:var(--soft);font-size:11px;
 line-height:1.3}.wide .bar{width:2.2rem;margin-right:.3rem}}
 """
+# What a notebook shows stands on its page, whose theme need not be that of the system: so no background, and colours
+# that can be seen on a light and on a dark one.
+NOTEBOOK_STYLE = (
+    ".cv-shown .cv-back{fill:none}.cv-shown .wide{overflow-x:auto}.cv-shown svg{max-width:100%;height:auto}"
+    ".cv-shown table{font-variant-numeric:tabular-nums}.cv-shown th,.cv-shown td{white-space:nowrap}"
+    ".cv-shown .left,.cv-shown th:first-child{text-align:left!important}.cv-shown td.left{white-space:normal}"
+    ".cv-shown tbody th{min-width:11em;white-space:normal;overflow-wrap:anywhere}"
+    ".cv-shown tr.slowest th{color:#3b82f6}.cv-shown .bad{color:#e5484d}"
+    ".cv-shown .bar{display:inline-block;width:4em;height:.6em;margin-right:.4em;background:#8884;border-radius:3px}"
+    ".cv-shown .bar i{display:block;height:100%;background:#3b82f6;border-radius:3px}"
+    ".cv-shown .advice{padding:.3em .8em;border-left:4px solid #3b82f6}"
+)
+
+
+def in_notebook(body: str) -> str:
+    """Return parts of a page such that they look well below a cell of a notebook."""
+    return f'<div class="cv-shown"><style>{NOTEBOOK_STYLE}</style>{body}</div>'
 
 
 def page(title: str, body: str, data: str = "", style: str = "") -> str:
@@ -113,7 +131,7 @@ def cards(told: Iterable[tuple[str, str]]) -> str:
 def share_bar(share: float, said: str | None = None) -> str:
     """Return a share as a bar and in percent, or with what else is to be said of it."""
     percent = max(0.0, min(1.0, share)) * 100
-    said = f"{percent:.0f}&nbsp;%" if said is None else said
+    said = f"{percent:.0f}%" if said is None else said
     return f'<span class="bar"><i style="width:{percent:.0f}%"></i></span><span class="n">{said}</span>'
 
 

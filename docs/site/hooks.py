@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import posixpath
 import re
 import sys
@@ -48,11 +49,32 @@ def example_page(path: Path) -> str:
     return f"# {path.name}\n\n**{title}**\n{rest}\n\n{shown}```python\n{body}```\n"
 
 
+def notebooks() -> list[Path]:
+    """The notebooks of the gallery."""
+    return sorted((ROOT / "examples").glob("*.ipynb"))
+
+
+def notebook_page(path: Path) -> str:
+    """The page of a notebook: its texts, its cells, and what each has shown when it was executed."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "text/html" in data:
+                # Without line breaks, as an empty line would end it.
+                parts.append("".join(data["text/html"]).replace("\n", " "))
+            elif output["output_type"] == "execute_result":
+                parts.append(f'```text title="Output"\n{"".join(data["text/plain"])}\n```')
+    return "\n\n".join(parts) + "\n"
+
+
 def on_config(config: Any) -> Any:
     """Name the programs of the gallery in the navigation."""
     for section in config.nav:
         if "Gallery" in section:
-            section["Gallery"] += [f"gallery/{path.stem}.md" for path in examples()]
+            section["Gallery"] += [f"gallery/{path.stem}.md" for path in (*examples(), *notebooks())]
     return config
 
 
@@ -63,6 +85,8 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, uri, content=text))
     for path in examples():
         files.append(File.generated(config, f"gallery/{path.stem}.md", content=example_page(path)))
+    for path in notebooks():
+        files.append(File.generated(config, f"gallery/{path.stem}.md", content=notebook_page(path)))
     return files
 
 
@@ -70,7 +94,7 @@ def page_of(path: str) -> str | None:
     """The page of the site that shows this file of the project, if one does."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
-    if path.startswith("examples/") and path.endswith(".py"):
+    if path.startswith("examples/") and path.endswith((".py", ".ipynb")):
         return f"gallery/{Path(path).stem}.md"
     return PAGES.get(path) or ALIASES.get(path)
 

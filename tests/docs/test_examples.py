@@ -9,12 +9,14 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.helpers.support import ROOT, TestCase, nothing_left, slow
 
@@ -22,6 +24,16 @@ EXAMPLES = ROOT / "examples"
 # These have tests of their own, and are longer.
 PROGRAMS = ("stdlib_census.py", "watch_balancer.py", "service.py", "fetch.py")
 GALLERY = sorted(path for path in EXAMPLES.glob("*.py") if path.name not in PROGRAMS)
+NOTEBOOK = EXAMPLES / "notebook.ipynb"
+# What executes it, and what its bar needs.
+NOTEBOOK_NEEDS = ("nbclient", "ipykernel", "ipywidgets", "tqdm")
+EXECUTE = """
+import sys
+import nbclient, nbformat
+notebook = nbformat.read(sys.argv[1], 4)
+nbclient.execute(notebook, timeout=50)
+nbformat.write(notebook, sys.argv[2])
+"""
 MOST_LINES = 40
 # What stands in the first lines: what it shows, how to run it, what to change, what it prints.
 HEADER = re.compile(
@@ -60,7 +72,7 @@ class GalleryTest(TestCase):
     def test_the_gallery_lists_each(self) -> None:
         text = (ROOT / "docs" / "gallery" / "index.md").read_text("utf-8")
         names = set(re.findall(r"\.\./\.\./examples/([\w.]+)\)", text))
-        self.assertEqual(names, {path.name for path in EXAMPLES.glob("*.py")})
+        self.assertEqual(names, {path.name for path in (*EXAMPLES.glob("*.py"), NOTEBOOK)})
 
     def run_example(self, path: Path) -> None:
         """Run a program, and compare what it prints."""
@@ -85,6 +97,64 @@ class GalleryTest(TestCase):
         told = header(path)[1]
         if not doctest.OutputChecker().check_output(told, finished.stdout, doctest.ELLIPSIS):
             self.fail(f"{path.name} says it prints\n{told}\nand prints\n{finished.stdout}\n{finished.stderr}")
+
+
+class NotebookTest(TestCase):
+    """examples/notebook.ipynb, which is kept with its outputs."""
+
+    def test_it_says_what_it_is_and_is_kept_as_it_was_executed(self) -> None:
+        notebook = json.loads(NOTEBOOK.read_text("utf-8"))
+        first = "".join(notebook["cells"][0]["source"])
+        for part in ("It shows ", "jupyter lab examples/notebook.ipynb", "Change first: "):
+            self.assertIn(part, first)
+        cells = code_cells(notebook)
+        self.assertEqual([cell["execution_count"] for cell in cells], list(range(1, len(cells) + 1)))
+        # Times of day would change with each execution.
+        self.assertTrue(all(not cell["metadata"] for cell in cells))
+        kinds = [kind for cell in cells for kind in kinds_of(cell)]
+        self.assertEqual(kinds.count("text/html"), 4)
+
+    @slow
+    def test_it_runs_and_shows_what_it_is_kept_with(self) -> None:
+        missing = [name for name in NOTEBOOK_NEEDS if importlib.util.find_spec(name) is None]
+        if missing:
+            self.skipTest(f"{', '.join(missing)}: not installed")
+        executed = Path(self.new_folder(), "executed.ipynb")
+        python_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        with nothing_left():
+            finished = subprocess.run(
+                [sys.executable, "-c", EXECUTE, str(NOTEBOOK), str(executed)],
+                capture_output=True,
+                text=True,
+                encoding="utf-8",
+                cwd=executed.parent,
+                env={**os.environ, "PYTHONPATH": python_path, "PYTHONWARNINGS": "default"},
+                stdin=subprocess.DEVNULL,
+                timeout=55,
+            )
+        self.assertEqual(finished.returncode, 0, finished.stderr)
+        kept, now = (code_cells(json.loads(path.read_text("utf-8"))) for path in (NOTEBOOK, executed))
+        for cell, again in zip(kept, now, strict=True):
+            with self.subTest(cell["id"]):
+                self.assertEqual(kinds_of(again), kinds_of(cell))
+                if "text/html" not in kinds_of(cell):
+                    self.assertEqual(results_of(again), results_of(cell))
+
+
+def code_cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells of a notebook that are executed."""
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def kinds_of(cell: dict[str, Any]) -> list[str]:
+    """What kinds of output a cell has."""
+    return sorted(kind for output in cell["outputs"] for kind in output.get("data", [output["output_type"]]))
+
+
+def results_of(cell: dict[str, Any]) -> list[str]:
+    """What a cell that ends in an expression says, as text."""
+    results = [output for output in cell["outputs"] if output["output_type"] == "execute_result"]
+    return ["".join(output["data"]["text/plain"]) for output in results]
 
 
 def _test(path: Path) -> Callable[[GalleryTest], None]:

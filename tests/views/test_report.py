@@ -211,6 +211,9 @@ class NotebookTest(TestCase):
         for shown in (pipeline._repr_html_(), pipeline.stats()._repr_html_(), pipeline.failures._repr_html_()):
             tree = read(shown)
             self.assertNotIn("script", tree.seen)
+            # It has the looks that it needs: a notebook has none for it, and its theme is its own.
+            self.assertIn(".cv-back{fill:none}", shown)
+            self.assertEqual(tree.seen.count("style"), 1 + shown.count("<svg"))
         self.assertIn("3 items", pipeline._repr_html_())
         self.assertIn("ValueError: 3 is odd", pipeline.failures._repr_html_())
         self.assertEqual(pipeline.failures[0].number, 1)
