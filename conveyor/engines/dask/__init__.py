@@ -1,7 +1,7 @@
 """The Dask engine: workers are processes on the nodes of a Dask cluster, and the broker is on the caller's machine.
 
-Law: this module imports nothing of Dask before a pipeline that uses it is made.  `docs/how-to/cluster.md` has what a
-user has to know.
+Law: this module imports nothing of Dask before a pipeline that uses it is made.  `docs/reference/cluster.md` has what
+a user has to know.
 """
 
 from __future__ import annotations
