@@ -13,7 +13,15 @@ from conveyor._lean.typing import Any
 
 
 class ConveyorError(Exception):
-    """The base of all errors of this package."""
+    """The base of all errors of this package.
+
+    >>> from conveyor import Pipeline
+    >>> try:
+    ...     results = Pipeline(engine="inline").run([1])
+    ... except ConveyorError as error:
+    ...     print(type(error).__name__, error, sep=": ")
+    RuleError: the pipeline is empty: add a Processor first, as in .add(Processor(load))
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args, self.__dict__)
@@ -42,9 +50,9 @@ class StateError(ConveyorError, RuntimeError):
 
 
 class JobPicklingError(ConveyorError, TypeError):
-    """A job, or the `redact` of the pipeline, cannot be pickled, and workers need its pickle.
+    """A job, an object of `shared`, or the `redact` of the pipeline cannot be pickled, and workers need its pickle.
 
-    Fields: `processor`, the name of the Processor (a str); None for the `redact`.
+    Fields: `processor`, the name of the Processor (a str); None where it is not the job of one Processor.
     """
 
     def __init__(self, message: str, processor: str | None) -> None:
@@ -82,9 +90,8 @@ class SourceError(ConveyorError):
     The exception is the `__cause__`.
 
     Fields:
-        number: the number of the input item, counted from 0.
-        item: the text that shows the item: what `redact` returns, or the shortened repr; None where the source
-            raised.
+        number: the number of the input item, an int counted from 0.
+        item: the str that shows the item: what `redact` returns, or the shortened repr; None where the source raised.
     """
 
     def __init__(self, message: str, number: int, item: str | None = None) -> None:
@@ -119,22 +126,29 @@ class ProcessorError(ConveyorError):
     process cannot rebuild the exception, the `__cause__` is a `RemoteTraceback`.
 
     Fields:
-        processor: the name of the Processor.
-        phase: what failed.  The job itself: "process", "setup", "finish", "teardown" or "on_error".  Around the job:
+        processor: the name of the Processor, a str.
+        phase: what failed, a str.  The job itself: "process", "setup", "finish", "teardown" or "on_error".  Around it:
             "load": the worker could not unpickle the job.
             "unpickle": the worker could not unpickle an item.
             "pickle": the worker could not pickle an output.
             "receive": the worker died while it received an item.
             "wait": a signal handler or thread of the job raised between two items, or memory ran out there.
-        number: the number of the item, counted from 0 in the order in which items came to the Processor; None where
-            the failure does not belong to an item.
-        last: the number of the last item that may be to blame.  It differs from `number` for a batch, or where nobody
-            knows which item it was.
-        item: the text that shows the item (or batch): what `redact` returns, or the shortened repr; None where there
+        number: the number of the item, an int counted from 0 in the order in which items came to the Processor; None
+            where the failure does not belong to an item.
+        last: the number of the last item that may be to blame, an int or None.  It differs from `number` for a batch,
+            or where nobody knows which item it was.
+        item: the str that shows the item (or batch): what `redact` returns, or the shortened repr; None where there
             is no item.
-        kind: the name of the exception's type.
-        traceback: the traceback in the worker, as text.
-        attempts: how many times the job was called with the item.
+        kind: the name of the exception's type, a str.
+        traceback: the traceback in the worker, a str; "" where there is none.
+        attempts: how many times the job was called with the item, an int.
+
+    >>> from conveyor import Pipeline, Processor
+    >>> try:
+    ...     results = Pipeline(engine="inline").add(Processor(int)).run(["1", "two"])
+    ... except ProcessorError as error:
+    ...     print(error.processor, error.phase, error.number, error.item, error.kind, error.attempts)
+    int process 1 'two' ValueError 1
     """
 
     def __init__(
@@ -170,8 +184,9 @@ class WorkerDiedError(ProcessorError):
     - the job kept state on `self`, and its class does not declare `restartable = True`;
     - workers died again and again before they were ready.
 
-    Fields, besides those of `ProcessorError`: `exitcode`, as in `multiprocessing.Process.exitcode`.  `number` and
-    `last` are the first and the last of the items that the worker had not acknowledged.
+    Fields, besides those of `ProcessorError`: `exitcode` (an int, or None where it is not known), as in
+    `multiprocessing.Process.exitcode`.  `number` and `last` are the first and the last of the items that the worker had
+    not acknowledged.
     """
 
     def __init__(
@@ -226,6 +241,14 @@ class FailedItem:
         error: the error that the run would have raised otherwise.  Its cause is the job's own exception.
         attempts: how many times the job was called with the item.
         when: the time of the last failure, in seconds since the epoch.
+
+    >>> from conveyor import Pipeline, Processor
+    >>> pipeline = Pipeline(engine="inline").add(Processor(int, on_error="skip", retries=1, backoff=0))
+    >>> pipeline.run(["1", "two"])
+    [1]
+    >>> [failed] = pipeline.failures
+    >>> failed.processor, failed.number, failed.item, failed.error.kind, failed.attempts
+    ('int', 1, "'two'", 'ValueError', 2)
     """
 
     processor: str
@@ -254,7 +277,7 @@ class FailedItems(tuple[FailedItem, ...]):
 class RemoteTraceback(Exception):
     """The traceback that an exception had in another process, as the cause of that exception.
 
-    Fields: `text`, the traceback.
+    Fields: `text`, the traceback (a str).
     """
 
     def __init__(self, text: str) -> None:

@@ -104,9 +104,9 @@ class _Sending(Generic[In, Out]):
         engine iterates over it in a thread of its own.
 
         - `progress` (None): True shows on the standard error stream how far the run is, and "steps" also what each
-          Processor does.  A callable is called with a `Progress`, in a thread of its own: every 0.25 seconds, and at
-          the end.  One that raises is logged and left out.  None and False: nothing, but None is True where the
-          environment has `CONVEYOR_PROGRESS=1`.
+          Processor does.  A callable is called with a `Progress` every 0.25 seconds, in a thread of its own, and at the
+          end, in the thread that ends the run.  One that raises is logged and left out.  None and False: nothing, but
+          None is True where the environment has `CONVEYOR_PROGRESS=1`.
         - `total` (None): the number of items, for `progress` and `stats`.  None: `len` or `operator.length_hint`, where
           the input has that.
         - `with_input` (False): each result is a pair of the item and the list of its outputs, which is empty where it

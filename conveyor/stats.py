@@ -82,6 +82,9 @@ class SlowCall:
         seconds: how long it took, with all its attempts, but without what it waited for room behind.
         item: the item, or the batch, as `redact` shows it and as the job left it; None where it would have taken too
             long to show it.
+
+    >>> SlowCall(number=7, seconds=1.5, item="'a.jpg'").seconds
+    1.5
     """
 
     number: int
@@ -102,6 +105,12 @@ class WorkerStats:
         last: the number of the last one.
         item: the number of the item that it is at, where calls take 8 ms or more, or have a timeout; else None.
         seconds: for how long it has been at that item.
+
+    >>> from conveyor import Pipeline, Processor
+    >>> with Pipeline(engine="thread").add(Processor(len, workers=2)) as pipeline:
+    ...     results = pipeline.run(["a", "bc"])
+    ...     [each.number for each in pipeline.stats()["len"].worker_stats]
+    [0, 1]
     """
 
     number: int
@@ -122,6 +131,13 @@ class SourceStats:
         pulled: how many items were taken from it.
         total: how many there are, where the input is a container that knows it, or an iterator over one; else None.
         ended: whether it has no more.
+
+    >>> from conveyor import Pipeline, Processor
+    >>> pipeline = Pipeline(engine="inline").add(Processor(len))
+    >>> pipeline.run(["a", "bc"])
+    [1, 2]
+    >>> pipeline.stats().source
+    SourceStats(pulled=2, total=2, ended=True)
     """
 
     pulled: int
@@ -181,6 +197,14 @@ class StepStats:
         slowest: the slowest calls, of those that took 8 ms or more and were timed by themselves: one `SlowCall` each,
             the slowest first, at most 5.
         worker_stats: one `WorkerStats` for each worker that is up or being started; none with the inline engine.
+
+    >>> from conveyor import Pipeline, Processor
+    >>> pipeline = Pipeline(engine="inline").add(Processor(str.split, on_error="skip"))
+    >>> pipeline.run(["a b", 7])
+    [['a', 'b']]
+    >>> step = pipeline.stats()["split"]
+    >>> step.items_in, step.items_out, step.failed, step.bound
+    (2, 1, 1, 65536)
     """
 
     processor: str
@@ -229,6 +253,14 @@ class Stats:
         results: how many results were given out, in the run that goes on, or was the last.
         history: samples of the steps, oldest first: at most 2,000, at least 0.25 s apart.
         advice: what would make it faster, in sentences, where that is known.
+
+    >>> from conveyor import Pipeline, Processor
+    >>> pipeline = Pipeline(engine="inline").add(Processor(len))
+    >>> pipeline.run(["a", "bc"])
+    [1, 2]
+    >>> stats = pipeline.stats()
+    >>> stats["len"].items_in, stats.results, stats.decisions, stats.advice
+    (2, 2, (), ())
     """
 
     seconds: float

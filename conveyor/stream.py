@@ -24,7 +24,13 @@ Out = TypeVar("Out")
 class Stream(Iterator[Out]):
     """The results of one run, as they come: an iterator, and a context manager that closes it.
 
-    Dropping a stream closes it too.
+    Dropping a stream closes it too.  `next` and the loop raise the errors of `run`.  One thread at a time takes
+    results; another one that asks meanwhile gets StateError.
+
+    >>> from conveyor import Pipeline, Processor
+    >>> with Pipeline(engine="inline").add(Processor(len)).stream(["a", "bc", "def"]) as lengths:
+    ...     next(lengths), next(lengths)  # leaving the block gives up the rest
+    (1, 2)
     """
 
     # Users import it from there.
@@ -97,7 +103,16 @@ class Stream(Iterator[Out]):
 class AsyncStream(AsyncIterator[Out]):
     """The results of many items, as they come: an asynchronous iterator, and a context manager that closes it.
 
-    Dropping a stream closes it too.
+    Dropping a stream closes it too.  The loop raises the errors of `run`.  One task at a time takes results; another
+    one that asks meanwhile gets StateError.
+
+    >>> import asyncio
+    >>> from conveyor import Pipeline, Processor
+    >>> async def first():
+    ...     async with Pipeline(engine="inline").add(Processor(len)).astream(["a", "bc", "def"]) as lengths:
+    ...         return await anext(lengths)
+    >>> asyncio.run(first())
+    1
     """
 
     # Users import it from there.

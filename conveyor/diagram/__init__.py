@@ -28,6 +28,10 @@ class GraphNode:
         workers: of a Processor, how many workers it has at first; None of others.
         most_workers: how many it has at most; None where the balancer alone decides, and of others.
         batch: how many items its job gets at once, None for one.
+
+    >>> from conveyor import Pipeline, Processor
+    >>> Pipeline().add(Processor(sum, batch=3, workers=2)).graph().nodes[1]
+    GraphNode(index=1, kind='processor', name='sum', workers=2, most_workers=2, batch=3)
     """
 
     index: int
@@ -56,6 +60,10 @@ class GraphEdge:
     """One edge of a `Graph`: items go from the node with the index `source` to the one with the index `target`.
 
     `bound` is how many items the pipe between them holds; None where it has none of its own.
+
+    >>> from conveyor import Pipe, Pipeline, Processor
+    >>> Pipeline().add(Processor(abs)).add(Pipe(10)).add(Processor(str)).graph().edges[1]
+    GraphEdge(source=1, target=2, bound=10)
     """
 
     source: int

@@ -234,7 +234,16 @@ class WorkerRecord:
 
 
 class WorkerContext:
-    """What a job can know of the worker that calls it: the object that `conveyor.worker()` returns."""
+    """What a job can know of the worker that calls it: the object that `conveyor.worker()` returns.
+
+    >>> from conveyor import Pipeline, Processor, worker
+    >>> def scaled(number):
+    ...     return number * worker().state * worker().shared["unit"]
+    >>> def factor():
+    ...     return 10
+    >>> Pipeline(engine="inline", shared={"unit": 2}).add(Processor(scaled, setup=factor)).run([1, 2])
+    [20, 40]
+    """
 
     __slots__ = ("_record",)
 
@@ -249,7 +258,7 @@ class WorkerContext:
 
     @property
     def index(self) -> int:
-        """The place of this worker among those of the Processor, from 0 on.
+        """The place of this worker among those of the Processor, an int from 0 on.
 
         Whoever replaces the worker gets the same place.  With `workers="auto"` a new worker gets the lowest free one.
         """

@@ -18,7 +18,11 @@ DEFAULT_MAXSIZE = 65536
 
 
 class Element:
-    """What `Pipeline.add` takes: the base of Processor, Pipe, ReplicatingFork, BalancingFork and Join."""
+    """What `Pipeline.add` takes: the base of Processor, Pipe, ReplicatingFork, BalancingFork and Join.
+
+    >>> [isinstance(each, Element) for each in (Pipe(), Join(2), len)]
+    [True, True, False]
+    """
 
     if TYPE_CHECKING:
         # There is no such attribute.  By its type, a checker tells a Processor from an Element that may be anything.
@@ -30,9 +34,12 @@ class Pipe(Element):
     """A bounded first-in, first-out buffer between two steps; while it is full, its producer waits.
 
     It is full when it holds `maxsize` items, or about `maxbytes` bytes of pickled items, whichever comes first.  The
-    next item or batch of the following step always fits.  The default of `maxsize` is `DEFAULT_MAXSIZE`.  The default
-    of `maxbytes` is a share of the machine's memory, at most 16 MiB.  Raises TypeError or ValueError unless each is an
-    int of 1 or more, or None.
+    next item or batch of the following step always fits.
+
+    - `maxsize` (None: 65,536): an int of 1 or more.
+    - `maxbytes` (None: a share of the memory of the machine or container, at most 16 MiB): an int of 1 or more.
+
+    Raises TypeError or ValueError for anything else.
 
     >>> Pipe(), Pipe(10), Pipe(maxbytes=1_000_000), Pipe(maxsize=10, maxbytes=1_000_000)
     (Pipe(), Pipe(maxsize=10), Pipe(maxbytes=1000000), Pipe(maxsize=10, maxbytes=1000000))
@@ -79,7 +86,7 @@ class ReplicatingFork(Element):
 
 @dataclass(frozen=True, repr=False, init=False)
 class BalancingFork(Element):
-    """Each item goes to one of `n` branches, in turn; a branch whose pipe is full is passed over.
+    """Each item goes to one of `n` branches, in turn; a branch whose workers have enough items is passed over.
 
     Without `n` it opens one branch, and the running pipeline decides how many copies of it work.  There are at least
     `min` copies (None: 1), and at most `max` (None: as many as the balancer wants).  Raises TypeError or ValueError
