@@ -4,7 +4,7 @@ which Processor and, where there is one, which item; or the item given up and li
 Law: each row holds for forked and for spawned workers, over both channels, and leaves nothing: no process, thread,
 descriptor, shared memory or semaphore.  Nobody waits for a time to pass: each fault comes when the processes are seen
 to be where it is to hit them.  The table of all faults, also of those that other files inject, is in
-docs/explanation/faults.md.
+docs/internals/faults.md.
 """
 
 from __future__ import annotations
