@@ -20,7 +20,11 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
 # The pages that are made of files outside of docs/, by the path of the file.
-PAGES = {"CHANGELOG.md": "reference/changelog.md", "CONTRIBUTING.md": "internals/contributing.md"}
+PAGES = {
+    "CHANGELOG.md": "reference/changelog.md",
+    "CONTRIBUTING.md": "internals/contributing.md",
+    "benchmarks/results.md": "explanation/all-benchmarks.md",
+}
 # Nobody who is on the site needs the page that leads to it.
 ALIASES = {"README.md": "index.md"}
 FENCED = re.compile(r"(^```.*?^```[ \t]*$)", re.MULTILINE | re.DOTALL)

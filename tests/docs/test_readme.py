@@ -17,8 +17,9 @@ may print what it likes. An HTML comment on the line above the fence, which a re
 - `<!-- test: output -->`, above a block that is marked `text`: all that the block before it prints, where `...` stands
   for any text.
 
-README.md fits on 200 lines.  Every link between the documents leads to a file and a heading that are there, docs/index.md
-has a link to every page, and README.md shows no figure of a benchmark that the page of the benchmarks does not have.
+README.md fits on 200 lines.  Every link between the documents leads to a file and a heading that are there, and
+docs/index.md has a link to every page.  README.md shows no figure of a benchmark that the page of the benchmarks does not
+have, and that page none that benchmarks/results.md, which benchmarks/compare.py wrote, does not have.
 """
 
 from __future__ import annotations
@@ -266,9 +267,14 @@ def broken_links(root: Path) -> list[str]:
     return broken
 
 
+def table_rows(section: str) -> list[list[str]]:
+    """The cells of all tables in a section."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
+
+
 def ratios(section: str, contestant: str) -> list[str]:
     """The ratios of a contestant in a section of the benchmarks, with the best settings where it has any."""
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
+    rows = table_rows(section)
     column = rows[0].index("ratio")
     worse = ("defaults", "item by item")
     return [row[column] for row in rows if row[0].startswith(contestant) and not row[0].endswith(worse)]
@@ -312,6 +318,24 @@ class TestPages(TestCase):
             for contestant, figure in zip(CONTESTANTS.values(), figures, strict=True):
                 with self.subTest(workload=name, contestant=contestant):
                     self.assertEqual([figure.strip()], ratios(section, contestant) or [""])
+
+    def test_the_figures_of_the_benchmarks_are_those_that_were_measured(self) -> None:
+        page = documents()["docs/explanation/benchmarks.md"].split("\n## ")[1:]
+        measured = (ROOT / "benchmarks" / "results.md").read_text(encoding="utf-8").split("\n## ")[1:]
+        all_rows = {section.splitlines()[0]: table_rows(section) for section in measured}
+        shown = {title: section for section in page if (title := section.splitlines()[0]) in all_rows}
+        self.assertEqual(list(shown), list(all_rows))
+        for title, section in shown.items():
+            heading, *rows = all_rows[title]
+            columns = [heading.index(name) for name in table_rows(section)[0]]
+            kept = [[row[column] for column in columns] for row in rows if len(row) == len(heading)]
+            with self.subTest(workload=title):
+                self.assertGreater(len(table_rows(section)), 3)
+                self.assertEqual([row for row in table_rows(section)[2:] if row not in kept], [])
+                # What beats Conveyor and has no row is named beside the table, with its ratio.
+                told = {row[columns.index(heading.index("ratio"))] for row in table_rows(section)[2:]}
+                ahead = {row[heading.index("ratio")] for row in rows if row[heading.index("ratio")][:2] == "0."}
+                self.assertEqual({ratio for ratio in ahead - told if ratio not in section}, set())
 
 
 class TestDocstrings(TestCase):
