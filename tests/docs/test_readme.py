@@ -18,7 +18,7 @@ may print what it likes. An HTML comment on the line above the fence, which a re
   for any text.
 
 README.md fits on 200 lines.  Every link between the documents leads to a file and a heading that are there, and
-docs/index.md has a link to every page.  README.md shows no figure of a benchmark that the page of the benchmarks does not
+docs/index.md has a link to every page.  Each file and name that docs/internals has in code is there.  README.md shows no figure of a benchmark that the page of the benchmarks does not
 have, and that page none that benchmarks/results.md, which benchmarks/compare.py wrote, does not have.
 """
 
@@ -267,6 +267,19 @@ def broken_links(root: Path) -> list[str]:
     return broken
 
 
+def unknown_names(text: str, files: Mapping[str, str]) -> list[str]:
+    """The files and names in the code of a page that are in none of these files, by their path."""
+    words = set(re.findall(r"\w+", "\n".join(files.values())))
+    unknown = []
+    for code in re.findall(r"`([^`\n]+)`", FENCED.sub("", text)):
+        if code.endswith(".py"):
+            if not any(f"/{path}".endswith(f"/{code}") for path in files):
+                unknown.append(code)
+        elif re.fullmatch(r"[\w.]+", code):
+            unknown += [code for name in code.split(".") if name not in words]
+    return unknown
+
+
 def table_rows(section: str) -> list[list[str]]:
     """The cells of all tables in a section."""
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
@@ -306,6 +319,18 @@ class TestPages(TestCase):
         texts = documents()
         pages = {path.removeprefix("docs/") for path in texts if path.startswith("docs/")} - {"index.md"}
         self.assertEqual(pages - set(links(texts["docs/index.md"])), set())
+
+    def test_what_the_internals_name_is_there(self) -> None:
+        paths = [path for part in ("conveyor", "tests", "benchmarks") for path in (ROOT / part).rglob("*.py")]
+        files = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+        pages = {path: text for path, text in documents().items() if path.startswith("docs/internals/")}
+        self.assertGreater(len(pages), 10)
+        self.assertEqual([(path, name) for path, text in pages.items() for name in unknown_names(text, files)], [])
+
+    def test_what_is_not_there_is_found(self) -> None:
+        files = {"conveyor/core/machine.py": "class Machine:\n    def handle(self) -> None: ...\n"}
+        text = "`Machine.handle` `core/machine.py` `Machine.hand` `achine.py` `a b`\n```text\n`nobody`\n```\n"
+        self.assertEqual(unknown_names(text, files), ["Machine.hand", "achine.py"])
 
     def test_the_figures_of_the_readme_are_those_of_the_benchmarks(self) -> None:
         texts = documents()
