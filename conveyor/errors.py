@@ -318,6 +318,10 @@ class SharedResourceWarning(UserWarning):
     """A job holds an open file, connection or client, and several workers would share it."""
 
 
+# In the place of the exit code of a worker that was lost with all else on its machine.  It is that of no process.
+HOST_LOST_EXITCODE = -1_000
+
+
 def cause_of_death(exitcode: int | None) -> str:
     """Return in words how a process with this exit code ended.
 
@@ -328,6 +332,8 @@ def cause_of_death(exitcode: int | None) -> str:
     """
     if exitcode is None:
         return "ended in a way that is not known"
+    if exitcode == HOST_LOST_EXITCODE:
+        return "was lost with its node"
     if exitcode >= 0:
         return f"exited with code {exitcode}"
     try:

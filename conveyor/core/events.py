@@ -82,7 +82,8 @@ class WorkerLost(NamedTuple):
 
     `started`: a lease, and how many of its calls the worker has started at most; it has started none of a later lease.
     None where that is not known.  `ready`: its setup was done.  `killed`: it may have been ended from outside, and not
-    by what it was at.  `unpickling`: it was unpickling the items of that lease, and had not started it.
+    by what it was at.  `unpickling`: it was unpickling the items of that lease, and had not started it.  `host_lost`:
+    so was all else on its machine, which says little about this worker.
 
     A worker of several threads notes each of its calls.  `under_way`: the calls it was at, each as the last of so many
     calls of a lease, with the seconds for which it was.  `silent`: for how many seconds its first thread had not run.
@@ -96,6 +97,7 @@ class WorkerLost(NamedTuple):
     unpickling: bool = False
     under_way: tuple[tuple[int, int, float], ...] = ()
     silent: float = 0.0
+    host_lost: bool = False
 
 
 class WorkerReady(NamedTuple):

@@ -311,11 +311,11 @@ class Machine:
         roster, worker = step.step_roster, step.book.worker(event.worker)
         leaving, replaced = worker is not None and worker.leaving, worker is not None and worker.replaced
         failure: Fail | None = None
-        if not event.ready and roster.is_hopeless(event.killed, now):
+        if not event.ready and roster.is_hopeless(event.killed, now, event.host_lost):
             failure = Fail(step.index, event.worker, None, None, event.cause, Loss.SETUP)
         elif event.ready and not roster.node.restartable:
             failure = self._loss_of_state(step, event)
-        elif event.ready and not leaving and not (worker and worker.leases) and roster.died_idle(event.killed, now):
+        elif event.ready and not leaving and not (worker and worker.leases) and roster.died_idle(event, now):
             failure = Fail(step.index, event.worker, None, None, event.cause, Loss.WAIT)
         elif running:
             failure = step.handle_worker_lost(event)
@@ -323,7 +323,7 @@ class Machine:
             roster.timed_out += 1
         else:
             roster.workers_lost += 1
-        roster.lost(event.worker, event.ready, now)
+        roster.lost(event.worker, event.ready, now, event.host_lost)
         if failure is not None:
             self._commands.append(failure)
             self._over = True

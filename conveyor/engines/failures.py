@@ -15,6 +15,7 @@ from types import FrameType, TracebackType
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.errors import (
+    HOST_LOST_EXITCODE,
     FailedItem,
     ItemTimeoutError,
     ProcessorError,
@@ -330,6 +331,7 @@ def death(
     elif phase == "setup":
         message += " before it was ready"
     message += _WHY_IT_ENDS_THE_RUN[loss]
-    error = WorkerDiedError(message + ".", processor=name, exitcode=exitcode, number=first, last=last)
+    known = None if exitcode == HOST_LOST_EXITCODE else exitcode
+    error = WorkerDiedError(message + ".", processor=name, exitcode=known, number=first, last=last)
     error.phase = phase
     return error

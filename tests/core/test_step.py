@@ -548,6 +548,32 @@ class Losses(TestCase):
             assert core.lose(3.0 * worker, worker, -9, ready=False, killed=True) == [StartWorker(0, worker + 1)]
         assert core.lose(12.0, 4, -9, ready=False, killed=True) == [Fail(0, 4, None, None, -9, "setup")]
 
+    def test_those_that_are_lost_with_their_hosts_before_they_are_ready(self) -> None:
+        core = Driven(Processor(job), Pipe(64))
+        for worker in range(59):
+            commands = core.lose(float(worker), worker, -9, ready=False, killed=True, host_lost=True)
+            assert commands == [StartWorker(0, worker + 1)]
+        # They count apart from those that are killed alone.
+        assert core.lose(59.0, 59, -9, ready=False, killed=True) == [StartWorker(0, 60)]
+        commands = core.lose(60.0, 60, -9, ready=False, killed=True, host_lost=True)
+        assert commands == [Fail(0, 60, None, None, -9, "setup")]
+        # Once a worker gets through, the count begins anew.
+        core = Driven(Processor(job), Pipe(64))
+        for worker in range(20):
+            at = 20.0 * worker
+            commands = core.lose(at, 2 * worker, -9, ready=False, killed=True, host_lost=True)
+            assert commands == [StartWorker(0, 2 * worker + 1)]
+            core.ready(at + 1, 2 * worker + 1)
+            commands = core.lose(at + 2, 2 * worker + 1, -9, killed=True, host_lost=True)
+            assert commands == [StartWorker(0, 2 * worker + 2)]
+
+    def test_those_that_are_lost_with_their_hosts_while_they_have_nothing_to_do(self) -> None:
+        core = Driven(Processor(job), Pipe(64))
+        for worker in range(100):
+            commands = core.lose(float(worker), worker, "lost", killed=True, host_lost=True)
+            assert commands == [StartWorker(0, worker + 1)]
+            core.ready(worker + 0.5, worker + 1)
+
     def test_how_many_items_are_under_way(self) -> None:
         core = Driven(Processor(job), Pipe(64), Processor(job))
         assert core.machine.under_way == 0

@@ -143,9 +143,10 @@ class Driven:
         ready: bool = True,
         killed: bool = False,
         unpickling: bool = False,
+        host_lost: bool = False,
     ) -> list[Command]:
         """Have a worker die."""
-        return self.handle(WorkerLost(worker, cause, started, ready, killed, unpickling), now)
+        return self.handle(WorkerLost(worker, cause, started, ready, killed, unpickling, host_lost), now)
 
     def probe_result(self, now: float, worker: int, lease: int, calls: int, seconds: float | None) -> list[Command]:
         """Answer a Look."""

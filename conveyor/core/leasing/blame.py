@@ -49,13 +49,13 @@ class CrashCounter:
     def count(self, reason: LossReason, item: int = 0) -> int:
         return self.counts.get((reason, item), (0, 0.0, 0.0))[0]
 
-    def since(self, reason: LossReason, now: float) -> float:
+    def since(self, reason: LossReason, now: float, item: int = 0) -> float:
         """When the first one was; `now` where there was none."""
-        return self.counts.get((reason, 0), (0, now, now))[1]
+        return self.counts.get((reason, item), (0, now, now))[1]
 
-    def clear(self, reason: LossReason) -> None:
-        """Forget crashes that have no item in common: a worker has got through."""
-        self.counts.pop((reason, 0), None)
+    def clear(self, reason: LossReason, item: int = 0) -> None:
+        """Forget crashes, as a rule those that have no item in common: a worker has got through."""
+        self.counts.pop((reason, item), None)
 
 
 class CrashBlame:

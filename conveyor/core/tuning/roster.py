@@ -20,6 +20,7 @@ from conveyor.graph.plan import Plan, StepNode
 from conveyor.stats import Decision, Measures, SlowCall, StepSample, StepStats, WorkerStats
 
 if TYPE_CHECKING:
+    from conveyor.core.events import WorkerLost
     from conveyor.core.nodes.step import Step
 
 Policy = Callable[[PolicyState, Sequence[StepLoad], float, float, float], tuple[PolicyState, list[Resize]]]
@@ -30,6 +31,11 @@ ASSUMED_START_SECONDS = 0.05
 # long.  Where they may have been killed from outside, it takes both.
 FAILED_STARTS = 5
 FAILED_START_SECONDS = 2.0
+# Those lost with all else on their machines count apart: a cluster that is scaled down takes many along at once.  But a
+# job may end machines in its `setup`.
+LOST_HOSTS_SECONDS = 60.0
+# What such starts have in common, in the place of an item.
+_LOST_HOSTS = -1
 # A step fails, too, once as many die with nothing in hand while no call is done, each within so many seconds of the one
 # before.  Where they may have been killed from outside, that has to go on for as long.
 IDLE_DEATH_SECONDS = 10.0
@@ -155,6 +161,7 @@ class StepRoster:
         self._starts += 1
         self._times[number] = [clock, 0.0]
         self._crashes.clear(Loss.SETUP)
+        self._crashes.clear(Loss.SETUP, _LOST_HOSTS)
         # The first set starts side by side, so the first worker to be up tells most.
         weight = 1.0 if self._starts == 1 else START_WEIGHT
         self.start_seconds += (seconds - self.start_seconds) * weight
@@ -180,22 +187,29 @@ class StepRoster:
         """How many workers in a row died before they were ready."""
         return self._crashes.count(Loss.SETUP)
 
-    def is_hopeless(self, killed: bool, now: float) -> bool:
+    def is_hopeless(self, killed: bool, now: float, host_lost: bool = False) -> bool:
         """Whether one more worker that dies before it is ready is one too many."""
+        if host_lost:
+            since = self._crashes.since(Loss.SETUP, now, _LOST_HOSTS)
+            failed = self._crashes.count(Loss.SETUP, _LOST_HOSTS) + 1
+            return failed >= FAILED_STARTS and now - since >= LOST_HOSTS_SECONDS
         failed = self.failed_starts + 1
         often = failed >= FAILED_STARTS
         long = failed >= 2 and now - self._crashes.since(Loss.SETUP, now) >= FAILED_START_SECONDS
         return (often and long) if killed else (often or long)
 
-    def died_idle(self, killed: bool, now: float) -> bool:
+    def died_idle(self, event: WorkerLost, now: float) -> bool:
         """Count a worker that died with nothing in hand; return whether that is one too many."""
+        if event.host_lost:
+            # What did nothing has not ended a machine.
+            return False
         deaths, seconds = self._crashes.add(Loss.WAIT, 0, now, IDLE_DEATH_SECONDS)
-        return deaths >= FAILED_STARTS and (not killed or seconds >= IDLE_DEATH_SECONDS)
+        return deaths >= FAILED_STARTS and (not event.killed or seconds >= IDLE_DEATH_SECONDS)
 
-    def lost(self, number: int, ready: bool, now: float) -> None:
+    def lost(self, number: int, ready: bool, now: float, host_lost: bool = False) -> None:
         """Take in that a worker is dead."""
         if not ready:
-            self._crashes.add(Loss.SETUP, 0, now)
+            self._crashes.add(Loss.SETUP, _LOST_HOSTS if host_lost else 0, now)
         self.starting.discard(number)
         self.give_index_back(number)
         if number in self.numbers:

@@ -25,10 +25,7 @@ from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig
 from conveyor.engines.process.wire.endpoint import Frame, NonblockingEndpoint
 from conveyor.engines.process.wire.handles import Handles
 from conveyor.engines.process.wire.progress import LastWords
-from conveyor.errors import ProcessError
-
-# What the workers of a lost node ended with: something outside killed them, and no item is to blame.
-LOST_EXITCODE = -9
+from conveyor.errors import HOST_LOST_EXITCODE, ProcessError
 
 
 class _NoWaiter:
@@ -280,7 +277,7 @@ class ClusterPool(WorkerPool):
             self._dispatch.shell.caller.logs.pass_on(messages.NoticeGiven("WARNING", text), [])
         for each in dead:
             if not each.dead:
-                self._ended(each, LOST_EXITCODE, LastWords(None))
+                self._ended(each, HOST_LOST_EXITCODE, LastWords(None))
 
     def bury(self, each: WorkerPort, pauses: PauseDetector | None = None) -> LastWords:
         while each.peer.drain():
@@ -305,7 +302,7 @@ class ClusterPool(WorkerPool):
         super().close_workers(grace)
         # Those without a node have nothing to close.
         for each in list(self._waiting):
-            self._ended(each, LOST_EXITCODE, LastWords(None))
+            self._ended(each, HOST_LOST_EXITCODE, LastWords(None))
 
     def end(self) -> None:
         for each in self.workers.values():

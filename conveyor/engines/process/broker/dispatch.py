@@ -20,6 +20,7 @@ from conveyor.engines.process.system.waiting import EXIT_SECONDS, GRACE_SECONDS
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import Blob
 from conveyor.engines.process.wire.endpoint import ConnectionLost
+from conveyor.errors import HOST_LOST_EXITCODE
 from conveyor.stats import Measures
 
 if TYPE_CHECKING:
@@ -243,8 +244,9 @@ class Dispatch:
             else:
                 shell.fail_with(messages.FailedByBroker(why, ""))
             return
-        killed = exitcode in FROM_OUTSIDE
-        what = last.started, worker.ready, killed, last.unpickling, last.under_way, last.silent
+        host_lost = exitcode == HOST_LOST_EXITCODE
+        killed = host_lost or exitcode in FROM_OUTSIDE
+        what = last.started, worker.ready, killed, last.unpickling, last.under_way, last.silent, host_lost
         shell.handle(events.WorkerLost(worker.number, exitcode, *what))
         if not shell.failed:
             del pool.workers[worker.number]
