@@ -5,6 +5,7 @@ Law: the run goes on with the other nodes, and gives the exact list.  What the l
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -35,7 +36,9 @@ LOST = "is lost, and its workers with it"
 class CutLinks(ClusterTestCase):
     """On loopback, where the system still takes what is sent: the broker notices by its own clock."""
 
-    def test_a_relay_stops_to_pass_on(self) -> None:
+    @contextlib.contextmanager
+    def node_behind_a_relay(self) -> Iterator[tuple[subprocess.Popen[bytes], Member]]:
+        """A node that all others reach through a program, which SIGSTOP makes a cut cable."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         scheduler = int(self.cluster.address.rpartition(":")[2])
@@ -47,10 +50,24 @@ class CutLinks(ClusterTestCase):
                 places = ["--listen-address", f"tcp://127.0.0.1:{port}"]
                 places += ["--contact-address", f"tcp://127.0.0.1:{to_node}"]
                 (node,) = self.cluster.add(1, *places, scheduler=f"tcp://127.0.0.1:{to_scheduler}", host=None)
-                self.check(passing, node)
+                yield passing, node
                 node.kill()
             finally:
                 passing.kill()
+
+    def test_a_node_is_cut_off_and_back_in_one_run(self) -> None:
+        with self.node_behind_a_relay() as (passing, node):
+            self.check(passing, node)
+
+    def test_a_node_is_cut_off_before_it_is_used(self) -> None:
+        with self.node_behind_a_relay() as (passing, _):
+            passing.send_signal(signal.SIGSTOP)
+            engine: Any = DaskEngine(self.cluster.address, lost_after=LOST_AFTER)
+            with self.assertLogs("conveyor", logging.WARNING) as logs:
+                results = Pipeline(engine=engine).add(Processor(jobs.slowly, workers=4)).run(range(100))
+        assert results == [n + 1 for n in range(100)]
+        said = [line for line in logs.output if LOST in line]
+        assert len(said) == 1 and f"no answer within {LOST_AFTER:g} s" in said[0], logs.output
 
     def check(self, passing: subprocess.Popen[bytes], node: Member) -> None:
         """Cut a node off amid a run, have it back in the same run, and look at all results."""

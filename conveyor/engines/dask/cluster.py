@@ -23,8 +23,10 @@ from conveyor.engines.process.wire.pipe import FrameReader
 
 # How long to look for a scheduler.
 CONNECT_SECONDS = 10.0
-# How long a node process may take to start: a new interpreter, on a machine that may be busy.
+# How long a node may take to start, while its Dask worker answers: that imports modules, on a machine that may be busy.
 START_SECONDS = 60.0
+# How often a Dask worker is asked meanwhile whether it is there.
+PING_SECONDS = 0.5
 # How often the scheduler is asked which workers it has.
 LOOK_SECONDS = 0.5
 # A scheduler that refuses connections has this long to come back.
@@ -113,16 +115,18 @@ class NodeLink:
     async def serve(self) -> None:
         """Start the node and carry messages, until it is lost."""
         try:
-            await asyncio.wait_for(self._start(), START_SECONDS)
+            async with _all_or_none(self._start(), self._ping_all()) as started:
+                await asyncio.wait_for(started, START_SECONDS)
             async with _all_or_none(self._tell_all(), self._hear_all()) as ended:
                 await ended
         except asyncio.CancelledError:
             raise
         except _Mismatch as error:
             self._cluster.fail(str(error))
+        except _Silent:
+            self._cluster.lose(self, f"no answer within {self._cluster.facts.lost_after:g} s")
         except asyncio.TimeoutError:
-            seconds = self._cluster.facts.lost_after if self.is_up else START_SECONDS
-            self._cluster.lose(self, f"no answer within {seconds:g} s")
+            self._cluster.lose(self, f"its Dask worker answers, but has not started it within {START_SECONDS:g} s")
         except BaseException as error:
             self._cluster.lose(self, error)
 
@@ -149,6 +153,20 @@ class NodeLink:
         self.is_up = True
         self._heard()
 
+    async def _ping_all(self) -> None:
+        """Ask the Dask worker again and again whether it is there; one that is cut off would let a start wait."""
+        rpc = self._cluster.client.rpc(self.address)
+        while True:
+            await self._soon(rpc.ping())
+            await asyncio.sleep(PING_SECONDS)
+
+    async def _soon(self, answer: Awaitable[T]) -> T:
+        """Await an answer; raises _Silent where it does not come for as long as makes a node a lost one."""
+        try:
+            return await asyncio.wait_for(answer, self._cluster.facts.lost_after)
+        except asyncio.TimeoutError as error:
+            raise _Silent from error
+
     async def _call(self, name: str, *arguments: Any) -> Any:
         from distributed.protocol import to_serialize
 
@@ -168,13 +186,13 @@ class NodeLink:
                 unsent, self._unsent = self._unsent, []
                 data = b"".join(unsent)
                 begun = time.monotonic()
-                await asyncio.wait_for(self._call("tell", data), self._cluster.facts.lost_after)
+                await self._soon(self._call("tell", data))
                 if len(data) < SMALL_BYTES:
                     self._cluster.note_round_trip(time.monotonic() - begun)
 
     async def _hear_all(self) -> None:
         while True:
-            data = await asyncio.wait_for(self._call("hear"), self._cluster.facts.lost_after)
+            data = await self._soon(self._call("hear"))
             self._heard()
             if data:
                 self._cluster.put("data", self, data)
@@ -199,6 +217,10 @@ class NodeLink:
 
 class _Mismatch(Exception):
     """A node that cannot work with this process; the text is for the user."""
+
+
+class _Silent(Exception):
+    """A node that has not answered for so long that it is lost."""
 
 
 class _all_or_none:
