@@ -30,7 +30,16 @@ from conveyor import (
 )
 from conveyor.engines.dask import DaskEngine
 from tests.cluster import jobs
-from tests.helpers.cluster import ClusterTestCase, LoopbackCluster, Member, await_that, on_cluster, processes_of
+from tests.helpers.cluster import (
+    ClusterTestCase,
+    LoopbackCluster,
+    Member,
+    await_that,
+    children_of,
+    node_processes,
+    on_cluster,
+    processes_of,
+)
 from tests.helpers.support import ROOT, TestCase
 
 
@@ -63,11 +72,7 @@ class Deaths(OnCluster):
 
     def worker_processes(self, member: Member) -> list[int]:
         """The worker processes of a node: what its node process has started."""
-        node = [
-            pid for pid in member.alive if b"conveyor.engines.dask.node" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        ]
-        children = Path(f"/proc/{node[0]}/task/{node[0]}/children").read_text() if node else ""
-        return [int(pid) for pid in children.split()]
+        return [pid for node in node_processes(member) for pid in children_of(node)]
 
     def test_a_worker_is_killed(self) -> None:
         def kill() -> None:

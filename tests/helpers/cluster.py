@@ -63,6 +63,25 @@ def processes_of(session: int) -> list[int]:
     return found
 
 
+def children_of(pid: int) -> list[int]:
+    """The children of a process, by their numbers."""
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def node_processes(member: Member) -> list[int]:
+    """The node processes of a member: the parents of the workers there."""
+    found = []
+    for pid in member.alive:
+        with contextlib.suppress(OSError):
+            if b"conveyor.engines.dask.node" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                # A worker that was forked has the same words: the first one is the parent of the others.
+                found.append(pid)
+    return [pid for pid in found if not any(pid in children_of(other) for other in found)]
+
+
 class Member:
     """A process of the cluster, with all that it starts."""
 
@@ -137,13 +156,26 @@ class LoopbackCluster:
         `scheduler` is the address at which they find it, and `host` that at which they listen.
         """
         before = len(self.addresses())
+        added = self.start(workers, *extra, scheduler=scheduler, host=host, prefix=prefix, **environ)
+        await_that(lambda: len(self.addresses()) >= before + workers, "all workers are up")
+        return added
+
+    def start(
+        self,
+        workers: int = 1,
+        *extra: str,
+        scheduler: str | None = None,
+        host: str | None = "127.0.0.1",
+        prefix: list[str] | None = None,
+        **environ: str,
+    ) -> list[Member]:
+        """Start more workers, as `add` does, and do not wait for them."""
         arguments = ["dask_worker", scheduler or self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
         # Old versions have a folder where they are started.
         arguments += ["--local-directory", self._folder.name, "--memory-limit", "0", "--death-timeout", "30"]
         arguments += [*(["--host", host] if host else []), *extra]
         added = [Member(arguments, self._folder.name, prefix, **environ) for _ in range(workers)]
         self.workers += added
-        await_that(lambda: len(self.addresses()) >= before + workers, "all workers are up")
         return added
 
     def addresses(self) -> list[str]:
