@@ -40,6 +40,8 @@ ENGINES = {
     "dask": "conveyor.engines.dask:new_session",
 }
 START_METHODS = ("fork", "forkserver", "spawn")
+# The engines by name that fuse steps.
+_FUSING = (None, "process", "thread", "dask")
 CHANNELS = ("pipe", "queue")
 FORKED = "a pipeline belongs to the process that opened it: this one was forked from there since"
 # Some 24 MB.
@@ -349,8 +351,8 @@ class PipelineSettings:
             cores=self.cores or usable_cores(),
             ordered=self.ordered,
             auto=self.workers == "auto",
-            # No other engine fuses.
-            fuse=self.fuse and self.engine in (None, "process"),
+            # Neither the inline engine nor one that the user has made fuses.
+            fuse=self.fuse and (self.engine in _FUSING or getattr(self.engine, "fuses", False)),
         )
 
     def code(self) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import time
 import warnings
 from typing import Any
 
-from conveyor import Processor
+from conveyor import Processor, worker
 
 
 def slowly(item: int) -> int:
@@ -48,6 +49,24 @@ class Place(Processor[Any, Any]):
     def process(self, item: Any) -> Any:
         time.sleep(0.01)
         return os.getsid(0)
+
+
+class Table:
+    """Has its bytes out of band, as an array has."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return Table, (pickle.PickleBuffer(self.data),)
+
+
+def looked_up(item: int) -> tuple[int, bool, Any]:
+    """Return what the shared objects say of an item."""
+    time.sleep(0.002)
+    shared = worker().shared
+    data = memoryview(shared["table"].data)
+    return data[-1 - item], data.readonly, shared["name"]
 
 
 def die_at_seven(item: int) -> int:

@@ -22,6 +22,9 @@ from tests.helpers.late import mock
 class Features(ClusterTestCase):
     """Each with the cluster that all tests share."""
 
+    def setUp(self) -> None:
+        self.cluster.heal()
+
     def pipeline(self, **settings: Any) -> Pipeline[Any, Any]:
         return Pipeline(engine="dask", address=self.cluster.address, **settings)
 
@@ -33,6 +36,33 @@ class Features(ClusterTestCase):
             futures = [pipeline.submit(item) for item in range(100, 120)]
             assert asyncio.run(awaited(pipeline)) == [[item + 1] for item in range(20)]
             assert [future.result(60) for future in futures] == [[item + 1] for item in range(100, 120)]
+
+    def test_shared_objects(self) -> None:
+        # More than crosses in one part, and a second node that gets it later.
+        table = jobs.Table(bytes(range(256)) * (5 << 12))
+        expected = [(255 - item % 256, True, "name") for item in range(600)]
+        with self.pipeline(shared={"table": table, "name": "name"}).add(
+            Processor(jobs.looked_up, workers=3)
+        ) as pipeline:
+            assert pipeline.run(range(600)) == expected
+            results = []
+            for result in pipeline.stream(range(600)):
+                results.append(result)
+                if len(results) == 50:
+                    self.cluster.workers[0].kill()
+            assert results == expected
+            assert sum(step.workers_lost for step in pipeline.stats().steps) > 0
+        # Nothing is something, too.
+        with self.pipeline(shared={}).add(Processor(jobs.same)) as pipeline:
+            assert pipeline.run([1]) == [1]
+
+    def test_fused_steps(self) -> None:
+        pipeline = self.pipeline(fuse=True).add(Processor(jobs.slowly, workers="auto")).add(Pipe())
+        with pipeline.add(Processor(jobs.same, workers="auto")).add(Pipe()).add(jobs.Total()):
+            assert pipeline.run(range(3000)) == list(range(1, 3001))
+            fused, total = pipeline.stats().steps
+        assert (fused.processor, total.processor) == ("slowly+same", "Total"), (fused, total)
+        assert fused.most_workers > 1, fused
 
     def test_progress(self) -> None:
         got: list[Progress] = []

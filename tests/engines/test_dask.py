@@ -42,7 +42,7 @@ class Construction(TestCase):
             Pipeline(engine="dask", address=8786)  # type: ignore[arg-type]
 
     def test_settings_without_a_meaning_on_a_cluster(self) -> None:
-        for settings in ({"start_method": "fork"}, {"channel": "queue"}, {"cores": 2}, {"fuse": True}):
+        for settings in ({"start_method": "fork"}, {"channel": "queue"}, {"cores": 2}):
             for engine in ("dask", DaskEngine("tcp://head:8786")):
                 wanted: Any = {"engine": engine, **settings}
                 with (
@@ -106,7 +106,7 @@ class Nodes(TestCase):
             end.send(messages.Probe(3))
             message, _ = end.receive()
             self.assertEqual(message, messages.Probed(3, 0, 0, None))
-            end.send(messages.Relayed(3), [messages.relayed(Close(), [])])
+            end.send(messages.Relayed(3), messages.relayed(Close(), []))
             while not isinstance(message, messages.WorkerEnded):
                 message, _ = end.receive()
             self.assertEqual(message, messages.WorkerEnded(3, 0, ((0, 0), False, (), 0.0)))
@@ -118,7 +118,7 @@ class Nodes(TestCase):
     def said_by_worker(self, end: BlockingPipe) -> Any:
         message, blobs = end.receive()
         assert isinstance(message, messages.Relayed), message
-        return messages.unrelayed(blobs[0])[0]
+        return messages.unrelayed(blobs)[0]
 
     def test_a_frame_is_relayed_as_it_is(self) -> None:
         reply = Reply(7, 2, None, [2], True, False, 0.5, (0.1, 0.0, 0.1, 0), 0, (), (), ())

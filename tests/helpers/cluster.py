@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import unittest
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -119,24 +119,32 @@ class LoopbackCluster:
     """A scheduler, and workers of one thread each.
 
     `host` is where the scheduler listens, and `prefix` stands before its command: with both, it is elsewhere.
+    `options` are those of each command.
     """
 
     def __init__(
-        self, workers: int = 3, host: str = "127.0.0.1", prefix: list[str] | None = None, **environ: str
+        self,
+        workers: int = 3,
+        host: str = "127.0.0.1",
+        prefix: list[str] | None = None,
+        options: Sequence[str] = (),
+        **environ: str,
     ) -> None:
         self._prefix = prefix or []
+        self._options = options
         # That of a namespace has connections from several networks.
         listens = host if prefix is None else "0.0.0.0"
         self._folder = tempfile.TemporaryDirectory()
         told = os.path.join(self._folder.name, "scheduler.json")
         arguments = ["dask_scheduler", "--host", listens, "--port", "0", "--dashboard-address", "127.0.0.1:0"]
-        arguments += ["--scheduler-file", told]
+        arguments += ["--scheduler-file", told, *options]
         self.scheduler = Member(arguments, self._folder.name, prefix, **environ)
         self.workers: list[Member] = []
         try:
             known: str = await_that(lambda: _address_in(told), "the scheduler is up")
-            self.address = f"tcp://{host}:{known.rpartition(':')[2]}"
-            self.add(workers)
+            self.address = f"{known.partition(':')[0]}://{host}:{known.rpartition(':')[2]}"
+            if workers:
+                self.add(workers)
         except BaseException:
             print(self.logs(), file=sys.stderr)
             self.close()
@@ -173,7 +181,7 @@ class LoopbackCluster:
         arguments = ["dask_worker", scheduler or self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
         # Old versions have a folder where they are started.
         arguments += ["--local-directory", self._folder.name, "--memory-limit", "0", "--death-timeout", "30"]
-        arguments += [*(["--host", host] if host else []), *extra]
+        arguments += [*(["--host", host] if host else []), *self._options, *extra]
         added = [Member(arguments, self._folder.name, prefix, **environ) for _ in range(workers)]
         self.workers += added
         return added

@@ -19,8 +19,6 @@ _REFUSED = {
     "start_method": "node processes start the workers in their own way",
     "channel": "messages cross a network",
     "cores": "the slots of the cluster are its cores; `DaskEngine(slots=...)` bounds them",
-    "fuse": "steps are not fused on a cluster yet",
-    "shared": "what is shared lies in the memory of one machine",
 }
 
 
@@ -36,6 +34,9 @@ class DaskEngine:
     Raises TypeError or ValueError for an argument that it cannot use, and ImportError where `distributed` is not
     installed.
     """
+
+    # With `fuse=True`, adjacent steps share a process; `PipelineSettings` asks.
+    fuses = True
 
     def __init__(self, client_or_address: Any = None, slots: int | None = None, lost_after: float = 30) -> None:
 
@@ -75,9 +76,27 @@ class DaskEngine:
         from conveyor.engines.dask.session import ClusterSession
         from conveyor.engines.process.caller.start_method import Carried
 
+        if settings.fuse:
+            plan = _fused(plan)
         found = _Cluster(self._target, self._slots, self._lost_after)
-        carried = Carried(settings.redact)
+        carried = Carried(settings.redact, settings.shared)
         return ClusterSession(plan, found.facts, found.close, found.warning, carried, settings.seed)
+
+
+def _fused(plan: Plan) -> Plan:
+    """Return the plan with fused steps, which have as many workers as the slots of the cluster allow."""
+    from conveyor._lean.dataclasses import replace
+    from conveyor.graph.fusion import fused
+    from conveyor.graph.plan import StepNode
+    from conveyor.stages.outputs import Fused
+
+    def unbound(node: Any) -> Any:
+        # The cores of this machine are the bound elsewhere.
+        is_fused = isinstance(node, StepNode) and type(node.processor.job) is Fused
+        return replace(node, workers=1, most=None) if is_fused else node
+
+    plan = fused(plan)
+    return replace(plan, nodes=tuple(map(unbound, plan.nodes)))
 
 
 class _Cluster:

@@ -66,11 +66,12 @@ class NodeActor:
         self._socket = ours
         return {**versions(), "host": platform.node(), "pid": str(self._process.pid)}
 
-    async def tell(self, data: bytes) -> None:
-        """Give the node what the broker says; raises OSError where the node is gone."""
+    async def tell(self, *parts: Any) -> None:
+        """Give the node what the broker says, in bytes; raises OSError where the node is gone."""
         assert self._socket is not None
         async with self._writing:
-            await asyncio.get_running_loop().sock_sendall(self._socket, data)
+            for each in parts:
+                await asyncio.get_running_loop().sock_sendall(self._socket, each)
 
     async def hear(self) -> bytes:
         """Return what the node has said; b"" where nothing comes soon.  Raises EOFError where the node is gone."""

@@ -12,7 +12,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import Any, TypeVar
@@ -37,6 +37,10 @@ RETRY_SECONDS = 5.0
 END_SECONDS = 1.0
 # What a call carries that tells of the round trip: more takes long for its size.
 SMALL_BYTES = 64 * 1024
+# A buffer of so many bytes crosses as it is: to copy it costs more than to send one more.
+LARGE_BYTES = 64 * 1024
+# One call carries not much more: it has to end within `lost_after`.
+CALL_BYTES = 16 * 1024 * 1024
 # The weight of one round trip in the running mean; and by how much that has to change to be told.
 WEIGHT, WORTH_TELLING = 0.1, 1.25
 
@@ -86,6 +90,8 @@ class NodeLink:
         self.host = ""
         # The names of the Processors whose jobs the node has.
         self.jobs: set[str] = set()
+        # Whether the node has, or is to get, the shared objects of the pipeline.
+        self.is_shared_with = False
         # The workers there, by number, as far as they are not known to be dead.
         self.workers: set[int] = set()
         self.is_up = self.is_lost = False
@@ -184,11 +190,11 @@ class NodeLink:
             while self._unsent:
                 # The broker may append meanwhile: to a new list, or to this one before it was taken.
                 unsent, self._unsent = self._unsent, []
-                data = b"".join(unsent)
-                begun = time.monotonic()
-                await self._soon(self._call("tell", data))
-                if len(data) < SMALL_BYTES:
-                    self._cluster.note_round_trip(time.monotonic() - begun)
+                for parts, size in _calls(unsent):
+                    begun = time.monotonic()
+                    await self._soon(self._call("tell", *parts))
+                    if size < SMALL_BYTES:
+                        self._cluster.note_round_trip(time.monotonic() - begun)
 
     async def _hear_all(self) -> None:
         while True:
@@ -213,6 +219,25 @@ class NodeLink:
             with contextlib.suppress(Exception):
                 self._future.release()
             self._future = None
+
+
+def _calls(buffers: list[Any]) -> Iterator[tuple[list[Any], int]]:
+    """Yield what to send in one call each, and its bytes: large buffers as they are, and small ones joined."""
+    parts: list[Any] = []
+    small: list[Any] = []
+    size = 0
+    for each in buffers:
+        if len(each) < LARGE_BYTES:
+            small.append(each)
+        else:
+            parts += [b"".join(small), each] if small else [each]
+            small = []
+        size += len(each)
+        if size >= CALL_BYTES:
+            yield ([*parts, b"".join(small)] if small else parts), size
+            parts, small, size = [], [], 0
+    if size:
+        yield ([*parts, b"".join(small)] if small else parts), size
 
 
 class _Mismatch(Exception):

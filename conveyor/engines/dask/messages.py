@@ -1,7 +1,7 @@
 """Every message between a broker and a node process, declared once.
 
 Law: a message crosses as those between processes do: a frame of `wire/endpoint.py`.  What a worker and the broker say
-to each other stays what it is in `wire/messages.py`; its whole frame is the blob of a `Relayed`.
+to each other stays what it is in `wire/messages.py`; the blobs of a `Relayed` are the parts of its frame, uncopied.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.engines.process.wire import messages
-from conveyor.engines.process.wire.endpoint import PREFIX, Frame, pack, unpack
+from conveyor.engines.process.wire.endpoint import PREFIX, Frame, pack
 
 if TYPE_CHECKING:
     from conveyor.engines.process.wire.configs import WorkerConfig
@@ -23,9 +23,15 @@ class StartWorker(NamedTuple):
 
 
 class Relayed(NamedTuple):
-    """In both directions: the frame of a message to or from a worker, in the blob."""
+    """In both directions: the frame of a message to or from a worker, as the blobs: its beginning, and its blobs."""
 
     number: int
+
+
+class SharedPart(NamedTuple):
+    """Broker to node: a part of the file with the shared objects, in the blob, and where in the file it begins."""
+
+    start: int
 
 
 class AllowAll(NamedTuple):
@@ -102,7 +108,7 @@ class Swept(NamedTuple):
     text: str
 
 
-ToNode = StartWorker | Relayed | AllowAll | RevokeCalls | Probe | Kill | Wake | Beat
+ToNode = StartWorker | SharedPart | Relayed | AllowAll | RevokeCalls | Probe | Kill | Wake | Beat
 FromNode = Relayed | CallsRevoked | Probed | WorkerEnded | WorkerNotStarted | Swept
 
 # `decode` of the wire finds them there.
@@ -114,13 +120,12 @@ def packed(message: Any, blobs: Any = ()) -> bytes:
     return b"".join(pack(message, blobs))
 
 
-def relayed(message: Any, blobs: Any) -> bytes:
-    """Return the frame of a message to or from a worker."""
-    return b"".join(pack(message, blobs))
+def relayed(message: Any, blobs: Any) -> list[Any]:
+    """Return the frame of a message to or from a worker, in parts."""
+    return pack(message, blobs)
 
 
-def unrelayed(frame: Any) -> Frame:
+def unrelayed(parts: list[Any]) -> Frame:
     """Return the message, and its blobs, of such a frame."""
-    view = memoryview(frame)
-    _, described = PREFIX.unpack_from(view)
-    return unpack(view[PREFIX.size :], described)
+    message, _ = messages.decode(memoryview(parts[0])[PREFIX.size :])
+    return message, parts[1:]

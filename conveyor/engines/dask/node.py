@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import socket
 import sys
 
@@ -17,6 +18,7 @@ from conveyor.engines.dask import messages as node_messages
 from conveyor.engines.dask.messages import relayed, unrelayed
 from conveyor.engines.process.broker.ports import Connection, WorkerPort
 from conveyor.engines.process.broker.worker_pool import WorkerPool
+from conveyor.engines.process.shm.region import write_all
 from conveyor.engines.process.system.child_setup import block_ignored_signals, reset_inherited_state
 from conveyor.engines.process.system.descendants import Orphans
 from conveyor.engines.process.system.spawning import FORKSERVER
@@ -26,6 +28,7 @@ from conveyor.engines.process.wire.configs import BrokerConfig, WorkerConfig
 from conveyor.engines.process.wire.endpoint import ConnectionLost
 from conveyor.engines.process.wire.handles import Handles
 from conveyor.engines.process.wire.pipe import PIPE, NonblockingPipe
+from conveyor.engines.process.wire.shared_objects import nameless_file
 from conveyor.errors import ProcessError
 
 if TYPE_CHECKING:
@@ -44,13 +47,34 @@ class NodePool(WorkerPool):
 
     def __init__(self, link: NonblockingPipe, dispatch: Dispatch) -> None:
         plan: Any = None
-        super().__init__(BrokerConfig(plan, {}, PIPE, FORKSERVER, os.getppid()), [link], None, Handles([]), dispatch)
+        shared = Handles([])
+        super().__init__(BrokerConfig(plan, {}, PIPE, FORKSERVER, os.getppid()), [link], None, shared, dispatch)
         self._next: WorkerConfig
+        self._shared = shared
+        self._shared_file: int | None = None
+        # Why the shared objects are not there; None: they are, or there are none.
+        self._unshared: OSError | None = None
 
     def launch(self, number: int, config: WorkerConfig) -> None:
         """Start a worker; raises ProcessError where there is nothing left to start it with."""
+        if self._unshared is not None:
+            raise ProcessError(
+                f"The shared objects of the pipeline could not be written to memory on the node {platform.node()!r}: "
+                f"{self._unshared}. Remedy: share less, or raise the limit on memory."
+            )
         self._next = config
         self.start(0, number, 0)
+
+    def take_in_shared(self, start: int, part: Any) -> None:
+        """Write a part of the shared objects to the file that the workers map."""
+        try:
+            if self._shared_file is None:
+                self._shared_file = nameless_file()
+                # Theirs has the place that it had among the handles of the caller: the first.
+                self._shared.duplicate_for_child(self._shared_file)
+            write_all(self._shared_file, memoryview(part), start)
+        except OSError as error:
+            self._unshared = error
 
     def _placed(self, step: int, index: int) -> WorkerConfig:
         # The broker has seen to that.
@@ -127,6 +151,8 @@ class Node:
         match message:
             case node_messages.Beat():
                 pass
+            case node_messages.SharedPart():
+                self._pool.take_in_shared(message.start, blobs[0])
             case node_messages.StartWorker():
                 self._start(message.number, message.config, blobs)
             case _:
@@ -138,7 +164,7 @@ class Node:
     def _about_worker(self, worker: WorkerPort, message: Any, blobs: list[Any]) -> None:
         match message:
             case node_messages.Relayed():
-                worker.peer.send(*unrelayed(blobs[0]))
+                worker.peer.send(*unrelayed(blobs))
             case node_messages.AllowAll():
                 worker.progress.allow_all()
             case node_messages.RevokeCalls():
@@ -167,7 +193,7 @@ class Node:
 
     def from_worker(self, worker: WorkerPort, message: messages.Message, blobs: list[Any]) -> None:
         """Pass on what a worker says."""
-        self._tell(node_messages.Relayed(worker.number), [relayed(message, blobs)])
+        self._tell(node_messages.Relayed(worker.number), relayed(message, blobs))
 
     def worker_died(self, worker: WorkerPort) -> None:
         """Pass on what it said last, and that it is dead."""

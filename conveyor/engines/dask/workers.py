@@ -6,6 +6,8 @@ placed on the node that has the fewest for its threads; one for which there is n
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections import deque
 from functools import partial
 
@@ -26,6 +28,19 @@ from conveyor.engines.process.wire.endpoint import Frame, NonblockingEndpoint
 from conveyor.engines.process.wire.handles import Handles
 from conveyor.engines.process.wire.progress import LastWords
 from conveyor.errors import HOST_LOST_EXITCODE, ProcessError
+
+# The shared objects cross in parts of so many bytes.
+PART_BYTES = 4 * 1024 * 1024
+
+
+def _mapped(handles: Handles) -> memoryview:
+    """Return what is in the file of the shared objects: the only descriptor that goes to a broker of a cluster."""
+    descriptor = handles.duplicate(0)
+    try:
+        size = os.fstat(descriptor).st_size
+        return memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) if size else b"")
+    finally:
+        os.close(descriptor)
 
 
 class _NoWaiter:
@@ -50,7 +65,7 @@ class RemoteEnd(NonblockingEndpoint):
         return self.sent
 
     def send(self, message: messages.Message, blobs: Any = ()) -> None:
-        self._child.tell(node_messages.Relayed(self._child.number), [relayed(message, blobs)])
+        self._child.tell(node_messages.Relayed(self._child.number), relayed(message, blobs))
 
     def receive(self) -> tuple[list[Frame], bool]:
         frames, self.arrived = self.arrived, []
@@ -141,6 +156,11 @@ class ClusterPool(WorkerPool):
         dispatch: Dispatch,
     ) -> None:
         super().__init__(config, ends, arena, handles, dispatch)
+        # What the file of the shared objects has in it.
+        self._shared: memoryview | None = None
+        if any(each.shared is not None for each in config.workers.values()):
+            assert handles is not None
+            self._shared = _mapped(handles)
         self._waiting: deque[WorkerPort] = deque()
         self._alone_since: float | None = None
         self.waiter.add(self.cluster.waitable, self._take_in)
@@ -182,7 +202,15 @@ class ClusterPool(WorkerPool):
             _, _, address = min(shares, key=lambda share: (share[0] / max(1, share[1]), share[2]))
             self._place_on(self._waiting.popleft(), cluster.link(address))
 
+    def _share_with(self, link: NodeLink) -> None:
+        """Send a node the shared objects, before its first worker."""
+        if self._shared is not None and not link.is_shared_with:
+            link.is_shared_with = True
+            for start in range(0, len(self._shared) or 1, PART_BYTES):
+                link.send(node_messages.SharedPart(start), [self._shared[start : start + PART_BYTES]])
+
     def _place_on(self, each: WorkerPort, link: NodeLink) -> None:
+        self._share_with(link)
         child: Any = each.child
         child.placed(link)
         config, blobs = each.config, [each.config.job, each.config.redact or b""]
@@ -239,7 +267,7 @@ class ClusterPool(WorkerPool):
         match message:
             case node_messages.Relayed():
                 end: Any = each.end
-                end.arrived.append(unrelayed(blobs[0]))
+                end.arrived.append(unrelayed(blobs))
                 each.peer.drain()
             case node_messages.CallsRevoked():
                 shell.handle(events.RevokeResult(each.number, message.lease, message.calls))

@@ -147,7 +147,7 @@ class SharedWriter:
 
     def __init__(self) -> None:
         # Elsewhere a file cannot be inherited, and each worker has a copy.
-        self._descriptor = _nameless_file() if os.name == "posix" else -1
+        self._descriptor = nameless_file() if os.name == "posix" else -1
         self._end = 0
         self._buffers: list[memoryview] = []
         self._written: dict[str, tuple[Any, list[Extent]]] = {}
@@ -202,7 +202,8 @@ class SharedWriter:
             self._descriptor = -1
 
 
-def _nameless_file() -> int:
+def nameless_file() -> int:
+    """Return the descriptor of a new, empty file."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("conveyor-shared", os.MFD_CLOEXEC)
     # It takes long to import.
