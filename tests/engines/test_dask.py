@@ -125,3 +125,24 @@ class Nodes(TestCase):
         message, blobs = messages.unrelayed(messages.relayed(reply, [b"items", bytes(70_000)]))
         assert message == reply
         assert [bytes(blob) for blob in blobs] == [b"items", bytes(70_000)]
+
+    def test_a_large_frame_alone_is_not_copied(self) -> None:
+        frame = messages.packed(messages.Relayed(7), [b"head", bytes(70_000)])
+        found = messages.only_frame(memoryview(frame))
+        assert found is not None
+        message, blobs = found
+        assert message == messages.Relayed(7) and [len(blob) for blob in blobs] == [4, 70_000]
+        assert blobs[1].obj is frame
+        # A small one, a part of one, and more than one are put together elsewhere.
+        for data in (messages.packed(messages.Beat()), frame[:-1], frame + frame):
+            assert messages.only_frame(data) is None
+
+    def test_the_end_of_a_frame_is_known_wherever_it_is_cut(self) -> None:
+        frames = messages.packed(messages.Beat()) + messages.packed(messages.Kill(3), [b"blob"])
+        ends = {len(messages.packed(messages.Beat())), len(frames)}
+        for step in (1, 2, 3, 5, 7):
+            boundary = messages.Boundary()
+            for start in range(0, len(frames), step):
+                boundary.pass_by(frames[start : start + step])
+                end = min(start + step, len(frames))
+                assert boundary.is_amid == (end not in ends), (step, end)

@@ -21,6 +21,8 @@ from conveyor.engines.dask.node import program
 # How long `hear` waits for something to come.  The node's lease is several times as long.
 HEAR_SECONDS = 2.0
 MOST_BYTES = 16 * 1024 * 1024
+# A socket has not much more at a time.
+RECEIVE_BYTES = 256 * 1024
 # How long a node process may take to end before it is killed.
 END_SECONDS = 3.0
 _BEAT: bytes = messages.packed(messages.Beat())
@@ -43,6 +45,7 @@ class NodeActor:
         self._process: Any = None
         self._socket: socket.socket | None = None
         self._writing: asyncio.Lock
+        self._boundary = messages.Boundary()
         self._loop: Any = None
         # Done when something has come, while `hear` waits for that.
         self._arrived: Any = None
@@ -73,8 +76,11 @@ class NodeActor:
             for each in parts:
                 await asyncio.get_running_loop().sock_sendall(self._socket, each)
 
-    async def hear(self) -> bytes:
-        """Return what the node has said; b"" where nothing comes soon.  Raises EOFError where the node is gone."""
+    async def hear(self) -> Any:
+        """Return what the node has said, in bytes; none where nothing comes soon.  Raises EOFError where it is gone.
+
+        A large message comes whole, as far as `MOST_BYTES` allow.
+        """
         assert self._socket is not None
         loop = asyncio.get_running_loop()
         if not self._writing.locked():
@@ -82,15 +88,29 @@ class NodeActor:
                 await loop.sock_sendall(self._socket, _BEAT)
         if not await self._is_readable(HEAR_SECONDS):
             return b""
-        parts = [self._socket.recv(MOST_BYTES)]
-        if not parts[0]:
+        parts: list[bytes] = []
+        size = self._receive(parts, 0)
+        if not size:
             raise EOFError("the node process has ended")
-        size = len(parts[0])
+        while self._boundary.is_amid and size < MOST_BYTES and await self._is_readable(HEAR_SECONDS):
+            more = self._receive(parts, size)
+            if not more:
+                # The next call tells of the end.
+                break
+            size += more
+        # Dask copies bytes where they arrive, and no view of some.
+        return memoryview(b"".join(parts))
+
+    def _receive(self, parts: list[bytes], size: int) -> int:
+        """Take what has come, beside `size` bytes that are there; return how many bytes more that is."""
+        assert self._socket is not None
+        before = size
         with contextlib.suppress(BlockingIOError):
-            while size < MOST_BYTES and (more := self._socket.recv(MOST_BYTES - size)):
+            while size < MOST_BYTES and (more := self._socket.recv(RECEIVE_BYTES)):
                 parts.append(more)
                 size += len(more)
-        return b"".join(parts)
+                self._boundary.pass_by(more)
+        return size - before
 
     async def _is_readable(self, seconds: float) -> bool:
         """Whether something comes within so many seconds.  To cancel a read instead might lose what it has read."""

@@ -18,6 +18,7 @@ from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import Any, TypeVar
 from conveyor._system.clock import time
 from conveyor.engines.dask.actor import NodeActor, versions
+from conveyor.engines.dask.messages import LARGE_BYTES, Boundary, only_frame
 from conveyor.engines.process.wire.endpoint import Frame, pack
 from conveyor.engines.process.wire.pipe import FrameReader
 
@@ -37,8 +38,6 @@ RETRY_SECONDS = 5.0
 END_SECONDS = 1.0
 # What a call carries that tells of the round trip: more takes long for its size.
 SMALL_BYTES = 64 * 1024
-# A buffer of so many bytes crosses as it is: to copy it costs more than to send one more.
-LARGE_BYTES = 64 * 1024
 # One call carries not much more: it has to end within `lost_after`.
 CALL_BYTES = 16 * 1024 * 1024
 # The weight of one round trip in the running mean; and by how much that has to change to be told.
@@ -75,6 +74,26 @@ class _Arrived:
         return count
 
 
+class _Incoming:
+    """Puts messages together out of the answers of an actor."""
+
+    def __init__(self) -> None:
+        self._reader = FrameReader()
+        self._boundary = Boundary()
+
+    def frames(self, data: Any) -> list[Frame]:
+        """Return the messages that are whole with these bytes."""
+        if not self._boundary.is_amid and (frame := only_frame(data)) is not None:
+            return [frame]
+        arrived = _Arrived(data)
+        while arrived.left:
+            self._reader.read(arrived)  # type: ignore[arg-type]
+        found = list(self._reader.messages)
+        self._reader.messages.clear()
+        self._boundary.pass_by(data)
+        return found
+
+
 class NodeLink:
     """The link to one node, of which the broker's thread calls `send` and `frames`, and the other all else."""
 
@@ -85,7 +104,7 @@ class NodeLink:
         self._future: Any = None
         self._unsent: list[Any] = []
         self._has_unsent = asyncio.Event()
-        self._reader = FrameReader()
+        self._incoming = _Incoming()
         self._heard_at = time.monotonic()
         self.host = ""
         # The names of the Processors whose jobs the node has.
@@ -107,14 +126,9 @@ class NodeLink:
             if wakes:
                 self._cluster.call(self._has_unsent.set)
 
-    def frames(self, data: bytes) -> list[Frame]:
+    def frames(self, data: Any) -> list[Frame]:
         """Return the messages that are whole with these bytes."""
-        arrived = _Arrived(data)
-        while arrived.left:
-            self._reader.read(arrived)  # type: ignore[arg-type]
-        found = list(self._reader.messages)
-        self._reader.messages.clear()
-        return found
+        return self._incoming.frames(data)
 
     # The thread of the cluster
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.engines.process.wire import messages
-from conveyor.engines.process.wire.endpoint import PREFIX, Frame, pack
+from conveyor.engines.process.wire.endpoint import PREFIX, Frame, pack, unpack
 
 if TYPE_CHECKING:
     from conveyor.engines.process.wire.configs import WorkerConfig
+
+# A buffer of so many bytes is not copied to go beside others: that costs more than it saves.
+LARGE_BYTES = 64 * 1024
 
 
 class StartWorker(NamedTuple):
@@ -118,6 +121,52 @@ messages.KINDS.update({kind.__name__: kind for kind in (*ToNode.__args__, *FromN
 def packed(message: Any, blobs: Any = ()) -> bytes:
     """Return the frame of a message to or from a node."""
     return b"".join(pack(message, blobs))
+
+
+class Boundary:
+    """Knows whether the bytes that have passed by end amid a frame.
+
+    >>> boundary, frame = Boundary(), packed(Beat(), [b"blob"])
+    >>> boundary.pass_by(frame[:20]), boundary.is_amid, boundary.pass_by(frame[20:]), boundary.is_amid
+    (None, True, None, False)
+    """
+
+    def __init__(self) -> None:
+        # The bytes of the frame that are still to come, and what is there of the prefix of the next one.
+        self._left = 0
+        self._prefix = b""
+
+    @property
+    def is_amid(self) -> bool:
+        """Whether a frame is not yet whole."""
+        return self._left > 0 or bool(self._prefix)
+
+    def pass_by(self, data: bytes) -> None:
+        """Take in that these bytes come next."""
+        start = 0
+        while start < len(data):
+            if self._left:
+                step = min(self._left, len(data) - start)
+                self._left -= step
+            else:
+                step = min(PREFIX.size - len(self._prefix), len(data) - start)
+                self._prefix += data[start : start + step]
+                if len(self._prefix) == PREFIX.size:
+                    self._left, _ = PREFIX.unpack(self._prefix)
+                    self._prefix = b""
+            start += step
+
+
+def only_frame(data: Any) -> Frame | None:
+    """Return the message and the blobs where this is one large frame, and nothing else.
+
+    The blobs are views: a small one would keep alive all that came with it.
+    """
+    if len(data) < LARGE_BYTES:
+        return None
+    view = memoryview(data)
+    size, described = PREFIX.unpack_from(view)
+    return unpack(view[PREFIX.size :], described) if len(view) == PREFIX.size + size else None
 
 
 def relayed(message: Any, blobs: Any) -> list[Any]:
