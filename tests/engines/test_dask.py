@@ -5,6 +5,7 @@ Law: no test here needs Dask; `tests/cluster/` has those that do.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import pickle
 import socket
@@ -15,7 +16,7 @@ from typing import Any
 from conveyor import Pipeline, Processor
 from conveyor.engines import dask
 from conveyor.engines.base import PipelineSettings
-from conveyor.engines.dask import DaskEngine, messages
+from conveyor.engines.dask import DaskEngine, cluster, messages
 from conveyor.engines.dask.node import program
 from conveyor.engines.process.wire.configs import WorkerConfig
 from conveyor.engines.process.wire.messages import Close, Ready, Reply
@@ -146,3 +147,58 @@ class Nodes(TestCase):
                 boundary.pass_by(frames[start : start + step])
                 end = min(start + step, len(frames))
                 assert boundary.is_amid == (end not in ends), (step, end)
+
+
+class Waiting(TestCase):
+    """What the thread of a cluster waits with."""
+
+    def test_a_wait_is_cancelled_also_as_the_answer_comes(self) -> None:
+        async def again_and_again(answer: asyncio.Future[int]) -> None:
+            while True:
+                await cluster._within(600, asyncio.shield(answer))
+                await asyncio.sleep(600)
+
+        async def cancel_after(steps: int) -> bool:
+            answer = asyncio.get_running_loop().create_future()
+            task = asyncio.ensure_future(again_and_again(answer))
+            await asyncio.sleep(0.001)
+            answer.set_result(1)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task], timeout=10)
+            ended = task.cancelled()
+            task.cancel()
+            return ended
+
+        for steps in range(8):
+            assert asyncio.run(cancel_after(steps)), steps
+
+    def test_what_takes_in_a_cancellation_is_cancelled_again(self) -> None:
+        taken_in = 0
+
+        async def stubborn() -> None:
+            nonlocal taken_in
+            try:
+                await asyncio.sleep(600)
+            except asyncio.CancelledError:
+                taken_in += 1
+            await asyncio.sleep(600)
+
+        async def brief() -> None:
+            await asyncio.sleep(0.001)
+
+        async def both() -> None:
+            async with cluster._all_or_none(stubborn(), brief()) as ended:
+                await ended
+
+        with mock.patch.object(cluster, "CANCEL_SECONDS", 0.01):
+            asyncio.run(both())
+        assert taken_in == 1
+
+    def test_a_wait_has_an_end(self) -> None:
+        async def nothing() -> None:
+            await asyncio.sleep(600)
+
+        with self.assertRaises(asyncio.TimeoutError):
+            asyncio.run(cluster._within(0.001, nothing()))

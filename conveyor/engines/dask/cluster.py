@@ -26,6 +26,8 @@ from conveyor.engines.process.wire.pipe import FrameReader
 CONNECT_SECONDS = 10.0
 # How long a node may take to start, while its Dask worker answers: that imports modules, on a machine that may be busy.
 START_SECONDS = 60.0
+# How long what was cancelled may take to end before it is cancelled again.
+CANCEL_SECONDS = 0.5
 # How often a Dask worker is asked meanwhile whether it is there.
 PING_SECONDS = 0.5
 # How often the scheduler is asked which workers it has.
@@ -136,7 +138,7 @@ class NodeLink:
         """Start the node and carry messages, until it is lost."""
         try:
             async with _all_or_none(self._start(), self._ping_all()) as started:
-                await asyncio.wait_for(started, START_SECONDS)
+                await _within(START_SECONDS, started)
             async with _all_or_none(self._tell_all(), self._hear_all()) as ended:
                 await ended
         except asyncio.CancelledError:
@@ -183,7 +185,7 @@ class NodeLink:
     async def _soon(self, answer: Awaitable[T]) -> T:
         """Await an answer; raises _Silent where it does not come for as long as makes a node a lost one."""
         try:
-            return await asyncio.wait_for(answer, self._cluster.facts.lost_after)
+            return await _within(self._cluster.facts.lost_after, answer)
         except asyncio.TimeoutError as error:
             raise _Silent from error
 
@@ -278,8 +280,12 @@ class _all_or_none:
             each.result()
 
     async def __aexit__(self, *what: Any) -> None:
-        for each in self._tasks:
-            each.cancel()
+        left = set(self._tasks)
+        while left:
+            # What Dask awaits may take in a first attempt.
+            for each in left:
+                each.cancel()
+            _, left = await asyncio.wait(left, timeout=CANCEL_SECONDS)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
@@ -432,7 +438,7 @@ class Cluster:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
-                cores = await asyncio.wait_for(self.client.scheduler.ncores(), self.facts.lost_after / 2)
+                cores = await _within(self.facts.lost_after / 2, self.client.scheduler.ncores())
             except Exception as error:
                 now = time.monotonic()
                 if not isinstance(error, asyncio.TimeoutError):
@@ -468,3 +474,18 @@ class Cluster:
 
 async def _awaited(client: Any) -> Any:
     return await client
+
+
+async def _within(seconds: float, awaitable: Awaitable[T]) -> T:
+    """Await something for so long; raises asyncio.TimeoutError.
+
+    Unlike `asyncio.wait_for` before Python 3.12, it is cancelled also where the answer comes at the same moment.
+    """
+    task = asyncio.ensure_future(awaitable)
+    try:
+        done, _ = await asyncio.wait([task], timeout=seconds)
+        if not done:
+            raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        task.cancel()
