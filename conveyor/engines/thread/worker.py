@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from conveyor.stages.event_loop import EventLoop
 
 
-
 class ThreadOutbox(Outbox):
     """Hands on the outputs themselves."""
 
