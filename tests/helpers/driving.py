@@ -146,7 +146,7 @@ class Driven:
         host_lost: bool = False,
     ) -> list[Command]:
         """Have a worker die."""
-        return self.handle(WorkerLost(worker, cause, started, ready, killed, unpickling, host_lost), now)
+        return self.handle(WorkerLost(worker, cause, started, ready, killed, unpickling, host_lost=host_lost), now)
 
     def probe_result(self, now: float, worker: int, lease: int, calls: int, seconds: float | None) -> list[Command]:
         """Answer a Look."""
