@@ -22,6 +22,9 @@ class _Shortener(reprlib.Repr):
         self.maxlong = 40
 
 
+_SHORTENER = _Shortener()
+
+
 def short(value: Any) -> str:
     """Return a repr of a value, cut to `SHOWN` characters; never raises.
 
@@ -29,7 +32,7 @@ def short(value: Any) -> str:
     '[0, 1, 2, 3, 4, 5, ...]'
     """
     try:
-        text = _Shortener().repr(value)
+        text = _SHORTENER.repr(value)
     except BaseException as error:
         return f"<{type(value).__name__} object whose repr raised {type(error).__name__}>"
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

@@ -18,9 +18,11 @@ import time
 import unittest
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import conveyor
 from conveyor import (
+    ConveyorError,
     ItemTimeoutError,
     Join,
     Pipe,
@@ -30,6 +32,7 @@ from conveyor import (
     ReplicatingFork,
     WorkerDiedError,
 )
+from conveyor.engines.process.worker.async_loop import AsyncWorker
 from tests.helpers.pipelines import random_input, random_pipeline, waiting
 from tests.helpers.support import ALL, ROOT, TestCase, nothing_left
 
@@ -370,6 +373,20 @@ class Failing(TestCase):
                 pipeline = Pipeline(**settings).add(Processor(exit_at_17, on_error="skip"))
                 self.assertEqual(pipeline.run(range(40)), [*range(17), *range(18, 40)])
                 self.assertEqual([failed.number for failed in pipeline.failures], [17])
+
+    def test_an_error_in_the_worker_itself_ends_the_run(self):
+        # Nobody awaits the tasks in which it works on a lease, so what they raise must not be lost with them.
+        async def broken(*_):
+            raise RuntimeError("an error in Conveyor")
+
+        for settings in CONCURRENT:
+            for name in ("_collect_all", "_start_calls"):
+                with self.subTest(settings=settings, name=name), mock.patch.object(AsyncWorker, name, broken):
+                    with nothing_left(), self.assertRaisesRegex(ConveyorError, "an error in Conveyor"):
+                        Pipeline(**settings).add(Processor(double)).run(range(40))
+                    with nothing_left(), Pipeline(**settings).add(Processor(double)) as pipeline:
+                        with self.assertRaisesRegex(ConveyorError, "an error in Conveyor"):
+                            pipeline.submit(7).result()
 
     def test_what_is_cancelled_elsewhere_fails_the_call(self):
         for settings in CHEAP:

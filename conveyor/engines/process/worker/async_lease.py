@@ -12,7 +12,6 @@ from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 from conveyor.engines.failures import LeaseFailed
 from conveyor.engines.process.wire import messages
-from conveyor.engines.process.wire.endpoint import ConnectionLost
 from conveyor.engines.process.worker.mailbox import CpuMeter, Inbox
 from conveyor.engines.process.worker.retry import Retrier
 
@@ -81,19 +80,19 @@ class Arrival:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
-        self._lost: ConnectionLost | None = None
+        self._lost: BaseException | None = None
 
     def set(self) -> None:
         """Say that a message may have come."""
         self._event.set()
 
-    def lose(self, lost: ConnectionLost) -> None:
-        """Say that no message can be sent any more."""
+    def lose(self, lost: BaseException) -> None:
+        """Say that the worker cannot go on: no message can be sent any more, or there is an error in Conveyor."""
         self._lost = lost
         self._event.set()
 
     async def wait(self) -> None:
-        """Wait until a message may have come; raises ConnectionLost."""
+        """Wait until a message may have come; raises what the worker is to end with."""
         await self._event.wait()
         self._event.clear()
         if self._lost is not None:

@@ -19,15 +19,15 @@ from conveyor.core import SLOW_CALL_SECONDS
 from conveyor.engines.failures import CALL_CANCELLED, LeaseFailed, OverdueAt, overdue
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import ATOMS, ByteBudget, Unpicklable
-from conveyor.engines.process.wire.endpoint import ConnectionLost
 from conveyor.engines.process.worker.async_lease import Arrival, AsyncInbox, AsyncMeter, Call, LeaseRun
 from conveyor.engines.process.worker.loop import Worker
-from conveyor.engines.process.worker.mailbox import CallLog
 from conveyor.stages.event_loop import EventLoop
 from conveyor.stages.outputs import WorkerRecord, outputs_of, worker_variable
 from conveyor.stages.processor import hands_of
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from conveyor.core.commands import GiveUp
 
 # So many outputs of a call may wait for those before them.
@@ -135,7 +135,7 @@ class AsyncWorker(Worker):
     def _begin(self, lease: messages.StartLease, blobs: list[Any]) -> None:
         """Begin with a lease."""
         config, processor, end, _, arena, _ = self._arguments
-        outbox = self.outbox_kind(end, arena, ByteBudget(config.most_bytes), CallLog(shown_by(config.redact)))
+        outbox = self.outbox_kind(end, arena, ByteBudget(config.most_bytes), self._outbox.log.for_another_lease())
         outbox.meter = self._meter
         lease_items = self.lease_items_kind(config.batch, self._progress, not self._retrier.policy.strict)
         record = self._record.copy()
@@ -151,10 +151,20 @@ class AsyncWorker(Worker):
             self._leave(run)
             return
         if lease.finish:
-            run.tasks.append(asyncio.ensure_future(self._finish_lease(run, earlier)))
+            self._attend(run, self._finish_lease(run, earlier))
             return
-        run.tasks.append(asyncio.ensure_future(self._start_calls(run, blobs)))
-        run.tasks.append(asyncio.ensure_future(self._collect(run)))
+        self._attend(run, self._start_calls(run, blobs))
+        self._attend(run, self._collect(run))
+
+    def _attend(self, run: LeaseRun, work: Coroutine[Any, Any, None]) -> None:
+        """Have work on a lease done in a task; whatever that raises ends the worker, as nobody awaits it."""
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(self._look_at)
+        run.tasks.append(task)
+
+    def _look_at(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._arrived.lose(error)
 
     # The calls
 
@@ -326,8 +336,6 @@ class AsyncWorker(Worker):
             self._end_lease(run)
         except LeaseFailed as failed:
             self._fail(run, failed)
-        except ConnectionLost as lost:
-            self._arrived.lose(lost)
 
     async def _collect_all(self, run: LeaseRun) -> None:
         index = 0

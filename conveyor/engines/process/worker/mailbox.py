@@ -456,6 +456,12 @@ class CallLog:
         # How long all slow calls took, and how long it took to show arguments.
         self._slow_seconds = self._show_seconds = 0.0
 
+    def for_another_lease(self) -> CallLog:
+        """Return a log for a lease that is worked on beside others; the slowest calls are those of all of them."""
+        other = CallLog(self._format_item)
+        other._slowest = self._slowest
+        return other
+
     def begin(self) -> None:
         """Begin a lease."""
         self.given_up, self._slow = [], []
