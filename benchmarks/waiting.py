@@ -19,9 +19,13 @@ import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from measuring import tree_memory
+
+# The last place to look: where Conveyor is not installed, that of the checkout is measured.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from conveyor import Pipeline, Processor
 

@@ -82,6 +82,12 @@ class TestCompare(TestCase):
             self.assertIn(row, text)
         self.assertIn("Branches of a ReplicatingFork", finished.stdout)
 
+    def test_each_runs_where_conveyor_is_not_installed(self) -> None:
+        for path in sorted(SCRIPT.parent.glob("*.py")):
+            text = path.read_text()
+            if "\nfrom conveyor" in text:
+                self.assertRegex(text.partition("\nfrom conveyor")[0], r"sys\.path\.(append|insert)\(", path.name)
+
     @slow
     def test_waiting(self) -> None:
         command = [sys.executable, str(SCRIPT.parent / "waiting.py"), "--rounds", "1", "--pages", "40"]

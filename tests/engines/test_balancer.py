@@ -27,6 +27,7 @@ from conveyor import (
 from conveyor.core.tuning import chunk_size
 from conveyor.engines.process.broker import broker
 from conveyor.engines.process.wire.messages import Results
+from conveyor.engines.process.worker.loop import MOST_LOOK_CALLS
 from tests.helpers.late import mock, subprocess
 from tests.helpers.support import ROOT, TestCase, nothing_left, slow
 
@@ -193,10 +194,11 @@ class Balancer:
     def test_what_is_behind_a_long_item_goes_to_another_worker(self):
         for ordered in (True, False):
             with self.subTest(ordered=ordered):
-                job = WaitsForAnother(self.folder, 20_000, 20_300)
+                # Further behind than the calls that a worker begins at once, where they take next to nothing.
+                job = WaitsForAnother(self.folder, 20_000, 20_100 + MOST_LOOK_CALLS)
                 job.workers = 2
-                results = Pipeline(ordered=ordered, **self.settings).add(job).run(range(20_600))
-                assert (results if ordered else sorted(results)) == list(range(20_600))
+                results = Pipeline(ordered=ordered, **self.settings).add(job).run(range(21_000))
+                assert (results if ordered else sorted(results)) == list(range(21_000))
                 Path(self.folder, "begun").unlink()
 
     def test_few_slow_items_never_share_a_worker(self):
