@@ -295,7 +295,7 @@ async def in_a_task(pipeline: Pipeline[str, int], numbers: AsyncIterator[int]) -
     await pipeline.asubmit("word")  # is list[int]
     await Pipeline().add(Processor(ages.get)).asubmit("Ada")  # is list[int]
     await pipeline.asubmit(1)  # error: expected "str"
-    pipeline.astream(numbers)  # error: No overload variant of "astream"
+    pipeline.astream(numbers)  # error: Argument 1 to "astream"
     Pipeline().add(Processor(halves)).astream(numbers)  # is AsyncStream[float]
     async with Pipeline().add(Processor(len)) as opened:
         opened  # is Pipeline[Sized, int]
