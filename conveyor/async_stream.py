@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from conveyor.graph.plan import Plan
     from conveyor.operations import Lifecycle
 
-# After so many items, or results, that were there at once, other tasks of the loop have their turn.
-STRIDE = 64
+# A task that does not have to wait has the event loop for so long, and then lets others have a turn.
+TURN_SECONDS = 0.001
 # The most items of a stream that are submitted at once.
 MOST_ITEMS = 2_000
 # How many items the thread of a source is ahead, at most.
@@ -74,15 +74,15 @@ async def _results(
         window = Window(lifecycle, lifecycle.session.plan, given.gathering)
         pulling = asyncio.create_task(window.pull(given))
         try:
-            taken = 0
+            until = time.monotonic() + TURN_SECONDS
             while (results := await window.take()) is not None:
                 rest = iter(results)
                 del results
                 for result in rest:
                     yield result
-                    taken += 1
-                    if not taken % STRIDE:
+                    if time.monotonic() >= until:
                         await asyncio.sleep(0)
+                        until = time.monotonic() + TURN_SECONDS
         finally:
             await window.end(pulling)
     finally:
@@ -125,9 +125,11 @@ class Window:
         iterator: AsyncIterator[Pulled] | None = None
         try:
             iterator = _asynchronous(given.pop(), min(MOST_AHEAD, max(1, self._width // 4))).__aiter__()
+            until = time.monotonic() + TURN_SECONDS
             while not self._is_over and await self._pull(iterator):
-                if not self._pulled % STRIDE:
+                if time.monotonic() >= until:
                     await asyncio.sleep(0)
+                    until = time.monotonic() + TURN_SECONDS
                 while len(self._outcomes) >= max(self._least, self._weight.limit(self._width)):
                     self._room.clear()
                     await self._room.wait()
