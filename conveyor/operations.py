@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 # How often a thread that submits an item looks whether another one has begun the run.
 BEGINNING_SECONDS = 0.005
 
-_NOT_OPEN = "items are submitted to an open pipeline: enter it with `with pipeline:`, or call `open` before"
+_NOT_OPEN = "items are submitted to an open pipeline: use `with pipeline:`, or call `pipeline.open()` first"
 
 
 class Running:

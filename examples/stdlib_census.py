@@ -334,7 +334,8 @@ def comparison(parallel: Timed, serial: Timed, cores: int) -> str:
     """How long the two ways took, where the times can be compared; else why they cannot, without the two times."""
     others = max(parallel.others, serial.others)
     if others > MOST_OTHERS * cores:
-        return f"Times not compared: other programs used {others:.1f} of {cores} cores meanwhile."
+        used = f"other programs used {others:.1f} of {cores} cores meanwhile"
+        return f"Times not compared: {used}. Run it again without them."
     times_as_fast = serial.seconds / parallel.seconds
     return f"Pipeline: {parallel.seconds:.2f} s   serial: {serial.seconds:.2f} s   {times_as_fast:.2f} times as fast"
 
