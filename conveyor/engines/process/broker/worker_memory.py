@@ -20,7 +20,6 @@ class WorkerMemory:
     """Looks at the workers now and then."""
 
     def __init__(self) -> None:
-        self._usable = usable_memory()
         self._looked_at = float("-inf")
         self._fitting: int | None = None
 
@@ -30,8 +29,9 @@ class WorkerMemory:
         None: the system does not say, or there are none.
         """
         now = time.monotonic()
-        if self._usable is not None and now >= self._looked_at + LOOK_SECONDS:
+        if now >= self._looked_at + LOOK_SECONDS:
             self._looked_at = now
+            usable = usable_memory()
             largest = max((resident_memory(pid) or 0 for pid in workers), default=0)
-            self._fitting = int(self._usable * SHARE / largest) if largest else None
+            self._fitting = int(usable * SHARE / largest) if usable is not None and largest else None
         return self._fitting
