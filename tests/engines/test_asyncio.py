@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from conveyor import (
     ImplicitJoinWarning,
@@ -32,6 +33,7 @@ from conveyor import (
     WorkerDiedError,
 )
 from conveyor._system.loop_threads import stoppable
+from conveyor.engines.jobs import JobFuture
 from conveyor.engines.loops import SLICE_ITEMS, LoopClient, Outcome
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.system.foreign_threads import foreign_threads
@@ -267,6 +269,36 @@ class Submitting(AsyncTestCase):
         for engine in ENGINES:
             with self.subTest(engine):
                 self.run_in_loop(main(engine))
+
+    def test_who_hears_of_the_end_finds_the_session_ended(self) -> None:
+        # Else a task that submits at once has its item cancelled, by the end of the session that it was given to.
+        told: list[bool] = []
+
+        def tell(outcome: Any, error: BaseException) -> None:
+            told.append(session.ended)
+            set_exception(outcome, error)
+
+        async def main(engine: Any) -> None:
+            nonlocal session
+            async with Pipeline(engine=engine, max_failures=0).add(Processor(refuse_three, on_error="skip")) as pipeline:
+                session = pipeline._lifecycle.session
+                with self.assertRaises(TooManyFailuresError):
+                    await pipeline.asubmit(3)
+
+        def submit(engine: Any) -> None:
+            nonlocal session
+            with Pipeline(engine=engine, max_failures=0).add(Processor(refuse_three, on_error="skip")) as pipeline:
+                session = pipeline._lifecycle.session
+                self.assertIsInstance(pipeline.submit(3).exception(), TooManyFailuresError)
+
+        session: Any = None
+        for engine in ENGINES:
+            for kind, call in ((Outcome, lambda engine: self.run_in_loop(main(engine))), (JobFuture, submit)):
+                set_exception: Any = kind.set_exception
+                with self.subTest(engine, kind=kind), mock.patch.object(kind, "set_exception", tell):
+                    call(engine)
+                    self.assertEqual(told, [True])
+                told.clear()
 
     def test_a_worker_that_is_killed_loses_nothing(self) -> None:
         door = Door(self)

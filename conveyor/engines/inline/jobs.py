@@ -159,9 +159,10 @@ class InlineJobRun:
     def _end(self, error: BaseException | None) -> None:
         """End all, with an error for what event loops wait for; None: cancel that."""
         self.over = True
-        self._pending.end(error)
-        self._session.abort()
+        # The session ends before anybody hears of it: who does may submit at once, to a session that begins anew.
         self._session.finished(self)
+        self._session.abort()
+        self._pending.end(error)
 
     def let_go(self) -> None:
         """Nothing of any item is kept."""
