@@ -39,7 +39,7 @@ from conveyor.core.leasing.recovery import overdue_items
 from conveyor.core.nodes.base import Node, Output
 from conveyor.core.nodes.forks import Balance, Fork, ForkExit, Replicate
 from conveyor.core.nodes.joins import BalanceMerge, FreeMerge, Join, ReplicateMerge, Zip
-from conveyor.core.nodes.lone import foresee, give, pass_on
+from conveyor.core.nodes.lone import Expected, foresee, give, pass_on
 from conveyor.core.nodes.sink import Sink
 from conveyor.core.nodes.step import Step
 from conveyor.core.nodes.step_load import load_of
@@ -75,7 +75,7 @@ class Machine:
 
     def __init__(self, plan: Plan, now: float = 0.0, policy: Policy = decide) -> None:
         self.now = now
-        self._plan, self._commands = plan, list[Command]()
+        self._commands: list[Command] = []
         self.roster = Roster(plan, policy, now)
         self.chunk_target = ChunkTarget()
         self._step_of: dict[int, int] = {
@@ -87,6 +87,8 @@ class Machine:
         """Make the nodes of a run, with nothing in them."""
         self._agenda: deque[Node] = deque()
         self._cancelled = self._over = False
+        # Where a lone item goes on, until something else happens.
+        self.expected: Expected | None = None
         self._failures = FailureBudget(plan.setting("max_failures"))
         # Of a traced run, the submitted items that are under way.
         self.origins: Origins | None = None
@@ -179,7 +181,7 @@ class Machine:
         if type(event) in BETWEEN_RUNS:
             self._take_in_between_runs(event, now)
         if not self._over:
-            self.now = now
+            self.now, self.expected = now, None
             self._take_in(event)
             self._run_agenda()
             if self.source.watched:
@@ -203,7 +205,7 @@ class Machine:
         elif isinstance(event, RunStarted):
             self.roster.idle_seconds += now - self.now
             self.now = now
-            self._begin(self._plan, event.traced, event.streamed)
+            self._begin(self.roster.plan, event.traced, event.streamed)
 
     def _take_in(self, event: Event) -> None:
         match event:
@@ -286,6 +288,7 @@ class Machine:
     def _run_agenda(self) -> None:
         agenda = self._agenda
         while agenda:
+            self.expected = None
             node = agenda.popleft()
             node.scheduled = False
             if not self._cancelled and not self._over:
@@ -293,7 +296,8 @@ class Machine:
 
     def step_of(self, worker: int) -> Step:
         """Return the step that a worker works at."""
-        return cast("Step", self.nodes[self._step_of[worker]])
+        # Each reply passes here, and `cast` is a call.
+        return self.nodes[self._step_of[worker]]  # type: ignore[return-value]
 
     def _worker_ready(self, event: WorkerReady, now: float) -> None:
         step = self.step_of(event.worker)
@@ -356,10 +360,8 @@ class Machine:
 
     def _pull(self) -> None:
         """Allow the source what there is room for."""
-        if not self._cancelled:
-            credit = self.source.more()
-            if credit:
-                self._commands.append(Pull(credit))
+        if not self._cancelled and (credit := self.source.more()):
+            self._commands.append(Pull(credit))
 
     # What nodes ask for
 
@@ -403,9 +405,8 @@ class Machine:
         return next(step.book.acknowledged for step in self.steps if step.index == index)
 
     def _too_many_at(self, index: int, items: int, ended: bool) -> Fail | None:
-        if self._failures.is_spent(index, items, ended):
-            return Fail(index, None, None, None, self._failures.calls, Loss.FAILURES)
-        return None
+        is_spent = self._failures.is_spent(index, items, ended)
+        return Fail(index, None, None, None, self._failures.calls, Loss.FAILURES) if is_spent else None
 
     def start_worker(self, step_roster: StepRoster) -> None:
         """Have one more worker started."""
@@ -445,14 +446,14 @@ class Machine:
         at = self.now if self._over else now
         steps = tuple(stats_of(step, at, at - self.roster.idle_seconds, look) for step in self.steps)
         seconds, decisions = at - self.roster.opened_at, tuple(self.roster.decisions)
-        return Stats(seconds, self._plan.cores, steps, decisions, unfused=self._plan.unfused)
+        return Stats(seconds, self.roster.plan.cores, steps, decisions, unfused=self.roster.plan.unfused)
 
     def items_through(self) -> int:
         """Return of how many input items nothing is under way any more; changes nothing."""
         # Only runs whose progress is watched ask.
         from conveyor.core.nodes.under_way import items_under_way
 
-        return max(0, self.source.given - items_under_way(self._plan, self.nodes))
+        return max(0, self.source.given - items_under_way(self.roster.plan, self.nodes))
 
     @property
     def worker_cpu_seconds(self) -> float:

@@ -280,7 +280,9 @@ class Submitting(AsyncTestCase):
 
         async def main(engine: Any) -> None:
             nonlocal session
-            async with Pipeline(engine=engine, max_failures=0).add(Processor(refuse_three, on_error="skip")) as pipeline:
+            async with Pipeline(engine=engine, max_failures=0).add(
+                Processor(refuse_three, on_error="skip")
+            ) as pipeline:
                 session = pipeline._lifecycle.session
                 with self.assertRaises(TooManyFailuresError):
                     await pipeline.asubmit(3)

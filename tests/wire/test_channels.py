@@ -214,8 +214,7 @@ class PipeTest(TestCase):
     def test_a_read_that_was_left_by_an_exception(self):
         # Nobody knows what was lost then, so nothing that comes later is taken for a message.
         self.near.send(said("a"))
-        incoming = self.far._incoming
-        with mock.patch.object(incoming, "_take_apart", side_effect=KeyboardInterrupt):
+        with mock.patch("conveyor.engines.process.wire.pipe.unpack", side_effect=KeyboardInterrupt):
             with self.assertRaises(KeyboardInterrupt):
                 self.far.receive()
         self.near.send(said("b"))

@@ -28,6 +28,8 @@ class NodeContext(Protocol):
 
     now: float
     chunk_target: ChunkTarget
+    # See `nodes/lone.py`.
+    expected: Any
 
     def wake(self, node: Node) -> None:
         """Have `node.pump()` called before the event at hand is done with."""

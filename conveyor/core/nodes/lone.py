@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from conveyor.core.machine import Machine
 
 
+# A step whose worker has a lone item, and where its only output goes: see `_way_of`.  It holds until the next event.
+Expected = tuple[Step, tuple[Step | Sink, int]]
+
+
 def foresee(machine: Machine, event: Event) -> Command | None:
     """Return what `give` or `pass_on` will want first about an event; None where that takes more than a short look.
 
@@ -27,7 +31,10 @@ def foresee(machine: Machine, event: Event) -> Command | None:
     """
     if type(event) is Replied:
         step = machine.step_of(event.worker)
-        found = _way_on(step, event, machine.origins)
+        if not _is_whole(event, machine.origins):
+            return None
+        expected = machine.expected
+        found = expected[1] if expected is not None and expected[0] is step else _way_of(step)
         if found is None:
             return None
         # Nothing happens before `pass_on` asks for the same.
@@ -100,16 +107,26 @@ def pass_on(step: Step, event: Replied, now: float, origins: Origins | None) -> 
 
 
 def _way_on(step: Step, event: Replied, origins: Origins | None) -> tuple[Step | Sink, int] | None:
-    """Return where the only output of a lone item goes, and how many outputs may be promised there; None: it does not.
+    """Return where the only output of a lone item goes, as in `_way_of`; None: it does not."""
+    return _way_of(step) if _is_whole(event, origins) else None
 
-    To results, none have to be promised.
-    """
+
+def _is_whole(event: Replied, origins: Origins | None) -> bool:
+    """Whether a reply tells of one call, with one output, and that nothing more comes of it."""
     if event.calls != 1 or not event.final or event.starving or event.partial or event.given_up or event.slow:
-        return None
+        return False
     blobs, groups = event.blobs, event.group_sizes
     # Of a submitted item, a worker says how many outputs it gave; and what nobody wants any more goes no further.
     is_simple = groups is None if origins is None else groups == [(1, 1)] and not origins.dropped
-    if not is_simple or len(blobs) != 1 or blobs[0][1] != 1 or not _is_plain(step):
+    return is_simple and len(blobs) == 1 and blobs[0][1] == 1
+
+
+def _way_of(step: Step) -> tuple[Step | Sink, int] | None:
+    """Return where the only output of a step's lone item may go, and how many outputs may be promised there.
+
+    To results, none have to be promised.  None: there is no lone item, or it takes the general way.
+    """
+    if not _is_plain(step):
         return None
     worker, behind = step.book.workers[0], step.credit.output.node
     if len(worker.leases) != 1:
@@ -187,3 +204,15 @@ def _hand_out(step: Step, blob: Any, room: int, now: float) -> None:
     step.wake_upstream()
     utilization = step.utilization
     utilization.busy, utilization.blocked, utilization.stalled = 1, 0, False
+    # Looked up while the worker is at work.
+    step.context.expected = _expected(step)
+
+
+def _expected(step: Step) -> Expected | None:
+    """Return where the only output of the item that a step was just handed will go; None where that is not plain."""
+    behind = step.credit.output.node
+    credit = behind.credit if type(behind) is type(step) else step.credit
+    # Nobody has looked in vain for room yet.
+    wanted, way = credit.wants_capacity, _way_of(step)
+    credit.wants_capacity = wanted
+    return None if way is None else (step, way)

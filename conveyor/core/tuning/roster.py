@@ -300,7 +300,7 @@ class Roster:
     """The workers of all steps, and how their numbers follow the load."""
 
     def __init__(self, plan: Plan, policy: Policy, now: float) -> None:
-        self._plan = plan
+        self.plan = plan
         self._policy = policy
         self.opened_at = now
         # How much of the time since then was between two runs.
@@ -321,7 +321,7 @@ class Roster:
 
     def decide(self, loads: Sequence[StepLoad], other_cpu_seconds: float, now: float) -> list[Resize]:
         """Return which steps are to have more workers or fewer, and add that to the history."""
-        cores = self._plan.cores
+        cores = self.plan.cores
         self.policy_state, resizes = self._policy(self.policy_state, loads, cores, other_cpu_seconds, now)
         at = now - self.opened_at
         for each in resizes:

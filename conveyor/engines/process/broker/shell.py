@@ -64,7 +64,8 @@ class ProcessShell(Shell):
         return self.failed or self.pool.closing
 
     def handle(self, event: events.Event) -> None:
-        if self.stopped:
+        # As `stopped`, without a call: each message passes here.
+        if self.failed or self.pool.closing:
             return
         # Whoever looks on sees what is wanted before anything is done about it.
         foreseen = None if self.observers else self.machine.foresee(event)

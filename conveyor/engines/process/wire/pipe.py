@@ -107,7 +107,16 @@ class FrameReader:
                 self._scratch = bytearray(_READ_BYTES)
             count = connected.recv_into(self._scratch)
             data = bytes(memoryview(self._scratch)[:count])
-            self._take_apart(self._arrived + data if self._arrived else data)
+            if self._arrived:
+                data = self._arrived + data
+            if len(data) >= PREFIX.size:
+                size, described = PREFIX.unpack_from(data)
+                if len(data) == PREFIX.size + size:
+                    # One message, as for most of those that somebody waits for.
+                    self._arrived = b""
+                    self.messages.append(unpack(memoryview(data)[PREFIX.size :], described, self.tracker))
+                    return count
+            self._take_apart(data)
             return count
         count = connected.recv_into(self._body[self._got :])
         self._got += count
@@ -120,13 +129,6 @@ class FrameReader:
         """Cut what has arrived into messages; the rest of a long one is then read in place, without a copy."""
         view = memoryview(data)
         start, end = 0, len(data)
-        if end >= PREFIX.size:
-            size, described = PREFIX.unpack_from(data)
-            if end == PREFIX.size + size:
-                # One message, as for most of those that somebody waits for.
-                self._arrived = b""
-                self.messages.append(unpack(view[PREFIX.size :], described, self.tracker))
-                return
         while end - start >= PREFIX.size:
             size, described = PREFIX.unpack_from(view, start)
             start += PREFIX.size
@@ -310,22 +312,22 @@ class NonblockingPipe(NonblockingEndpoint):
             self._left = self.sent
 
     def receive(self) -> tuple[list[Frame], bool]:
-        incoming = self._incoming
+        incoming, connected = self._incoming, self._socket
         alive = True
         try:
             # A few reads at most, so that one eager sender does not keep the others waiting.
             for _ in range(_READS):
-                count = incoming.read(self._socket)
-                alive = count > 0
-                if not alive or (count < _READ_BYTES and incoming.messages):
+                count = incoming.read(connected)
+                if count < _READ_BYTES and (incoming.messages or not count):
+                    alive = count > 0
                     break
         except BlockingIOError:
             pass
         except OSError:
             alive = False
-        messages = list(incoming.messages)
+        arrived = list(incoming.messages)
         incoming.messages.clear()
-        return messages, alive
+        return arrived, alive
 
     def close(self) -> None:
         self._unsent.clear()
