@@ -53,6 +53,7 @@ from tests.helpers.jobs_of_policy import (
     refuse_all,
     refuse_batch,
     refuse_fives,
+    refuse_frozen,
     refuse_some,
     refuse_thirds,
     said,
@@ -96,6 +97,14 @@ class Base:
 
 class Policies(Base):
     """What holds for every engine."""
+
+    def test_an_exception_on_which_nothing_may_be_set(self):
+        pipeline = self.make(Processor(refuse_frozen, on_error="skip"))
+        assert pipeline.run([1, 2]) == []
+        assert [failed.error.kind for failed in pipeline.failures] == ["Frozen", "Frozen"]
+        with self.assertRaises(ProcessorError) as caught:
+            self.make(Processor(refuse_frozen)).run([1, 2])
+        assert (caught.exception.kind, caught.exception.number) == ("Frozen", 0)
 
     def test_skip(self):
         pipeline = self.make(Processor(same), Processor(refuse_thirds, on_error="skip"), Processor(same))

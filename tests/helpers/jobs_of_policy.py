@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from conveyor import Processor
@@ -34,6 +35,17 @@ def refuse_some(item):
     if 4000 <= item < 4500:
         raise ValueError(item)
     return item
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    """As many make theirs: nothing may be set on it."""
+
+    code: int
+
+
+def refuse_frozen(item):
+    raise Frozen(item)
 
 
 def refuse_all(item):

@@ -193,7 +193,7 @@ class Session(RunKeeper):
             if isinstance(message.why, Failure):
                 # Its frames would keep all that was under way.  The text of its traceback stays.
                 for error in chain_of(message.why.pickled):
-                    error.__traceback__ = None
+                    error.with_traceback(None)
             if message.origin is None:
                 self.failures.append(failed_item_of(message))
 
