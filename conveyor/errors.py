@@ -228,6 +228,10 @@ class TooManyFailuresError(ConveyorError):
         self.failures = failures
 
 
+# What goes wrong in the program's own code: the frames of this package tell its reader nothing, and are left out.
+OF_THE_PROGRAM = (ProcessorError, SourceError, TooManyFailuresError)
+
+
 @dataclass(frozen=True)
 class FailedItem:
     """An item (with `batch`, a list of items) that was given up, by an `on_error` or `return_exceptions`.
@@ -275,7 +279,7 @@ class FailedItems(tuple[FailedItem, ...]):
 
 
 class RemoteTraceback(Exception):
-    """The traceback that an exception had in another process, as the cause of that exception.
+    """The traceback that an exception had in another process or thread, as the cause of that exception.
 
     Fields: `text`, the traceback (a str).
     """

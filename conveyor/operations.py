@@ -14,7 +14,7 @@ from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held, interrupts_postponed
 from conveyor.engines.base import JobRun, PipelineSettings, Session, new_session
-from conveyor.errors import ConveyorError, FailedItems, StateError
+from conveyor.errors import OF_THE_PROGRAM, ConveyorError, FailedItems, StateError
 from conveyor.given import Given, iterable_of, warn_of_table
 from conveyor.serving import close_page, serve_where_wanted
 from conveyor.stages.settings import check_seconds
@@ -83,6 +83,8 @@ class Running:
             with interrupts_postponed():
                 self.conclude()
             raise
+        except OF_THE_PROGRAM as error:
+            raise error.with_traceback(None) from error.__cause__
         except ValueError as error:
             if not self.is_busy(error):
                 raise
@@ -179,6 +181,9 @@ class Lifecycle:
                 self._start(operation, stacklevel + 1)
                 self.session, self._guard = operation.session, operation.guard
             self.opened = True
+        except OF_THE_PROGRAM as error:
+            self._abandon(operation)
+            raise error.with_traceback(None) from error.__cause__
         except BaseException:
             self._abandon(operation)
             raise
@@ -224,6 +229,8 @@ class Lifecycle:
                     session.close(deadline)
             if failure is not None:
                 raise failure
+        except OF_THE_PROGRAM as error:
+            raise error.with_traceback(None) from error.__cause__
         finally:
             failure = None
             close_page(self.page)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from conveyor._lean.typing import TYPE_CHECKING, Any, Generic, Literal, overload
+from conveyor.errors import OF_THE_PROGRAM
 from conveyor.stats import PROGRESS_VARIABLE, Progress
 from conveyor.stream import Stream
 
@@ -138,7 +139,10 @@ class _Sending(Generic[In, Out]):
 
         given = given_of(items, with_input, return_exceptions)
         del items
-        return self._lifecycle.run(self, given, _watch_for(progress, total), stacklevel=2)
+        try:
+            return self._lifecycle.run(self, given, _watch_for(progress, total), stacklevel=2)
+        except OF_THE_PROGRAM as error:
+            raise error.with_traceback(None) from error.__cause__
 
     @overload
     def stream(

@@ -235,6 +235,9 @@ def processor_error(
     )
     if isinstance(failure.pickled, BaseException):
         original = failure.pickled
+    if original is not None:
+        # Nothing is assigned: the exception may be a frozen dataclass.
+        original.with_traceback(without_our_frames(original.__traceback__) or original.__traceback__)
     error.__cause__ = original
     if original is None:
         remote = RemoteTraceback(failure.traceback)

@@ -58,7 +58,7 @@ class InlineJobRun:
         try:
             future.set_result(self._results_of(self._copy_of(item))[0])
         except (ProcessorError, SourceError) as error:
-            future.set_exception(error)
+            future.set_exception(error.with_traceback(None))
         except ConveyorError as error:
             # Too much was given up, or another thread has closed the pipeline.
             self._end(error)
@@ -114,7 +114,7 @@ class InlineJobRun:
                     self._pending.resolve(job, results)
                     self._pending.notify()
                 except ProcessorError as error:
-                    self._pending.give_up(job, error)
+                    self._pending.give_up(job, error.with_traceback(None))
                 except StateError:
                     # The pipeline was closed.
                     self._end(None)

@@ -192,8 +192,13 @@ class Session(RunKeeper):
         if self._active is not None and message.run == self._active.number:
             if isinstance(message.why, Failure):
                 # Its frames would keep all that was under way.  The text of its traceback stays.
-                for error in chain_of(message.why.pickled):
+                chain = list(chain_of(message.why.pickled))
+                for error in chain:
                     error.with_traceback(None)
+                # A job may raise the same object again.
+                if chain and not isinstance(chain[-1], RemoteTraceback):
+                    # Not an assignment, which a frozen dataclass would refuse.
+                    BaseException.__setattr__(chain[-1], "__cause__", RemoteTraceback(message.why.traceback))
             if message.origin is None:
                 self.failures.append(failed_item_of(message))
 
