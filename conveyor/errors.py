@@ -9,7 +9,11 @@ from __future__ import annotations
 import signal
 
 from conveyor._lean.dataclasses import dataclass
+from conveyor._lean.short_repr import SHOWN
 from conveyor._lean.typing import Any
+
+# Of what was given up, so many are printed.
+MOST_LINES = 100
 
 
 class ConveyorError(Exception):
@@ -253,6 +257,11 @@ class FailedItem:
     >>> [failed] = pipeline.failures
     >>> failed.processor, failed.number, failed.item, failed.error.kind, failed.attempts
     ('int', 1, "'two'", 'ValueError', 2)
+
+    Its `str` is a line for a reader, with at most 200 characters of the item, and as many of the error:
+
+    >>> print(failed)
+    int: item 1 ('two') failed after 2 attempts: ValueError: invalid literal for int() with base 10: 'two'
     """
 
     processor: str
@@ -263,11 +272,35 @@ class FailedItem:
     attempts: int
     when: float
 
+    def __str__(self) -> str:
+        items = f"item {self.number}" if self.last == self.number else f"items {self.number} to {self.last}"
+        shown = "" if self.item is None else f" ({self.item})"
+        attempts = f" after {self.attempts} attempts" if self.attempts > 1 else ""
+        return " ".join(f"{self.processor}: {items}{shown} failed{attempts}: {_reason(self.error)}".splitlines())
+
 
 class FailedItems(tuple[FailedItem, ...]):
-    """What `Pipeline.failures` is: a tuple, which a notebook shows as a table."""
+    """What `Pipeline.failures` is: a tuple, which has a line for each item as its `str`, and is a table in a notebook.
+
+    The `str` has the first 100 lines, and says how many more there are.  The `repr` is that of a tuple.
+
+    >>> from conveyor import Pipeline, Processor
+    >>> pipeline = Pipeline(engine="inline").add(Processor(int, on_error="skip"))
+    >>> print(pipeline.run(["1", "two", "", "4"]), pipeline.failures, sep="\\n")
+    [1, 4]
+    int: item 1 ('two') failed: ValueError: invalid literal for int() with base 10: 'two'
+    int: item 2 ('') failed: ValueError: invalid literal for int() with base 10: ''
+    """
 
     __slots__ = ()
+
+    def __str__(self) -> str:
+        if not self:
+            return "no item was given up"
+        lines = [str(failed) for failed in self[:MOST_LINES]]
+        if len(self) > MOST_LINES:
+            lines.append(f"and {len(self) - MOST_LINES:,} more")
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         # By its name: what is told does not know who shows it.
@@ -290,6 +323,25 @@ class RemoteTraceback(Exception):
 
     def __str__(self) -> str:
         return "\n" + self.text.rstrip()
+
+
+def _reason(error: ProcessorError) -> str:
+    """Return in a line why an item was given up; whatever the job's exception does, never raises."""
+    if isinstance(error, ItemTimeoutError):
+        return f"{error.kind}: it took longer than {error.seconds:g} s"
+    if isinstance(error, WorkerDiedError):
+        return f"{error.kind}: its worker {cause_of_death(error.exitcode)}"
+    cause, message = error.__cause__, ""
+    if cause is None or isinstance(cause, RemoteTraceback):
+        # The last line: the exception could not be rebuilt in this process, or not with its cause.
+        message = error.traceback.rstrip().rpartition("\n")[2].partition(": ")[2]
+    else:
+        try:
+            message = str(cause)
+        except Exception as second:
+            message = f"<its message could not be made: {type(second).__name__}>"
+    reason = f"{error.kind}: {message}" if message else error.kind
+    return reason if len(reason) <= SHOWN else reason[: SHOWN - 3] + "..."
 
 
 class ImplicitPipeWarning(UserWarning):

@@ -96,6 +96,7 @@ conveyor.errors.FailedItem()
     .error: ProcessorError
     .attempts: int
     .when: float
+    .__str__() -> str
 
 conveyor.diagram.Graph()
     (its fields, in this order)
