@@ -4,7 +4,8 @@ Law: an observer of the core, and a reader of it; it changes nothing, and holds 
 kept, as numbers, so that a pipeline that runs for months does not grow.  Nothing here opens a file.
 
 Each step is a process of the trace, and each of its workers a thread: a lane.  A slice is one lease, from the moment at
-which the worker could begin it: a worker that has two works at the first, so the slices of a lane never overlap.
+which the worker could begin it: a worker that has two works at the first, so the slices of a lane never overlap.  What
+happens to no worker has a lane of its own: Perfetto has no name for instants without a thread.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ INSTANTS: dict[int, tuple[str, tuple[str, ...]]] = {
 }
 # What belongs to the pipeline and to no step, or to a step and to none of its workers.
 NONE = -1
+# The number of the first worker's thread.  Perfetto takes a thread with the number of its process for the main one, and
+# puts it before the others.
+FIRST_THREAD = 10_000
 _SILENT = frozenset(
     {events.SourceItems, events.Consumed, events.BrokerLoad, commands.Emit, commands.Pull, commands.Grant}
 )
@@ -295,26 +299,36 @@ def _lines(
             "are kept."
         )
     yield f'{{"displayTimeUnit":"ms","otherData":{json.dumps(told)},"traceEvents":[\n'
+    processes = {NONE: len(names) + 1, **{index: place for place, index in enumerate(sorted(names), 1)}}
     for index, name in {NONE: "the pipeline", **names}.items():
-        yield _metadata(index, NONE, "process_name", name=name)
-        yield _metadata(index, NONE, "process_sort_index", sort_index=index + 1)
+        yield _metadata(processes[index], 0, "process_name", name=name)
+        yield _metadata(processes[index], 0, "process_sort_index", sort_index=index + 1)
     lanes: set[tuple[int, int]] = set()
+
+    def lane(step: int, worker: int) -> Iterator[str]:
+        if (step, worker) not in lanes:
+            lanes.add((step, worker))
+            name = f"worker {worker}" if worker != NONE else "runs and decisions" if step == NONE else "given up"
+            yield _metadata(processes[step], _thread(processes[step], worker), "thread_name", name=name)
+
     for event in ring:
         kind, step, worker = map(int, event[:3])
-        if worker != NONE and (step, worker) not in lanes:
-            lanes.add((step, worker))
-            yield _metadata(step, worker, "thread_name", name=f"worker {worker}")
-        yield f"{_line(names, opened, kind, step, worker, event[3:])},\n"
+        if kind != COUNTER:
+            yield from lane(step, worker)
+        yield f"{_line(names, opened, kind, step, processes[step], worker, event[3:])},\n"
+    yield from lane(NONE, NONE)
     for decision in decisions:
         at = _micros(decision.at)
-        yield f"{_instant_line(str(decision), 'decision', 'g', at, NONE, NONE, {})},\n"
+        yield f"{_instant_line(str(decision), 'decision', at, processes[NONE], NONE, {})},\n"
     # Without a comma behind it.
-    yield f"{_instant_line('the trace ends', 'pipeline', 'g', _micros(seconds), NONE, NONE, {})}\n]}}\n"
+    yield f"{_instant_line('the trace ends', 'pipeline', _micros(seconds), processes[NONE], NONE, {})}\n]}}\n"
 
 
-def _line(names: Mapping[int, str], opened: float, kind: int, step: int, worker: int, numbers: Sequence[float]) -> str:
+def _line(
+    names: Mapping[int, str], opened: float, kind: int, step: int, process: int, worker: int, numbers: Sequence[float]
+) -> str:
     begun, (seconds, *values) = numbers[0] - opened, numbers[1:]
-    at, where = _micros(begun), f'"pid":{_process(step)},"tid":{_thread(worker)}'
+    at, where = _micros(begun), f'"pid":{process},"tid":{_thread(process, worker)}'
     # Most events are of these two kinds, and whoever closes the pipeline waits for all of them.
     if kind == SLICE:
         # Of two slices side by side, one ends where the other begins, also when both are rounded.
@@ -325,31 +339,26 @@ def _line(names: Mapping[int, str], opened: float, kind: int, step: int, worker:
             f'"items":{items:.0f},"outputs":{outputs:.0f},"cpu_ms":{cpu * 1e3:.3f}}}}}'
         )
     if kind == COUNTER:
-        return f'{{"name":"waiting items","ph":"C","ts":{at},{where},"args":{{"items":{values[0]:.0f}}}}}'
+        # Perfetto calls it "items waiting": the two names together.
+        return f'{{"name":"items","ph":"C","ts":{at},{where},"args":{{"waiting":{values[0]:.0f}}}}}'
     name, fields = INSTANTS[kind]
-    scope = "g" if step == NONE else "p" if worker == NONE else "t"
     what = {field: int(value) for field, value in zip(fields, values, strict=False)}
-    return _instant_line(name, "pipeline", scope, at, step, worker, what)
+    return _instant_line(name, "pipeline", at, process, worker, what)
 
 
-def _process(step: int) -> int:
-    """Return the process of a step in the trace; 1 is the pipeline itself."""
-    return step + 2
-
-
-def _thread(worker: int) -> int:
-    """Return the thread of a worker in the trace; 0 is the step itself."""
-    return worker + 1
+def _thread(process: int, worker: int) -> int:
+    """Return the thread of a worker in the trace, or of what happens to no worker; no two processes share one."""
+    return FIRST_THREAD - process if worker == NONE else FIRST_THREAD + worker
 
 
 def _micros(seconds: float) -> float:
     return round(seconds * 1e6, 1)
 
 
-def _metadata(step: int, worker: int, kind: str, **what: Any) -> str:
-    return json.dumps({"name": kind, "ph": "M", "pid": _process(step), "tid": _thread(worker), "args": what}) + ",\n"
+def _metadata(process: int, thread: int, kind: str, **what: Any) -> str:
+    return json.dumps({"name": kind, "ph": "M", "pid": process, "tid": thread, "args": what}) + ",\n"
 
 
-def _instant_line(name: str, kind: str, scope: str, at: float, step: int, worker: int, what: dict[str, Any]) -> str:
-    event = {"name": name, "cat": kind, "ph": "i", "s": scope, "ts": at, "pid": _process(step), "tid": _thread(worker)}
-    return json.dumps({**event, "args": what})
+def _instant_line(name: str, kind: str, at: float, process: int, worker: int, what: dict[str, Any]) -> str:
+    lane = {"pid": process, "tid": _thread(process, worker)}
+    return json.dumps({"name": name, "cat": kind, "ph": "i", "s": "t", "ts": at, **lane, "args": what})
