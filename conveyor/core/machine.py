@@ -190,7 +190,7 @@ class Machine:
         return commands
 
     def foresee(self, event: Event) -> Command | None:
-        """Return the first command that `handle` will give, where a short look tells; None elsewhere."""
+        """Return a command that `handle` will give, behind none but the source's; None: a short look does not tell."""
         return None if self._over or self._cancelled else foresee(self, event)
 
     def _take_in_between_runs(self, event: Event, now: float) -> None:

@@ -55,7 +55,9 @@ class Course:
             elif self.core.machine.source.pulled > self.fed and len(self.out) < 2:
                 items = 1 if kind else min(2, self.core.machine.source.pulled - self.fed)
                 self.fed += items
-                self.note(self.core.feed(self.now, f"blob {self.fed}", items))
+                # A few are so heavy that hardly one has room.
+                size = items * self.random.choice((8, 8, 8, 1 << 20, 1 << 24))
+                self.note(self.core.feed(self.now, f"blob {self.fed}", items, size))
             elif self.traced and self.fed and not self.random.randrange(6):
                 self.note(self.core.handle(Withdrawn((self.random.randrange(self.fed),)), self.now))
             elif self.emitted:

@@ -25,7 +25,7 @@ Expected = tuple[Step, tuple[Step | Sink, int]]
 
 
 def foresee(machine: Machine, event: Event) -> Command | None:
-    """Return what `give` or `pass_on` will want first about an event; None where that takes more than a short look.
+    """Return what `give` or `pass_on` will want about an event; None where that takes more than a short look.
 
     The next process can begin while the core takes the event in.  Nothing changes but what the look in `handle` would.
     """

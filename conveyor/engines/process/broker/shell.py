@@ -74,7 +74,10 @@ class ProcessShell(Shell):
             return
         # A lone item goes on before the core has taken in that it came: the next process begins meanwhile.
         self.carry_out(foreseen)
-        for command in self.decide(event)[1:]:
+        wanted = list(self.decide(event))
+        # What is wanted before it is for somebody else.
+        wanted.remove(foreseen)
+        for command in wanted:
             self.carry_out(command)
         self.handle_answers()
 
