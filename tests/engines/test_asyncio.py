@@ -31,8 +31,10 @@ from conveyor import (
     StateError,
     TooManyFailuresError,
     WorkerDiedError,
+    worker,
 )
 from conveyor._system.loop_threads import stoppable
+from conveyor.engines.inline.session import Session
 from conveyor.engines.jobs import JobFuture
 from conveyor.engines.loops import SLICE_ITEMS, LoopClient, Outcome
 from conveyor.engines.process.caller.fork_gate import gate
@@ -301,6 +303,45 @@ class Submitting(AsyncTestCase):
                     call(engine)
                     self.assertEqual(told, [True])
                 told.clear()
+
+    def test_what_ends_all_is_told_to_a_thread_that_waits_for_its_turn(self) -> None:
+        # The inline engine works on one item at a time.  The thread whose turn comes when the session has ended must
+        # not take that for a `close`, which cancels what is pending.
+        begun, fails, told = threading.Event(), threading.Event(), threading.Event()
+
+        def job(item: str) -> None:
+            if item == "fails":
+                begun.set()
+                fails.wait(10)
+                raise ValueError(item)
+            while not worker().stopping:
+                told.wait(0.001)
+
+        def abort(session: Session) -> None:
+            end(session)
+            if threading.current_thread() is submitting:
+                told.wait(10)
+
+        async def main() -> None:
+            async with pipeline:
+                submitting.start()
+                await asyncio.to_thread(begun.wait, 10)
+                task = asyncio.create_task(pipeline.asubmit("waits"))
+                task.add_done_callback(lambda task: told.set())
+                # The item was taken, and waits for its turn.
+                await asyncio.sleep(0)
+                fails.set()
+                with self.assertRaises(TooManyFailuresError):
+                    await task
+            await asyncio.to_thread(submitting.join)
+
+        pipeline = Pipeline(engine="inline", max_failures=0).add(Processor(job, on_error="skip"))
+        submitting = threading.Thread(target=lambda: futures.append(pipeline.submit("fails")))
+        futures: list[Any] = []
+        end = Session.abort
+        with mock.patch.object(Session, "abort", abort):
+            self.run_in_loop(main())
+        self.assertIsInstance(futures[0].exception(), TooManyFailuresError)
 
     def test_a_worker_that_is_killed_loses_nothing(self) -> None:
         door = Door(self)

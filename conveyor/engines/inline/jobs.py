@@ -45,6 +45,8 @@ class InlineJobRun:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self.over = False
+        # What has ended it, unless it was closed.
+        self._error: BaseException | None = None
 
     @property
     def _takes_more(self) -> bool:
@@ -59,8 +61,11 @@ class InlineJobRun:
             future.set_result(self._results_of(self._copy_of(item))[0])
         except (ProcessorError, SourceError) as error:
             future.set_exception(error.with_traceback(None))
+        except StateError as error:
+            future.set_exception(self._error or error)
+            self._end_closed()
         except ConveyorError as error:
-            # Too much was given up, or another thread has closed the pipeline.
+            # Too much was given up.
             self._end(error)
             future.set_exception(error)
         except BaseException as error:
@@ -116,8 +121,7 @@ class InlineJobRun:
                 except ProcessorError as error:
                     self._pending.give_up(job, error.with_traceback(None))
                 except StateError:
-                    # The pipeline was closed.
-                    self._end(None)
+                    self._end_closed()
                 except BaseException as error:
                     self._end(error)
 
@@ -156,9 +160,15 @@ class InlineJobRun:
         self._progress.results += len(found[0])
         return found
 
+    def _end_closed(self) -> None:
+        """End all, where the session was closed: by the user, or by another thread that has ended this run."""
+        self._end(self._error)
+
     def _end(self, error: BaseException | None) -> None:
         """End all, with an error for what event loops wait for; None: cancel that."""
         self.over = True
+        # Before the session ends: a thread that hears of that gives its item the same error.
+        self._error = error
         # The session ends before anybody hears of it: who does may submit at once, to a session that begins anew.
         self._session.finished(self)
         self._session.abort()
