@@ -7,7 +7,6 @@ abandoned threads go on, and threads whose job has not returned within a second.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import sys
 import threading
@@ -28,9 +27,9 @@ from conveyor.engines.failures import (
     clear_our_frames,
     overdue,
     processor_error,
-    too_many_failures,
 )
-from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Run, RunKeeper, failed_item_of
+from conveyor.engines.process.caller.run import THREAD_EXIT_SECONDS, Run, failed_item_of
+from conveyor.engines.process.caller.run_keeper import CLOSED, RunKeeper
 from conveyor.engines.process.wire import messages
 from conveyor.engines.thread.gil import ContentionProbe, GilPolicy
 from conveyor.engines.thread.port import End, Frame, this_process
@@ -39,10 +38,7 @@ from conveyor.engines.thread.shell import ThreadAbandoned, ThreadShell, TooManyA
 from conveyor.engines.thread.worker_pool import WorkerPool, add_abandoned
 from conveyor.errors import (
     AbandonedThreadWarning,
-    ConveyorError,
     ItemTimeoutError,
-    ProcessError,
-    RemoteTraceback,
     StateError,
 )
 from conveyor.graph.plan import Plan
@@ -54,8 +50,6 @@ if TYPE_CHECKING:
 
 # How long `abort` waits for threads to come out of their jobs.
 EXIT_SECONDS = 0.7
-# How long a thread waits for workers that are still at an item of a run that was given up.
-SETTLING_SECONDS = 0.2
 
 
 class Session(RunKeeper):
@@ -63,6 +57,9 @@ class Session(RunKeeper):
 
     Raises, from any method, what ended the session.
     """
+
+    settling_seconds = 0.2
+    broker_name = "thread engine"
 
     def __init__(self, plan: Plan, redact: Redact | None) -> None:
         super().__init__(plan)
@@ -151,14 +148,6 @@ class Session(RunKeeper):
         if not run.finished:
             self._shell.post(self._shell.from_consumer, messages.CancelRun(run.number))
 
-    def settle(self) -> None:
-        """Wait a moment for workers to come out of a run that was given up: they have items of it until then."""
-        until = time.monotonic() + SETTLING_SECONDS
-        with contextlib.suppress(ConveyorError):
-            while self._draining_run is not None and (left := until - time.monotonic()) > 0:
-                if self.has_message(left):
-                    self._drain()
-
     # Messages
 
     def receive(self) -> Frame:
@@ -236,9 +225,8 @@ class Session(RunKeeper):
         run = self._active or self._draining_run
         self.abort()
         match failure:
-            case messages.FailedBySource():
-                assert isinstance(run, ThreadRun)
-                return run.source.error()
+            case messages.FailedBySource() | messages.FailedByLimit() | messages.FailedByBroker():
+                return self._error_of_any(failure, run)
             case messages.FailedByJob():
                 for error in chain_of(getattr(failure.failure, "pickled", None)):
                     clear_our_frames(error.__traceback__)
@@ -246,8 +234,6 @@ class Session(RunKeeper):
             case messages.FailedByTimeout():
                 what = failure.processor, failure.seconds, failure.first, failure.last
                 return overdue(*what, end=THREAD_ABANDONED)
-            case messages.FailedByLimit():
-                return too_many_failures(failure.failures, self._plan.setting("max_failures"), self.failures)
             case TooManyAbandoned():
                 return ItemTimeoutError(
                     f"Processor {failure.processor!r} took longer than its timeout of {failure.seconds:g} s, and no "
@@ -258,39 +244,10 @@ class Session(RunKeeper):
                     number=None,
                     last=None,
                 )
-            case messages.FailedByBroker():
-                error = ProcessError(failure.text or "The thread engine failed.")
-                error.__cause__ = RemoteTraceback(failure.traceback)
-                return error
             case _:
                 raise messages.unexpected(failure, "The caller, over its channel of results,")
 
     # The end
-
-    def close(self, deadline: float | None = None) -> None:
-        """End the workers in peace: they tear down their jobs first, until the deadline at most.
-
-        Raises ProcessorError where a `teardown` raised.
-        """
-        if self.ended:
-            return
-        if self.is_forked_copy:
-            self.abort()
-            return
-        try:
-            # Nobody wants to know any more what became of the rest of a run that was given up.
-            self.settle()
-            if self._active is not None or self._draining_run is not None:
-                self.abort()
-                return
-            self.send(messages.Close())
-            while deadline is None or self.has_message(max(0.0, deadline - time.monotonic())):
-                if isinstance(self.receive()[0], messages.Closed):
-                    break
-        except BaseException:
-            self.abort()
-            raise
-        self.abort()
 
     def abort(self) -> None:
         """End everything now: threads come out of their jobs, and are abandoned where they do not.

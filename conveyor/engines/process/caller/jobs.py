@@ -21,12 +21,12 @@ from conveyor.engines.jobs import Job, JobFuture, PendingJobs
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.job_feed import LOOP_SECONDS, JobFeed
 from conveyor.engines.process.caller.run import (
-    CLOSED,
     THREAD_EXIT_SECONDS,
     failed_item_of,
     tolerantly_decoded,
     unpicklable_result,
 )
+from conveyor.engines.process.caller.run_keeper import CLOSED
 from conveyor.engines.process.system.spawning import cause_and_remedy, thread_started
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import decode

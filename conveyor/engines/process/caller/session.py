@@ -19,12 +19,11 @@ from collections.abc import Iterable
 from conveyor._lean.dataclasses import replace
 from conveyor._lean.short_repr import shown_by
 from conveyor._lean.typing import TYPE_CHECKING, Any, TypeVar
-from conveyor._system.clock import time
 from conveyor._system.limits import resident_memory
 from conveyor._system.signals import interrupts_held
 from conveyor.core.tuning.chunk_size import first_pull
 from conveyor.engines.base import FORKED, Gathering, known_total
-from conveyor.engines.failures import death, overdue, processor_error, too_many_failures
+from conveyor.engines.failures import death, overdue, processor_error
 from conveyor.engines.process.caller.broker_link import (
     BROKER_EXIT_SECONDS,
     LOGGED,
@@ -32,7 +31,8 @@ from conveyor.engines.process.caller.broker_link import (
     BrokerProcess,
     config_for,
 )
-from conveyor.engines.process.caller.run import CLOSED, THREAD_EXIT_SECONDS, Run, RunKeeper, failed_item_of
+from conveyor.engines.process.caller.run import THREAD_EXIT_SECONDS, Run, failed_item_of
+from conveyor.engines.process.caller.run_keeper import CLOSED, RunKeeper
 from conveyor.engines.process.caller.source import Source
 from conveyor.engines.process.caller.start_method import (
     FREEZE_SUPPORT,
@@ -52,7 +52,6 @@ from conveyor.engines.process.system.spawning import (
     is_frozen,
 )
 from conveyor.engines.process.system.streams import PrintOutlet
-from conveyor.engines.process.system.waiting import GracePeriod
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.configs import BrokerConfig
 from conveyor.engines.process.wire.endpoint import ConnectionLost, Frame
@@ -61,7 +60,6 @@ from conveyor.errors import (
     ConveyorError,
     MissingMainGuardError,
     ProcessError,
-    RemoteTraceback,
     StartMethodWarning,
     StateError,
     cause_of_death,
@@ -74,8 +72,6 @@ if TYPE_CHECKING:
     from conveyor.engines.process.caller.jobs import JobRun
     from conveyor.graph.advice import Advisor
 
-# How long `close` waits for workers that are still at an item of a run that was given up.
-DRAIN_SECONDS = 0.3
 # How long `abort` waits for the last statistics of a run that is given up.
 LAST_ANSWER_SECONDS = 0.1
 
@@ -87,6 +83,9 @@ class Session(RunKeeper):
 
     Raises, from any method, what ended the session; nothing of it is left then.
     """
+
+    settling_seconds = 0.3
+    broker_name = "broker process of the pipeline"
 
     def __init__(
         self, plan: Plan, start_method: str | None, kind: str | None, carried: Carried, seed: int | None = None
@@ -359,9 +358,8 @@ class Session(RunKeeper):
             self._client.take_in(failure.stats)
         self.abort()
         match failure:
-            case messages.FailedBySource():
-                assert isinstance(run, Run)
-                return run.source.error()
+            case messages.FailedBySource() | messages.FailedByLimit() | messages.FailedByBroker():
+                return self._error_of_any(failure, run)
             case messages.FailedByJob():
                 return processor_error(failure.processor, failure.failure, failure.first, failure.last)
             case messages.FailedByDeath():
@@ -372,50 +370,10 @@ class Session(RunKeeper):
                 )
             case messages.FailedByTimeout():
                 return overdue(failure.processor, failure.seconds, failure.first, failure.last)
-            case messages.FailedByLimit():
-                return too_many_failures(failure.failures, self._plan.setting("max_failures"), self.failures)
-            case messages.FailedByBroker():
-                error = ProcessError(failure.text or "The broker process of the pipeline failed.")
-                error.__cause__ = RemoteTraceback(failure.traceback)
-                return error
             case _:
                 raise messages.unexpected(failure, "The caller, over its channel of results,")
 
     # The end
-
-    def close(self, deadline: float | None = None) -> None:
-        """End the workers in peace: they tear down their jobs first, until the deadline at most.
-
-        Raises ProcessorError where a `teardown` raised.
-        """
-        if self.ended:
-            return
-        if self.is_forked_copy:
-            self.abort()
-            return
-        try:
-            grace = GracePeriod(DRAIN_SECONDS)
-            # Nobody wants to know any more what became of the rest of a run that was given up.
-            with contextlib.suppress(ConveyorError):
-                while self._draining_run is not None and grace.left():
-                    if self.has_message(grace.slice()):
-                        self._drain()
-            if self._active is not None or self._draining_run is not None:
-                self.abort()
-                return
-            self.send(messages.Close())
-            self._await_closed(deadline)
-        except BaseException:
-            self.abort()
-            raise
-        self.abort()
-
-    def _await_closed(self, deadline: float | None) -> None:
-        """Wait until the broker says that all is torn down, or for the deadline."""
-        while deadline is None or self.has_message(max(0.0, deadline - time.monotonic())):
-            message, _ = self.receive()
-            if isinstance(message, messages.Closed):
-                return
 
     def abort(self) -> None:
         """End everything now: workers get a moment to tear down their jobs, and are killed then.
