@@ -312,7 +312,7 @@ class Bounds:
             for _ in itertools.islice(stream, 300):
                 pass
             before = memory()
-            for _ in itertools.islice(stream, 3000 if ALL else 1200):  # 300 or 120 MB
+            for _ in itertools.islice(stream, 3000 if ALL else 900):  # 300 or 90 MB
                 pass
             assert memory() - before < 60_000_000, memory() - before
 
@@ -467,6 +467,7 @@ class QueueBoundsTest(Bounds, TestCase):
     test_generators_are_bounded_by_their_outputs = None
 
 
+@slow
 class SpawnQueueBytesTest(TestCase):
     """One look at fresh interpreters, over queues."""
 

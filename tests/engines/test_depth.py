@@ -24,7 +24,7 @@ from conveyor.core.commands import Emit, SendLease
 from conveyor.core.data.pieces import Weave
 from conveyor.core.machine import Machine
 from conveyor.core.recording import Recorder, Replay
-from tests.helpers.support import TestCase
+from tests.helpers.support import TestCase, slow
 
 # As many levels as Python's stack may have frames, so that nothing can call itself once a level.  What is done takes
 # the square of their number.
@@ -87,6 +87,7 @@ class DepthTests(TestCase):
         warnings.simplefilter("ignore", ImplicitJoinWarning)
         self.check("process", BalancingFork, None, [3])
 
+    @slow
     def test_a_spawned_broker(self) -> None:
         # A fresh interpreter has Python's own limit.
         pipeline = nested(Pipeline(start_method="spawn"), ReplicatingFork, "zip", levels=1000)

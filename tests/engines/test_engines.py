@@ -571,6 +571,7 @@ class ForkserverPipeTest(Basics, TestCase):
     settings = {"start_method": "forkserver", "channel": "pipe"}
 
 
+@slow
 class SpawnPipeTest(Basics, TestCase):
     """Workers that are fresh interpreters, over socket pairs."""
 

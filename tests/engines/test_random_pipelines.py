@@ -75,7 +75,7 @@ class ForkPipeTest(RandomPipelines, TestCase):
     """Forked workers, over socket pairs."""
 
     def test_without_order(self):
-        for seed in range(25 if ALL else 8):
+        for seed in range(25 if ALL else 4):
             with self.subTest(seed=seed):
                 check_unordered(seed, **self.settings)
 

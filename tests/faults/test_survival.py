@@ -312,8 +312,8 @@ class Survival:
 class ForkPipeTest(Survival, TestCase):
     """Forked workers, over socket pairs."""
 
-    kills, items = (40, 8000) if ALL else (20, 5000)
-    most_kills, most_items = (200, 40_000) if ALL else (30, 7500)
+    kills, items = (40, 8000) if ALL else (10, 2500)
+    most_kills, most_items = (200, 40_000) if ALL else (20, 5000)
 
 
 @slow
