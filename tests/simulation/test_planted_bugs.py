@@ -1,8 +1,8 @@
 """Bugs planted in the core, one at a time: the simulation finds each of them.
 
 Law: a planted bug is the real source with one piece of text replaced, so it cannot outlive the code that it stands in:
-where that text is gone, the test fails and says so.  The seeds are fixed, and the one that fails passes without the bug.  What finds which bug
-is said with the bug, as the text of the failure, and in `docs/internals/testing.md`.
+where that text is gone, the test fails and says so.  The seeds are fixed, and the one that fails passes without the bug.  What finds which
+bug is said with the bug, as the text of the failure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The simulation of traced runs: each submitted item settles once, and with what it gives alone.
 
 Law: a fixed number of seeds passes, and each bug that is planted in what traces items is found;
-`docs/internals/testing.md` says what finds it.  `python3 -m tests.helpers.submitting` goes on for longer.
+the text of the failure says what finds it.  `python3 -m tests.helpers.submitting` goes on for longer.
 """
 
 from __future__ import annotations
