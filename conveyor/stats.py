@@ -48,6 +48,10 @@ class Decision:
 class Unfused:
     """A Processor that `Pipeline(fuse=True)` did not fuse with another, and the reason in words.
 
+    Fields:
+        processor: the name of the Processor.
+        reason: why it stays alone.
+
     >>> print(Unfused("parse", "it has timeout of its own"))
     parse: not fused: it has timeout of its own
     """
