@@ -42,7 +42,8 @@ def warn_of_table(items: object, stacklevel: int) -> None:
     if hasattr(kind, "columns") and (hasattr(kind, "__dataframe__") or hasattr(kind, "__arrow_c_stream__")):
         warnings.warn(
             f"the input is a {kind.__name__}, and iterating over it gives its columns, not its rows. Pass "
-            "`frame.itertuples(index=False)` (pandas), `frame.iter_rows()` (polars), or `list(frame)` for its columns",
+            "`frame.itertuples(index=False, name=None)` (pandas), `frame.iter_rows()` (polars), or `list(frame)` for "
+            "its columns",
             SourceWarning,
             stacklevel + 1,
         )
