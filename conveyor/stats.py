@@ -386,11 +386,12 @@ class Progress:
     steps: tuple[StepStats, ...] = ()
 
     def __str__(self) -> str:
-        parts = [f"{self.done:,} items"]
+        items = "item" if (self.done if self.total is None else self.total) == 1 else "items"
+        parts = [f"{self.done:,} {items}"]
         if self.total is not None:
             # 100 % only where all is through.
             percent = 100 * self.done // self.total if self.total else 100
-            parts = [f"{self.done:,} of {self.total:,} items ({percent} %)"]
+            parts = [f"{self.done:,} of {self.total:,} {items} ({percent} %)"]
         if self.rate is not None:
             parts.append(f"{self.rate:,.0f} items/s" if self.rate >= 10 else f"{self.rate:.2g} items/s")
         if self.eta:

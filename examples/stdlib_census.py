@@ -362,7 +362,7 @@ def render(census: Census, folder: Path) -> str:
     text = [
         f"Census of {folder}",
         f"{census.files:,} files, {census.lines:,} lines, {census.functions:,} functions, "
-        f"{census.imported_modules:,} modules imported, {len(census.broken):,} files that could not be read or parsed",
+        f"{census.imported_modules:,} modules imported, {len(census.broken):,} that could not be read or parsed",
     ]
     if census.most_complex:
         text += ["", "Most complex functions", "  complexity  function"]

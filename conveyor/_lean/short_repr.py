@@ -38,6 +38,15 @@ def short(value: Any) -> str:
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count and its noun, which makes its plural with an s.
+
+    >>> counted(1, "item"), counted(2000, "item")
+    ('1 item', '2,000 items')
+    """
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 Redact = Callable[[Any], str]
 
 

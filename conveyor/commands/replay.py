@@ -10,6 +10,7 @@ import json
 import sys
 
 from conveyor import __version__
+from conveyor._lean.short_repr import counted
 from conveyor.core.recording import RecordingError, Replay
 
 
@@ -33,7 +34,8 @@ def main(options: argparse.Namespace) -> int:
         return 1
     cut = "  Its last line was cut off." if recording.cut else ""
     print(
-        f"{recording.events:,} events and {recording.commands:,} commands in {recording.seconds:.3f} s: "
+        f"{counted(recording.events, 'event')} and {counted(recording.commands, 'command')} "
+        f"in {recording.seconds:.3f} s: "
         f"the core decides as it did.{cut}"
     )
     return 0

@@ -294,8 +294,9 @@ def _lines(
     left_out = ring.left_out
     told: dict[str, Any] = {"source": "Conveyor", "events_left_out": left_out}
     if left_out:
+        were = "was" if left_out == 1 else "were"
         told["note"] = (
-            f"Only the newest {RING_EVENTS:,} events are here. {left_out:,} before them were left out, as no more "
+            f"Only the newest {RING_EVENTS:,} events are here. {left_out:,} before them {were} left out, as no more "
             "are kept."
         )
     yield f'{{"displayTimeUnit":"ms","otherData":{json.dumps(told)},"traceEvents":[\n'

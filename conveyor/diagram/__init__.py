@@ -7,6 +7,7 @@ its own syntax might read in them.
 from __future__ import annotations
 
 from conveyor._lean.dataclasses import dataclass
+from conveyor._lean.short_repr import counted
 from conveyor._lean.typing import Literal
 from conveyor.stages.routing import Pipe
 
@@ -73,7 +74,7 @@ class GraphEdge:
     @property
     def detail(self) -> str:
         """What a picture says of it: its bound, where that is not the one of any Pipe."""
-        return "" if self.bound in (None, Pipe().bound) else f"{self.bound:,} items"
+        return "" if self.bound is None or self.bound == Pipe().bound else counted(self.bound, "item")
 
 
 @dataclass(frozen=True)

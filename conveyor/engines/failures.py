@@ -287,9 +287,12 @@ def too_many_failures(count: int, most: int | float | None, failures: Sequence[F
     """Return the error for a run that gave up more items than `max_failures` allows."""
     items = "1 item was" if count == 1 else f"{count} items were"
     share = f"{most:g}" if isinstance(most, int) else f"a share of {most:g} of what comes to a Processor"
-    kept = "They" if len(failures) == count else f"The last {len(failures)}"
+    if len(failures) == count:
+        kept = "It is" if count == 1 else "They are"
+    else:
+        kept = "The last one is" if len(failures) == 1 else f"The last {len(failures)} are"
     error = TooManyFailuresError(
-        f"{items} given up, and max_failures allows {share}: the run was stopped. {kept} are in "
+        f"{items} given up, and max_failures allows {share}: the run was stopped. {kept} in "
         "`failures` of the pipeline.",
         count,
     )

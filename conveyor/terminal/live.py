@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 
+from conveyor._lean.short_repr import counted
 from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 from conveyor.engines.process.system import streams
@@ -62,7 +63,7 @@ class _Decisions:
 def _sentences(decisions: Sequence[Decision]) -> list[str]:
     skipped = len(decisions) - MOST_DECISIONS
     told = [f"{each.at:.1f} s  {each}" for each in decisions[-MOST_DECISIONS:]]
-    return [f"{skipped:,} more decisions of the balancer", *told] if skipped > 0 else told
+    return [f"{counted(skipped, 'more decision')} of the balancer", *told] if skipped > 0 else told
 
 
 class StepsLog(Log):
@@ -79,10 +80,8 @@ class StepsLog(Log):
         slowest = stats.bottleneck
         if slowest is not None:
             step = stats[slowest]
-            noun = "worker" if step.workers == 1 else "workers"
-            parts.append(
-                f"bottleneck {slowest} ({step.workers} {noun}, {step.busy:.0%} busy, {count(step.waiting)} waiting)"
-            )
+            workers = counted(step.workers, "worker")
+            parts.append(f"bottleneck {slowest} ({workers}, {step.busy:.0%} busy, {count(step.waiting)} waiting)")
         parts += [f"{step.processor}: {count(step.failed)} failed" for step in stats.steps if step.failed]
         return "\n".join([*_sentences(self._decisions.news(stats)), "; ".join(parts)])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from conveyor._lean.short_repr import counted
 from conveyor.diagram import one_line
 from conveyor.stats import Decision, Sample, Stats
 
@@ -64,10 +65,10 @@ def _strip(index: int, name: str, bound: int, samples: Sequence[Sample], end: fl
     area.append(f"L{_x(steps[-1][0], end):.1f} {base}Z")
     shown = one_line(name)
     shown = shown if len(shown) <= LONGEST_NAME else f"{shown[: LONGEST_NAME - 1]}…"
-    workers = "1 worker" if most_workers == 1 else f"{most_workers} workers"
+    workers = counted(most_workers, "worker")
     return (
         f'<g><title>{escape(one_line(name))}</title><text class="label" x="0" y="{top + 18}">{escape(shown)}</text>'
-        f'<text class="small" x="0" y="{top + 34}">pipe of {most_waiting:,} items</text>'
+        f'<text class="small" x="0" y="{top + 34}">pipe of {counted(most_waiting, "item")}</text>'
         f'<path class="waiting" d="{"".join(area)}"/><path class="workers" d="{"".join(line)}"/>'
         f'<line class="axis" x1="{LEFT}" y1="{base}" x2="{WIDTH - RIGHT}" y2="{base}"/>'
         f'<text class="small" x="{WIDTH - RIGHT + 6}" y="{top + 10}">{workers}</text></g>'

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from conveyor._lean.short_repr import counted
 from conveyor._lean.typing import Any
 from conveyor.diagram import Graph, GraphNode
 from conveyor.diagram.svg import svg_of
@@ -137,7 +138,7 @@ def share_bar(share: float, said: str | None = None) -> str:
 
 def numbers_of(step: StepStats, *, live: bool = False) -> str:
     """Return what stands below the name of a step in a picture; `live`: with the workers of now, not the most."""
-    parts = [f"{step.items_in:,} items", f"{step.busy:.0%} busy"]
+    parts = [counted(step.items_in, "item"), f"{step.busy:.0%} busy"]
     workers = step.workers if live else step.most_workers
     if workers != 1:
         parts.append(f"{workers} workers")
@@ -172,8 +173,8 @@ def _said_of(node: GraphNode, steps: dict[str, StepStats], stats: Stats | None, 
     if node.kind == "processor" and node.name in steps:
         return numbers_of(steps[node.name], live=live)
     if node.kind == "input" and stats is not None and stats.source is not None:
-        total = "" if stats.source.total is None else f" of {stats.source.total:,}"
-        return f"{stats.source.pulled:,}{total} items"
+        pulled, total = stats.source.pulled, stats.source.total
+        return counted(pulled, "item") if total is None else f"{pulled:,} of {counted(total, 'item')}"
     if node.kind == "results" and stats is not None:
         return f"{stats.results:,}"
     return node.detail
@@ -236,7 +237,7 @@ def failures_list(failures: Sequence[FailedItem]) -> str:
             f"{attempts} {_code(failed.item)}</summary><pre>{escape(_traceback(failed))}</pre></details>"
         )
     if len(failures) > MOST_FAILURES:
-        lines.append(f"<p class=soft>{len(failures) - MOST_FAILURES:,} more are not shown.</p>")
+        lines.append(f"<p class=soft>{more_not_shown(len(failures) - MOST_FAILURES)}</p>")
     return "\n".join(lines)
 
 
@@ -248,7 +249,11 @@ def failures_table(failures: Sequence[FailedItem]) -> str:
     ]
     more = len(failures) - MOST_FAILURES
     text = table(["step", "item", "attempts", "the item", "error"], rows, texts=2)
-    return text + (f"<p>{more:,} more are not shown.</p>" if more > 0 else "")
+    return text + (f"<p>{more_not_shown(more)}</p>" if more > 0 else "")
+
+
+def more_not_shown(count: int) -> str:
+    return "1 more is not shown." if count == 1 else f"{count:,} more are not shown."
 
 
 def advice_list(stats: Stats) -> str:

@@ -13,6 +13,7 @@ from html import escape
 from urllib.parse import quote
 
 from conveyor._lean.dataclasses import dataclass
+from conveyor._lean.short_repr import counted
 from conveyor.diagram import Graph, one_line
 from conveyor.errors import FailedItem
 from conveyor.stats import Progress, Stats, StepStats, WorkerStats, duration, troubles_of
@@ -192,7 +193,7 @@ def _numbers(view: View, stats: Stats) -> list[tuple[str, str]]:
     """Return the most important numbers, each behind what it says."""
     progress, told = view.progress, []
     if progress is not None:
-        of = "items through" if progress.total is None else f"of {progress.total:,} items"
+        of = "items through" if progress.total is None else f"of {counted(progress.total, 'item')}"
         told.append((of, f"{progress.done:,}"))
         if progress.rate is not None:
             told.append(("lately", per_second(progress.rate)))
@@ -203,7 +204,7 @@ def _numbers(view: View, stats: Stats) -> list[tuple[str, str]]:
     workers = sum(step.workers for step in stats.steps)
     told.append(("worker" if workers == 1 else "workers", f"{workers:,}"))
     if stats.cpu_seconds:
-        told.append((f"of {stats.cores} cores used", f"{stats.cpu_seconds / max(stats.seconds, 1e-9):.1f}"))
+        told.append((f"of {counted(stats.cores, 'core')} used", f"{stats.cpu_seconds / max(stats.seconds, 1e-9):.1f}"))
     told.append(("open", duration_in_words(stats.seconds)))
     return told
 
@@ -291,4 +292,4 @@ def _failures(failures: Sequence[FailedItem], count: int) -> str:
         return ""
     more = count - len(failures)
     text = html.failures_list(failures)
-    return text + (f'<p class="soft">{more:,} more are not shown.</p>' if more > 0 else "")
+    return text + (f'<p class="soft">{html.more_not_shown(more)}</p>' if more > 0 else "")

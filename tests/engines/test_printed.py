@@ -117,7 +117,7 @@ class PrintedTest(TestCase):
             self.check(lambda: made(Processor(parse)).run(broken_input()), SourceError, last)
 
     def test_more_fails_than_may(self) -> None:
-        last = "conveyor.errors.TooManyFailuresError: 1 item was given up, and max_failures allows 0"
+        last = "conveyor.errors.TooManyFailuresError: 1 item was given up, and max_failures allows 0: the run was stopped. It is in `failures`"
         for made in self.each():
             element = Processor(parse, on_error="skip")
             self.check(lambda: made(element, max_failures=0).run(itertools.repeat("x")), TooManyFailuresError, last)

@@ -290,7 +290,7 @@ class Written(TestCase):
             path = os.path.join(self.new_folder(), "go")
             with mock.patch.object(sys, "stderr", io.StringIO()) as errors:
                 stream = Pipeline().add(Processor(first_waits)).stream([(0, path)], progress=True)
-                while "0 of 1 items (0 %)\n" not in errors.getvalue():
+                while "0 of 1 item (0 %)\n" not in errors.getvalue():
                     threading.Event().wait(0.005)
                 pathlib.Path(path).touch()
                 assert list(stream) == [0]

@@ -214,7 +214,7 @@ class ViewTest(TestCase):
         assert lines[:2] == ["0.5 s  one: 0 → 1 worker: load", "0.5 s  one: 1 → 2 workers: load"], lines
         view.show(nothing, stats(9.0, step("one"), decisions=(early, *made)))
         lines = self.stream.screen.lines
-        assert lines[2] == "1 more decisions of the balancer" and lines[7].startswith("2.5 s  one: 7"), lines
+        assert lines[2] == "1 more decision of the balancer" and lines[7].startswith("2.5 s  one: 7"), lines
         assert lines[8] == "0 items" and len(lines) == 12, lines
 
     def test_what_this_process_prints(self) -> None:
@@ -233,7 +233,7 @@ class ViewTest(TestCase):
         view.release()
         assert sys.stdout is sys.stderr is self.stream
         lines = self.stream.screen.lines
-        assert lines[2:4] == ["last", "1 of 1 items (100 %)"] and len(lines) == 7, lines
+        assert lines[2:4] == ["last", "1 of 1 item (100 %)"] and len(lines) == 7, lines
         # Who has kept the stream may go on.
         print("later", file=guard)
         assert self.stream.screen.lines[-1] == "later"
@@ -348,8 +348,8 @@ class ElsewhereTest(TestCase):
             view.show(Progress(1, None, None, None), known)
         assert stream.getvalue() == (
             "2.0 s  one: 1 → 2 workers: load\n"
-            "1 items; bottleneck one (2 workers, 0% busy, 7 waiting)\n"
-            "1 items; bottleneck one (2 workers, 0% busy, 7 waiting)\n"
+            "1 item; bottleneck one (2 workers, 0% busy, 7 waiting)\n"
+            "1 item; bottleneck one (2 workers, 0% busy, 7 waiting)\n"
         ), stream.getvalue()
 
     def test_a_notebook(self) -> None:
@@ -379,4 +379,4 @@ class ElsewhereTest(TestCase):
         # An import would raise.
         with modules({"conveyor.terminal.live": None}), mock.patch.object(sys, "stderr", io.StringIO()) as stream:
             Pipeline(engine="inline").add(Processor(abs)).run([1], progress=True)
-        assert stream.getvalue().startswith("1 of 1 items")
+        assert stream.getvalue().startswith("1 of 1 item ")
