@@ -7,7 +7,6 @@ is: a thread of its own, and at the end the one that ends the run.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 from collections import deque
@@ -193,6 +192,9 @@ class Watch:
             yield
         except (Exception, SystemExit) as error:
             self._stop_showing()
+            # Imported here: with what it needs itself, it takes longer to import than all that shows a run.
+            import logging
+
             logging.getLogger("conveyor").warning(
                 "What shows the progress of a run raised %s: it is left out for the rest of the run.",
                 short(error),

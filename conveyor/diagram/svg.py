@@ -8,8 +8,8 @@ outside of itself, and has colours for light and for dark pages.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from itertools import pairwise
-from xml.sax.saxutils import escape
 
 from conveyor._lean.dataclasses import dataclass
 from conveyor.diagram import Graph, GraphEdge, GraphNode, one_line
@@ -183,7 +183,7 @@ def svg_of(graph: Graph, details: Mapping[int, str] | None = None, fills: Mappin
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" role="img" font-family="system-ui,sans-serif">',
-        f"<title>{escape(one_line(f'A pipeline: {names}' if names else 'An empty pipeline'))}</title>",
+        f"<title>{_text(one_line(f'A pipeline: {names}' if names else 'An empty pipeline'))}</title>",
         f"<style>{STYLE}</style>",
         f'<rect class="cv-back" width="{width:.0f}" height="{height:.0f}"/>',
     ]
@@ -204,10 +204,10 @@ def _node(box: _Box, node: GraphNode, middle: float, detail: str, fill: float | 
     name, center = one_line(node.name), f"{box.x:.1f}"
     full = "" if fill is None else f": its pipe is {fill:.0%} full"
     lines = [
-        f'<g class="cv-node cv-{node.kind}" data-index="{node.index}"><title>{escape(name)}{full}</title>',
+        f'<g class="cv-node cv-{node.kind}" data-index="{node.index}"><title>{_text(name)}{full}</title>',
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}" rx="{radius:g}"/>',
         f'<text class="cv-name" x="{center}" y="{baseline:.1f}" font-size="{NAME_SIZE}" text-anchor="middle">'
-        f"{escape(_shortened(name))}</text>",
+        f"{_text(_shortened(name))}</text>",
     ]
     if fill is not None:
         wide = box.width - 12
@@ -217,7 +217,7 @@ def _node(box: _Box, node: GraphNode, middle: float, detail: str, fill: float | 
     if detail:
         lines.append(
             f'<text class="cv-detail" x="{center}" y="{baseline + DETAIL_HEIGHT:.1f}" font-size="{DETAIL_SIZE}" '
-            f'text-anchor="middle">{escape(one_line(detail))}</text>'
+            f'text-anchor="middle">{_text(one_line(detail))}</text>'
         )
     return "".join([*lines, "</g>"])
 
@@ -238,6 +238,11 @@ def _edge(path: Sequence[_Box], middle_of: Mapping[int, float], bound: str) -> l
     if bound:
         lines.append(
             f'<text class="cv-bound" x="{x + BOUND_GAP:.1f}" y="{y - 6:.1f}" font-size="{DETAIL_SIZE}">'
-            f"{escape(bound)}</text>"
+            f"{_text(bound)}</text>"
         )
     return lines
+
+
+def _text(text: str) -> str:
+    """Return what stands for a text between tags.  (`xml.sax` would import the clients of the web for that.)"""
+    return escape(text, quote=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import pathlib
 import struct
@@ -341,7 +342,7 @@ class Written(TestCase):
             with mock.patch.object(sys, "stderr", stream), self.assertLogs("conveyor") as logs:
                 assert Pipeline(engine="inline").add(Processor(same)).run([1], progress=True) == [1]
                 # One at least is asked for.
-                progress.logging.getLogger("conveyor").warning("the end")
+                logging.getLogger("conveyor").warning("the end")
             assert len(logs.output) == reports + 1
 
 
