@@ -39,6 +39,7 @@ from conveyor.engines.thread.worker_pool import WorkerPool, add_abandoned
 from conveyor.errors import (
     AbandonedThreadWarning,
     ItemTimeoutError,
+    RemoteTraceback,
     StateError,
 )
 from conveyor.graph.plan import Plan
