@@ -39,7 +39,7 @@ from conveyor.core.leasing.recovery import overdue_items
 from conveyor.core.nodes.base import Node, Output
 from conveyor.core.nodes.forks import Balance, Fork, ForkExit, Replicate
 from conveyor.core.nodes.joins import BalanceMerge, FreeMerge, Join, ReplicateMerge, Zip
-from conveyor.core.nodes.lone import Expected, foresee, give, pass_on
+from conveyor.core.nodes.lone import Awaited, Expected, await_reply, foresee, give, pass_on
 from conveyor.core.nodes.sink import Sink
 from conveyor.core.nodes.step import Step
 from conveyor.core.nodes.step_load import load_of
@@ -192,6 +192,10 @@ class Machine:
     def foresee(self, event: Event) -> Command | None:
         """Return a command that `handle` will give, behind none but the source's; None: a short look does not tell."""
         return None if self._over or self._cancelled else foresee(self, event)
+
+    def await_reply(self) -> Awaited | None:
+        """Return what `foresee` will tell of the next reply, where that is known already; None elsewhere."""
+        return None if self._over or self._cancelled else await_reply(self)
 
     def _take_in_between_runs(self, event: Event, now: float) -> None:
         if isinstance(event, WorkerReady):

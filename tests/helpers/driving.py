@@ -30,6 +30,7 @@ from conveyor.core.events import (
     WorkerReady,
 )
 from conveyor.core.machine import Machine
+from conveyor.core.nodes.lone import ends_one_call
 from conveyor.core.tuning.autoscaling import PolicyState, Resize, StepLoad
 from conveyor.graph.builder import Description
 from conveyor.graph.plan import Plan
@@ -45,6 +46,17 @@ def plan_of(*rows: Any, ordered: bool = True, cores: int = 2, max_failures: int 
         for row in rows:
             description.add(row if isinstance(row, tuple) else (row,))
         return replace(description.plan(cores=cores, ordered=ordered), settings=(("max_failures", max_failures),))
+
+
+def check_awaited(machine: Machine, event: Event) -> None:
+    """Hold what was known of a reply before it came to what is foreseen of it."""
+    awaited = machine.await_reply()
+    if awaited is None or not isinstance(event, Replied) or (event.worker, event.lease) != awaited[:2]:
+        return
+    is_one = [items for _, items in event.blobs] == [1] and event.size <= awaited.most_bytes
+    if is_one and ends_one_call(event, machine.origins is not None):
+        blob = event.blobs[0][0]
+        assert machine.foresee(event) == awaited.command._replace(pieces=((blob, 0, 1),)), awaited
 
 
 def check_foreseen(foreseen: Command, wanted: Sequence[Command]) -> None:
@@ -100,6 +112,7 @@ class Driven:
             left = self._credit[event.worker, event.lease]
             assert event.final or left >= 0, "the worker gives what it may not"
             assert not event.starving or left == 0, "the worker asks for more while it has some"
+        check_awaited(self.machine, event)
         foreseen = self.machine.foresee(event)
         commands = self.machine.handle(event, now)
         if foreseen is not None:

@@ -24,7 +24,7 @@ from conveyor.core.tuning.roster import FAILED_STARTS
 from conveyor.graph.plan import Plan, StepNode
 from conveyor.stages.outputs import outputs_of
 from conveyor.stages.processor import work_of
-from tests.helpers.driving import check_foreseen
+from tests.helpers.driving import check_awaited, check_foreseen
 
 
 def copied(value: Any) -> Any:
@@ -268,6 +268,7 @@ class FakeShell(Shell):
 
     def decide(self, event: events.Event) -> Sequence[commands.Command]:
         """Hold what the machine wants to what it foresaw."""
+        check_awaited(self.machine, event)
         foreseen = self.machine.foresee(event)
         wanted = super().decide(event)
         if foreseen is not None:

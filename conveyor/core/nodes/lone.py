@@ -7,6 +7,9 @@ that the core does about it, at each step.
 
 from __future__ import annotations
 
+import math
+
+from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import TYPE_CHECKING, Any, cast
 from conveyor.core.commands import REPORT_SECONDS, Command, Deliver, Emit, SendLease
 from conveyor.core.events import Event, Replied, SourceItems
@@ -56,6 +59,41 @@ def foresee(machine: Machine, event: Event) -> Command | None:
         room = _room_of(machine.first)
         return _next_lease(machine.first, ((event.blob, 0, 1),), room) if room >= 1 else None
     return None
+
+
+class Awaited(NamedTuple):
+    """What is wanted once a worker gives the only output of its lone item.
+
+    `command` has no pieces yet; it is wanted where the output comes in `most_bytes` or less.
+    """
+
+    worker: int
+    lease: int
+    command: SendLease | Emit
+    most_bytes: float
+
+
+def await_reply(machine: Machine) -> Awaited | None:
+    """Return what `foresee` will tell of the next reply, where that is known already; None elsewhere."""
+    if machine.expected is None or (machine.origins is not None and machine.origins.dropped):
+        return None
+    step, (behind, room) = machine.expected
+    worker = step.book.workers[0]
+    number = worker.leases[0].number
+    if room:
+        return Awaited(worker.number, number, _next_lease(cast("Step", behind), (), room), math.inf)
+    if machine.origins is None and _has_room(sink := cast("Sink", behind), 0):
+        return Awaited(worker.number, number, Emit((), 1, REPORT_SECONDS), sink.item_weight.most / sink.bound)
+    return None
+
+
+def ends_one_call(told: Any, traced: bool) -> bool:
+    """Whether a reply, or the message of one, ends a lease with one call; `traced`: that is to have one output."""
+    if told.calls != 1 or not told.final or told.starving or told.partial or told.given_up or told.slow:
+        return False
+    # Of a submitted item, a worker says how many outputs it gave.
+    groups = told.group_sizes
+    return groups == [(1, 1)] if traced else groups is None
 
 
 def _next_lease(step: Step, pieces: Any, room: int) -> SendLease:
@@ -113,12 +151,11 @@ def _way_on(step: Step, event: Replied, origins: Origins | None) -> tuple[Step |
 
 def _is_whole(event: Replied, origins: Origins | None) -> bool:
     """Whether a reply tells of one call, with one output, and that nothing more comes of it."""
-    if event.calls != 1 or not event.final or event.starving or event.partial or event.given_up or event.slow:
+    if not ends_one_call(event, origins is not None):
         return False
-    blobs, groups = event.blobs, event.group_sizes
-    # Of a submitted item, a worker says how many outputs it gave; and what nobody wants any more goes no further.
-    is_simple = groups is None if origins is None else groups == [(1, 1)] and not origins.dropped
-    return is_simple and len(blobs) == 1 and blobs[0][1] == 1
+    # What nobody wants any more goes no further.
+    blobs = event.blobs
+    return len(blobs) == 1 and blobs[0][1] == 1 and not (origins is not None and origins.dropped)
 
 
 def _way_of(step: Step) -> tuple[Step | Sink, int] | None:

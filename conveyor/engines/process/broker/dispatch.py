@@ -185,6 +185,7 @@ class Dispatch:
                 raise messages.unexpected(message, "The broker, from a worker,")
 
     def _take_reply(self, worker: WorkerPort, reply: messages.Reply, blobs: list[Any]) -> None:
+        is_done = self.shell.pass_on(worker.number, reply, blobs)
         outputs = tuple([(Blob(blob, items), items) for blob, items in zip(blobs, reply.blob_items, strict=True)])
         if reply.calls:
             self.progressed = True
@@ -203,7 +204,8 @@ class Dispatch:
                 reply.partial,
                 reply.given_up,
                 reply.slow,
-            )
+            ),
+            is_done,
         )
         if reply.released:
             # Not before what is passed on of it was taken in.

@@ -168,6 +168,22 @@ class WorkerPort:
         data = [blob.data for blob in (blobs[1:] if again else blobs)]
         self._send(command, spec, data, again, kept is not None, traced)
 
+    def lease_message(self, command: commands.SendLease, traced: bool) -> messages.StartLease | None:
+        """Return what hands over the only item of a blob that is still to come, for `hand_on`.
+
+        None: what the worker has kept plays a part.
+        """
+        if self._revoked or self._kept is not None:
+            return None
+        lease, credit, finish = command.lease, command.credit, command.finish
+        skip, give_up, attempt = command.skip, command.give_up, command.attempt
+        return messages.StartLease(lease, ((0, 0, 1),), credit, finish, False, False, skip, give_up, traced, attempt)
+
+    def hand_on(self, message: messages.StartLease, blobs: list[Any]) -> None:
+        """Hand over what `lease_message` was made for."""
+        self.beside = 0, 0
+        self.peer.send(message, blobs)
+
     def _send(
         self, command: commands.SendLease, spec: Spec, data: Sequence[Any], again: bool, keeps: bool, traced: bool
     ) -> None:

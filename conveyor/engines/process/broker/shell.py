@@ -6,13 +6,15 @@ Law: it never looks into an item.  Once it has failed, or the workers are to lea
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from conveyor._lean.dataclasses import replace
+from conveyor._lean.dataclasses import NamedTuple, replace
+from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 from conveyor.core import commands, events
 from conveyor.core.data.pieces import spec_of
 from conveyor.core.machine import Machine
+from conveyor.core.nodes.lone import Awaited, ends_one_call
 from conveyor.core.shell import Observer, Shell
 from conveyor.engines.process.broker.ports import CallerPort
 from conveyor.engines.process.broker.worker_pool import WorkerPool
@@ -25,6 +27,16 @@ from conveyor.stats import History, Stats
 
 # When no run has gone on for so long, workers give back the shared memory that they keep ready.
 TRIM_AFTER_SECONDS = 1.0
+# The pieces of one item: the whole of one blob.
+ONE = ((0, 0, 1),)
+
+
+class Prepared(NamedTuple):
+    """What is sent as soon as a reply comes, and how."""
+
+    about: Awaited
+    send: Callable[..., None]
+    message: messages.StartLease | messages.Results
 
 
 class ProcessShell(Shell):
@@ -54,6 +66,8 @@ class ProcessShell(Shell):
         self._cpu_before = config.caller_cpu_seconds
         # What the caller has not been told yet.
         self.history = History()
+        # Good until the next event.
+        self._prepared: Prepared | None = None
 
     def read_clock(self) -> float:
         return time.monotonic()
@@ -63,23 +77,52 @@ class ProcessShell(Shell):
         """Whether the core decides no more."""
         return self.failed or self.pool.closing
 
-    def handle(self, event: events.Event) -> None:
+    def pass_on(self, worker: int, reply: messages.Reply, blobs: list[Any]) -> bool:
+        """Send on what comes of a lone item, where it is known already where that goes; say whether, for `handle`."""
+        prepared = self._prepared
+        if prepared is None or prepared.about.lease != reply.lease or prepared.about.worker != worker:
+            return False
+        if self.stopped or reply.blob_items != [1] or len(blobs[0]) > prepared.about.most_bytes:
+            return False
+        if not ends_one_call(reply, self.begun.traced):
+            return False
+        prepared.send(prepared.message, blobs)
+        return True
+
+    def _prepare(self) -> Prepared | None:
+        """Make the message about what comes of a lone item, while its worker is at it."""
+        about = self.machine.await_reply()
+        if about is None:
+            return None
+        if isinstance(about.command, commands.Emit):
+            results = messages.Results(self.run, ONE, about.command.report_within_seconds)
+            return Prepared(about, self.caller.results.send, results)
+        port = self.pool.workers[about.command.worker]
+        message = port.lease_message(about.command, self.begun.traced)
+        return None if message is None else Prepared(about, port.hand_on, message)
+
+    def handle(self, event: events.Event, is_done: bool = False) -> None:
+        """Have the machine decide on an event, and carry out what it wants; `is_done`: `pass_on` has begun with it."""
         # As `stopped`, without a call: each message passes here.
         if self.failed or self.pool.closing:
             return
         # Whoever looks on sees what is wanted before anything is done about it.
         foreseen = None if self.observers else self.machine.foresee(event)
         if foreseen is None:
+            assert not is_done, f"something was sent on that is not wanted: {event}"
+            self._prepared = None
             super().handle(event)
             return
         # A lone item goes on before the core has taken in that it came: the next process begins meanwhile.
-        self.carry_out(foreseen)
+        if not is_done:
+            self.carry_out(foreseen)
         wanted = list(self.decide(event))
         # What is wanted before it is for somebody else.
         wanted.remove(foreseen)
         for command in wanted:
             self.carry_out(command)
         self.handle_answers()
+        self._prepared = self._prepare()
 
     def stats(self) -> Stats:
         """Return the statistics as of now, with the samples since the last time that it was called."""
