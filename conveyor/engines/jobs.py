@@ -116,6 +116,12 @@ class PendingJobs:
         for client in self._clients:
             client.call()
 
+    def give_way(self) -> None:
+        """Let event loops come for outcomes, in the middle of many."""
+        for client in self._clients:
+            client.call()
+            client.give_way()
+
     def __len__(self) -> int:
         return len(self._jobs)
 

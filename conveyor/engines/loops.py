@@ -8,6 +8,7 @@ another.
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Callable
 
@@ -147,6 +148,9 @@ class LoopClient:
         self._is_called = False
         # How many items were submitted at once since then.
         self._since, self._at_once = -math.inf, 0
+        # Set when it has come, for the thread that waits for that; and whether that thread has waited in vain.
+        self._has_come = threading.Event()
+        self._is_late = False
 
     def submit(self, item: Any) -> Outcome:
         """Submit an item in the loop's thread, as soon as there is room for it, and return what becomes of it."""
@@ -184,10 +188,21 @@ class LoopClient:
             self._outcomes.clear()
             self._waiting.clear()
 
+    def give_way(self) -> None:
+        """Wait, within a bound, until the loop has come, where it was asked to.
+
+        A thread keeps the interpreter's lock for 5 ms where another one wants it, and the loop does not get to its
+        timers meanwhile; a thread that waits lets go of it at once.
+        """
+        self._has_come.clear()
+        if self._is_called and not self._is_late:
+            self._is_late = not self._has_come.wait(ROUND_SECONDS)
+
     def _serve(self) -> None:
         """Do a slice of what there is."""
         # Before it looks: whatever comes from now on calls it again.
-        self._is_called = False
+        self._is_called = self._is_late = False
+        self._has_come.set()
         until = time.monotonic() + SLICE_SECONDS
         outcomes = self._outcomes
         for _ in range(min(len(outcomes), SLICE_ITEMS)):

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -106,6 +107,20 @@ class Totals(Processor[Any, Any]):
 
     def finish(self) -> Any:
         return 1
+
+
+class Run:
+    """Takes as many items as it has room for, and says what comes of them when it is told to."""
+
+    def __init__(self, room: int) -> None:
+        self.taken: list[Outcome] = []
+        self.room = room
+
+    def offer(self, outcome: Outcome) -> bool:
+        if len(self.taken) == self.room:
+            return False
+        self.taken.append(outcome)
+        return True
 
 
 class Door:
@@ -438,22 +453,41 @@ class Bounds(AsyncTestCase):
             with self.subTest(engine):
                 self.run_in_loop(main(engine, Door(self)))
 
+    def test_whoever_has_many_outcomes_lets_the_loop_come_first(self) -> None:
+        called: list[Callable[[], object]] = []
+        loop: Any = SimpleNamespace(call_soon_threadsafe=called.append, call_soon=called.append)
+        client = LoopClient(loop, Run(0))
+        # Nothing is there for the loop, so nobody waits for it.
+        client.give_way()
+        assert not client._is_late and not called
+        waiting: Any = SimpleNamespace(done=lambda: False, set_result=lambda nothing: None)
+        outcome = Outcome(client, 1, waiting)
+        client.put(outcome)
+        client.call()
+        # It does not come in time: this thread goes on, and does not wait for it again.
+        client.give_way()
+        assert client._is_late and len(called) == 1
+        with mock.patch.object(client._has_come, "wait", side_effect=AssertionError):
+            client.give_way()
+            client.put(outcome)
+            client.call()
+        # It comes: it is waited for again, and that ends as soon as it comes.
+        called.pop()()
+        assert not client._is_late
+        client.put(outcome)
+        client.call()
+
+        def come(seconds: float) -> bool:
+            called.pop()()
+            return client._has_come.is_set()
+
+        with mock.patch.object(client._has_come, "wait", come):
+            client.give_way()
+        assert not client._is_late and not called
+
     def test_one_call_brings_many_outcomes_and_takes_them_in_slices(self) -> None:
-        class Run:
-            """Takes every item, and says what comes of it when it is told to."""
-
-            def __init__(self) -> None:
-                self.taken: list[Outcome] = []
-                self.room = 10 * SLICE_ITEMS
-
-            def offer(self, outcome: Outcome) -> bool:
-                if len(self.taken) == self.room:
-                    return False
-                self.taken.append(outcome)
-                return True
-
         async def main() -> None:
-            loop, run = asyncio.get_running_loop(), Run()
+            loop, run = asyncio.get_running_loop(), Run(10 * SLICE_ITEMS)
             calls: list[str] = []
             client = LoopClient(loop, run)
             served = client._serve

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
     from conveyor.engines.loops import LoopClient, Outcome
 
+# Whoever gives outcomes looks so often whether it has kept event loops waiting for so long, and lets them go on then.
+LOOK_ITEMS, LOOP_WAITS_SECONDS = 16, 0.0005
+
 _place_of = itemgetter(0)
 
 
@@ -299,6 +302,7 @@ class JobRun:
         return True
 
     def _take_results(self, message: messages.ItemResults, blobs: list[Any]) -> None:
+        begun = time.monotonic()
         if blobs:
             values = self._decoded(message, blobs)
             sent = self._feed.sent
@@ -312,15 +316,19 @@ class JobRun:
             if self._unreported_items >= self._report_items or self._unreported_bytes >= self._report_bytes:
                 self._report()
         self._report_within = min(message.tell_within, self._report_within)
+        pending = self._pending
         for number in message.settled:
             job = self._feed.sent.pop(number, None)
             if job is not None:
                 parts = job.parts
                 if len(parts) > 1:
                     parts.sort(key=_place_of)
-                self._pending.resolve(job, [value for _, value in parts])
+                pending.resolve(job, [value for _, value in parts])
+            if not number % LOOK_ITEMS and time.monotonic() > begun + LOOP_WAITS_SECONDS:
+                pending.give_way()
+                begun = time.monotonic()
         if message.settled:
-            self._pending.notify()
+            pending.notify()
 
     def _take_failure(self, message: messages.ItemGivenUp) -> None:
         """Take in that an item has failed, or lost a part.  Where it has no origin, the session has dealt with that."""
