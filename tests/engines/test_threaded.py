@@ -578,12 +578,12 @@ class RandomPipelines(TestCase):
             self.assertEqual([future.result(SECONDS) for future in futures], expected, f"seed {seed}\n{other!r}")
 
     def test_processes(self) -> None:
-        for seed in range(24 if ALL else 2):
+        for seed in range(12 if ALL else 2):
             self.check(seed, **FORK)
             self.submit(seed, **FORK)
 
     def test_threads(self) -> None:
-        for seed in range(1000, 1060 if ALL else 1003):
+        for seed in range(1000, 1030 if ALL else 1003):
             self.check(seed, **THREAD)
             self.submit(seed, **THREAD)
 
