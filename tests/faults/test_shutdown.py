@@ -25,7 +25,7 @@ from conveyor import Pipe, Pipeline, Processor, StateError
 from conveyor._system.signals import interrupts_held
 from conveyor.engines.process.system.waiting import GRACE_SECONDS
 from tests.helpers.late import mock, subprocess, tempfile
-from tests.helpers.support import ALL, ROOT, TestCase, _everyone, nothing_left
+from tests.helpers.support import ALL, ROOT, HungTest, TestCase, _everyone, nothing_left
 
 LIMIT_SECONDS = 5.0
 """What the end may take, on a busy machine; 0.1 s is usual, and 0.4 s where a worker has to be killed."""
@@ -129,10 +129,26 @@ class Script:
 
     def wait_for(self, word):
         """Wait until the script has said a word."""
-        for line in self.process.stdout:
-            if line.strip() == word:
-                return
+        try:
+            for line in self.process.stdout:
+                if line.strip() == word:
+                    return
+        except HungTest as hung:
+            raise HungTest(f"{hung}\n{self.last_words()}") from None
         raise AssertionError(f"the script never said {word!r}:\n{self.stderr()}")
+
+    def last_words(self):
+        """Return which processes of the group there are, and what it has written; with PYTHONFAULTHANDLER, its stacks."""
+        group = []
+        for pid, status in _everyone().items():
+            with contextlib.suppress(OSError):
+                if os.getpgid(pid) == self.process.pid:
+                    group.append((pid, status))
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGABRT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
+        return f"{group}\n{self.stderr()}"
 
     def note(self):
         """Note the processes below the script, but for the helpers of the standard library."""
@@ -555,11 +571,16 @@ class ShutdownTest(TestCase):
                 os._exit(0)
             left = {times}
             while left:
+                # Twice, as one may come between two rounds of the inner loop.
                 try:
-                    while True:
-                        {run}
+                    while left:
+                        try:
+                            while True:
+                                {run}
+                        except KeyboardInterrupt:
+                            left -= 1
                 except KeyboardInterrupt:
-                    left -= 1
+                    pass
             while True:
                 try:
                     signal.signal(signal.SIGINT, signal.SIG_IGN)

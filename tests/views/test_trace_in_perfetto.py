@@ -26,7 +26,7 @@ TRACE = "run.json.gz"
 ERRORS = "select name, value from stats where value <> 0 and severity <> 'info'"
 LANES = (
     "select process.name as step, pid, thread.name as lane, is_main_thread as main, sum(dur > 0) as slices, "
-    "max(iif(dur > 0, depth, 0)) as depth from slice join thread_track on track_id = thread_track.id "
+    "max(depth * (dur > 0)) as depth from slice join thread_track on track_id = thread_track.id "
     "join thread using (utid) join process using (upid) group by upid, utid order by pid, tid"
 )
 COUNTERS = (
