@@ -34,6 +34,8 @@ Piece = tuple[Any, int, int]
 # Pieces with numbers for their sources: that of a blob, or -1, -2, ... for the weaves.  Those are the source of a first
 # piece that has no items.  A weave stands behind what it is woven of, so nothing is nested, however deep a graph is.
 Spec = tuple[tuple[Any, int, int], ...]
+# That of one item: the whole of one blob.
+ONE: Spec = ((0, 0, 1),)
 
 
 class Pieces:

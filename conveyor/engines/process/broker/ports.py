@@ -13,7 +13,7 @@ from functools import partial
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
-from conveyor.core.data.pieces import Spec, spec_of
+from conveyor.core.data.pieces import ONE, Spec, spec_of
 from conveyor.engines.process.broker.log_relay import LogRelay
 from conveyor.engines.process.shm.region import owner_of
 from conveyor.engines.process.shm.shared_blob import SharedBlob, Slot
@@ -177,7 +177,7 @@ class WorkerPort:
             return None
         lease, credit, finish = command.lease, command.credit, command.finish
         skip, give_up, attempt = command.skip, command.give_up, command.attempt
-        return messages.StartLease(lease, ((0, 0, 1),), credit, finish, False, False, skip, give_up, traced, attempt)
+        return messages.StartLease(lease, ONE, credit, finish, False, False, skip, give_up, traced, attempt)
 
     def hand_on(self, message: messages.StartLease, blobs: list[Any]) -> None:
         """Hand over what `lease_message` was made for."""

@@ -12,7 +12,7 @@ from conveyor._lean.dataclasses import NamedTuple, replace
 from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 from conveyor.core import commands, events
-from conveyor.core.data.pieces import spec_of
+from conveyor.core.data.pieces import ONE, spec_of
 from conveyor.core.machine import Machine
 from conveyor.core.nodes.lone import Awaited, ends_one_call
 from conveyor.core.shell import Observer, Shell
@@ -27,8 +27,6 @@ from conveyor.stats import History, Stats
 
 # When no run has gone on for so long, workers give back the shared memory that they keep ready.
 TRIM_AFTER_SECONDS = 1.0
-# The pieces of one item: the whole of one blob.
-ONE = ((0, 0, 1),)
 
 
 class Prepared(NamedTuple):

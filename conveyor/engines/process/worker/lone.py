@@ -15,6 +15,7 @@ from conveyor._lean.dataclasses import NamedTuple
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor.core import SLOW_CALL_SECONDS
+from conveyor.core.data.pieces import ONE
 from conveyor.engines.process.shm.shared_blob import SharedBlob
 from conveyor.engines.process.wire.codec import LIGHT, ReuseDetector, decode, encode
 from conveyor.engines.process.worker.mailbox import SHORT_SECONDS, Outbox
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from conveyor.engines.process.wire.configs import WorkerConfig
     from conveyor.engines.process.wire.messages import StartLease
     from conveyor.engines.process.wire.progress import ProgressSlot
-
-# The pieces of a lease of one item: the whole of one blob.
-ONE = ((0, 0, 1),)
 
 
 class Called(NamedTuple):
