@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from conveyor.engines.loops import LoopClient, Outcome
 
-# Whoever gives outcomes looks so often whether it has kept event loops waiting for so long, and lets them go on then.
-LOOK_ITEMS, LOOP_WAITS_SECONDS = 16, 0.0005
+# The thread that gives outcomes keeps event loops waiting for so long at most, and looks at the clock once in so many.
+LOOP_WAITS_SECONDS, LOOK_ITEMS = 0.0005, 16
 
 _place_of = itemgetter(0)
 
