@@ -43,13 +43,25 @@ class Source(TestCase):
         core.feed(0.0, "A", 16)
         assert core.pulls == []
         # With the source at its end, room for one is not worth a message while work is under way that makes more.
-        core.reply(0.1, 0, 0, 1, ("a", 1))
-        core.reply(0.2, 0, 1, 1, ("b", 1), final=False)
+        core.reply(0.1, 0, 0, 1, ("a", 1), seconds=0.01)
+        assert core.pulls == [Pull(1)]
+        for lease, blob in ((1, "b"), (2, "c")):
+            core.reply(0.2, 0, lease, 1, (blob, 1), seconds=0.01)
+            assert core.pulls == []
         # A quarter of the pipe is.
-        core.reply(0.3, 0, 1, 1, ("c", 1))
-        asked = core.pulls
-        core.reply(0.4, 0, 2, 1, final=False)
-        assert sum(pull.credit for pull in asked + core.pulls) >= 4
+        core.reply(0.4, 0, 3, 1, ("d", 1), seconds=0.01)
+        assert core.pulls == [Pull(4)]
+
+    def test_room_for_cheap_calls_is_asked_for_in_halves_of_a_small_pipe(self) -> None:
+        core = Driven(Processor(job), Pipe(16))
+        core.feed(0.0, "A", 16)
+        core.reply(0.1, 0, 0, 1, ("a", 1))
+        assert core.pulls == [Pull(1)]
+        for lease, blob in ((1, "b"), (2, "c")):
+            core.reply(0.2, 0, lease, 2, (blob, 2))
+            assert core.pulls == []
+        core.reply(0.4, 0, 3, 4, ("d", 4))
+        assert core.pulls == [Pull(8)]
 
     def test_a_source_is_never_left_waiting_with_nothing_under_way(self) -> None:
         core = Driven(Processor(job, batch=3), Pipe(4))

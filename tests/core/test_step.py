@@ -40,6 +40,67 @@ class Ending(Processor[Any, Any]):
         return "end"
 
 
+class RoomInSmallPipes(TestCase):
+    """Room for one item comes, and cheap calls wait for more of it where that is about to come."""
+
+    def full(self, seconds: float) -> tuple[Driven, list[Any]]:
+        """Fill the results of a pipeline, with two items that wait for a worker, and room for the one in its hand."""
+        core = Driven(Processor(job), Pipe(4))
+        core.feed(0.0, "A", 4)
+        core.reply(0.1, 0, 0, 1, ("a", 1), seconds=seconds)
+        core.reply(0.2, 0, 1, 2, ("b", 2), seconds=2 * seconds)
+        core.feed(0.3, "C", 2)
+        return core, core.reply(0.4, 0, 2, 1, ("c", 1), seconds=seconds)
+
+    def test_cheap_calls_wait_for_the_consumer(self) -> None:
+        core, commands = self.full(seconds=0.0001)
+        assert commands == [Emit((("c", 0, 1),), 1, 0.0)]
+        assert core.consume(0.5, 1) == [SendLease(0, 3, (("C", 0, 2),), 2, 2)]
+
+    def test_dear_calls_do_not(self) -> None:
+        core, commands = self.full(seconds=0.001)
+        assert commands == [Emit((("c", 0, 1),), 1, 0.0), SendLease(0, 3, (("C", 0, 1),), 1, 1)]
+        assert core.consume(0.5, 1) == []
+
+    def test_cheap_calls_wait_for_the_step_behind(self) -> None:
+        core = Driven(Processor(job), Pipe(4), Processor(job))
+        core.feed(0.0, "A", 4)
+        core.reply(0.1, 0, 0, 1, ("a", 1))
+        core.reply(0.2, 0, 1, 2, ("b", 2))
+        core.feed(0.3, "C", 2)
+        assert core.reply(0.4, 0, 2, 1, ("c", 1)) == [SendLease(0, 3, (("C", 0, 2),), 2, 2)]
+        core.feed(0.5, "D", 2)
+        assert core.reply(0.6, 0, 3, 2, ("d", 2)) == []
+        # The step behind takes one item, then another one.
+        assert core.reply(0.7, 1, 0, 1, ("x", 1), seconds=1.0) == [
+            Emit((("x", 0, 1),), 1),
+            SendLease(1, 1, (("b", 0, 1),), 1, 1),
+        ]
+        assert core.reply(0.8, 1, 1, 1, ("y", 1), seconds=1.0) == [
+            Emit((("y", 0, 1),), 1),
+            SendLease(1, 2, (("b", 1, 2),), 1, 1),
+            SendLease(0, 4, (("D", 0, 2),), 2, 2),
+        ]
+
+    def test_one_that_is_alone_waits_for_nothing(self) -> None:
+        core = Driven(Processor(job), Pipe(4))
+        core.feed(0.0, "A", 4)
+        core.reply(0.1, 0, 0, 1, ("a", 1))
+        core.reply(0.2, 0, 1, 2, ("b", 2))
+        core.feed(0.3, "C", 1)
+        assert core.reply(0.4, 0, 2, 1, ("c", 1)) == [
+            Emit((("c", 0, 1),), 1, 0.0),
+            SendLease(0, 3, (("C", 0, 1),), 1, 1),
+        ]
+
+    def test_nothing_waits_where_bytes_bound_the_pipe(self) -> None:
+        core = Driven(Processor(job), Pipe(8))
+        core.feed(0.0, "A", 8)
+        core.reply(0.1, 0, 0, 1, ("a", 1), size=64 << 20)
+        assert core.reply(0.2, 0, 1, 1, ("b", 1), size=64 << 20) == [Emit((("b", 0, 1),), 1, 0.0)]
+        assert core.consume(0.3, 1) == [SendLease(0, 2, (("A", 2, 3),), 1, 1)]
+
+
 class Sizes(TestCase):
     """How many items a lease has."""
 

@@ -15,15 +15,18 @@ from conveyor._lean.typing import TYPE_CHECKING
 from conveyor.core.commands import Grant
 from conveyor.core.data.group_sizes import Regroup
 from conveyor.core.events import Replied
-from conveyor.core.leasing.leases import Lease, LeaseBook, RequeuedItems, order_key
+from conveyor.core.leasing.leases import Lease, LeaseBook, RequeuedItems, Worker, order_key
 from conveyor.core.nodes.base import NodeContext, Output
 from conveyor.core.tuning.chunk_size import WEIGHT
 
 if TYPE_CHECKING:
     from conveyor.core.nodes.step import Step
 
-# Where calls are cheap, the source of a small pipe is asked for so many items at least.
+# Where calls are cheap, the source of a small pipe is asked for half of what that holds, and for so many items or more.
 PAIR = 2
+# A call that takes less costs less than the messages about it; so many of those are worth a message.
+CHEAP_CALL_SECONDS = 0.00025
+WORTH_A_MESSAGE = 4
 
 
 class CreditLedger:
@@ -63,6 +66,22 @@ class CreditLedger:
             # Where items turned out heavy, more may be promised to leases that wait than the pipe now holds.
             spare = min(1, self.output.free_capacity(), self.spare(waits, weighed=False))
         return spare
+
+    def holds_back(self, calls: int, spare: int, worker: Worker, seconds: float | None) -> bool:
+        """Whether a lease of so many calls, of so many seconds each, is to wait for more room than `spare`.
+
+        In a small pipe, room comes in ones and twos.  Calls that take less time than a message would follow each other
+        so for ever, each in a message of its own.  Where room is about to come, they wait for it.
+        """
+        if seconds is None or seconds > CHEAP_CALL_SECONDS or spare >= min(calls, WORTH_A_MESSAGE):
+            return False
+        # Where bytes bound the pipe, messages are not what costs.
+        if self.output.free_capacity() < self.output.free_capacity(weighed=False):
+            return False
+        if not (worker.leases or self.output.node.makes_room()):
+            return False
+        self.wants_capacity = True
+        return True
 
     def first_credit(self, calls: int, spare: int) -> int:
         """How many outputs a new lease of so many calls may give."""
@@ -206,7 +225,8 @@ class SourceCredit:
         # will make more of it.  Whoever submits an item is not kept waiting for that.
         if credit < 1 or self.ended:
             return 0
-        little = max(step.item_weight.limit(step.bound) // 4, min(step.chunk_sizer.size, PAIR))
+        most = step.item_weight.limit(step.bound)
+        little = max(most // 4, min(step.chunk_sizer.size, max(most // 2, PAIR)))
         if credit < little and (ahead or (step.outstanding and not self._traced)):
             return 0
         self.pulled += credit

@@ -127,6 +127,10 @@ class Node(ABC):
         """Whether nothing is under way here but calls of `finish`."""
         return True
 
+    def makes_room(self) -> bool:
+        """Whether there will be more room here without anything more coming; a node that cannot say so says no."""
+        return False
+
     def request_flush(self) -> None:
         """Take in that somebody waits for capacity here; only a sink has to be told, as others report it at once."""
 

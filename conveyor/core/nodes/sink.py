@@ -59,6 +59,10 @@ class Sink(Node):
             self.request_flush()
         return ()
 
+    def makes_room(self) -> bool:
+        self.request_flush()
+        return self.waiting > 0
+
     def request_flush(self) -> None:
         if self.waiting and not self.flush_requested:
             self.flush_requested = True

@@ -41,9 +41,8 @@ class Step(Node):
         self.batch_size = self.min_batch
         self.bound = max(node.bound, self.batch_size * node.hands)
         self.intake = Intake(self.batch_size, context.now, node.batch_timeout)
-        next_lease = step_roster.next_lease
         self.book = LeaseBook(
-            step_roster.numbers, self.batch_size, node.max_items, next_lease, node.hands, node.in_lists
+            step_roster.numbers, self.batch_size, node.max_items, step_roster.next_lease, node.hands, node.in_lists
         )
         self.credit = CreditLedger(self.book, context)
         self.order = self.ORDER(node.ordered, self.credit)
@@ -66,8 +65,7 @@ class Step(Node):
     @property
     def held(self) -> int:
         """How many items count against the bound of the pipe in front."""
-        held = self.intake.queue.items + self.book.prefetched
-        return held + self.recovery.held if self.recovery.requeued else held
+        return self.intake.queue.items + self.book.prefetched + (self.recovery.held if self.recovery.requeued else 0)
 
     @property
     def outstanding(self) -> int:
@@ -79,6 +77,9 @@ class Step(Node):
     def free_capacity(self, port: int, weighed: bool = True) -> int:
         most = self.item_weight.limit(self.bound) if weighed else self.bound
         return max(self.batch_size, most) - self.held
+
+    def makes_room(self) -> bool:
+        return bool(self.held and self.book.leases)
 
     def demand(self) -> int:
         """How many items its workers could take at once, beyond those that wait; none where outputs have no room."""
@@ -191,6 +192,8 @@ class Step(Node):
             share, size = min(-(-calls // len(workers)), room), max(size, -(-room // LEASES_PER_WORKER))
         if self.step_roster.node.in_lists:
             share = max(share, min(calls, self.book.hands))
+        if requeued is None and credit.holds_back(min(size, share), spare, worker, self.chunk_sizer.seconds):
+            return False
         calls = max(1, min(size, share, int(spare / max(1.0, credit.outputs_per_call))))
         if self.step_roster.node.in_lists and calls > self.book.hands:
             calls -= calls % self.book.hands
@@ -396,8 +399,7 @@ class Step(Node):
 
     def handle_probe_result(self, event: ProbeResult) -> None:
         """Take in for how long a worker has been at a call."""
-        worker = self.book.worker(event.worker)
-        if worker is not None:
+        if (worker := self.book.worker(event.worker)) is not None:
             self.timeout_monitor.handle_probe_result(worker, event)
             self.wake()
 

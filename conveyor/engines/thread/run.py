@@ -5,13 +5,11 @@ Law: both are those of the process engine, with other ways to keep an item: it g
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from conveyor._lean.typing import Any
 from conveyor.engines.process.caller.run import Run
 from conveyor.engines.process.caller.source import Input, Source
-from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import ATOMS
 from conveyor.engines.thread.items import Blob, gathered, size_of, size_of_all, snapshot, taken, without_twins
 
@@ -61,11 +59,6 @@ class ThreadRun(Run):
     def _decoded(self, spec: Any, blobs: list[Any]) -> list[Any]:
         items, refers = gathered(spec)
         return [taken(item) for item in items] if refers else items
-
-    def _report(self) -> None:
-        self._owner.send(messages.Consumed(self.number, self._unreported_items, 0.0))
-        self._unreported_items = self._unreported_bytes = 0
-        self._report_within = math.inf
 
     def cancel(self) -> None:
         if not (self.over or self._owner.ended or self._owner.is_forked_copy):

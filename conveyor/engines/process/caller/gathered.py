@@ -348,7 +348,7 @@ class GatheredRun(Run):
                 self._take_failure(message)
             case messages.Results():
                 # Without results: somebody waits for the room of those that were taken.
-                self._report_within = min(message.tell_within, self._report_within)
+                self._unreported.hurry(message.tell_within)
             case messages.RunFinished():
                 self.finished = True
             case messages.RunCancelled():
@@ -363,7 +363,7 @@ class GatheredRun(Run):
             values = self._values_of(message, blobs)
             self._gatherer.results(message.lineages, values, size)
             self._note_taken(len(values), size)
-        self._report_within = min(message.tell_within, self._report_within)
+        self._unreported.hurry(message.tell_within)
         self._gatherer.settle(message.settled)
 
     def _values_of(self, message: messages.ItemResults, blobs: list[Any]) -> list[Any]:

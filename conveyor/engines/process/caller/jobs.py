@@ -27,6 +27,7 @@ from conveyor.engines.process.caller.run import (
     unpicklable_result,
 )
 from conveyor.engines.process.caller.run_keeper import CLOSED
+from conveyor.engines.process.caller.unreported import Unreported
 from conveyor.engines.process.system.spawning import cause_and_remedy, thread_started
 from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import decode
@@ -72,12 +73,7 @@ class JobRun:
         self.number = number
         self._feed = feed
         self._pending = pending
-        # So many results, or bytes of them, are worth a message.
-        self._report_items = max(1, sink.bound // 4)
-        self._report_bytes = max(1, sink.bound_bytes // 8)
-        self._unreported_items = 0
-        self._unreported_bytes = 0
-        self._report_within = math.inf
+        self._unreported = Unreported(sink)
         # Whether the broker has said that it is over, whether it was given up, and whether no thread listens any more.
         self.finished = False
         self._given_up = False
@@ -262,7 +258,7 @@ class JobRun:
         with owner.taking:
             if self._given_up or self.finished:
                 return False
-            wait = self._report_within if self._unreported_items else math.inf
+            wait = self._unreported.patience
             if wait < math.inf and (wait == 0.0 or not owner.has_message(wait)):
                 self._report()
             message, blobs = owner.receive()
@@ -288,7 +284,7 @@ class JobRun:
                 self._feed.grant(message.credit)
             case messages.Results():
                 # Without results: somebody waits for the room of those that were taken.
-                self._report_within = min(message.tell_within, self._report_within)
+                self._unreported.hurry(message.tell_within)
             case messages.RunFinished():
                 self.finished = True
                 return False
@@ -311,11 +307,9 @@ class JobRun:
                 if job is not None:
                     job.parts.append((lineage, value))
             self._feed.progress.results += len(values)
-            self._unreported_items += len(values)
-            self._unreported_bytes += sum(map(len, blobs))
-            if self._unreported_items >= self._report_items or self._unreported_bytes >= self._report_bytes:
+            if self._unreported.add(len(values), sum(map(len, blobs))):
                 self._report()
-        self._report_within = min(message.tell_within, self._report_within)
+        self._unreported.hurry(message.tell_within)
         pending = self._pending
         for number in message.settled:
             job = self._feed.sent.pop(number, None)
@@ -346,9 +340,7 @@ class JobRun:
 
     def _report(self) -> None:
         """Tell the broker how many results were taken: it may send as many more."""
-        self._owner.send(messages.Consumed(self.number, self._unreported_items, time.process_time()))
-        self._unreported_items = self._unreported_bytes = 0
-        self._report_within = math.inf
+        self._owner.send(self._unreported.report(self.number))
 
     def _decoded(self, message: messages.ItemResults, blobs: list[Any]) -> list[Any]:
         try:

@@ -18,12 +18,12 @@ from conveyor.engines.base import RunProgress
 from conveyor.engines.failures import failed_item
 from conveyor.engines.process.caller.run_keeper import CLOSED
 from conveyor.engines.process.caller.source import JOIN_SECONDS, Source
+from conveyor.engines.process.caller.unreported import Unreported
 from conveyor.engines.process.system.waiting import GracePeriod
 from conveyor.engines.process.wire.codec import decode
 from conveyor.engines.process.wire.messages import (
     ConclusionReply,
     ConclusionRequest,
-    Consumed,
     ItemGivenUp,
     Results,
     RunFinished,
@@ -49,11 +49,7 @@ class Run:
         self._owner = owner
         self.number = number
         self.source = source
-        # So many results, or bytes of them, are worth a message.
-        self._report_items = max(1, sink.bound // 4)
-        self._report_bytes = max(1, sink.bound_bytes // 8)
-        self._unreported_items = 0
-        self._unreported_bytes = 0
+        self._unreported = Unreported(sink)
         # How many results were given to the consumer.  Of these it may not have taken `rest` yet; and so many more of
         # the same message were not given yet.
         self._given = 0
@@ -61,8 +57,6 @@ class Run:
         self._behind = 0
         # Whether a thread waits for results; a signal handler may interrupt it.
         self._is_taking = False
-        # How long to wait for more, in seconds, before a report.
-        self._report_within = math.inf
         # Whether nothing more will come.
         self.over = False
         # Whether the broker has said that it is over, and whether another thread has given it up.
@@ -92,25 +86,21 @@ class Run:
         """Yield as many results at a time as the consumer may have in hand while the broker is told of them."""
         while (taken := self._take()) is not None:
             results, size, within = taken
-            stride = self._report_items
-            if size > self._report_bytes:
-                stride = max(1, min(stride, self._report_bytes * len(results) // size))
+            stride = self._unreported.stride(len(results), size)
             del taken
             for start in range(0, len(results), stride):
                 part = results[start : start + stride] if len(results) > stride else results
                 self.progress.results += len(part)
-                self._note_taken(len(part), size * len(part) // len(results))
-                self._given += len(part)
                 self._behind = len(results) - start - len(part)
+                self._note_taken(len(part), size * len(part) // len(results), self._behind)
+                self._given += len(part)
                 yield part
             results = part = []
-            self._report_within = min(within, self._report_within)
+            self._unreported.hurry(within)
 
-    def _note_taken(self, results: int, size: int) -> None:
+    def _note_taken(self, results: int, size: int, behind: int = 0) -> None:
         """Count that so many results, of so many bytes, were taken, and report that where it is worth a message."""
-        self._unreported_items += results
-        self._unreported_bytes += size
-        if self._unreported_items >= self._report_items or self._unreported_bytes >= self._report_bytes:
+        if self._unreported.add(results, size, behind):
             self._report()
 
     def _fail(self) -> None:
@@ -156,14 +146,14 @@ class Run:
         if reply is None or not reply.over:
             return False
         # The broker waits until it hears that there is room for more.
-        self._unreported_items += sum(len(self._decoded(*each)) for each in dropped)
+        self._unreported.add(sum(len(self._decoded(*each)) for each in dropped), 0)
         while not self.finished:
             self._report()
             taken = self._take()
             if taken is not None:
                 if not reply.drops:
                     return False
-                self._unreported_items += len(taken[0])
+                self._unreported.add(len(taken[0]), 0)
         self.over = self.progress.finished = True
         self._finish()
         return True
@@ -227,7 +217,7 @@ class Run:
     def _receive(self) -> Frame:
         """Wait for a message, and pull items or report meanwhile where that is due."""
         owner = self._owner
-        wait = self._report_within if self._unreported_items else math.inf
+        wait = self._unreported.patience
         if wait == 0.0 or (wait < math.inf and not owner.has_message(wait)):
             self._report()
         if self.source.stays:
@@ -236,9 +226,7 @@ class Run:
 
     def _report(self) -> None:
         """Tell the broker how many results were taken: it may send as many more."""
-        self._owner.send(Consumed(self.number, self._unreported_items, time.process_time()))
-        self._unreported_items = self._unreported_bytes = 0
-        self._report_within = math.inf
+        self._owner.send(self._unreported.report(self.number))
 
     def _decoded(self, spec: Any, blobs: list[Any]) -> list[Any]:
         try:
