@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable
+from itertools import islice
 
 from conveyor._lean.typing import Any
 
 SHOWN = 200
 """How many characters of a value a message shows at most."""
+# Of a larger set or dict, those that come first are looked at alone.
+MOST_SORTED = 100
 
 
 class _Shortener(reprlib.Repr):
@@ -20,6 +23,26 @@ class _Shortener(reprlib.Repr):
         super().__init__()
         self.maxstring = self.maxother = 80
         self.maxlong = 40
+
+    # What is in an item may be large, and what is shown of it is little: making the text takes no longer for that.
+
+    def repr_bytes(self, value: bytes | bytearray, level: int) -> str:
+        if len(value) <= self.maxother:
+            return self.repr_instance(value, level)
+        return f"{value[: self.maxother // 4]!r}... ({len(value):,} bytes)"
+
+    repr_bytearray = repr_bytes
+
+    # reprlib sorts what it is given.
+
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:
+        return super().repr_dict(dict(islice(value.items(), MOST_SORTED)), level)
+
+    def repr_set(self, value: set[Any], level: int) -> str:
+        return super().repr_set(set(islice(value, MOST_SORTED)), level)
+
+    def repr_frozenset(self, value: frozenset[Any], level: int) -> str:
+        return super().repr_frozenset(frozenset(islice(value, MOST_SORTED)), level)
 
 
 _SHORTENER = _Shortener()
