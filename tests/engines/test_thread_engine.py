@@ -279,6 +279,17 @@ class ThreadsTest(TestCase):
         assert sorted(setups) == sorted(ident for what, ident in Counted.events if what == "teardown")
         assert len(setups) == 3 and threading.get_ident() not in setups
 
+    def test_no_thread_is_left_on_return(self):
+        before = threading.enumerate()
+        for workers in ("auto", 2) * 10:
+            # An automatic Processor has a thread that watches the time; it ends with the others.
+            pipeline = make(Processor(same, workers=workers), Processor(same))
+            assert pipeline.run(range(5)) == list(range(5))
+            assert threading.enumerate() == before
+            with make(Processor(ord, workers=workers)) as failing, self.assertRaises(ProcessorError):
+                failing.run(["a", "", "b"])
+            assert threading.enumerate() == before
+
     def test_max_items_makes_a_new_thread(self):
         Counted.events = []
         assert make(Counted(max_items=5)).run(range(20)) == list(range(20))

@@ -292,7 +292,7 @@ class Session(RunKeeper):
         shell.results.put((messages.Closed(), []))
         for run in runs:
             shell.feed.tell(messages.StopSource(run.number))
-        left = shell.pool.join(EXIT_SECONDS)
+        left = shell.join(EXIT_SECONDS)
         for thread in left:
             add_abandoned(thread)
         for run in runs:

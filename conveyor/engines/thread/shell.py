@@ -464,6 +464,12 @@ class ThreadShell(Shell):
         self.answers.clear()
         self.pool.forget()
 
+    def join(self, seconds: float) -> list[threading.Thread]:
+        """Wait for all threads to end; return those of workers that go on after so long.  `stop` comes before."""
+        left = self.pool.join(seconds)
+        self._ticker.join()
+        return left
+
     def stop(self) -> None:
         """Have nothing decided any more, and no thread started; may be called amid a turn, and in any thread."""
         self.closing = True

@@ -22,6 +22,9 @@ from conveyor.stats import SAMPLE_SECONDS, History, Stats
 if TYPE_CHECKING:
     from conveyor.engines.thread.gil import ContentionProbe
 
+# A turn of the shell takes less.
+TURN_SECONDS = 0.3
+
 
 class Statistics:
     """What the shell adds to the statistics of the core; used in a turn alone."""
@@ -74,6 +77,12 @@ class Ticker:
     def stop(self) -> None:
         """Have the thread end."""
         self._wishes.put(None)
+
+    def join(self) -> None:
+        """Wait for the thread to end, within a bound: it may be in a turn of the shell.  `stop` comes before."""
+        thread = self.thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(TURN_SECONDS)
 
     def _run(self) -> None:
         due = self._wishes.get()
