@@ -43,7 +43,13 @@ class _Inspection:
 
     @property
     def closed(self) -> bool:
-        """Whether the pipeline is not `opened`: it was closed, or not opened yet."""
+        """Whether the pipeline is not `opened`: it was closed, or not opened yet.
+
+        >>> from conveyor import Pipeline, Processor
+        >>> pipeline = Pipeline(engine="inline").add(Processor(len)).open()
+        >>> pipeline.closed, pipeline.close(), pipeline.closed
+        (False, None, True)
+        """
         return not self._lifecycle.opened
 
     @property

@@ -282,7 +282,13 @@ class Stats:
 
     @property
     def bottleneck(self) -> str | None:
-        """The name of the Processor with the most `stalled` seconds; None where no items had to wait."""
+        """The name of the Processor with the most `stalled` seconds; None where no items had to wait.
+
+        >>> from conveyor import Pipeline, Processor
+        >>> pipeline = Pipeline(engine="inline").add(Processor(len))
+        >>> pipeline.run(["a", "bc"]), pipeline.stats().bottleneck
+        ([1, 2], 'len')
+        """
         worst = max(self.steps, key=lambda step: step.stalled, default=None)
         return worst.processor if worst is not None and worst.stalled > 0 else None
 

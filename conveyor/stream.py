@@ -66,6 +66,12 @@ class Stream(Iterator[Out]):
 
         Any thread may call this.  A thread that waits for the next result gets StateError.  Raises ProcessorError where
         `finish` or `teardown` raises.
+
+        >>> from itertools import count
+        >>> from conveyor import Pipeline, Processor
+        >>> stream = Pipeline(engine="inline").add(Processor(str)).stream(count())
+        >>> next(stream), stream.close(), list(stream)
+        ('0', None, [])
         """
         try:
             # The jobs may take long, so a Ctrl-C is not kept back meanwhile.
@@ -133,6 +139,18 @@ class AsyncStream(AsyncIterator[Out]):
 
         If the stream has opened the pipeline, its workers end too.  Raises StateError while another task waits for the
         next result.
+
+        >>> import asyncio
+        >>> from itertools import count
+        >>> from conveyor import Pipeline, Processor
+        >>> async def first():
+        ...     stream = Pipeline(engine="inline").add(Processor(str)).astream(count())
+        ...     try:
+        ...         return await anext(stream)
+        ...     finally:
+        ...         await stream.aclose()
+        >>> asyncio.run(first())
+        '0'
         """
         with _explained():
             await self._results.aclose()

@@ -315,21 +315,63 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
             vars(self)["setup"] = setup
 
     def process(self, item: Any) -> Any:
-        """Turn one item (with `batch`, a list of items) into one output, None, or a generator of outputs."""
+        """Turn one item (with `batch`, a list of items) into one output, None, or a generator of outputs.
+
+        >>> from conveyor import Pipeline, Processor
+        >>> class Words(Processor[str, str]):
+        ...     def process(self, item):
+        ...         yield from item.split()
+        >>> Pipeline(engine="inline").add(Words()).run(["one two", "three"])
+        ['one', 'two', 'three']
+        """
         if self.job is None:
             raise TypeError(lacks_job(type(self)))
         return self.job(item)
 
     def setup(self) -> Any:
-        """Prepare a worker; called once in each, before its first item."""
+        """Prepare a worker; called once in each, before its first item.
+
+        >>> from conveyor import Pipeline, Processor
+        >>> class Prices(Processor[str, int]):
+        ...     def setup(self):
+        ...         self.prices = {"tea": 3, "cake": 4}
+        ...     def process(self, item):
+        ...         return self.prices[item]
+        >>> Pipeline(engine="inline").add(Prices()).run(["cake", "tea"])
+        [4, 3]
+        """
         return None
 
     def finish(self) -> Any:
-        """Return or yield trailing outputs, which follow those of the last item; called at the end of each stream."""
+        """Return or yield trailing outputs, which follow those of the last item; called at the end of each stream.
+
+        >>> from conveyor import Pipeline, Processor
+        >>> class Total(Processor[int, int]):
+        ...     total = 0
+        ...     def process(self, item):
+        ...         self.total += item
+        ...     def finish(self):
+        ...         return self.total
+        >>> Pipeline(engine="inline").add(Total()).run([1, 2, 3])
+        [6]
+        """
         return None
 
     def teardown(self) -> Any:
-        """Clean up a worker; called once in each, after everything else."""
+        """Clean up a worker; called once in each, after everything else.
+
+        >>> from conveyor import Pipeline, Processor
+        >>> class Lines(Processor[str, None]):
+        ...     def setup(self):
+        ...         self.lines = []
+        ...     def process(self, item):
+        ...         self.lines.append(item)
+        ...     def teardown(self):
+        ...         print(self.lines)
+        >>> Pipeline(engine="inline").add(Lines()).run(["a", "b"])
+        ['a', 'b']
+        []
+        """
         return None
 
     def __repr__(self) -> str:
