@@ -18,7 +18,7 @@ from operator import length_hint
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor.core.tuning.chunk_size import ItemWeight
-from conveyor.engines.failures import without_our_frames
+from conveyor.engines.failures import source_raised, without_our_frames
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.system.spawning import cause_and_remedy, thread_started
 from conveyor.engines.process.wire.codec import ReuseDetector
@@ -166,7 +166,7 @@ class Window:
         return True
 
     def _failed(self, cause: BaseException) -> SourceError:
-        error = SourceError.raised(self._pulled, cause)
+        error = source_raised(self._pulled, cause)
         error.__cause__ = cause.with_traceback(without_our_frames(cause.__traceback__))
         return error
 

@@ -103,21 +103,6 @@ class SourceError(ConveyorError):
         self.number = number
         self.item = item
 
-    @classmethod
-    def unpicklable(cls, number: int, item: str, cause: BaseException) -> SourceError:
-        """Return the error for an item that cannot be sent to the first Processor."""
-        return cls(
-            f"Input item {number} cannot be pickled for the first Processor ({type(cause).__name__}: {cause}): {item}. "
-            "Give plain data instead, such as a path or a key, and let the job open or build the rest.",
-            number,
-            item,
-        )
-
-    @classmethod
-    def raised(cls, number: int, cause: BaseException) -> SourceError:
-        """Return the error for a source that raised when it was asked for an item."""
-        return cls(f"The input raised {type(cause).__name__} when it was asked for item {number}: {cause}", number)
-
 
 class ResultError(ConveyorError):
     """A result cannot be unpickled in the calling process; the reason is the `__cause__`."""

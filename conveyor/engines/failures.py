@@ -20,6 +20,7 @@ from conveyor.errors import (
     ItemTimeoutError,
     ProcessorError,
     RemoteTraceback,
+    SourceError,
     TooManyFailuresError,
     WorkerDiedError,
     cause_of_death,
@@ -190,6 +191,21 @@ _WHAT_HAPPENED = {
     "load": "The job of Processor {name!r} could not be loaded in its worker: {kind}",
 }
 _NO_MEMORY = "The worker process of Processor {name!r} had not enough memory to receive its next items: {kind}"
+
+
+def unpicklable_input(number: int, item: str, cause: BaseException) -> SourceError:
+    """Return the error for an input item, as `item` shows it, that cannot be sent to the first Processor."""
+    return SourceError(
+        f"Input item {number} cannot be pickled for the first Processor ({type(cause).__name__}: {cause}): {item}. "
+        "Give plain data instead, such as a path or a key, and let the job open or build the rest.",
+        number,
+        item,
+    )
+
+
+def source_raised(number: int, cause: BaseException) -> SourceError:
+    """Return the error for an input that raised when it was asked for item `number`."""
+    return SourceError(f"The input raised {type(cause).__name__} when it was asked for item {number}: {cause}", number)
 
 
 def processor_error(

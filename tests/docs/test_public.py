@@ -251,8 +251,6 @@ conveyor.errors.SourceError(ConveyorError)
     (message: str, number: int, item: str | None = None)
     .number
     .item
-    .raised(number: int, cause: BaseException) -> SourceError
-    .unpicklable(number: int, item: str, cause: BaseException) -> SourceError
 
 conveyor.stats.SourceStats()
     (its fields, in this order)

@@ -15,7 +15,7 @@ from functools import partial
 
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.engines.base import RunProgress
-from conveyor.engines.failures import without_our_frames
+from conveyor.engines.failures import unpicklable_input, without_our_frames
 from conveyor.engines.inline.nodes import Failures, Walk
 from conveyor.engines.jobs import Job, JobFuture, PendingJobs
 from conveyor.engines.process.system.spawning import cause_and_remedy, thread_started
@@ -131,7 +131,7 @@ class InlineJobRun:
             return copied(item)
         except Exception as error:
             cause = error.with_traceback(without_our_frames(error.__traceback__))
-            raise SourceError.unpicklable(0, self._session.format_item(item), cause) from error
+            raise unpicklable_input(0, self._session.format_item(item), cause) from error
 
     def fail(self, failed: FailedItem) -> None:
         """Take in what was given up, while the run goes on."""

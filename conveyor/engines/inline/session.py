@@ -23,7 +23,15 @@ from conveyor._system.signals import interrupts_postponed
 from conveyor.core.leasing.blame import too_many
 from conveyor.core.tuning.roster import StepRoster
 from conveyor.engines.base import Gathering, RunProgress, known_total
-from conveyor.engines.failures import failure_of, is_of_job, processor_error, too_many_failures, without_our_frames
+from conveyor.engines.failures import (
+    failure_of,
+    is_of_job,
+    processor_error,
+    source_raised,
+    too_many_failures,
+    unpicklable_input,
+    without_our_frames,
+)
 from conveyor.engines.inline.nodes import NOTHING, Failures, Walk, build
 from conveyor.engines.inline.worker import InlineWorker
 from conveyor.engines.process.wire.codec import copied
@@ -439,7 +447,7 @@ class _Input:
                 try:
                     item = (item, copied(item)) if beside else copied(item)
                 except Exception as error:
-                    raise SourceError.unpicklable(number, self._format_item(item), _bare(error)) from error
+                    raise unpicklable_input(number, self._format_item(item), _bare(error)) from error
                 yield item
                 number += 1
         except SourceError:
@@ -447,7 +455,7 @@ class _Input:
         except BaseException as error:
             if not is_of_job(error):
                 raise
-            raise SourceError.raised(number, _bare(error)) from error
+            raise source_raised(number, _bare(error)) from error
         finally:
             item = None
             if isinstance(self._iterator, Generator):

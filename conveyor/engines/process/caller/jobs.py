@@ -16,7 +16,7 @@ from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held
 from conveyor.core.data.pieces import items_of
 from conveyor.engines.base import FORKED
-from conveyor.engines.failures import without_our_frames
+from conveyor.engines.failures import unpicklable_input, without_our_frames
 from conveyor.engines.jobs import Job, JobFuture, PendingJobs
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.job_feed import LOOP_SECONDS, JobFeed
@@ -155,7 +155,7 @@ class JobRun:
 
     def _unpicklable(self, item: Any, cause: BaseException) -> SourceError:
         """Return the error of an item that cannot be pickled."""
-        error = SourceError.unpicklable(0, self._owner.format_item(item), cause)
+        error = unpicklable_input(0, self._owner.format_item(item), cause)
         error.__cause__ = cause.with_traceback(without_our_frames(cause.__traceback__))
         return error
 

@@ -22,7 +22,7 @@ from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held
 from conveyor.engines.base import RunProgress
-from conveyor.engines.failures import clear_our_frames, without_our_frames
+from conveyor.engines.failures import clear_our_frames, source_raised, unpicklable_input, without_our_frames
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.start_method import importing
 from conveyor.engines.process.shm.shared_blob import SharedBlob
@@ -324,9 +324,9 @@ class Source:
         """Return what went wrong, with the caller's exception as its cause."""
         assert self._failure is not None
         cause, bad_item = self._failure
-        error = SourceError.raised(self.progress.pulled, cause)
+        error = source_raised(self.progress.pulled, cause)
         if bad_item is not None:
-            error = SourceError.unpicklable(self.progress.pulled, bad_item, cause)
+            error = unpicklable_input(self.progress.pulled, bad_item, cause)
         error.__cause__ = cause
         return error
 
