@@ -107,7 +107,9 @@ def conveyor(work: Work, **settings: Any) -> Run:
 
 def conveyor_stream(work: Work, **settings: Any) -> Run:
     """Conveyor's `stream`, for results that are not to be kept."""
-    pipeline = conveyor_pipeline(work.jobs, settings)
+    # Threads get the caller's own objects.
+    first = work.first_on_copy if settings.get("engine") == "thread" else None
+    pipeline = conveyor_pipeline([first or work.jobs[0], *work.jobs[1:]], settings)
     return lambda collect: collect(pipeline.stream(work.items))
 
 

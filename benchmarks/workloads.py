@@ -44,6 +44,8 @@ class Work:
         # The part that this is of all items.
         self.share = self.count / everything
         self.jobs: tuple[Job, ...] = (increment, increment, increment)
+        # The first of them where the item is the caller's own object; None: the same.
+        self.first_on_copy: Job | None = None
         # All jobs at once, for what maps one function, and the same where nothing else copies the item.
         self.fused: Job = increment_thrice
         self.fused_on_copy: Job = increment_thrice
@@ -59,6 +61,7 @@ class Work:
             self.items = [record(number, "new") for number in range(self.count)]
         elif name == "arrays":
             self.jobs = (add_one, double, subtract_three)
+            self.first_on_copy = add_one_on_copy
             self.fused = all_in_place
             self.fused_on_copy = all_on_copy
             self.items = Arrays(self.count)
@@ -176,6 +179,11 @@ def add_one(item: Any) -> Any:
     """A cheap step, in place, as the receiver of an item may change it."""
     item += 1
     return item
+
+
+def add_one_on_copy(item: Any) -> Any:
+    """The same where the item may not be changed."""
+    return item + 1
 
 
 def double(item: Any) -> Any:
