@@ -77,8 +77,8 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
     - `retry_on` (Exception): an exception class, or a tuple of classes.
     - `backoff` (0.1): the seconds before the first retry.  The wait doubles each time, up to 30 seconds.  A random
       part of it, at most half, is left out.
-    - `timeout` (None): the seconds that a call may take.  A worker that takes longer is killed and replaced, and the
-      item fails with ItemTimeoutError.
+    - `timeout` (None): the seconds that a call may take.  A worker that takes longer is killed and replaced; the call
+      of an async job is cancelled first.  The item fails with ItemTimeoutError.
     - `on_error` ("raise"): what happens to an item that failed for good.  "raise" ends the run, and "skip" leaves out
       the item.  A callable gets the item and the error, and returns the output in place of the item; None is no
       output.  The error is the job's own, an ItemTimeoutError or a WorkerDiedError.  `Pipeline.failures` lists the
@@ -87,9 +87,9 @@ class Processor(Element, _ProcessorSettings, Generic[In_contra, Out_co]):
     - `max_workers` (an int; None: as many as help): the greatest number of processes with `workers="auto"`.
     - `concurrency` (None: 100): how many calls of an async job one worker makes at once, in an event loop.  With
       `workers=n`, each of them does.
-    - `threads` (None): how many calls of a job one worker makes at once, in threads: for a job that waits, or lets go
-      of the interpreter lock.  With `workers=n`, each of them does.  A `timeout` kills the worker, and the calls beside
-      the one that took too long are made again.
+    - `threads` (None): how many calls of a job one worker makes at once, in threads, 4,096 at most: for a job that
+      waits, or lets go of the interpreter lock.  With `workers=n`, each of them does.  A `timeout` kills the worker,
+      and the calls beside the one that took too long are made again.
     - `setup` (a callable without arguments; None): called in each worker before its first item.  What it returns, such
       as a model, is `conveyor.worker().state` in the job.
 
