@@ -104,8 +104,8 @@ class _Inspection:
         It shows the graph with numbers, the steps, workers and waiting items over time, the decisions of the balancer,
         failures, the slowest calls, advice and the environment, and holds the same as JSON, in the element `data`.
         Items are shown as `redact` shows them.  The file at `path` is replaced as a whole.  May be called while the
-        pipeline is open, and after it was closed.  Raises StateError before the first run, and OSError where the file
-        cannot be written.
+        pipeline is open, and after it was closed.  Raises StateError before it was first opened or run, and OSError
+        where the file cannot be written.
 
         >>> from conveyor import Pipeline, Processor
         >>> import os, tempfile
