@@ -186,7 +186,9 @@ class WorkerDiedError(ProcessorError):
 
 
 class ItemTimeoutError(ProcessorError, TimeoutError):
-    """A call took longer than the `timeout` of its Processor, and its worker was killed.
+    """A call took longer than the `timeout` of its Processor.
+
+    Its worker was killed, its thread abandoned, or the call of an async job cancelled.
 
     Fields, besides those of `ProcessorError`: `seconds` (a float), the timeout.
     """
