@@ -133,7 +133,8 @@ class SourceStats:
 
     Fields:
         pulled: how many items were taken from it.
-        total: how many there are, where the input is a container that knows it, or an iterator over one; else None.
+        total: how many there are, where `total=` says so, or the input is a container that knows it, or an iterator
+            over one; else None.
         ended: whether it has no more.
 
     >>> from conveyor import Pipeline, Processor
