@@ -2,9 +2,8 @@
 
 Law: `decide` knows no clock and no process.  The same loads at the same times give the same resizes.  Workers beyond
 those that a step must have are counted by the share of CPU in their work, `cpu / (cpu + waited)`; one whose threads use
-several cores at once, by these.  No resize to grow
-makes that sum more than the cores, or adds a worker that uses CPU while no core is idle.  Where the work has changed
-and the sum is more, the workers that are not needed go.
+several cores at once, by these.  No resize to grow makes that sum more than the cores, or adds a worker that uses CPU
+while no core is idle.  Where the work has changed and the sum is more, the workers that are not needed go.
 
 The rules follow from one model: a step needs rate x service time workers.
 
