@@ -510,7 +510,7 @@ class GilTest(TestCase):
     def test_what_brings_nothing(self):
         (resize,), asked = self.grown(105)
         assert (resize.before, resize.after) == (2, 1) and "GIL" in resize.reason
-        assert asked == [None, None, 1], "it may not grow again"
+        assert asked == [None, 1, 1], "it may not grow again"
 
     def test_what_brings_something(self):
         assert self.grown(190) == ([], [None, None, None])
@@ -532,7 +532,16 @@ class GilTest(TestCase):
         contended[0] = False
         policy(PolicyState(), [self.load(1, 300, 4.0)], 4, 0.0, 3.0)
         policy(PolicyState(), [self.load(1, 400, 5.0)], 4, 0.0, 10.0)
-        assert asked == [None, None, 1, None]
+        assert asked == [None, 1, 1, None]
+
+    def test_a_step_that_grew_in_vain_is_resized_once(self):
+        def double(state, loads, cores, other, now):
+            return state, [Resize(0, loads[0].workers, 2 * loads[0].workers, "grow")]
+
+        policy = GilPolicy(lambda: True, double)
+        policy(PolicyState(), [self.load(1, 100, 1.0)], 4, 0.0, 1.0)
+        _, resizes = policy(PolicyState(), [self.load(2, 200, 3.0)], 4, 0.0, 2.0)
+        assert [(resize.step, resize.before, resize.after) for resize in resizes] == [(0, 2, 1)]
 
     def test_the_probe(self):
         probe = ContentionProbe(wanted=True)

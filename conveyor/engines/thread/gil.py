@@ -100,6 +100,7 @@ class GilPolicy:
             self._contended_at = now
         elif now - self._contended_at > CALM_SECONDS:
             self._caps.clear()
+        given_up = self._given_up(loads, now)
         capped = [
             load._replace(most=cap if load.most is None else min(load.most, cap))
             if (cap := self._caps.get(place)) is not None
@@ -108,7 +109,8 @@ class GilPolicy:
         ]
         state, resizes = self._policy(state, capped, cores, other_cpu_seconds, now)
         # A step that shrinks again is not resized twice.
-        resizes = [*self._given_up(loads, now), *resizes]
+        shrunk = {resize.step for resize in given_up}
+        resizes = [*given_up, *(resize for resize in resizes if resize.step not in shrunk)]
         for resize in resizes:
             self._note(resize, loads[resize.step], now)
         return state, resizes
