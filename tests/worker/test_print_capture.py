@@ -6,6 +6,7 @@ caller's that fails harms no run.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import logging
@@ -160,6 +161,30 @@ class PrintTest(TestCase):
                             assert pipeline.run([item]) == [item]
                         # It is all there when the run is over, and goes where the caller prints now.
                         assert sorted(out.getvalue()) == sorted(f"line {item}\n{item}")
+
+    def test_items_that_come_one_by_one(self):
+        async def awaited(pipeline):
+            return [each async for each in pipeline.astream([1, 2])]
+
+        ways = {
+            "submitted": lambda pipeline: [*pipeline.submit(1).result(), *pipeline.submit(2).result()],
+            "by tasks": lambda pipeline: asyncio.run(awaited(pipeline)),
+            "with their inputs": lambda pipeline: [only for _, (only,) in pipeline.run([1, 2], with_input=True)],
+            "streamed with them": lambda pipeline: [only for _, (only,) in pipeline.stream([1, 2], with_input=True)],
+        }
+        for way, results_of in ways.items():
+            for before in (True, False):
+                with self.subTest(way=way, replaced_before=before), contextlib.ExitStack() as stack:
+                    # What pytest and a runner of tests put there is none of this test's.
+                    stack.enter_context(mock.patch.object(sys, "stdout", sys.__stdout__))
+                    if before:
+                        out, _ = stack.enter_context(streams_replaced())
+                    pipeline = stack.enter_context(Pipeline().add(Processor(line)))
+                    if not before:
+                        out, _ = stack.enter_context(streams_replaced())
+                    assert results_of(pipeline) == [1, 2]
+                    pipeline.close()
+                    assert out.getvalue() == "line 1\nline 2\n"
 
     def test_lines_and_log_records_keep_their_order(self):
         with streams_replaced() as (out, _):

@@ -63,8 +63,6 @@ BROKER_EXIT_SECONDS = 2.0
 FROZEN_START_SECONDS = 60.0
 # How long to wait for room in the channel: a broker that is stopped, or not there yet, reads nothing.
 SEND_SECONDS = 0.1
-# The messages that tell what jobs log and print.
-LOGGED = messages.LogMessage.__args__
 # How the system says that it has nothing left to start a process with.  Any other OSError stays what it is: a signal
 # handler of the caller may raise what it likes meanwhile.
 _SCARCITY = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
@@ -381,7 +379,7 @@ class BrokerClient:
         with contextlib.suppress(ConnectionLost):
             while grace.left():
                 frame = self._broker.results.receive_within(grace.slice())
-                if frame is not None and isinstance(frame[0], LOGGED):
+                if frame is not None and isinstance(frame[0], messages.LOG_MESSAGES):
                     self._pending_logs.append(frame)
                 elif frame is not None and isinstance(frame[0], messages.Closed):
                     return

@@ -275,6 +275,9 @@ class JobRun:
         if getattr(message, "run", self.number) != self.number:
             # Of a run that was given up.
             return True
+        if isinstance(message, messages.LOG_MESSAGES):
+            # The session has dealt with that.
+            return True
         match message:
             case messages.ItemResults():
                 self._take_results(message, blobs)
@@ -289,9 +292,6 @@ class JobRun:
                 self.finished = True
                 return False
             case messages.RunCancelled():
-                pass
-            case messages.RecordLogged() | messages.WarningShown() | messages.NoticeGiven() | messages.LogsDropped():
-                # The session has dealt with that.
                 pass
             case _:
                 raise messages.unexpected(message, "The caller, in a run of submitted items,")

@@ -26,7 +26,6 @@ from conveyor.engines.base import FORKED, Gathering, known_total
 from conveyor.engines.failures import death, overdue, processor_error
 from conveyor.engines.process.caller.broker_link import (
     BROKER_EXIT_SECONDS,
-    LOGGED,
     BrokerClient,
     BrokerProcess,
     config_for,
@@ -265,7 +264,7 @@ class Session(RunKeeper):
                 self._take_in_failure(message)
             case messages.RunFinished():
                 self._client.take_in(message.stats)
-            case _ if isinstance(message, LOGGED):
+            case _ if isinstance(message, messages.LOG_MESSAGES):
                 self._client.deliver(message, blobs)
             case _:
                 raise self._ended_by(message)

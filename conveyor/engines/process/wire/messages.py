@@ -452,6 +452,7 @@ CallerMessage = (
 )
 RunFailure = FailedBySource | FailedByJob | FailedByDeath | FailedByTimeout | FailedByLimit | FailedByBroker
 LogMessage = RecordLogged | WarningShown | Printed | NoticeGiven | LogsDropped
+LOG_MESSAGES = LogMessage.__args__
 BrokerToCaller = (
     Pull
     | StopSource
