@@ -82,6 +82,34 @@ class RoomInSmallPipes(TestCase):
             SendLease(0, 4, (("D", 0, 2),), 2, 2),
         ]
 
+    def test_an_idle_worker_behind_is_not_kept_waiting(self) -> None:
+        core = Driven(Processor(job), Pipe(4), Processor(job, workers=2), Pipe(64))
+        core.feed(0.0, "A", 4)
+        core.reply(0.001, 0, 0, 1, ("a", 1))
+        core.reply(0.002, 1, 0, 1, ("x", 1), seconds=0.005)
+        core.reply(0.003, 0, 1, 2, ("b", 2))
+        core.reply(0.004, 2, 2, 1, ("y", 1), seconds=0.005)
+        core.reply(0.005, 0, 2, 1, ("c", 1))
+        core.feed(0.006, "D", 3)
+        # All that the pipe holds is ahead of one worker, while the other one is at a call.
+        assert core.reply(0.007, 0, 3, 3, ("d", 3)) == [SendLease(1, 4, (("d", 0, 3),), 3, 3)]
+        assert core.feed(0.0075, "E", 3) == []
+        assert core.reply(0.008, 2, 3, 1, ("z", 1), seconds=0.005) == [SendLease(0, 4, (("E", 0, 2),), 2, 2)]
+
+    def test_nothing_waits_where_a_batch_behind_is_to_be_filled(self) -> None:
+        core = Driven(Processor(job), Pipe(8), Processor(job, batch=8, workers=2))
+        core.feed(0.0, "A", 8)
+        core.reply(0.1, 0, 0, 1, ("a", 1))
+        core.reply(0.2, 0, 1, 2, ("b", 2))
+        core.reply(0.3, 0, 2, 4, ("c", 4))
+        assert core.reply(0.4, 0, 3, 1, ("d", 1)) == [
+            SendLease(1, 0, (("a", 0, 1), ("b", 0, 2), ("c", 0, 4), ("d", 0, 1)), 8, 1)
+        ]
+        core.feed(0.5, "B", 6)
+        assert core.reply(0.6, 0, 4, 6, ("e", 6)) == []
+        assert core.feed(0.7, "C", 4) == [SendLease(0, 5, (("C", 0, 3),), 3, 3)]
+        assert SendLease(2, 1, (("e", 0, 6), ("f", 0, 2)), 8, 1) in core.reply(0.8, 0, 5, 3, ("f", 3))
+
     def test_one_that_is_alone_waits_for_nothing(self) -> None:
         core = Driven(Processor(job), Pipe(4))
         core.feed(0.0, "A", 4)

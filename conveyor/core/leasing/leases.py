@@ -291,6 +291,10 @@ class LeaseBook:
         """The workers that are up and are to stay."""
         return [worker for worker in self.workers if not worker.leaving]
 
+    def is_full(self) -> bool:
+        """Whether each worker that is to stay has as much as it can be at, so that none waits for what is kept back."""
+        return all(worker.leaving or worker.outstanding >= self.at_once for worker in self.workers)
+
     def is_finishing(self) -> bool:
         """Whether no lease is out but those of calls of `finish`."""
         return all(lease.finish for lease in self.leases.values())

@@ -79,7 +79,7 @@ class Step(Node):
         return max(self.batch_size, most) - self.held
 
     def makes_room(self) -> bool:
-        return bool(self.held and self.book.leases)
+        return bool(self.book.leases) and self.book.is_full() and self.held >= self.batch_size
 
     def demand(self) -> int:
         """How many items its workers could take at once, beyond those that wait; none where outputs have no room."""
