@@ -121,6 +121,16 @@ class RoomInSmallPipes(TestCase):
             SendLease(0, 3, (("C", 0, 1),), 1, 1),
         ]
 
+    def test_calls_that_a_worker_makes_at_once_do_not_wait(self) -> None:
+        # Four calls of 0.8 ms at once take 0.2 ms each.
+        core = Driven(Processor(job, threads=4), Pipe(4))
+        core.feed(0.0, "A", 4)
+        core.reply(0.1, 0, 0, 2, ("a", 2), seconds=0.0004)
+        core.reply(0.1, 0, 1, 1, ("b", 1), seconds=0.0002)
+        core.reply(0.1, 0, 2, 1, ("c", 1), seconds=0.0002)
+        assert core.feed(0.2, "B", 1) == [SendLease(0, 3, (("B", 0, 1),), 1, 1)]
+        assert core.feed(0.3, "C", 3) == [SendLease(0, 4, (("C", 0, 2),), 2, 2)]
+
     def test_nothing_waits_where_bytes_bound_the_pipe(self) -> None:
         core = Driven(Processor(job), Pipe(8))
         core.feed(0.0, "A", 8)

@@ -73,7 +73,8 @@ class CreditLedger:
         In a small pipe, room comes in ones and twos.  Calls that take less time than a message would follow each other
         so for ever, each in a message of its own.  Where room is about to come, they wait for it.
         """
-        if seconds is None or seconds > CHEAP_CALL_SECONDS or spare >= min(calls, WORTH_A_MESSAGE):
+        # Where a worker is at several calls at once, each takes as many times longer as they take together.
+        if seconds is None or seconds * self._book.hands > CHEAP_CALL_SECONDS or spare >= min(calls, WORTH_A_MESSAGE):
             return False
         # Where bytes bound the pipe, messages are not what costs.
         if self.output.free_capacity() < self.output.free_capacity(weighed=False):
