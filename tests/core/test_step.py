@@ -57,6 +57,12 @@ class RoomInSmallPipes(TestCase):
         assert commands == [Emit((("c", 0, 1),), 1, 0.0)]
         assert core.consume(0.5, 1) == [SendLease(0, 3, (("C", 0, 2),), 2, 2)]
 
+    def test_a_worker_without_enough_room_counts_as_blocked(self) -> None:
+        core, _ = self.full(seconds=0.0001)
+        self.assertAlmostEqual(core.machine.stats(1.4).steps[0].blocked, 1.0 / 1.4)
+        core.consume(1.4, 1)
+        self.assertAlmostEqual(core.machine.stats(2.0).steps[0].blocked, 1.0 / 2.0)
+
     def test_dear_calls_do_not(self) -> None:
         core, commands = self.full(seconds=0.001)
         assert commands == [Emit((("c", 0, 1),), 1, 0.0), SendLease(0, 3, (("C", 0, 1),), 1, 1)]

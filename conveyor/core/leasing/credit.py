@@ -32,7 +32,17 @@ WORTH_A_MESSAGE = 4
 class CreditLedger:
     """The outputs that a step has promised room for, and the leases that wait for a promise."""
 
-    __slots__ = ("_book", "_context", "output", "outputs_per_call", "promised", "reserve", "starving", "wants_capacity")
+    __slots__ = (
+        "_book",
+        "_context",
+        "holding_back",
+        "output",
+        "outputs_per_call",
+        "promised",
+        "reserve",
+        "starving",
+        "wants_capacity",
+    )
 
     def __init__(self, book: LeaseBook, context: NodeContext) -> None:
         self._book = book
@@ -44,6 +54,8 @@ class CreditLedger:
         self.starving: deque[Lease] = deque()
         # Whether the step has looked in vain for capacity behind it, and has to be pumped when there is some.
         self.wants_capacity = True
+        # Whether the last look found room, and yet the next lease is to wait for more.
+        self.holding_back = False
         self.outputs_per_call = 1.0
 
     def connect(self, output: Output) -> None:
@@ -74,15 +86,16 @@ class CreditLedger:
         so for ever, each in a message of its own.  Where room is about to come, they wait for it.
         """
         # Where a worker is at several calls at once, each takes as many times longer as they take together.
-        if seconds is None or seconds * self._book.hands > CHEAP_CALL_SECONDS or spare >= min(calls, WORTH_A_MESSAGE):
-            return False
-        # Where bytes bound the pipe, messages are not what costs.
-        if self.output.free_capacity() < self.output.free_capacity(weighed=False):
-            return False
-        if not (worker.leases or self.output.node.makes_room()):
-            return False
-        self.wants_capacity = True
-        return True
+        cheap = seconds is not None and seconds * self._book.hands <= CHEAP_CALL_SECONDS
+        self.holding_back = (
+            cheap
+            and spare < min(calls, WORTH_A_MESSAGE)
+            # Where bytes bound the pipe, messages are not what costs.
+            and self.output.free_capacity() >= self.output.free_capacity(weighed=False)
+            and (bool(worker.leases) or self.output.node.makes_room())
+        )
+        self.wants_capacity |= self.holding_back
+        return self.holding_back
 
     def first_credit(self, calls: int, spare: int) -> int:
         """How many outputs a new lease of so many calls may give."""

@@ -468,7 +468,7 @@ class Step(Node):
         blocked = len({lease.worker for lease in starving}) if starving else 0
         utilization.busy = len(workers) - idle - blocked
         waiting = self.intake.queue.items >= self.batch_size or bool(self.recovery.requeued)
-        if waiting and self.credit.spare(bool(self.book.leases)) < 1:
+        if waiting and (self.credit.holding_back or self.credit.spare(bool(self.book.leases)) < 1):
             blocked += idle
         utilization.blocked = blocked
         if blocked:
