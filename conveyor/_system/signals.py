@@ -89,13 +89,15 @@ def _interrupt_soon() -> None:
 @contextlib.contextmanager
 def signals_blocked(signals: Iterable[int]) -> Iterator[None]:
     """Have these signals wait for the end of the block, where they can; threads begin so as well."""
-    if not hasattr(signal, "pthread_sigmask"):
+    if not hasattr(_signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    # Not by way of `signal`: Python runs handlers where its functions begin, and one that raises at the beginning of
+    # the last of these calls would leave the signals blocked.
+    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, ())
     try:
         # A handler that is due runs here, and may raise.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, signals)
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)

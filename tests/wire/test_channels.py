@@ -6,12 +6,14 @@ takes what has arrived whole, and is held up by a message that stops half way.
 
 from __future__ import annotations
 
+import _signal
 import contextlib
 import itertools
 import multiprocessing.connection
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import unittest
@@ -456,7 +458,7 @@ class OneSideTest(TestCase):
 
     def test_signals_are_blocked_no_longer_than_that(self):
         # Also where one that was due is handled just then, by a handler that raises.
-        real = signal.pthread_sigmask
+        real = _signal.pthread_sigmask
         before = real(signal.SIG_BLOCK, [])
 
         def handled(how, signals):
@@ -465,10 +467,38 @@ class OneSideTest(TestCase):
                 raise KeyboardInterrupt
             return found
 
-        with mock.patch("signal.pthread_sigmask", handled), self.assertRaises(KeyboardInterrupt):
+        with mock.patch("_signal.pthread_sigmask", handled), self.assertRaises(KeyboardInterrupt):
             with signals_blocked({signal.SIGUSR1}):
                 raise AssertionError
         assert real(signal.SIG_BLOCK, []) == before
+
+    def test_wherever_a_handler_raises_no_signal_stays_blocked(self):
+        # Python runs handlers where a function begins, or goes on.  In their place, a tracer raises there.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        self.addCleanup(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+        self.addCleanup(sys.settrace, sys.gettrace())
+        blocked = before | {signal.SIGUSR1}
+
+        def is_interrupted(place):
+            begun = itertools.count()
+
+            def interrupt(frame, event, argument):
+                if next(begun) == place:
+                    raise KeyboardInterrupt
+
+            try:
+                sys.settrace(interrupt)
+                with signals_blocked({signal.SIGUSR1}):
+                    found = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
+                sys.settrace(None)
+            except KeyboardInterrupt:
+                return True
+            assert found == blocked
+            return False
+
+        places = itertools.takewhile(is_interrupted, itertools.count())
+        masks = [signal.pthread_sigmask(signal.SIG_BLOCK, []) for _ in places]
+        assert len(masks) > 4 and masks == len(masks) * [before]
 
 
 if __name__ == "__main__":
