@@ -358,6 +358,49 @@ class Submitting(AsyncTestCase):
             self.run_in_loop(main())
         self.assertIsInstance(futures[0].exception(), TooManyFailuresError)
 
+    def test_ctrl_c_in_another_thread_cancels_what_a_loop_awaits(self) -> None:
+        # The inline engine is at a job in the thread that submits the item, where Ctrl-C is raised.
+        begun, is_pending = threading.Event(), threading.Event()
+
+        def job(item: str) -> None:
+            if item == "interrupted":
+                begun.set()
+                is_pending.wait(10)
+                raise KeyboardInterrupt
+            while not worker().stopping:
+                never.wait(0.001)
+
+        def submit() -> None:
+            try:
+                pipeline.submit("interrupted")
+            except KeyboardInterrupt as error:
+                raised.append(type(error))
+
+        async def awaits() -> str:
+            # Out of a task, KeyboardInterrupt would end the loop of this test.
+            try:
+                return str(await pipeline.asubmit("waits"))
+            except BaseException as error:
+                return type(error).__name__
+
+        async def main() -> None:
+            async with pipeline:
+                submitting.start()
+                await asyncio.to_thread(begun.wait, 10)
+                task = asyncio.create_task(awaits())
+                # The item was taken, and waits for its turn.
+                await asyncio.sleep(0)
+                is_pending.set()
+                assert await task == "CancelledError"
+            await asyncio.to_thread(submitting.join)
+
+        raised: list[Any] = []
+        never = threading.Event()
+        pipeline = Pipeline(engine="inline").add(Processor(job))
+        submitting = threading.Thread(target=submit)
+        self.run_in_loop(main())
+        assert raised == [KeyboardInterrupt]
+
     def test_a_worker_that_is_killed_loses_nothing(self) -> None:
         door = Door(self)
 

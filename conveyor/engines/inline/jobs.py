@@ -68,8 +68,12 @@ class InlineJobRun:
             # Too much was given up.
             self._end(error)
             future.set_exception(error)
-        except BaseException as error:
+        except Exception as error:
             self._end(error)
+            raise
+        except BaseException:
+            # Ctrl-C ends what runs in this thread.  Event loops that wait in others would end of it, too.
+            self._end(None)
             raise
         return future
 
