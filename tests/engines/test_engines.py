@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import io
 import itertools
 import os
@@ -203,6 +204,13 @@ class Behaviour(Basics):
     def test_lambdas_and_closures(self):
         offset = 5
         self.check([Processor(lambda item: item + offset)], range(3), [5, 6, 7])
+
+    @unittest.skipIf(importlib.util.find_spec("cloudpickle") is None, "cloudpickle is not installed")
+    def test_functions_without_a_name_as_items(self):
+        add = Processor(lambda number: lambda more: number + more)
+        self.check([add, Pipe(), Processor(lambda call: call(10))], range(3), [10, 11, 12])
+        self.check([Processor(lambda call: call(10))], [lambda number: -number, increment], [-10, 11])
+        assert [call(1) for call in self.make(add).run([1, 2])] == [2, 3]
 
     def test_everything_is_called_once_and_in_order(self):
         with tempfile.TemporaryDirectory() as folder:

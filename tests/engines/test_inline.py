@@ -7,6 +7,7 @@ another engine, and nothing is random.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,8 @@ from conveyor import (
     SourceError,
     StateError,
 )
+from conveyor.engines.process.wire import by_value
+from tests.helpers.late import mock
 from tests.helpers.support import TestCase
 
 
@@ -488,8 +491,16 @@ class Failing(TestCase):
         assert (error.processor, error.phase, error.number, error.item) == ("Bad", "finish", None, None)
 
     def test_an_output_that_cannot_be_pickled(self) -> None:
-        error = self.error(inline(Processor(lambda item: lambda: item, name="makes")), [1])
+        error = self.error(inline(Processor(lambda item: threading.Lock(), name="makes")), [1])
         assert (error.processor, error.phase, error.number) == ("makes", "pickle", 0)
+
+    def test_a_function_without_a_name_needs_cloudpickle(self) -> None:
+        with mock.patch.object(by_value, "is_installed", lambda: False):
+            error = self.error(inline(Processor(lambda item: lambda: item, name="makes")), [1])
+            assert (error.processor, error.phase, error.number) == ("makes", "pickle", 0)
+            with self.assertRaises(SourceError) as caught:
+                inline(Processor(same)).run([1, lambda: 2])
+            assert caught.exception.number == 1 and "lambda" in str(caught.exception.item)
 
     def test_setup_that_raises_tears_down_what_was_set_up(self) -> None:
         log: list[str] = []
@@ -550,7 +561,7 @@ class Failing(TestCase):
         error = self.error(pipeline, [1, 0])
         assert error.item == "<secret>" and str(error).endswith("[item 1: <secret>]") and shown == [0]
         with self.assertRaises(SourceError) as caught:
-            pipeline.run([lambda: 2])
+            pipeline.run([threading.Lock()])
         assert caught.exception.item == "<secret>" and "): <secret>. Give plain data" in str(caught.exception)
 
     def test_redact_that_fails_shows_nothing(self) -> None:
@@ -563,5 +574,5 @@ class Failing(TestCase):
 
     def test_an_input_item_that_cannot_be_pickled(self) -> None:
         with self.assertRaises(SourceError) as caught:
-            inline(Processor(same)).run([1, lambda: 2])
-        assert caught.exception.number == 1 and "lambda" in str(caught.exception.item)
+            inline(Processor(same)).run([1, threading.Lock()])
+        assert caught.exception.number == 1 and "lock" in str(caught.exception.item)

@@ -298,7 +298,15 @@ def copied(item: Any) -> Any:
     if type(item) in ATOMS:
         return item
     guard_connections()
-    return pickle.loads(pickle.dumps(item, 5))
+    try:
+        data = pickle.dumps(item, 5)
+    except Exception:
+        # As `dumps` has it.  Here each name means what it says, so nothing else is sent by value.
+        instead = by_value.dumps_instead(item)
+        if instead is None:
+            raise
+        data = instead
+    return pickle.loads(data)
 
 
 class ReuseDetector:
