@@ -63,6 +63,12 @@ class RoomInSmallPipes(TestCase):
         core.consume(1.4, 1)
         self.assertAlmostEqual(core.machine.stats(2.0).steps[0].blocked, 1.0 / 2.0)
 
+    def test_a_fork_deals_nothing_to_one_that_waits(self) -> None:
+        core, _ = self.full(seconds=0.0001)
+        assert core.node(0).demand() == 0
+        core.consume(0.5, 3)
+        assert core.node(0).demand() > 0
+
     def test_dear_calls_do_not(self) -> None:
         core, commands = self.full(seconds=0.001)
         assert commands == [Emit((("c", 0, 1),), 1, 0.0), SendLease(0, 3, (("C", 0, 1),), 1, 1)]

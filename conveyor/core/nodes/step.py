@@ -89,7 +89,7 @@ class Step(Node):
         if self.book.is_open:
             calls = sum(self.book.room_of(worker) for worker in self.book.workers if not worker.leaving)
         wanted = calls * self.batch_size - self.intake.queue.items - self.recovery.items
-        if wanted <= 0 or self.credit.spare(bool(self.book.leases)) <= 0:
+        if wanted <= 0 or self.credit.holding_back or self.credit.spare(bool(self.book.leases)) <= 0:
             return 0
         return min(self.free_capacity(0), wanted)
 
@@ -134,7 +134,7 @@ class Step(Node):
         intake, book, credit, recovery = self.intake, self.book, self.credit, self.recovery
         self.count_time()
         intake.due_at = None
-        credit.wants_capacity = self.reports_demand
+        credit.holding_back, credit.wants_capacity = False, self.reports_demand
         if not book.leases:
             self.order.close_empty_groups()
         if credit.starving:
