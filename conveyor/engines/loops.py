@@ -219,8 +219,16 @@ class LoopClient:
             if until is not None and time.monotonic() > until:
                 return True
             outcome = waiting[0]
-            # Nobody waits any more for one that was cancelled.
-            if not (outcome.is_cancelled or self.run.offer(outcome)):
-                return False
+            try:
+                # Nobody waits any more for one that was cancelled.
+                if not (outcome.is_cancelled or self.run.offer(outcome)):
+                    return False
+            except BaseException:
+                # Ctrl-C, which the program may outlive: what waits behind this item is not to wait for it.
+                outcome.cancel()
+                outcome.waiter.cancel()
+                waiting.popleft()
+                self.call()
+                raise
             waiting.popleft()
         return bool(waiting)

@@ -496,6 +496,20 @@ class Bounds(AsyncTestCase):
             with self.subTest(engine):
                 self.run_in_loop(main(engine, Door(self)))
 
+    def test_nothing_waits_behind_an_item_at_which_ctrl_c_came(self) -> None:
+        # In a notebook, the loop goes on after that.
+        async def main() -> None:
+            run = Run(10)
+            client = LoopClient(asyncio.get_running_loop(), run)
+            with mock.patch.object(run, "offer", side_effect=KeyboardInterrupt):
+                with self.assertRaises(KeyboardInterrupt):
+                    client.submit(1)
+            client.submit(2)
+            await rounds()
+            assert [each.item for each in run.taken] == [2]
+
+        self.run_in_loop(main())
+
     def test_whoever_has_many_outcomes_lets_the_loop_come_first(self) -> None:
         called: list[Callable[[], object]] = []
         loop: Any = SimpleNamespace(call_soon_threadsafe=called.append, call_soon=called.append)
