@@ -473,7 +473,7 @@ class OneSideTest(TestCase):
         assert real(signal.SIG_BLOCK, []) == before
 
     def test_wherever_a_handler_raises_no_signal_stays_blocked(self):
-        # Python runs handlers where a function begins, or goes on.  In their place, a tracer raises there.
+        # Python runs handlers where a function begins.  In their place, a tracer raises there.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         self.addCleanup(signal.pthread_sigmask, signal.SIG_SETMASK, before)
         self.addCleanup(sys.settrace, sys.gettrace())
@@ -483,7 +483,8 @@ class OneSideTest(TestCase):
             begun = itertools.count()
 
             def interrupt(frame, event, argument):
-                if next(begun) == place:
+                # Python 3.10 leaves a generator for what a tracer raises there, and none for what a handler raises.
+                if frame.f_code.co_name != "signals_blocked" and next(begun) == place:
                     raise KeyboardInterrupt
 
             try:
@@ -498,7 +499,7 @@ class OneSideTest(TestCase):
 
         places = itertools.takewhile(is_interrupted, itertools.count())
         masks = [signal.pthread_sigmask(signal.SIG_BLOCK, []) for _ in places]
-        assert len(masks) > 4 and masks == len(masks) * [before]
+        assert len(masks) > 3 and masks == len(masks) * [before]
 
 
 if __name__ == "__main__":
