@@ -452,7 +452,6 @@ CallerMessage = (
 )
 RunFailure = FailedBySource | FailedByJob | FailedByDeath | FailedByTimeout | FailedByLimit | FailedByBroker
 LogMessage = RecordLogged | WarningShown | Printed | NoticeGiven | LogsDropped
-LOG_MESSAGES = LogMessage.__args__
 BrokerToCaller = (
     Pull
     | StopSource
@@ -483,7 +482,7 @@ BrokerToWorker = (
 )
 WorkerMessage = Ready | Reply | CallFailed | WorkerFailed | SlotsReleased | LogMessage | Closed
 Message = CallerMessage | BrokerToCaller | BrokerToWorker | WorkerMessage
-
+LOG_MESSAGES = LogMessage.__args__
 KINDS: dict[str, Any] = {kind.__name__: kind for kind in Message.__args__}
 
 
