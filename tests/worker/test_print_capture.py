@@ -7,6 +7,7 @@ caller's that fails harms no run.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import io
 import logging
@@ -344,6 +345,44 @@ class PutTest(TestCase):
     def test_no_stream(self):
         with mock.patch.object(sys, "stdout", None):
             put("stdout", "nowhere")
+
+
+class ChannelEnd:
+    """The end of a channel, which keeps what is sent."""
+
+    sender = None
+
+    def __init__(self):
+        self.sent = []
+
+    def send(self, message, blobs=()):
+        self.sent.append(message)
+
+
+class Interrupted(collections.deque):
+    """Has a signal handler run wherever it is looked at."""
+
+    def __init__(self, handler, items):
+        super().__init__(items)
+        self.handlers = [handler]
+
+    def __bool__(self):
+        is_any = len(self) > 0
+        if is_any and self.handlers:
+            self.handlers.pop()()
+        return is_any
+
+
+class SharedEndpointTest(TestCase):
+    def test_a_signal_handler_that_logs_between_a_look_and_what_follows_it(self):
+        channel = ChannelEnd()
+        end = SharedEndpoint(channel)
+        waiting, own, reply = [Printed(name, False) for name in ("stdout", "stderr", "reply")]
+        end._pending = Interrupted(lambda: end.send_log(own, [b""]), [(waiting, [b""])])
+        end.send(reply)
+        assert channel.sent == [reply, waiting, own]
+        # Nor does it wait for the lock that its own thread holds, or send amid another message.
+        assert not end._sending and not end._pending
 
 
 class FakeEnd(SharedEndpoint):

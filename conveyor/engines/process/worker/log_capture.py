@@ -92,7 +92,12 @@ class SharedEndpoint(BlockingEndpoint):
 
     def _send_pending(self) -> None:
         while self._pending:
-            self._send(*self._pending.popleft())
+            try:
+                message, blobs = self._pending.popleft()
+            except IndexError:
+                # A signal handler that came just now has sent them all.
+                return
+            self._send(message, blobs)
 
     @property
     def sender(self) -> threading.Thread | None:
