@@ -26,8 +26,6 @@ class Unreported:
     (True, True)
     >>> unreported.report(run=7).items, unreported.results
     (3, 0)
-    >>> unreported.add(results=1, size=5, behind=1), unreported.add(results=1, size=5)
-    (False, True)
     """
 
     def __init__(self, sink: SinkNode) -> None:
