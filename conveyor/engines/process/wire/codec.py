@@ -90,15 +90,20 @@ def encode_numbers(items: list[Any]) -> bytes | None:
     return b"".join(parts)
 
 
-def dumps(value: Any) -> bytes:
-    """Return the pickle of an item, or of a list of items; what the script defines by value, where it travels so."""
+def _pickled(value: Any) -> bytes:
+    """Return the plain pickle; where that is refused, the one by value.  Raises the refusal where there is none."""
     try:
-        data = pickle.dumps(value, 5)
+        return pickle.dumps(value, 5)
     except Exception:
         instead = by_value.dumps_instead(value)
         if instead is None:
             raise
         return instead
+
+
+def dumps(value: Any) -> bytes:
+    """Return the pickle of an item, or of a list of items; what the script defines by value, where it travels so."""
+    data = _pickled(value)
     return by_value.dumps(value) if by_value.sessions and by_value.MAIN in data else data
 
 
@@ -298,15 +303,8 @@ def copied(item: Any) -> Any:
     if type(item) in ATOMS:
         return item
     guard_connections()
-    try:
-        data = pickle.dumps(item, 5)
-    except Exception:
-        # As `dumps` has it.  Here each name means what it says, so nothing else is sent by value.
-        instead = by_value.dumps_instead(item)
-        if instead is None:
-            raise
-        data = instead
-    return pickle.loads(data)
+    # In the same process each name means what it says, so what the script defines goes by its name.
+    return pickle.loads(_pickled(item))
 
 
 class ReuseDetector:
