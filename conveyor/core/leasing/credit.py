@@ -85,7 +85,7 @@ class CreditLedger:
         In a small pipe, room comes in ones and twos.  Calls that take less time than a message would follow each other
         so for ever, each in a message of its own.  Where room is about to come, they wait for it.
         """
-        # Where a worker is at several calls at once, each takes as many times longer as they take together.
+        # A worker that makes several calls at once reports their time together: one of them may take all of it.
         cheap = seconds is not None and seconds * self._book.hands <= CHEAP_CALL_SECONDS
         self.holding_back = (
             cheap

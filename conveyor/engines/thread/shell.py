@@ -465,7 +465,7 @@ class ThreadShell(Shell):
         self.pool.forget()
 
     def join(self, seconds: float) -> list[threading.Thread]:
-        """Wait for all threads to end; return those of workers that go on after so long.  `stop` comes before."""
+        """Wait for all threads to end; return those of workers that go on after so long.  Call `stop` before."""
         left = self.pool.join(seconds)
         self._ticker.join()
         return left

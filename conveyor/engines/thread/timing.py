@@ -79,7 +79,7 @@ class Ticker:
         self._wishes.put(None)
 
     def join(self) -> None:
-        """Wait for the thread to end, within a bound: it may be in a turn of the shell.  `stop` comes before."""
+        """Wait for the thread to end, but no longer than a turn of the shell takes.  Call `stop` before."""
         thread = self.thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(TURN_SECONDS)
