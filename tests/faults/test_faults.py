@@ -830,20 +830,20 @@ class ForkQueueTest(Faults, TestCase):
         start, caller, started = queue._start_feeder, os.getpid(), []
 
         def start_one(outward):
-            """In the broker, that by which it speaks to the caller, and no more."""
+            """In the broker, the three by which it speaks to the caller, and no more."""
             if os.getpid() != caller and multiprocessing.parent_process().pid == caller:
                 started.append(outward)
-                if len(started) > 1:
+                if len(started) > 3:
                     raise RuntimeError("can't start new thread")
             start(outward)
 
-        words = "could not send a message to a worker: can't start new thread"
+        words = "A worker of Processor 'same' could not be started: can't start new thread"
         with mock.patch.object(queue, "_start_feeder", start_one):
             with self.fails(ProcessError, words):
                 self.make(Processor(same, workers=2)).run(range(10))
-            # Those that cannot be told to leave do not keep it open.
             pipeline = self.make(Processor(same, workers=2))
-            pipeline.open()
+            with self.fails(ProcessError, words):
+                pipeline.open()
             pipeline.close()
 
 
