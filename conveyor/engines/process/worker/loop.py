@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
 # A value that a generator took so long to yield is sent at once: who knows when the next one comes.
 SLOW_SECONDS = 0.002
-# A stride is as many calls as should take so long: they are accounted for in one go.  Within a longer stride, the
-# worker looks at the clock, and whether it may start more, after so many calls: one of them may take a thousand times
-# as long as those before it.
+# A stride is as many calls as should take so long: they are accounted for in one go.  The worker looks at the clock,
+# and whether it may start more, after so many calls: one of them may take a thousand times as long as those before
+# it.  Where it looks within that time, a stride is all of the lease: it ends when it takes long.
 STRIDE_SECONDS = 0.002
 LOOK_CALLS = 128
 # Calls that take next to nothing: as many as take so long, up to this number.
@@ -289,7 +289,7 @@ class Worker:
         one = self._call.most if isinstance(self._call, PerItem) else 1
         if careful:
             return min(one, most)
-        if self._call_seconds * most > STRIDE_SECONDS:
+        if self._call_seconds * self._look_calls > STRIDE_SECONDS:
             return min(most, max(one, int(STRIDE_SECONDS / self._call_seconds)))
         return most
 
