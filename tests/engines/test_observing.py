@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
+import itertools
 import logging
 import multiprocessing
 import os
@@ -136,8 +137,14 @@ class StoryTest(TestCase):
 
         with self.assertLogs("conveyor", logging.DEBUG) as caught, self.assertRaises(SourceError):
             Pipeline().add(Processor(abs)).run(source())
-        story = "\n".join(caught.output)
-        assert "run 1 fails: its source raised" in story and "the caller ends everything at once" in story, story
+        assert "run 1 fails: its source raised" in "\n".join(caught.output), caught.output
+
+    def test_debug_tells_of_a_stream_that_is_left(self) -> None:
+        # Nothing but the word of the caller ends the broker here.
+        with self.assertLogs("conveyor", logging.DEBUG) as caught:
+            with Pipeline().add(Processor(abs)).stream(itertools.count()) as stream:
+                next(stream)
+        assert "the caller ends everything at once" in "\n".join(caught.output), caught.output
 
     def test_info_tells_nothing(self) -> None:
         assert self.tell(logging.INFO) == ["the level is 20"]
