@@ -7,10 +7,10 @@ each other, and by no clock.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -33,8 +33,7 @@ from conveyor import (
     WorkerDiedError,
 )
 from conveyor.engines.process.worker.async_loop import AsyncWorker
-from tests.helpers.pipelines import random_input, random_pipeline, waiting
-from tests.helpers.support import ALL, ROOT, TestCase, nothing_left
+from tests.helpers.support import ROOT, TestCase, nothing_left
 
 INLINE: dict[str, Any] = {"engine": "inline"}
 THREAD: dict[str, Any] = {"engine": "thread"}
@@ -42,14 +41,12 @@ FORK: dict[str, Any] = {"start_method": "fork"}
 ENGINES: tuple[dict[str, Any], ...] = (
     INLINE,
     THREAD,
-    *({"start_method": method} for method in multiprocessing.get_all_start_methods() if ALL or method != "forkserver"),
-    *([{"start_method": "fork", "channel": "queue"}] if ALL else []),
+    *({"start_method": method} for method in multiprocessing.get_all_start_methods() if method != "forkserver"),
+    {"start_method": "fork", "channel": "queue"},
 )
 # Where calls run at once.
 CONCURRENT = (THREAD, FORK)
 CHEAP = (INLINE, *CONCURRENT)
-# That a fresh interpreter makes no difference, the first test of all shows.
-MOST = ENGINES if ALL else CHEAP
 FOREVER = 3600.0
 SECONDS = 60.0
 
@@ -259,11 +256,14 @@ class Whole(Processor[Any, Any]):
 class Outputs(TestCase):
     """What comes of async jobs."""
 
+    # That a fresh interpreter, or a queue, makes no difference shows here, and for all the others.
     def test_results_are_in_order(self):
         for settings in ENGINES:
             with self.subTest(settings=settings), nothing_left():
                 pipeline = Pipeline(**settings).add(Processor(double)).add(Pipe()).add(Processor(odd_only, workers=2))
                 self.assertEqual(pipeline.run(range(100)), [])
+        for settings in CHEAP:
+            with self.subTest(settings=settings), nothing_left():
                 self.assertEqual(Pipeline(**settings).add(Processor(double)).run(range(300)), [*range(0, 600, 2)])
 
     def test_filters_and_generators(self):
@@ -306,7 +306,7 @@ class Outputs(TestCase):
                     self.assertEqual(results, [[(number * 2, number)] for number in range(40)])
 
     def test_all_methods_may_be_async(self):
-        for settings in MOST:
+        for settings in CHEAP:
             with self.subTest(settings=settings), nothing_left(), Pipeline(**settings).add(Whole()) as pipeline:
                 for _ in range(2):
                     self.assertEqual(pipeline.run(range(10)), [*range(10), 45])
@@ -360,7 +360,7 @@ class Failing(TestCase):
     """Calls that fail, take too long, or end their worker."""
 
     def test_errors(self):
-        for settings in MOST:
+        for settings in CHEAP:
             with self.subTest(settings=settings), nothing_left():
                 with self.assertRaisesRegex(ProcessorError, "refuse_17' raised ValueError: 17") as caught:
                     Pipeline(**settings).add(Processor(refuse_17)).run(range(200))
@@ -384,9 +384,9 @@ class Failing(TestCase):
         for settings in CONCURRENT:
             for name in ("_collect_all", "_start_calls"):
                 with self.subTest(settings=settings, name=name), mock.patch.object(AsyncWorker, name, broken):
-                    with nothing_left(), self.assertRaisesRegex(ConveyorError, "an error in Conveyor"):
-                        Pipeline(**settings).add(Processor(double)).run(range(40))
                     with nothing_left(), Pipeline(**settings).add(Processor(double)) as pipeline:
+                        with self.assertRaisesRegex(ConveyorError, "an error in Conveyor"):
+                            pipeline.run(range(40))
                         with self.assertRaisesRegex(ConveyorError, "an error in Conveyor"):
                             pipeline.submit(7).result()
 
@@ -462,18 +462,21 @@ class Failing(TestCase):
 
     def test_an_item_whose_call_is_cancelled_fails_alone(self):
         for settings in CONCURRENT:
-            for more, attempts in (({}, 1), ({"retries": 1, "backoff": 0}, 2)):
-                with self.subTest(settings=settings, **more), nothing_left():
-                    late = Processor(sleep_at_17, timeout=0.3, **more)
-                    with Pipeline(**settings).add(late) as pipeline:
-                        futures = [pipeline.submit(number) for number in range(40)]
-                        error = futures.pop(17).exception(SECONDS)
-                        self.assertIsInstance(error, ItemTimeoutError)
-                        self.assertEqual(error.attempts, attempts)
-                        self.assertEqual([f.result(SECONDS) for f in futures], [[n] for n in range(40) if n != 17])
-                        pairs = pipeline.run(range(40), with_input=True, return_exceptions=True)
-                        self.assertIsInstance(pairs.pop(17)[1], ItemTimeoutError)
-                        self.assertEqual(pairs, [(n, [n]) for n in range(40) if n != 17])
+            with self.subTest(settings=settings), nothing_left(), contextlib.ExitStack() as stack:
+                # Their calls take too long side by side.
+                once, twice = (
+                    stack.enter_context(Pipeline(**settings).add(Processor(sleep_at_17, timeout=0.3, **more)))
+                    for more in ({}, {"retries": 1, "backoff": 0})
+                )
+                submitted = [[pipeline.submit(number) for number in range(40)] for pipeline in (once, twice)]
+                for futures, attempts in zip(submitted, (1, 2), strict=True):
+                    error = futures.pop(17).exception(SECONDS)
+                    self.assertIsInstance(error, ItemTimeoutError)
+                    self.assertEqual(error.attempts, attempts)
+                    self.assertEqual([f.result(SECONDS) for f in futures], [[n] for n in range(40) if n != 17])
+                pairs = once.run(range(40), with_input=True, return_exceptions=True)
+                self.assertIsInstance(pairs.pop(17)[1], ItemTimeoutError)
+                self.assertEqual(pairs, [(n, [n]) for n in range(40) if n != 17])
 
     def test_a_worker_whose_loop_is_stuck_is_killed(self):
         for job in (hang_at_17, never_ends_at_17):
@@ -521,16 +524,19 @@ class Failing(TestCase):
         )
         script = Path(self.new_folder(), "script.py")
         script.write_text(code, encoding="utf-8")
-        for settings in CONCURRENT:
-            with self.subTest(settings=settings), nothing_left():
-                process = subprocess.Popen(
-                    [sys.executable, str(script), repr(settings)],
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                    env={**os.environ, "PYTHONPATH": str(ROOT)},
-                    start_new_session=True,
-                )
+        processes = [
+            subprocess.Popen(
+                [sys.executable, str(script), repr(settings)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                start_new_session=True,
+            )
+            for settings in CONCURRENT
+        ]
+        for settings, process in zip(CONCURRENT, processes, strict=True):
+            with self.subTest(settings=settings):
                 assert process.stdout is not None
                 self.assertEqual(process.stdout.readline(), "there\n")
                 os.killpg(process.pid, signal.SIGINT)
@@ -538,40 +544,6 @@ class Failing(TestCase):
                 self.assertIn(process.returncode, (-signal.SIGINT, 1), errors)
                 self.assertIn("KeyboardInterrupt", errors)
                 self.assertNotIn("Error", errors.replace("KeyboardInterrupt", ""))
-
-
-class RandomPipelines(TestCase):
-    """Random pipelines with async jobs give what they give inline."""
-
-    time_limit = 240.0
-
-    def check(self, seed: int, **settings: Any) -> None:
-        inline = random_pipeline(random.Random(seed).randrange, special=waiting, engine="inline")
-        chooser = random.Random(seed)
-        other = random_pipeline(chooser.randrange, special=waiting, **settings)
-        items = random_input(chooser.randrange)
-        with self.subTest(seed=seed), nothing_left(), inline, other:
-            for run in range(2):
-                expected, results = inline.run(items), other.run(iter(items))
-                self.assertEqual(results, expected, f"seed {seed}, run {run}\n{other!r}")
-
-    def submit(self, seed: int, **settings: Any) -> None:
-        inline = random_pipeline(random.Random(seed).randrange, plain=True, special=waiting, engine="inline")
-        other = random_pipeline(random.Random(seed).randrange, plain=True, special=waiting, **settings)
-        with self.subTest(seed=seed), nothing_left(), inline, other:
-            futures = [other.submit(number % 10) for number in range(20)]
-            expected = [inline.run([number]) for number in range(10)] * 2
-            self.assertEqual([future.result(SECONDS) for future in futures], expected, f"seed {seed}\n{other!r}")
-
-    def test_processes(self) -> None:
-        for seed in range(10 if ALL else 2):
-            self.check(seed, **FORK)
-            self.submit(seed, **FORK)
-
-    def test_threads(self) -> None:
-        for seed in range(1000, 1020 if ALL else 1003):
-            self.check(seed, **THREAD)
-            self.submit(seed, **THREAD)
 
 
 if __name__ == "__main__":
