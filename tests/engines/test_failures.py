@@ -62,24 +62,27 @@ from tests.helpers.jobs_of_failures import (
     worker_number,
 )
 from tests.helpers.late import tempfile
-from tests.helpers.support import ALL, TestCase, _descendants, _everyone, slow
+from tests.helpers.support import TestCase, _descendants, _everyone, slow
 
 # More would be a hang; a machine at rest takes a tenth of it, which CONVEYOR_TEST_TIMES prints.
 LIMIT_SECONDS = 10.0
 """What an error may take from the start of the run, workers started and all; a tenth of that is usual."""
 
 
-class Failures:
-    """The table; `crosses`: what a job raises crosses to another process."""
+class Failing:
+    """Makes pipelines, and looks at how they fail; `crosses`: what a job raises crosses to another process."""
 
     settings = {"start_method": "fork", "channel": "pipe"}
     crosses = True
-    started = 0.0
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        # The fork server and the tracker of resources are no part of what is timed or counted; a fork needs neither.
+        if cls.settings.get("start_method", "fork") != "fork":
+            Pipeline(**cls.settings).add(Processor(same)).run([])
 
     def setUp(self):
-        # The fork server and the tracker of resources are no part of what is timed or counted; a fork needs neither.
-        if self.settings.get("start_method", "fork") != "fork":
-            Pipeline(**self.settings).add(Processor(same)).run([])
         self.leave_nothing()
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
@@ -113,6 +116,10 @@ class Failures:
         else:
             raise AssertionError(f"{expected.__name__} was not raised")
 
+
+class Failures(Failing):
+    """The table."""
+
     # Jobs
 
     def test_first_middle_or_last_job_raises(self):
@@ -133,8 +140,6 @@ class Failures:
                 assert "'fail_on_seven' raised ValueError" in str(error) and "[item 7: 7]" in str(error)
 
     def test_a_lambda_raises(self):
-        if self.settings.get("start_method", "fork") != "fork":
-            self.skipTest("lambdas cannot be sent")
         with self.fails(ProcessorError, processor="lambda", number=3) as caught:
             self.make(Processor(lambda item: 1 // (3 - item))).run(range(10))
         assert isinstance(caught[0].__cause__, ZeroDivisionError)
@@ -274,7 +279,7 @@ class Failures:
             time.sleep(0.008)
             raise KeyError("behind a large one")
 
-        for _ in range(5 if ALL else 2):
+        for _ in range(2):
             with self.fails(SourceError, number=8):
                 self.make(Processor(same)).run(source())
 
@@ -386,7 +391,7 @@ class Failures:
         # Leaving says nothing of it; the next run says that the workers had to be ended, and the one after starts anew.
         pipeline = self.make(Processor(same), Processor(fail_on_seven))
         with pipeline:
-            for _ in range(10 if ALL else 3):
+            for _ in range(3):
                 for result in pipeline.stream(itertools.count()):
                     if result == 2:
                         break
@@ -458,49 +463,38 @@ class ForkQueueTest(Failures, TestCase):
     test_a_redact_that_raises_shows_nothing = None
     test_setup_raises = None
     test_finish_raises = None
-
-
-class _Few(Failures):
-    """Where each start is dear, what depends on the start."""
-
-    test_every_kind_of_exception = None
-    # In test_faults.py and test_policy.py, with items that are given up.
-    test_a_job_ends_its_worker = None
-    test_the_broker_is_killed_while_a_worker_is_busy = None
-    test_first_middle_or_last_job_raises = None
+    test_teardown_raises = None
     test_a_source_that_raises = None
-    test_a_source_that_raises_while_what_it_gave_is_being_sent = None
-    test_leaving_a_stream_that_fails_later_on = None
     test_an_endless_input_and_a_slow_consumer = None
-    test_with_several_workers_the_item_is_named = None
+    test_an_idle_worker_with_state_is_killed_between_two_runs = None
+    test_leaving_a_stream_that_fails_later_on = None
+    # With another end of its worker; how one died is seen by its process, not by its channel.
+    test_a_worker_dies_in_setup = None
 
 
 @slow
-class ForkserverPipeTest(_Few, TestCase):
+class ForkserverPipeTest(Failing, TestCase):
     """Workers forked by a fresh broker: how jobs fail and items travel is the same as with one that was forked."""
 
     settings = {"start_method": "forkserver", "channel": "pipe"}
-    test_a_generator_raises_midway = None
-    test_a_batch_fails = None
-    test_an_item_whose_repr_raises = None
-    test_a_redact_that_raises_shows_nothing = None
-    test_an_input_that_cannot_be_pickled = None
-    test_an_output_that_cannot_be_pickled = None
-    test_an_item_whose_unpickling_raises = None
-    test_a_result_whose_unpickling_raises = None
-    test_finish_raises = None
-    test_teardown_raises = None
+    test_setup_raises = Failures.test_setup_raises
+    test_a_worker_dies_in_setup = Failures.test_a_worker_dies_in_setup
+    test_the_broker_is_killed = Failures.test_the_broker_is_killed
 
 
 @slow
-class SpawnPipeTest(_Few, TestCase):
-    """Workers that are fresh interpreters, over socket pairs."""
+class SpawnPipeTest(Failing, TestCase):
+    """Workers that are fresh interpreters: from the call of the job on, they run the same code as forked ones."""
 
     settings = {"start_method": "spawn", "channel": "pipe"}
-    # The same code as in a forked worker, from the call of the job on.
-    test_a_redact_that_raises_shows_nothing = None
-    test_finish_raises = None
-    test_teardown_raises = None
+    test_setup_raises = Failures.test_setup_raises
+    test_a_batch_fails = Failures.test_a_batch_fails
+    test_a_worker_dies_in_setup = Failures.test_a_worker_dies_in_setup
+    test_a_worker_is_killed_amid_a_large_message = Failures.test_a_worker_is_killed_amid_a_large_message
+    test_the_broker_is_killed = Failures.test_the_broker_is_killed
+    test_a_worker_that_stands_still_does_not_hold_up_the_end = (
+        Failures.test_a_worker_that_stands_still_does_not_hold_up_the_end
+    )
 
 
 if __name__ == "__main__":
