@@ -344,6 +344,10 @@ class SpawnPipeTest(Balancer, TestCase):
     settings = {"start_method": "spawn", "channel": "pipe"}
     # Who is dear to start is kept for longer.
     test_workers_that_are_not_needed_leave_and_lose_nothing = None
+    # What the broker decides and counts, whatever it has started.
+    test_a_fixed_number_is_never_changed = None
+    test_few_slow_items_never_share_a_worker = None
+    test_statistics_while_it_runs_and_after = None
 
 
 if __name__ == "__main__":

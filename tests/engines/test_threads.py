@@ -113,11 +113,11 @@ class Shared:
     """What holds for every engine."""
 
     settings = {"engine": "inline"}
-    rounds = 100 if ALL else 25
+    rounds = 50 if ALL else 25
     # How often a pipeline is opened while another thread does something to it.
-    openings = 20 if ALL else 5
+    openings = 8 if ALL else 5
     # What a handler of a signal does, and whether the pipeline was opened before.
-    interrupts = tuple(itertools.product(("close", "look", "run"), (True, False)))
+    interrupts = (("close", True), ("look", True), ("run", False))
 
     def make(self, *elements):
         pipeline = Pipeline(**self.settings)
@@ -127,7 +127,7 @@ class Shared:
 
     def test_runs(self):
         restless(self)
-        wanted = 60 if ALL else 10
+        wanted = 25 if ALL else 10
 
         def serve():
             right = 0
@@ -374,7 +374,7 @@ class Processes(Shared):
         self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
         # Threads take turns wherever they may.
         sys.setswitchinterval(1e-5)
-        for _ in range(20 if ALL else 8):
+        for _ in range(self.openings):
             results = self.make(Processor(process_number)).stream(itertools.count())
             next(results)
             closing = Caller(results.close)
@@ -441,6 +441,15 @@ class ForkQueueTest(Processes, TestCase):
     """Forked workers, over queues."""
 
     settings = {"start_method": "fork", "channel": "queue"}
+    interrupts = (("look", False),)
+    # The same caller, which looks at no channel for it.
+    test_runs = None
+    test_add = None
+    test_add_and_open = None
+    test_close_twice = None
+    test_stats_while_another_thread_opens = None
+    test_the_next_result_for_two_threads = None
+    test_close_while_another_thread_opens = None
 
 
 @slow
@@ -449,9 +458,17 @@ class SpawnTest(Processes, TestCase):
 
     settings = {"start_method": "spawn"}
     # Processes take long to start.
-    rounds = 10
-    openings = 3
-    interrupts = (("look", True), ("run", False))
+    rounds = 5
+    openings = 2
+    interrupts = (("run", False),)
+    # The same caller, whatever it has started.
+    test_runs = None
+    test_add = None
+    test_add_and_open = None
+    test_close_twice = None
+    test_stats_while_another_thread_opens = None
+    test_the_next_result_for_two_threads = None
+    test_a_stream_that_is_closed_while_another_thread_waits_for_it = None
 
 
 if __name__ == "__main__":
