@@ -41,7 +41,7 @@ from conveyor.engines.loops import SLICE_ITEMS, LoopClient, Outcome
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.system.foreign_threads import foreign_threads
 from tests.helpers.scripts import ScriptTestCase
-from tests.helpers.support import ALL, TestCase, nothing_left
+from tests.helpers.support import TestCase, nothing_left
 
 ENGINES = ("process", "thread", "inline")
 WITH_INPUT, ERRORS = {"with_input": True}, {"return_exceptions": True}
@@ -851,7 +851,7 @@ class Streaming(AsyncTestCase):
                 expected = [10 * item + index + 1 for item in range(80) for index in range(item % 4)]
                 for name, source in self.each_source():
                     # Where processes start, or the order is another, the source is as it was.
-                    if not ALL and name != "asynchronous" and (engine == "process" or not ordered):
+                    if name != "asynchronous" and (engine == "process" or not ordered):
                         continue
                     with self.subTest(engine=engine, ordered=ordered, source=name):
                         self.run_in_loop(main(pipeline, source, expected))

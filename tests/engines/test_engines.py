@@ -1,8 +1,8 @@
 """One behaviour suite over every engine, start method and channel.
 
 Law: a test here says what a pipeline does, and never how; it holds for each engine, and for the process engine
-with each start method over each channel. `Basics` runs everywhere; `Behaviour`, which has more, where processes
-are cheap to start. What is expected is written out, so that the inline engine is tested as well.
+with each start method over each channel. `Basics` runs over each channel, and some of it with each start method;
+`Behaviour`, which has more, where processes are cheap to start. What is expected is written out, so that the inline engine is tested as well.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ from tests.helpers.late import tempfile
 from tests.helpers.support import ALL, TestCase, nothing_left, slow
 
 
-class Basics:
-    """What runs on every engine, start method and channel."""
+class Making:
+    """Makes pipelines."""
 
     settings = {"engine": "inline"}
 
@@ -87,6 +87,10 @@ class Basics:
         with nothing_left():
             results = self.make(*elements, **settings).run(items)
         assert results == expected, (results[:20], expected[:20])
+
+
+class Basics(Making):
+    """What runs on every engine, and over each channel; some of it with each start method."""
 
     def test_chain_of_functions_in_order(self):
         self.check([Processor(increment), Pipe(), Processor(double)], range(1000), [2 * n + 2 for n in range(1000)])
@@ -378,7 +382,7 @@ class Behaviour(Basics):
 
     def test_numbers_of_items(self):
         with nothing_left(), self.make(Processor(increment), Pipe(), Processor(double)) as pipeline:
-            for count in (0, 1, 2, 1000, 100_000 if ALL else 10_000):
+            for count in (0, 1, 2, 1000, 30_000 if ALL else 10_000):
                 with self.subTest(count=count):
                     self.assertEqual(pipeline.run(range(count)), [2 * n + 2 for n in range(count)])
 
@@ -573,24 +577,31 @@ class ForkQueueTest(Basics, TestCase):
 
 
 @slow
-class ForkserverPipeTest(Basics, TestCase):
-    """Workers forked by a fresh broker, over socket pairs."""
+class ForkserverPipeTest(Making, TestCase):
+    """Workers forked by a fresh broker, over socket pairs: what depends on how processes start."""
 
     settings = {"start_method": "forkserver", "channel": "pipe"}
+    test_life_of_a_subclass_over_several_runs = Basics.test_life_of_a_subclass_over_several_runs
+    test_workers_forks_and_joins = Basics.test_workers_forks_and_joins
 
 
 @slow
-class SpawnPipeTest(Basics, TestCase):
-    """Workers that are fresh interpreters, over socket pairs."""
+class SpawnPipeTest(Making, TestCase):
+    """Workers that are fresh interpreters, over socket pairs: likewise."""
 
     settings = {"start_method": "spawn", "channel": "pipe"}
+    test_life_of_a_subclass_over_several_runs = Basics.test_life_of_a_subclass_over_several_runs
+    test_zip = Basics.test_zip
+    test_a_job_that_raises = Basics.test_a_job_that_raises
 
 
 @slow
-class SpawnQueueTest(Basics, TestCase):
-    """Workers that are fresh interpreters, over queues."""
+class SpawnQueueTest(Making, TestCase):
+    """Workers that are fresh interpreters, over queues, which are sent to them."""
 
     settings = {"start_method": "spawn", "channel": "queue"}
+    test_zip = Basics.test_zip
+    test_stream_is_left_early_and_another_run_follows = Basics.test_stream_is_left_early_and_another_run_follows
 
 
 if __name__ == "__main__":
