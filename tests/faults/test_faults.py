@@ -1,10 +1,10 @@
 """Faults: each is injected for real, and what comes of it is one of three: survived with the exact list; an error that says
 which Processor and, where there is one, which item; or the item given up and listed, and the rest exact.
 
-Law: each row holds for forked and for spawned workers, over both channels, and leaves nothing: no process, thread,
-descriptor, shared memory or semaphore.  Nobody waits for a time to pass: each fault comes when the processes are seen
-to be where it is to hit them.  The table of all faults, also of those that other files inject, is in
-docs/internals/faults.md.
+Law: a row is tried with forked and with spawned workers where it depends on how processes start, and over both channels
+where it depends on how messages travel.  It leaves nothing: no process, thread, descriptor, shared memory or semaphore.
+Nobody waits for a time to pass: each fault comes when the processes are seen to be where it is to hit them.  The table of
+all faults, also of those that other files inject, is in docs/internals/faults.md.
 """
 
 from __future__ import annotations
@@ -822,9 +822,17 @@ class ForkPipeTest(Faults, TestCase):
 
 @slow
 class ForkQueueTest(Faults, TestCase):
-    """Forked workers, over queues."""
+    """Forked workers, over queues; without what is the same however messages travel."""
 
     settings = {"start_method": "fork", "channel": "queue"}
+    test_an_item_that_always_kills_amid_a_chunk_is_given_up = None
+    test_death_in_setup_again_and_again = None
+    test_death_with_nothing_to_do_again_and_again = None
+    test_a_signal_that_setup_has_blocked_waits = None
+    test_too_little_memory = None
+    test_a_source_that_raises_midway = None
+    test_a_slow_consumer_that_leaves_an_endless_source = None
+    test_the_caller_is_killed_while_threads_of_a_worker_are_stuck = None
 
     def test_no_thread_for_what_is_to_be_sent_to_a_worker(self):
         start, caller, started = queue._start_feeder, os.getpid(), []
@@ -849,32 +857,49 @@ class ForkQueueTest(Faults, TestCase):
 
 @slow
 class SpawnPipeTest(Faults, TestCase):
-    """Workers that are fresh interpreters, over socket pairs."""
+    """Workers that are fresh interpreters, over socket pairs.
+
+    Without what depends on how messages travel, or on what the core decides, but not on how processes start.
+    """
 
     settings = {"start_method": "spawn", "channel": "pipe"}
+    test_killed_in_the_middle_of_a_large_reply = None
+    test_killed_between_its_reply_and_the_reading_of_it = None
+    test_killed_while_it_receives = None
+    test_an_item_that_always_kills_amid_a_chunk_is_given_up = None
+    test_death_with_nothing_to_do_again_and_again = None
+    test_what_a_queue_cannot_send_is_not_waited_for = None
+    test_too_little_memory_for_what_comes = None
+    test_too_little_memory_to_unpickle_what_comes = None
+    test_an_item_that_kills_when_it_is_received = None
+    test_exceptions_that_cannot_be_rebuilt = None
+    test_outputs_that_exit_when_they_are_pickled = None
+    test_inputs_that_exit = None
+    test_results_that_exit_when_they_are_unpickled = None
+    test_a_source_that_raises_midway = None
+    test_a_slow_consumer_that_leaves_an_endless_source = None
+    test_ctrl_c_twice = None
+    test_the_caller_is_terminated = None
+    test_the_caller_is_killed_while_threads_of_a_worker_are_stuck = None
 
 
 @slow
-class SpawnQueueTest(Faults, TestCase):
+class SpawnQueueTest(SpawnPipeTest):
     """Workers that are fresh interpreters, over queues; with what other files do for the other three.
 
     Without what depends on how processes start, or on how messages travel, but not on both.
     """
 
     settings = {"start_method": "spawn", "channel": "queue"}
-    test_outputs_that_exit_when_they_are_pickled = None
-    test_inputs_that_exit = None
-    test_results_that_exit_when_they_are_unpickled = None
-    test_exceptions_that_cannot_be_rebuilt = None
-    test_an_item_that_always_kills_amid_a_chunk_is_given_up = None
+    test_killed_while_it_leaves = None
     test_death_in_setup_again_and_again = None
-    test_death_with_nothing_to_do_again_and_again = None
     test_a_signal_that_setup_has_blocked_waits = None
-    test_a_source_that_raises_midway = None
-    test_a_slow_consumer_that_leaves_an_endless_source = None
+    test_no_thread_can_be_started_after_setup = None
     test_too_little_memory = None
-    test_too_little_memory_for_what_comes = None
-    test_too_little_memory_to_unpickle_what_comes = None
+    test_a_grandchild_that_stays = None
+    test_a_child_that_comes_back = None
+    test_no_descriptors_when_a_worker_is_replaced = None
+    test_the_broker_is_killed_while_a_worker_is_stuck = None
 
     def test_a_job_that_hangs(self):
         pipeline = self.make(Processor(hang_at_three_and_five, timeout=0.2, on_error="skip"))
