@@ -103,7 +103,8 @@ class NoThreadTest(TestCase):
             self.sweep(use, engine="inline")
 
     def test_processes(self) -> None:
-        for use in (run, submit, asubmit, astream) if ALL else (submit,):
+        # Those of a mere run are refused in `test_no_process_left.py`.
+        for use in (submit, asubmit, astream) if ALL else (submit,):
             self.sweep(use, start_method="fork")
 
     def test_a_thread_that_watches_the_time(self) -> None:
