@@ -106,15 +106,8 @@ class FusingTest(TestCase):
         assert unfused.run(range(100)) == [(item, False) for item in range(100)]
 
     def test_what_stays_alone(self):
-        for alone in (
-            Count(),
-            Processor(same, workers=2),
-            Processor(sum, batch=3),
-            Processor(same, retries=1),
-            Processor(same, on_error="skip"),
-            Processor(same, timeout=9),
-            Processor(same, max_items=1000),
-        ):
+        # Others, and the reason that is told of each: `test_why_others_stay_alone`.
+        for alone in (Count(), Processor(sum, batch=3), Processor(same, max_items=1000)):
             with self.subTest(alone=alone), nothing_left():
                 pipeline = chain(
                     Processor(same), Processor(increment), alone, Processor(increment), Processor(same), fuse=True

@@ -137,6 +137,12 @@ class SharedResourcesTest(TestCase):
             pipeline.run(items)
         return [str(each.message) for each in caught if each.category is SharedResourceWarning]
 
+    def refused(self, pipeline):
+        """Return the warning where it is an error, as tests have it: it comes before anything is started."""
+        with nothing_left(), self.assertRaises(SharedResourceWarning) as caught:
+            pipeline.run([])
+        return str(caught.exception)
+
     def fork(self, *processors, **settings):
         pipeline = Pipeline(start_method="fork", **settings).add(processors[0])
         for processor in processors[1:]:
@@ -162,7 +168,7 @@ class SharedResourcesTest(TestCase):
             (read_log_in_helper, "the global variable 'LOG'"),
         ]:
             with self.subTest(job=job):
-                (message,) = self.warned(self.fork(Processor(job, workers=2, name="reader")))
+                message = self.refused(self.fork(Processor(job, workers=2, name="reader")))
                 assert message.startswith(f"Processor 'reader': its workers share the open file '{self.path}', which")
                 assert f"({where})" in message and "`setup`" in message
 
@@ -220,14 +226,12 @@ class SharedResourcesTest(TestCase):
                 (database, "a Connection of sqlite3"),
             ]:
                 with self.subTest(words=words):
-                    (message,) = self.warned(self.fork(Processor(holding(resource), workers=2)))
-                    assert words in message
-                    # A subclass is one, too; what is of another package is known by its name.
+                    assert words in self.refused(self.fork(Processor(holding(resource), workers=2)))
+        # A subclass is one, too; what is of another package is known by its name.
         package = types.ModuleType("requests")
         exec("class Session: pass", {"__name__": "requests.sessions"}, vars(package))
         for session in (package.Session(), type("Own", (package.Session,), {})()):
-            (message,) = self.warned(self.fork(Processor(holding(session), workers=2)))
-            assert "a Session of requests" in message
+            assert "a Session of requests" in self.refused(self.fork(Processor(holding(session), workers=2)))
 
     def test_what_is_none(self):
         closed = open(self.path)
@@ -236,16 +240,16 @@ class SharedResourcesTest(TestCase):
         closed_socket.close()
         with zipfile.ZipFile(io.BytesIO(), "w") as archive:
             pass
-        for held in (
+        own = multiprocessing.Queue()
+        none = (
             *(closed, closed_socket, archive, io.StringIO(), io.BytesIO(), sys.stdout, sys.stderr),
-            *(multiprocessing.Queue(), multiprocessing.SimpleQueue(), multiprocessing.Lock()),
+            *(own, multiprocessing.SimpleQueue(), multiprocessing.Lock()),
             *(threading.Lock(), queue.Queue(), open, io, [*range(10_000)], holding(1), same),
-        ):
-            with self.subTest(held=held):
-                assert not self.warned(self.fork(Processor(holding(held), workers=2)))
-            if hasattr(held, "join_thread"):
-                held.close()
-                held.join_thread()
+        )
+        # Each in a Processor of its own, of which a warning says the name.
+        assert not self.warned(self.fork(*(Processor(holding(held), workers=2) for held in none)))
+        own.close()
+        own.join_thread()
 
     def test_where_nobody_shares_it(self):
         assert not self.warned(self.fork(Processor(read_log), Processor(holding(self.file))))

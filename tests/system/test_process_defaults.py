@@ -7,39 +7,38 @@ from __future__ import annotations
 
 import unittest
 
-from tests.helpers.scripts import ScriptTestCase
+from tests.helpers.scripts import Script, ScriptTestCase
 
 
 class DefaultsOfTheProgramTest(ScriptTestCase):
     """They are for the program's own objects."""
 
     def test_the_default_timeout_of_sockets(self) -> None:
-        # In the script's body it is set in the processes that import the script, too.
-        for where in ("", "    "):
-            with self.subTest(in_every_process=not where):
-                self.prints_by_every_method(
-                    "[0, 2, 4] [0, 1]",
-                    f"""
-                    import socket, sys, time
-                    from conveyor import Pipeline, Processor
-                    def double(item):
-                        time.sleep(0.2)
-                        return 2 * item
-                    def source():
-                        for item in range(3):
-                            time.sleep(0.2)
-                            yield item
-                    if __name__ == "__main__":
-                        pass
-                    {where}socket.setdefaulttimeout(0.05)
-                    if __name__ == "__main__":
-                        with Pipeline(start_method=sys.argv[1]).add(Processor(double)) as pipeline:
-                            print(pipeline.run(source()), end=" ")
-                        # More than the buffers of the system hold.
-                        heavy = Pipeline(start_method=sys.argv[1]).add(Processor(bytes)).run([1 << 20] * 8)
-                        print([len(set(map(len, heavy))) - 1, len(heavy) // 8])
-                    """,
-                )
+        bodies = [
+            f"""
+            import socket, sys, time
+            from conveyor import Pipeline, Processor
+            def double(item):
+                time.sleep(0.2)
+                return 2 * item
+            def source():
+                for item in range(3):
+                    time.sleep(0.2)
+                    yield item
+            if __name__ == "__main__":
+                pass
+            {where}socket.setdefaulttimeout(0.05)
+            if __name__ == "__main__":
+                with Pipeline(start_method=sys.argv[1]).add(Processor(double)) as pipeline:
+                    print(pipeline.run(source()), end=" ")
+                # More than the buffers of the system hold.
+                heavy = Pipeline(start_method=sys.argv[1]).add(Processor(bytes)).run([1 << 20] * 8)
+                print([len(set(map(len, heavy))) - 1, len(heavy) // 8])
+            """
+            # In the script's body it is set in the processes that import the script, too.
+            for where in ("", "    ")
+        ]
+        self.all_print("[0, 2, 4] [0, 1]", [Script(body, (method,)) for body in bodies for method in self.methods()])
 
     def test_sockets_that_the_program_replaced(self) -> None:
         self.prints_by_every_method(

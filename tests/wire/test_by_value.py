@@ -11,7 +11,7 @@ import sys
 import textwrap
 import unittest
 
-from tests.helpers.scripts import ScriptTestCase
+from tests.helpers.scripts import Script, ScriptTestCase
 from tests.helpers.support import ROOT
 
 BODY = """
@@ -53,9 +53,10 @@ class ByValueTest(ScriptTestCase):
 
     few_methods = ("spawn",)
 
-    def same(self, expected: str, body: str) -> None:
+    def same(self, expected: str, body: str, methods: tuple[str, ...] = ("spawn",)) -> None:
+        """Run a script in which everything travels by value: the others have it so, or copy what the caller has."""
         body = BODY.replace("METHOD", "sys.argv[1]") + textwrap.dedent(body)
-        self.prints_by_every_method(expected, body)
+        self.all_print(expected, [Script(body, (method,)) for method in methods])
 
     def test_lambdas_closures_and_state(self):
         self.same(
@@ -66,6 +67,7 @@ class ByValueTest(ScriptTestCase):
             pipeline.add(Pipe()).add(Total(), Processor(lambda number: number)).add(Pipe()).add(Join(2, how="zip"))
             print(pipeline.run([1, 2]))
             """,
+            self.methods(),
         )
 
     def test_items_and_results_are_of_the_scripts_own_classes(self):
@@ -90,6 +92,7 @@ class ByValueTest(ScriptTestCase):
                 results = [pipeline.run([Base(1)])[0] for _ in range(5)]
             print(results, Base.seen)
             """,
+            self.methods(),
         )
 
     def test_what_is_changed_between_two_pipelines(self):

@@ -395,6 +395,9 @@ class ProcessTest(TestCase):
 
     def test_one_who_is_killed_amid_a_message_to_a_process_that_it_started(self):
         for kind, method, reads in itertools.product((PIPE, QUEUE), ("fork", "spawn"), ("near", "far")):
+            if (method, reads) == ("spawn", "near"):
+                # Neither of the two has more than its own end then, whichever that is.
+                continue
             with self.subTest(kind=kind, method=method, reads=reads):
                 context = multiprocessing.get_context(method)
                 hearing, telling = context.Pipe(duplex=False)

@@ -38,6 +38,9 @@ from tests.helpers.support import ALL, ROOT, TestCase, slow
 
 log = logging.getLogger("talk.jobs")
 
+# The start methods that scripts are tried with.
+METHODS = ("fork", "forkserver", "spawn") if ALL else ("fork",)
+
 
 class Collector(logging.Handler):
     """Keeps what it handles."""
@@ -354,8 +357,6 @@ class Records:
         assert "odd_records" in stack.stack_info
 
     def test_of_a_worker_that_dies(self):
-        if self.settings["channel"] != "pipe":
-            self.skipTest("a queue has a thread of its own, which dies with what it has not sent")
         with self.assertRaises(WorkerDiedError):
             self.pipeline(last_words).run([1])
         assert self.heard.messages == ["about to die"] * 2, self.heard.messages
@@ -516,42 +517,51 @@ class ForkPipeTest(Records, TestCase):
         self.slow_consumer()
 
 
+class _Few(Records):
+    """Without what the caller does with what it has heard, however that came."""
+
+    test_a_handler_that_raises_is_reported_and_no_more = None
+    test_a_warning_whose_display_raises = None
+    test_warnings_with_fields_and_where_logging_captures_them = None
+
+
 @slow
-class ForkQueueTest(Records, TestCase):
+class ForkQueueTest(_Few, TestCase):
     settings = {"start_method": "fork", "channel": "queue"}
+    # What depends on how processes start, and not on how messages travel.
+    test_a_pipeline_in_a_job = None
+    test_levels_are_the_callers = None
+    test_of_a_worker_that_dies = None  # a queue has a thread of its own, which dies with what it has not sent
 
     def test_a_caller_that_takes_nothing(self):
         ForkPipeTest.slow_consumer(self)
 
 
-class _Few(Records):
-    """Where each start is dear, what depends on the start."""
-
-    test_a_handler_that_raises_is_reported_and_no_more = None
-    test_a_warning_whose_display_raises = None
-    test_from_threads_and_amid_large_messages = None
-    test_from_within_pickling_and_finalizers = None
-    test_one_that_is_never_quiet_does_not_hold_up_the_end = None
-    test_warnings_with_fields_and_where_logging_captures_them = None
-
-
-@slow
-class ForkserverPipeTest(_Few, TestCase):
-    settings = {"start_method": "forkserver", "channel": "pipe"}
-
-
 @slow
 class SpawnPipeTest(_Few, TestCase):
     settings = {"start_method": "spawn", "channel": "pipe"}
+    # What depends on how messages travel, and not on how processes start.
+    test_from_a_signal_handler = None
+    test_from_threads_and_amid_large_messages = None
+    test_from_within_pickling_and_finalizers = None
+    test_of_a_worker_that_dies = None
+    test_one_that_is_never_quiet_does_not_hold_up_the_end = None
+    test_what_cannot_be_sent_goes_as_text = None
+    test_while_nothing_is_received = None
 
 
 @slow
-class SpawnQueueTest(_Few, TestCase):
+class ForkserverPipeTest(SpawnPipeTest):
+    settings = {"start_method": "forkserver", "channel": "pipe"}
+    test_from_the_teardown_of_a_run_that_fails_or_is_given_up = None
+
+
+@slow
+class SpawnQueueTest(SpawnPipeTest):
     settings = {"start_method": "spawn", "channel": "queue"}
     test_a_pipeline_in_a_job = None
-    test_from_a_signal_handler = None
     test_from_the_teardown_of_a_run_that_fails_or_is_given_up = None
-    test_while_nothing_is_received = None
+    test_levels_are_the_callers = None
 
 
 class InlineTest(TestCase):
@@ -570,17 +580,36 @@ class PrintTest(TestCase):
 
     def output(self, body):
         """What a script writes."""
-        with tempfile.TemporaryDirectory() as folder:
+        (lines,) = self.outputs([body])
+        return lines
+
+    def outputs(self, bodies):
+        """What each of several scripts writes that run side by side."""
+        started = []
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment.pop("PYTHONUNBUFFERED", None)
+        for body in bodies:
+            folder = self.new_folder()
             path = os.path.join(folder, "script.py")
             with open(path, "w") as file:
                 file.write("import os, signal, sys\nfrom conveyor import *\n" + textwrap.dedent(body))
-            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-            environment.pop("PYTHONUNBUFFERED", None)
-            done = subprocess.run(
-                [sys.executable, path], capture_output=True, text=True, timeout=30, cwd=folder, env=environment
+            process = subprocess.Popen(
+                [sys.executable, path],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=folder,
+                env=environment,
             )
-        assert (done.returncode, done.stderr) == (0, ""), done
-        return done.stdout.splitlines()
+            self.addCleanup(process.communicate)
+            self.addCleanup(process.kill)
+            started.append(process)
+        lines = []
+        for process in started:
+            output, errors = process.communicate(timeout=30)
+            assert (process.returncode, errors) == (0, ""), (process, output, errors)
+            lines.append(output.splitlines())
+        return lines
 
     def test_what_a_job_printed_before_its_worker_died(self):
         body = """
@@ -595,11 +624,12 @@ class PrintTest(TestCase):
                 except WorkerDiedError:
                     print("after")
         """
-        for method in ("fork", "forkserver", "spawn") if ALL else ("fork",):
-            for end, times in (("os._exit(1)", 2), ("os.kill(os.getpid(), signal.SIGKILL)", 3)):
-                with self.subTest(method=method, end=end):
-                    lines = self.output(body.format(method=method, end=end))
-                    assert lines == ["before", *["item 7", "item 7 again"] * times, "after"], lines
+        ends = {"os._exit(1)": 2, "os.kill(os.getpid(), signal.SIGKILL)": 3}
+        cases = [(method, end) for method in METHODS for end in (ends if method != "forkserver" else [*ends][:1])]
+        outputs = self.outputs(body.format(method=method, end=end) for method, end in cases)
+        for (method, end), lines in zip(cases, outputs, strict=True):
+            with self.subTest(method=method, end=end):
+                assert lines == ["before", *["item 7", "item 7 again"] * ends[end], "after"], lines
 
     def test_what_the_caller_had_not_written_yet_is_written_once(self):
         body = """
@@ -634,9 +664,9 @@ class PrintTest(TestCase):
                 assert Pipeline(start_method={method!r}).add(Processor(job)).run([3]) == [3]
         """
         then = "import logging; logging.basicConfig(format='%(name)s: %(message)s')"
-        for method in ("fork", "forkserver", "spawn") if ALL else ("fork",):
+        outputs = self.outputs(body.format(method=method, then=then) for method in METHODS)
+        for method, lines in zip(METHODS, outputs, strict=True):
             with self.subTest(method=method):
-                lines = self.output(body.format(method=method, then=then))
                 assert lines == ["item 1", "item 2", "late: item 3"], lines
 
     def test_what_is_printed_while_a_script_is_imported(self):

@@ -151,7 +151,8 @@ class SharedTest(TestCase):
         shared = {"array": array, "part": array[::2, ::3], "objects": objects, "nested": nested}
         shared["frame"] = {"column": array[:, 2]}
         arrays = [array, array[::2, ::3], objects, *nested, array[:, 2]]
-        for settings in ENGINES:
+        # Whatever the channel: the objects do not travel by it.
+        for settings in (each for each in ENGINES if "channel" not in each):
             with self.subTest(**settings):
                 (found,) = Pipeline(shared=shared, **settings).add(Processor(look_at_arrays)).run([1])
                 self.assertEqual(found, [(False, each.tolist()) for each in arrays])

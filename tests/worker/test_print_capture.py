@@ -32,7 +32,7 @@ from tests.helpers.support import ALL, TestCase
 KINDS = [
     (method, channel)
     for method in (("fork", "forkserver", "spawn") if ALL else ("fork", "spawn"))
-    for channel in (("pipe", "queue") if ALL else ("pipe",))
+    for channel in (("pipe", "queue") if os.name != "posix" or (ALL and method == "fork") else ("pipe",))
     if os.name == "posix" or (method, channel) == ("spawn", "queue")
 ]
 

