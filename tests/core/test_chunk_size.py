@@ -26,7 +26,7 @@ from conveyor.graph.builder import Description
 from conveyor.stages import Processor
 from tests.helpers.support import ALL, TestCase
 
-EXAMPLES = settings(max_examples=200 if ALL else 50, deadline=None, derandomize=True, database=None)
+EXAMPLES = settings(max_examples=100 if ALL else 50, deadline=None, derandomize=True, database=None)
 
 
 def sizes(seconds: float, limit: int = 1000, replies: int = 20, weight: int = 0) -> list[int]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from conveyor.core.data.group_sizes import Batcher, Groups, GroupSizes, Regroup, append_groups, group_sizes_of, total
 from tests.helpers.support import ALL, TestCase
 
-EXAMPLES = settings(max_examples=300 if ALL else 50, deadline=None, derandomize=True, database=None)
+EXAMPLES = settings(max_examples=100 if ALL else 50, deadline=None, derandomize=True, database=None)
 SIZES = st.lists(st.integers(0, 4), max_size=20)
 CUTS = st.lists(st.integers(0, 100), max_size=6)
 TRAILING = st.integers(0, 5)

@@ -110,7 +110,7 @@ class TwoWays(TestCase):
             return mock.patch.object(machine, name, take)
 
         for index, rows in enumerate(CHAINS):
-            for seed in range(6 if ALL else 2):
+            for seed in range(4 if ALL else 2):
                 # Between a fork and its ordered end, replies say which outputs belong together: no case of the short way.
                 ordered = seed % 2 == 0 and not any(isinstance(row, ReplicatingFork) for row in rows)
                 for traced in (False, True):
@@ -123,7 +123,7 @@ class TwoWays(TestCase):
                     # What is foreseen is held to what is wanted, in both ways.
                     foreseen += course.core.foreseen
                     assert found == expected, f"chain {index}, seed {seed}, traced: {traced}"
-        assert min(ways.values()) > (600 if ALL else 200), f"the short way was hardly ever taken: {ways}"
+        assert min(ways.values()) > (400 if ALL else 200), f"the short way was hardly ever taken: {ways}"
         assert foreseen["SendLease"] > sum(ways.values()) / 2 and min(foreseen["Emit"], foreseen["Deliver"]) > 30, (
             f"hardly any: {foreseen}"
         )

@@ -18,7 +18,7 @@ from conveyor.core.nodes.base import Lane
 from conveyor.core.nodes.joins import closed_groups, weave
 from tests.helpers.support import ALL, TestCase
 
-EXAMPLES = settings(max_examples=200 if ALL else 50, deadline=None, derandomize=True, database=None)
+EXAMPLES = settings(max_examples=100 if ALL else 50, deadline=None, derandomize=True, database=None)
 
 
 def items_in(pieces: tuple[Piece, ...]) -> list[Any]:

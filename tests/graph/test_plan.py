@@ -567,7 +567,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(ROWS, st.booleans())
 def test_any_pipeline_has_a_plan_and_a_picture(rows, ordered):
     description = Description()

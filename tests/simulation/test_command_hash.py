@@ -124,7 +124,7 @@ class Statistics(TestCase):
                 self.assertEqual(hash_of_seed(seed, Writer()), before, f"seed {seed}")
             return questions
 
-        self.assertGreater(sum(spread(asked, range(FEW_SEEDS // 2 if ALL else FEW_SEEDS // 8))), 1000)
+        self.assertGreater(sum(spread(asked, range(FEW_SEEDS // 4 if ALL else FEW_SEEDS // 8))), 1000)
 
     def test_the_time_since_the_last_event_counts(self) -> None:
         driven = Driven(Processor(abs, workers=1))

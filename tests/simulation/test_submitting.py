@@ -129,7 +129,7 @@ class Submitted(TestCase):
             shell = simulate(seed, hands=seed % 4 == 3)
             return len(shell.settled), len(shell.failed), len(shell.withdrawn)
 
-        found = spread(ends, range(100 if ALL else 20))
+        found = spread(ends, range(50 if ALL else 20))
         settled, failed, withdrawn = map(sum, zip(*found, strict=True))
         assert settled > 300 and failed and withdrawn > 30, (settled, failed, withdrawn)
 
@@ -141,7 +141,7 @@ class Submitted(TestCase):
             assert shell.counted == len(shell.failed), "what has failed is counted as given up"
             return len(shell.settled), len(shell.failed)
 
-        found = spread(ends, range(500, 600 if ALL else 520))
+        found = spread(ends, range(500, 550 if ALL else 520))
         settled, failed = map(sum, zip(*found, strict=True))
         assert settled > 300 and failed, (settled, failed)
 
