@@ -39,7 +39,7 @@ import traceback
 import types
 import unittest
 import unittest.mock
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -269,7 +269,16 @@ def broken_links(root: Path) -> list[str]:
 
 def unknown_names(text: str, files: Mapping[str, str]) -> list[str]:
     """The files and names in the code of a page that are in none of these files, by their path."""
-    words = set(re.findall(r"\w+", "\n".join(files.values())))
+    return names_beyond(text, files, words_of(files))
+
+
+def words_of(files: Mapping[str, str]) -> set[str]:
+    """All words in these files."""
+    return {word for each in files.values() for word in re.findall(r"\w+", each)}
+
+
+def names_beyond(text: str, files: Mapping[str, str], words: Set[str]) -> list[str]:
+    """The same, where the words of the files are known."""
     unknown = []
     for code in re.findall(r"`([^`\n]+)`", FENCED.sub("", text)):
         if code.endswith(".py"):
@@ -325,7 +334,9 @@ class TestPages(TestCase):
         files = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in paths}
         pages = {path: text for path, text in documents().items() if path.startswith("docs/internals/")}
         self.assertGreater(len(pages), 10)
-        self.assertEqual([(path, name) for path, text in pages.items() for name in unknown_names(text, files)], [])
+        words = words_of(files)
+        unknown = [(path, name) for path, text in pages.items() for name in names_beyond(text, files, words)]
+        self.assertEqual(unknown, [])
 
     def test_what_is_not_there_is_found(self) -> None:
         files = {"conveyor/core/machine.py": "class Machine:\n    def handle(self) -> None: ...\n"}

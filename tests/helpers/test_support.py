@@ -25,8 +25,9 @@ MISBEHAVING = """
         time_limit = 1.0
 
         def test_hangs(self):
+            parent = os.getpid()
             if os.fork() == 0:
-                hang_in_the_child()
+                hang_in_the_child(parent)
             hang_in_the_parent()
 
         def test_warns(self):
@@ -52,9 +53,10 @@ MISBEHAVING = """
         except Exception:
             pass  # a handler that is too broad does not save a hung test
 
-    def hang_in_the_child():
+    def hang_in_the_child(parent):
         try:
-            time.sleep(3)
+            while os.getppid() == parent:
+                time.sleep(0.05)
         finally:
             os._exit(0)
 """
@@ -123,25 +125,31 @@ class TestRules(TestCase):
         self.check("nose")
 
     def test_what_is_slow_is_of_the_whole_suite_alone_and_left_out_when_time_is_up(self) -> None:
-        for settings, verdict in (
+        verdicts = (
             ({}, "OK (skipped=2)"),
             ({"CONVEYOR_TEST_ALL": "1"}, "OK"),
             ({"CONVEYOR_TEST_ALL": "1", "CONVEYOR_TEST_SECONDS": "100"}, "OK"),
             ({"CONVEYOR_TEST_ALL": "1", "CONVEYOR_TEST_SECONDS": "0"}, "OK (skipped=2)"),
-        ):
-            with self.subTest(settings=settings), tempfile.TemporaryDirectory() as folder:
-                Path(folder, "test_taking_time.py").write_text(textwrap.dedent(TAKING_TIME))
-                path = os.pathsep.join([str(ROOT), folder])
-                unset = {"CONVEYOR_TEST_SECONDS": "", "CONVEYOR_TEST_ALL": ""}
-                finished = subprocess.run(
-                    [sys.executable, "-m", "unittest", "test_taking_time"],
-                    capture_output=True,
-                    text=True,
-                    env={**os.environ, **unset, "PYTHONPATH": path, "PYTHONWARNINGS": "", **settings},
-                    timeout=40,
-                )
-                self.assertIn("Ran 3 tests", finished.stderr)
-                self.assertEqual(finished.stderr.strip().splitlines()[-1], verdict)
+        )
+        folder = self.new_folder()
+        Path(folder, "test_taking_time.py").write_text(textwrap.dedent(TAKING_TIME))
+        path = os.pathsep.join([str(ROOT), folder])
+        unset = {"CONVEYOR_TEST_SECONDS": "", "CONVEYOR_TEST_ALL": ""}
+        # They run side by side.
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-m", "unittest", "test_taking_time"],
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **unset, "PYTHONPATH": path, "PYTHONWARNINGS": "", **settings},
+            )
+            for settings, _ in verdicts
+        ]
+        for (settings, verdict), process in zip(verdicts, started, strict=True):
+            with self.subTest(settings=settings), process:
+                _, errors = process.communicate(timeout=40)
+                self.assertIn("Ran 3 tests", errors)
+                self.assertEqual(errors.strip().splitlines()[-1], verdict)
 
     def test_warning_is_an_error_in_a_started_python(self) -> None:
         finished = subprocess.run(
