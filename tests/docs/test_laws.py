@@ -63,15 +63,13 @@ def is_for_types(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
 
 
-@functools.cache
 def tree_of(path: Path) -> ast.Module:
-    """The syntax tree of a module, which most laws ask for."""
+    """The syntax tree of a module, made anew.
+
+    Nobody keeps them: what is found in trees would lie among them, so that their memory could not be given back, and would
+    make each fork of the other tests slow.
+    """
     return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def tearDownModule() -> None:
-    """Give the trees back: they are large, and would make each fork of the other tests slow."""
-    tree_of.cache_clear()
 
 
 @functools.cache

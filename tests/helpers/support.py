@@ -50,6 +50,11 @@ def slow(what: Any) -> Any:
     return unittest.skipUnless(ALL, "CONVEYOR_TEST_ALL is not set")(what)
 
 
+# glibc's name for it.  What threads had is given back only where they share the memory of the first one.
+_M_ARENA_MAX = -8
+with contextlib.suppress(OSError, AttributeError, TypeError):
+    ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
 # What is frozen and in a cycle is never collected, and a file of which that is true is not flushed at the end.
 atexit.register(gc.unfreeze)
 
