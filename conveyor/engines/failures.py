@@ -20,6 +20,7 @@ from conveyor.errors import (
     ItemTimeoutError,
     ProcessorError,
     RemoteTraceback,
+    ResultError,
     SourceError,
     TooManyFailuresError,
     WorkerDiedError,
@@ -100,12 +101,12 @@ def failure_of(
         text = traceback_of(error)
         # The frames of this package hold items.
         error = error.with_traceback(without_our_frames(error.__traceback__))
-        return Failure(phase, type(error).__name__, _message_of(error), text, error, item, attempts)
+        return Failure(phase, type(error).__name__, message_of(error), text, error, item, attempts)
     with contextlib.suppress(BaseException):
         dumped = pickle.dumps(error, 5)
         if type(pickle.loads(dumped)) is type(error):
             pickled = dumped
-    return Failure(phase, type(error).__name__, _message_of(error), traceback_of(error), pickled, item, attempts)
+    return Failure(phase, type(error).__name__, message_of(error), traceback_of(error), pickled, item, attempts)
 
 
 def is_of_job(error: BaseException) -> bool:
@@ -119,7 +120,8 @@ def is_of_job(error: BaseException) -> bool:
     return exceptions is not None and isinstance(error, exceptions.CancelledError)
 
 
-def _message_of(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
+    """Return the message of a user's exception; never raises."""
     try:
         # `join` turns an instance of a user's subclass into a plain str, which every process can unpickle.
         return "".join(str(error))
@@ -196,8 +198,9 @@ _NO_MEMORY = "The worker process of Processor {name!r} had not enough memory to 
 def unpicklable_input(number: int, item: str, cause: BaseException) -> SourceError:
     """Return the error for an input item, as `item` shows it, that cannot be sent to the first Processor."""
     return SourceError(
-        f"Input item {number} cannot be pickled for the first Processor ({type(cause).__name__}: {cause}): {item}. "
-        "Give plain data instead, such as a path or a key, and let the job open or build the rest.",
+        f"Input item {number} cannot be pickled for the first Processor ({type(cause).__name__}: "
+        f"{message_of(cause)}): {item}. Give plain data instead, such as a path or a key, "
+        "and let the job open or build the rest.",
         number,
         item,
     )
@@ -205,7 +208,19 @@ def unpicklable_input(number: int, item: str, cause: BaseException) -> SourceErr
 
 def source_raised(number: int, cause: BaseException) -> SourceError:
     """Return the error for an input that raised when it was asked for item `number`."""
-    return SourceError(f"The input raised {type(cause).__name__} when it was asked for item {number}: {cause}", number)
+    return SourceError(
+        f"The input raised {type(cause).__name__} when it was asked for item {number}: {message_of(cause)}", number
+    )
+
+
+def unpicklable_result(cause: BaseException) -> ResultError:
+    """Return the error for a result that cannot be unpickled in the calling process."""
+    error = ResultError(
+        f"A result could not be unpickled in the calling process ({type(cause).__name__}: {message_of(cause)}). "
+        "Return plain data, or objects that can be rebuilt from their pickle."
+    )
+    error.__cause__ = cause
+    return error
 
 
 def processor_error(

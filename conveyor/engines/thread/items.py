@@ -19,6 +19,7 @@ from itertools import islice
 
 from conveyor._lean.typing import Any, cast
 from conveyor.core.data.pieces import Piece, Weave, unnested, woven
+from conveyor.engines.failures import message_of
 from conveyor.engines.process.wire.codec import ATOMS, LIGHT
 from conveyor.engines.process.wire.handles import guard_connections
 from conveyor.graph.plan import Plan, ReplicateNode, SinkNode, StepNode
@@ -173,9 +174,9 @@ def copied(item: Any) -> Any:
                 buffer.release()
     except Exception as error:
         raise TypeError(
-            f"an item of type {type(item).__name__} cannot be copied ({type(error).__name__}: {error}), and this "
-            "Processor needs a copy of its own: it stands on a branch of a ReplicatingFork, or has `retries` or "
-            "`on_error`. Remedy: pass what the item is made from (a path, a key), and make it in the job."
+            f"an item of type {type(item).__name__} cannot be copied ({type(error).__name__}: {message_of(error)}), "
+            "and this Processor needs a copy of its own: it stands on a branch of a ReplicatingFork, or has "
+            "`retries` or `on_error`. Remedy: pass what the item is made from (a path, a key), and make it in the job."
         ) from error
 
 

@@ -18,12 +18,12 @@ from operator import itemgetter
 from conveyor._lean.typing import Any
 from conveyor.core.tuning.autoscaling import MAX_WAITING_WORKERS
 from conveyor.engines.base import Gathering, RunProgress
+from conveyor.engines.failures import unpicklable_result
 from conveyor.engines.process.caller.run import (
     CONCLUSION_SECONDS,
     Run,
     failed_item_of,
     tolerantly_decoded,
-    unpicklable_result,
 )
 from conveyor.engines.process.caller.source import JOIN_SECONDS, Source
 from conveyor.engines.process.system.waiting import GracePeriod

@@ -16,16 +16,11 @@ from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_held
 from conveyor.core.data.pieces import items_of
 from conveyor.engines.base import FORKED
-from conveyor.engines.failures import unpicklable_input, without_our_frames
+from conveyor.engines.failures import unpicklable_input, unpicklable_result, without_our_frames
 from conveyor.engines.jobs import Job, JobFuture, PendingJobs
 from conveyor.engines.process.caller.fork_gate import gate
 from conveyor.engines.process.caller.job_feed import LOOP_SECONDS, JobFeed
-from conveyor.engines.process.caller.run import (
-    THREAD_EXIT_SECONDS,
-    failed_item_of,
-    tolerantly_decoded,
-    unpicklable_result,
-)
+from conveyor.engines.process.caller.run import THREAD_EXIT_SECONDS, failed_item_of, tolerantly_decoded
 from conveyor.engines.process.caller.run_keeper import CLOSED
 from conveyor.engines.process.caller.unreported import Unreported
 from conveyor.engines.process.system.spawning import cause_and_remedy, thread_started

@@ -15,7 +15,7 @@ from conveyor._system.clock import time
 from conveyor._system.signals import interrupts_postponed
 from conveyor.core.data.pieces import items_of
 from conveyor.engines.base import RunProgress
-from conveyor.engines.failures import failed_item
+from conveyor.engines.failures import failed_item, unpicklable_result
 from conveyor.engines.process.caller.run_keeper import CLOSED
 from conveyor.engines.process.caller.source import JOIN_SECONDS, Source
 from conveyor.engines.process.caller.unreported import Unreported
@@ -28,7 +28,7 @@ from conveyor.engines.process.wire.messages import (
     Results,
     RunFinished,
 )
-from conveyor.errors import ConveyorError, ResultError, StateError
+from conveyor.errors import ConveyorError, StateError
 from conveyor.graph.plan import SinkNode
 
 if TYPE_CHECKING:
@@ -270,13 +270,3 @@ def tolerantly_decoded(
         return values, list(map(cause_of_unloadable, values))
     except Exception:
         return [None] * results, [error] * results
-
-
-def unpicklable_result(cause: BaseException) -> ResultError:
-    """Return the error for a result that cannot be unpickled here."""
-    error = ResultError(
-        f"A result could not be unpickled in the calling process ({type(cause).__name__}: {cause}). "
-        "Return plain data, or objects that can be rebuilt from their pickle."
-    )
-    error.__cause__ = cause
-    return error
