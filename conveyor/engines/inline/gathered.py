@@ -12,7 +12,7 @@ from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor._system.clock import time
 from conveyor.engines.base import Gathering, RunProgress
 from conveyor.engines.inline.nodes import InlineStep, Walk
-from conveyor.errors import FailedItem, ProcessorError
+from conveyor.errors import FailedItem, ProcessorError, ResultError
 
 if TYPE_CHECKING:
     from conveyor.engines.inline.session import Session
@@ -56,12 +56,13 @@ class InlineGatherer:
         self._skipped = None
         try:
             outputs = list(walk.results_of(item))
-        except ProcessorError as error:
+        except (ProcessorError, ResultError) as error:
             # What it has left would come with the next one.
             walk.forget()
             if not self._gathering.return_exceptions:
                 raise
-            self._give_up(walk, error)
+            if isinstance(error, ProcessorError):
+                self._give_up(walk, error)
             return error
         return outputs if outputs or not self._gathering.return_exceptions else self._skipped or outputs
 

@@ -16,11 +16,19 @@ from functools import partial
 from conveyor._lean.typing import TYPE_CHECKING, Any
 from conveyor.engines.base import RunProgress
 from conveyor.engines.failures import unpicklable_input, without_our_frames
+from conveyor.engines.inline.hop import behind_hop
 from conveyor.engines.inline.nodes import Failures, Walk
 from conveyor.engines.jobs import Job, JobFuture, PendingJobs
 from conveyor.engines.process.system.spawning import cause_and_remedy, thread_started
-from conveyor.engines.process.wire.codec import copied
-from conveyor.errors import ConveyorError, FailedItem, ProcessError, ProcessorError, SourceError, StateError
+from conveyor.errors import (
+    ConveyorError,
+    FailedItem,
+    ProcessError,
+    ProcessorError,
+    ResultError,
+    SourceError,
+    StateError,
+)
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -59,7 +67,7 @@ class InlineJobRun:
         future = JobFuture()
         try:
             future.set_result(self._results_of(self._copy_of(item))[0])
-        except (ProcessorError, SourceError) as error:
+        except (ProcessorError, ResultError, SourceError) as error:
             future.set_exception(error.with_traceback(None))
         except StateError as error:
             future.set_exception(self._error or error)
@@ -122,7 +130,7 @@ class InlineJobRun:
                     results, job.future.skipped = self._results_of(item)
                     self._pending.resolve(job, results)
                     self._pending.notify()
-                except ProcessorError as error:
+                except (ProcessorError, ResultError) as error:
                     self._pending.give_up(job, error.with_traceback(None))
                 except StateError:
                     self._end_closed()
@@ -130,10 +138,10 @@ class InlineJobRun:
                     self._end(error)
 
     def _copy_of(self, item: Any) -> Any:
-        """Return an item as it is now; raises SourceError for one that cannot be copied."""
+        """Return an item as it is now; raises SourceError for one that cannot be pickled."""
         try:
-            return copied(item)
-        except Exception as error:
+            return behind_hop(item)
+        except (Exception, SystemExit) as error:
             cause = error.with_traceback(without_our_frames(error.__traceback__))
             raise unpicklable_input(0, self._session.format_item(item), cause) from error
 

@@ -17,7 +17,8 @@ from conveyor._lean.typing import Any, Protocol
 from conveyor._system.clock import sleep, time
 from conveyor.core import SLOW_CALL_SECONDS
 from conveyor.core.tuning.roster import StepRoster
-from conveyor.engines.failures import failure_of, is_of_job, processor_error
+from conveyor.engines.failures import failure_of, is_of_job, processor_error, unpicklable_result
+from conveyor.engines.inline.hop import Unloadable, behind_hop, first_unloadable
 from conveyor.engines.inline.worker import InlineWorker
 from conveyor.engines.process.wire.codec import copied
 from conveyor.errors import FailedItem, ProcessorError
@@ -102,6 +103,8 @@ class Walk:
                     if not output.is_sink:
                         stack.append(output.end())
                 elif output.is_sink:
+                    if type(item) is Unloadable:
+                        raise unpicklable_result(item.cause)
                     yield item
                 else:
                     stack.append(output.accept(item))
@@ -199,6 +202,9 @@ class InlineStep:
         number = self._started
         self._started += items
         self._roster.totals.items_in += items
+        unloadable = first_unloadable(argument if self.batches else (argument,))
+        if unloadable is not None:
+            raise self._error(unloadable.cause, "unpickle", number, items) from unloadable.cause
         worker = self._workers[self._turn]
         self._turn = (self._turn + 1) % len(self._workers)
         attempts = self._attempts(worker, argument, number, items)
@@ -280,8 +286,8 @@ class InlineStep:
                     raise
                 raise self._error(second, "on_error", number, items, shown) from second
             try:
-                replacement = copied(replacement)
-            except Exception as second:
+                replacement = behind_hop(replacement)
+            except (Exception, SystemExit) as second:
                 raise self._error(second, "pickle", number, items, shown, output=replacement) from second
         last = number + items - 1
         self.note_given_up(FailedItem(self.node.name, number, last, failed.item, failed, attempts, when), items)
@@ -301,8 +307,8 @@ class InlineStep:
         """
         self._roster.totals.items_out += 1
         try:
-            return copied(output)
-        except Exception as error:
+            return behind_hop(output)
+        except (Exception, SystemExit) as error:
             if source is None:
                 raise self._error(error, "pickle", None, output=output) from error
             worker, number, items = source
@@ -346,7 +352,7 @@ class _Replicate(_Passing):
 
     def accept(self, port: int, item: Any) -> Iterator[Delivery]:
         for branch, output in enumerate(self._outputs):
-            yield output, copied(item)
+            yield output, behind_hop(item)
             for last_branch, rows in self._zips:
                 if last_branch == branch:
                     yield from rows.close_group()
@@ -411,7 +417,7 @@ class ZipRows:
         for lane in self._lanes:
             lane.clear()
         for row in rows:
-            yield self._output, row
+            yield self._output, first_unloadable(row) or row
 
     def clear(self) -> None:
         """Forget what an item has left that failed half way."""

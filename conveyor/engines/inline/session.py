@@ -32,9 +32,9 @@ from conveyor.engines.failures import (
     unpicklable_input,
     without_our_frames,
 )
+from conveyor.engines.inline.hop import behind_hop
 from conveyor.engines.inline.nodes import NOTHING, Failures, Walk, build
 from conveyor.engines.inline.worker import InlineWorker
-from conveyor.engines.process.wire.codec import copied
 from conveyor.engines.process.wire.handles import guard_connections, shared_in
 from conveyor.errors import FailedItem, ProcessorError, SourceError, StateError
 from conveyor.graph.plan import Plan, StepNode
@@ -445,8 +445,8 @@ class _Input:
                 except StopIteration:
                     return
                 try:
-                    item = (item, copied(item)) if beside else copied(item)
-                except Exception as error:
+                    item = (item, behind_hop(item)) if beside else behind_hop(item)
+                except (Exception, SystemExit) as error:
                     raise unpicklable_input(number, self._format_item(item), _bare(error)) from error
                 yield item
                 number += 1

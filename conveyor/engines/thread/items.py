@@ -172,7 +172,7 @@ def copied(item: Any) -> Any:
         finally:
             for buffer in buffers:
                 buffer.release()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TypeError(
             f"an item of type {type(item).__name__} cannot be copied ({type(error).__name__}: {message_of(error)}), "
             "and this Processor needs a copy of its own: it stands on a branch of a ReplicatingFork, or has "

@@ -284,7 +284,7 @@ def _thawed(item: Any) -> Any:
         return item
     try:
         return pickle.loads(item.data)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise unpicklable_result(error) from error
 
 
@@ -373,7 +373,7 @@ class GatheredRun(Run):
             if not self._gatherer.return_exceptions:
                 raise
             cause = error.__cause__
-            assert isinstance(cause, Exception)
+            assert cause is not None
             values, causes = tolerantly_decoded(message.spec, blobs, len(message.lineages), cause)
         for lineage, each in zip(message.lineages, causes, strict=True):
             if each is not None:

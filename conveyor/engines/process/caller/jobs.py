@@ -340,12 +340,12 @@ class JobRun:
     def _decoded(self, message: messages.ItemResults, blobs: list[Any]) -> list[Any]:
         try:
             return items_of(message.spec, [decode(blob) for blob in blobs])
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self._owner.ended:
                 raise StateError(CLOSED) from None
             return self._decoded_tolerantly(message, blobs, error)
 
-    def _decoded_tolerantly(self, message: messages.ItemResults, blobs: list[Any], error: Exception) -> list[Any]:
+    def _decoded_tolerantly(self, message: messages.ItemResults, blobs: list[Any], error: BaseException) -> list[Any]:
         """Fail the items of which a result cannot be unpickled; return the others, with something in the place."""
         values, causes = tolerantly_decoded(message.spec, blobs, len(message.lineages), error)
         for lineage, cause in zip(message.lineages, causes, strict=True):

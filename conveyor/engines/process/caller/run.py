@@ -231,7 +231,7 @@ class Run:
     def _decoded(self, spec: Any, blobs: list[Any]) -> list[Any]:
         try:
             return items_of(spec, [decode(blob) for blob in blobs])
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self._owner.ended:
                 # Another thread has closed what it was read from.
                 raise StateError(CLOSED) from None
@@ -260,7 +260,7 @@ def failed_item_of(message: ItemGivenUp) -> FailedItem:
 
 
 def tolerantly_decoded(
-    spec: Any, blobs: list[Any], results: int, error: Exception
+    spec: Any, blobs: list[Any], results: int, error: BaseException
 ) -> tuple[list[Any], list[BaseException | None]]:
     """Return so many results, of which some cannot be unpickled, and of each why that is so; None: it could be."""
     from conveyor.engines.process.worker.lease_items import cause_of_unloadable, load_tolerantly

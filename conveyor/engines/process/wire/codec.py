@@ -298,13 +298,22 @@ class ByteBudget:
         self.items_per_blob = max(1, BLOB_BYTES * items // size)
 
 
-def copied(item: Any) -> Any:
-    """Return an item as it is behind a hop."""
+def copied(item: Any, stand_in: Callable[[BaseException], Any] | None = None) -> Any:
+    """Return an item as it is behind a hop.
+
+    `stand_in` makes of the reason what stands for an item that cannot be unpickled; None: that raises.
+    """
     if type(item) in ATOMS:
         return item
     guard_connections()
     # In the same process each name means what it says, so what the script defines goes by its name.
-    return pickle.loads(_pickled(item))
+    data = _pickled(item)
+    try:
+        return pickle.loads(data)
+    except (Exception, SystemExit) as error:
+        if stand_in is None:
+            raise
+        return stand_in(error)
 
 
 class ReuseDetector:
