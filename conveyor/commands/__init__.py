@@ -47,11 +47,28 @@ def run_command(arguments: Sequence[str] | None) -> int:
         tell(str(error))
         status = error.status
     except BrokenPipeError:
-        # What Python flushes at its end would meet the same.
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        _drop_output()
         return OUTPUT_CLOSED
+    except OSError as error:
+        # A command deals with its files; what is left is the standard output.
+        _drop_output()
+        tell(f"the standard output cannot be written: {error}")
+        return FAILED
     return status
+
+
+def _drop_output() -> None:
+    """Have nothing more written: what Python flushes at its end would meet the same error."""
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
+
+
+def show(line: str) -> None:
+    """Write a line to the standard output at once; characters that its encoding does not have are escaped."""
+    # A program without a console has no such stream.
+    if sys.stdout is not None:
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def tell(message: str) -> None:

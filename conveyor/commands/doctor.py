@@ -18,6 +18,8 @@ from conveyor import Pipe, Pipeline, Processor, __version__
 from conveyor._lean.typing import Any
 from conveyor._system.clock import time
 from conveyor._system.limits import core_limits, memory_limits, usable_cores, usable_memory
+from conveyor.commands import show
+from conveyor.serving.address import TOKEN_VARIABLE
 from conveyor.stats import duration
 
 # Packages that Conveyor uses where they are installed, and what for.
@@ -50,7 +52,7 @@ def main(options: argparse.Namespace) -> int:
         except Exception as error:
             lines = [f"not known: {type(error).__name__}: {error}"]
         for head, line in zip([name, *[""] * len(lines)], lines, strict=False):
-            print(f"{head:14} {line}".rstrip(), flush=True)
+            show(f"{head:14} {line}".rstrip())
     return 0
 
 
@@ -110,8 +112,15 @@ def _package_finder(package: str, purpose: str) -> Callable[[], Iterator[str]]:
 
 
 def _environment() -> Iterator[str]:
-    found = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith("CONVEYOR_"))
-    yield from found or ["no variable of Conveyor is set"]
+    found = sorted((name, value) for name, value in os.environ.items() if name.startswith("CONVEYOR_"))
+    # Who knows the token can look at the page, and what is printed here goes into reports of bugs.
+    yield from (f"{name} is set" if name == TOKEN_VARIABLE else f"{name}={_in_a_line(value)}" for name, value in found)
+    if not found:
+        yield "no variable of Conveyor is set"
+
+
+def _in_a_line(value: str) -> str:
+    return value if value.isprintable() else ascii(value)
 
 
 def _trial() -> Iterator[str]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 from conveyor import __version__
 from conveyor._lean.short_repr import counted
+from conveyor.commands import _CommandError, show
 from conveyor.core.recording import RecordingError, Replay
 
 
@@ -21,19 +21,18 @@ def main(options: argparse.Namespace) -> int:
             recording = Replay(file)
             difference = recording.run()
     except (OSError, RecordingError) as error:
-        print(f"{options.file} cannot be replayed: {error}", file=sys.stderr)
-        return 2
+        raise _CommandError(f"{options.file} cannot be replayed: {error}") from None
     if recording.version != __version__:
-        print(f"It was recorded with Conveyor {recording.version}; this is {__version__}.")
+        show(f"It was recorded with Conveyor {recording.version}; this is {__version__}.")
     if difference is not None:
-        print(f"Event {difference.event}, {difference.kind} at {difference.at:.6f} s: the core decides otherwise.")
+        show(f"Event {difference.event}, {difference.kind} at {difference.at:.6f} s: the core decides otherwise.")
         for title, commands in (("recorded", difference.recorded), ("replayed", difference.replayed)):
-            print(f"{title}:")
+            show(f"{title}:")
             for command in ["the core raised an error"] if commands is None else commands:
-                print(f"    {command if isinstance(command, str) else json.dumps(command)}")
+                show(f"    {command if isinstance(command, str) else json.dumps(command)}")
         return 1
     cut = "  Its last line was cut off." if recording.cut else ""
-    print(
+    show(
         f"{counted(recording.events, 'event')} and {counted(recording.commands, 'command')} "
         f"in {recording.seconds:.3f} s: "
         f"the core decides as it did.{cut}"

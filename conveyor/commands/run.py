@@ -107,16 +107,31 @@ def _lines(source: TextIO) -> Iterator[str]:
 
 
 def _values(source: TextIO) -> Iterator[Any]:
-    """Yield what the lines are in JSON; an empty line is none."""
-    _reconfigure(source, encoding="utf-8", errors="strict")
+    """Yield what the lines are in JSON; an empty line is none.  An error names its line, and comes when that is due."""
+    _reconfigure(source, encoding="utf-8", newline="\n", errors="surrogateescape")
     for number, line in enumerate(source, start=1):
-        if line.isspace():
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number} is not JSON: {error.msg} (column {error.colno})") from None
-        yield value
+        # Editors of Windows begin a file with a mark.
+        text = line.removeprefix("\ufeff") if number == 1 else line
+        if not text.isspace():
+            yield _value(text.rstrip("\r\n"), number)
+
+
+def _value(text: str, number: int) -> Any:
+    """Return what the line of this number is in JSON; raises ValueError."""
+    try:
+        # Bytes that are no text stand there as halves of surrogate pairs.
+        text.encode()
+        return json.loads(text)
+    except UnicodeEncodeError as error:
+        reason = f"is not UTF-8 (column {error.start + 1})"
+    except json.JSONDecodeError as error:
+        reason = f"is not JSON: {error.msg} (column {error.colno})"
+    except RecursionError:
+        reason = "cannot be read: it is nested too deeply"
+    except ValueError as error:
+        # An int may have too many digits.
+        reason = f"cannot be read: {error}"
+    raise ValueError(f"line {number} {reason}")
 
 
 def _reconfigure(stream: TextIO, **settings: Any) -> None:

@@ -134,6 +134,7 @@ class CommandTestCase(ScriptTestCase):
                 file.write(given)
             settings["stdin"] = os.open(path, os.O_RDONLY)
             self.addCleanup(os.close, settings["stdin"])
+        variables = settings.pop("variables", {})
         streams: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
         return subprocess.Popen(
             [sys.executable, "-W", "error", "-m", "conveyor", *arguments],
@@ -142,7 +143,7 @@ class CommandTestCase(ScriptTestCase):
             encoding="utf-8",
             errors="surrogateescape",
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "COLUMNS": "80"},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "COLUMNS": "80", **variables},
             start_new_session=True,
         )
 
@@ -197,6 +198,20 @@ class RunTest(CommandTestCase):
                 '["a"]',
                 r"item 1: line 3 is not JSON: Expecting value \(column 4\)\n\Z",
             ),
+            Case(
+                ("run", "flow:keys", "--json"),
+                b'\xef\xbb\xbf{"a": 1}\r\n"\xff"\n"b"\n',
+                1,
+                None,
+                r"item 1: line 2 is not UTF-8 \(column 2\)\n\Z",
+            ),
+            Case(
+                ("run", "flow:keys", "--json"), b'{"a": ', 1, "", r"line 1 is not JSON: Expecting value \(column 7\)\n"
+            ),
+            Case(
+                ("run", "flow:keys", "--json"), b"\n" + b"1" * 5000, 1, "", r"line 2 cannot be read: Exceeds the limit"
+            ),
+            Case(("run", "flow:keys", "--json"), b"[" * 200_000, 1, "", r"line 1 cannot be read: it is nested too"),
             Case(
                 ("run", "flow:sets", "--json"),
                 b'"a"',
@@ -287,6 +302,13 @@ class RunTest(CommandTestCase):
             process = self.start("run", "flow:same", given=b"a\n", stdout=full)
         _, errors = process.communicate()
         assert process.returncode == 1 and "the results cannot be written: [Errno" in errors, errors
+        # Any other command tells of it, too, and nothing else.
+        for arguments in (("doctor",), ("draw", "flow:same")):
+            with self.subTest(arguments), open("/dev/full", "wb") as full:
+                process = self.start(*arguments, stdout=full)
+                _, errors = process.communicate()
+                assert process.returncode == 1
+                self.assertRegex(errors, r"\A(imported\n)?conveyor: the \w+ ?\w* cannot be written: .*\n\Z")
 
 
 class TargetTest(CommandTestCase):
@@ -379,6 +401,26 @@ class OtherCommandsTest(CommandTestCase):
         for package in ("cloudpickle", "tqdm", "rich", "numpy", "distributed"):
             self.assertRegex(told[package], r"^(missing|[\w.+]+), for ")
         assert {"memory", "shared memory", "environment"} <= set(told), outcome.output
+
+    def test_variables_that_the_doctor_finds(self) -> None:
+        found = {
+            "CONVEYOR_TOKEN": "secret",
+            "CONVEYOR_A": "two\nlines",
+            "CONVEYOR_B": "caf\xe9",
+            "CONVEYOR_C": os.fsdecode(b"\xff"),
+        }
+        for encoding, text in ("utf-8", "caf\xe9"), ("ascii", r"caf\xe9"):
+            variables = {**found, "PYTHONIOENCODING": f"{encoding}:strict"}
+            outcome = self.told("doctor", variables=variables)
+            assert outcome.code == 0 and outcome.errors == "", outcome.told()
+            for line in (
+                "CONVEYOR_TOKEN is set",
+                r"CONVEYOR_A='two\nlines'",
+                r"CONVEYOR_C='\udcff'",
+                f"CONVEYOR_B={text}",
+            ):
+                assert f" {line}\n" in outcome.output, (line, outcome.output)
+            assert "secret" not in outcome.output, outcome.output
 
     def ended(self, *arguments: str) -> Outcome:
         """How a command ends that its parser ends, in this process."""
