@@ -6,6 +6,8 @@ Law: the error names who failed, and its message is made whatever the user's exc
 from __future__ import annotations
 
 import asyncio
+import threading
+from functools import partial
 
 from conveyor import (
     ConveyorError,
@@ -244,6 +246,60 @@ class HopTest(TestCase):
         # A copy is nothing that must be had beside its input.
         pairs = Pipeline(engine="thread").add(Processor(same)).run([NoPickle()], with_input=True)
         assert pairs[0][1] == [pairs[0][0]]
+
+
+class Client:
+    """Cannot be copied."""
+
+    def __init__(self) -> None:
+        self.lock, self.called = threading.Lock(), 0
+
+    def get(self, item):
+        with self.lock:
+            self.called += 1
+        return item, self.called
+
+    def __call__(self, item):
+        return self.get(item)
+
+
+class LockedJobTest(TestCase):
+    """Jobs that cannot be copied, in this process."""
+
+    def test_all_workers_call_a_plain_callable(self) -> None:
+        for engine in ("thread", "inline"):
+            for job_of in (lambda client: client.get, lambda client: client, lambda client: partial(client.get)):
+                with self.subTest(engine=engine):
+                    client = Client()
+                    results = Pipeline(engine=engine).add(Processor(job_of(client), workers=2)).run(["a", "b"])
+                    assert client.called == 2 and sorted(results)[0][0] == "a", results
+
+    def test_a_job_that_can_be_copied_is(self) -> None:
+        for engine in ("thread", "inline"):
+            counting = Counting()
+            assert Pipeline(engine=engine).add(Processor(counting)).run([1, 2]) == [1, 2]
+            assert counting.called == 0
+
+    def test_state_on_self_begins_anew_or_is_an_error(self) -> None:
+        class Holds(Processor):
+            def __init__(self) -> None:
+                self.lock = threading.Lock()
+
+            def process(self, item):
+                return item
+
+        for engine in ("thread", "inline"):
+            with self.assertRaisesRegex(ProcessorError, "cannot pickle"):
+                Pipeline(engine=engine).add(Holds()).run([1])
+
+
+class Counting:
+    def __init__(self) -> None:
+        self.called = 0
+
+    def __call__(self, item):
+        self.called += 1
+        return self.called
 
 
 def told(outcome):

@@ -7,7 +7,6 @@ the rest to that thread.
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 import threading
 import weakref
@@ -35,7 +34,7 @@ from conveyor.engines.failures import (
 from conveyor.engines.inline.hop import behind_hop
 from conveyor.engines.inline.nodes import NOTHING, Failures, Walk, build
 from conveyor.engines.inline.worker import InlineWorker
-from conveyor.engines.process.wire.handles import guard_connections, shared_in
+from conveyor.engines.process.wire.handles import guard_connections, job_copy
 from conveyor.errors import FailedItem, ProcessorError, SourceError, StateError
 from conveyor.graph.plan import Plan, StepNode
 from conveyor.stages.outputs import WorkerRecord
@@ -165,7 +164,7 @@ class Session:
         # State on `self` begins anew with each session, as it does in new processes.
         guard_connections()
         try:
-            return copy.deepcopy(step.processor, shared_in(step.processor))
+            return job_copy(step.processor)
         except Exception as error:
             raise processor_error(step.name, failure_of(error, "load"), None, None, error) from error
 

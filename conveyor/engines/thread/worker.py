@@ -6,7 +6,6 @@ that thread runs the shell.
 
 from __future__ import annotations
 
-import copy
 import os
 import threading
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from conveyor.engines.process.wire import messages
 from conveyor.engines.process.wire.codec import ATOMS, LIGHT, ByteBudget
 from conveyor.engines.process.wire.configs import WorkerConfig
 from conveyor.engines.process.wire.endpoint import ConnectionLost
-from conveyor.engines.process.wire.handles import shared_in
+from conveyor.engines.process.wire.handles import job_copy
 from conveyor.engines.process.worker.lease_items import LeaseItems
 from conveyor.engines.process.worker.lone import Called, raise_
 from conveyor.engines.process.worker.loop import Worker
@@ -33,7 +32,7 @@ from conveyor.engines.thread.items import Blob, gathered, is_alone, size_of, siz
 from conveyor.engines.thread.port import FORKED_EXITCODE, Port
 from conveyor.stages.outputs import WorkerRecord, awaited, worker_variable
 from conveyor.stages.per_item import PerItem
-from conveyor.stages.processor import Processor, is_async, overrides, work_of
+from conveyor.stages.processor import Processor, is_async, work_of
 from conveyor.stats import Measures
 
 if TYPE_CHECKING:
@@ -260,19 +259,6 @@ class ThreadWorker(Worker):
     def _is_argument(self, value: Any) -> bool:
         arguments, call = self._lease_items.all, self._outbox.call_at_hand
         return type(arguments) is list and call < len(arguments) and arguments[call] is value
-
-
-def job_copy(processor: Processor[Any, Any]) -> Processor[Any, Any]:
-    """Return a Processor for one worker: what it has on `self` begins anew with each.
-
-    A plain callable that cannot be copied, such as a method of a client, is shared by all workers.
-    """
-    try:
-        return copy.deepcopy(processor, shared_in(processor))
-    except Exception:
-        if overrides(processor, "process") or processor.job is None:
-            raise
-        return copy.copy(processor)
 
 
 def main(port: Port) -> None:

@@ -8,6 +8,7 @@ Law: of the program's own pickles nothing changes.  Items that hold one are refu
 
 from __future__ import annotations
 
+import copy
 import copyreg
 import functools
 import gc
@@ -21,6 +22,7 @@ from types import FrameType, FunctionType, ModuleType
 
 from conveyor._lean.typing import Any
 from conveyor.engines.process.wire import by_value
+from conveyor.stages.processor import Processor, overrides
 
 _MODULE = "multiprocessing.connection"
 _guarded = False
@@ -178,6 +180,19 @@ def shared_in(job: Any) -> dict[int, Any]:
         else:
             waiting += gc.get_referents(value)
     return shared
+
+
+def job_copy(processor: Processor[Any, Any]) -> Processor[Any, Any]:
+    """Return a Processor for one worker of this process: what it has on `self` begins anew with each.
+
+    A plain callable that cannot be copied, such as a method of a client, is shared by all workers.
+    """
+    try:
+        return copy.deepcopy(processor, shared_in(processor))
+    except Exception:
+        if overrides(processor, "process") or processor.job is None:
+            raise
+        return copy.copy(processor)
 
 
 def guard_connections() -> None:
