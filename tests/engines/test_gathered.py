@@ -539,6 +539,69 @@ class Failing(TestCase):
                         pipeline.run([1, Unpicklable()], with_input=True, return_exceptions=True)
 
 
+class FailingReplacements(TestCase):
+    """An item fails, and then what its `on_error` gives: it was given up once."""
+
+    def check(self, engine: str, job: Any, **settings: Any) -> None:
+        with self.subTest(engine=engine, **settings):
+            pipeline = Pipeline(engine=engine, max_failures=1).add(Processor(job, name="refuse", **settings))
+            results = pipeline.run([1, 3, 5], return_exceptions=True)
+            assert (results[0], results[2]) == (1, 5) and isinstance(results[1], ProcessorError), results
+            assert [(failed.number, failed.error.phase) for failed in pipeline.failures] == [(1, results[1].phase)]
+            assert pipeline.stats()["refuse"].failed == 1
+            with pipeline:
+                futures = [pipeline.submit(item) for item in (1, 3, 5)]
+                assert [future.exception() is None for future in futures] == [True, False, True]
+                # No `on_error` has given it up.
+                assert pipeline.failures == ()
+
+    def test_on_error_raises(self) -> None:
+        for engine in ENGINES:
+            self.check(engine, refuse_three, on_error=raise_again)
+        for settings in ({"retries": 1, "backoff": 0}, {"threads": 2}, {"batch": 2, "per_item": True}):
+            job = refuse_three_of if "batch" in settings else refuse_three
+            self.check("process", job, on_error=raise_again, **settings)
+
+    def test_its_output_cannot_be_sent(self) -> None:
+        for engine in ENGINES:
+            self.check(engine, refuse_three, on_error=give_generator)
+        self.check("process", refuse_three, on_error=give_lock)
+        self.check("process", lock_for_three, on_error=give_lock)
+        self.check("process", lock_for_three, on_error=raise_again)
+
+    def test_workers_died_at_it(self) -> None:
+        self.check("process", exit_at_three, on_error=raise_again)
+
+    def test_it_took_too_long(self) -> None:
+        self.check("process", hang_at_three, on_error=raise_again, timeout=0.5)
+
+
+def raise_again(item: Any, error: Exception) -> None:
+    raise KeyError("again")
+
+
+def give_generator(item: Any, error: Exception) -> Iterator[int]:
+    yield 1
+
+
+def give_lock(item: Any, error: Exception) -> Any:
+    return threading.Lock()
+
+
+def lock_for_three(item: int) -> Any:
+    return threading.Lock() if item == 3 else item
+
+
+def refuse_three_of(items: list[int]) -> list[int]:
+    return [refuse_three(item) for item in items]
+
+
+def hang_at_three(item: int) -> int:
+    if item == 3:
+        threading.Event().wait()
+    return item
+
+
 class Ending(TestCase):
     """What is left early, or refused."""
 

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from conveyor.engines.process.wire.configs import WorkerConfig
 
 
+# What `on_error` gives where it has failed, and the submitted item with it.
+_REPORTED = object()
+
+
 class CallRaised(Exception):
     """The job raised in the call at hand.
 
@@ -140,14 +144,14 @@ class Retrier:
         if policy.replaces and self._inbox.await_credit():
             # Before it is noted: what is sent while it waits is not to say so of a call that may be made again.
             unsent = 0
-        self._note_given_up(index, attempts, failure)
-        self._put_in_place(self._replacement(index, error), unsent)
+        self._put_in_place(self._replacement(index, error, attempts, failure), unsent)
 
-    def _end_or_report(self, failed: LeaseFailed) -> None:
-        """End the run; of a submitted item, only report that it has failed."""
+    def _end_or_report(self, failed: LeaseFailed) -> object:
+        """End the run; of a submitted item, only report that it has failed, and return _REPORTED."""
         if self.finishing or not self.traced:
             raise failed from None
         self._outbox.send_failure(failed.index, failed.failure)
+        return _REPORTED
 
     def _put_in_place(self, value: Any, unsent: int) -> None:
         """End the call at hand: `value` goes on in its place, after outputs of which so many are not sent."""
@@ -158,10 +162,21 @@ class Retrier:
             unsent += 1
         self._outbox.end_call(unsent)
 
-    def _replacement(self, index: int, error: BaseException) -> Any:
-        """Return what goes on in the place of what the job did not give for a call, or could not be pickled of that."""
-        if not self.policy.replaces:
-            return None
+    def _replacement(
+        self, index: int, error: BaseException, attempts: int, why: GivenUpFor, replaces: bool = True
+    ) -> Any:
+        """Note that a call was given up; return what goes on in the place of what the job did not give for it.
+
+        Where `on_error` fails, the call has failed by that, and is not noted: it would count twice.
+        """
+        value = self._replacing(index, error) if replaces and self.policy.replaces else None
+        if value is not _REPORTED:
+            self._outbox.log.given_up.append((index, attempts, time.time(), why))
+            return value
+        return None
+
+    def _replacing(self, index: int, error: BaseException) -> Any:
+        """Return what `on_error` gives; _REPORTED where it has failed, and that is reported."""
         assert callable(self.policy.on_error)
         try:
             # The type says Exception, for what users are to write; SystemExit is treated like one.
@@ -181,9 +196,9 @@ class Retrier:
         """Return what goes on in the place of an output that cannot be pickled, None for nothing."""
         raised = self._unpicklable(cause, output, index)
         if self.finishing or not self.policy.gives_up:
-            return self._end_or_report(raised)
-        self._note_given_up(index, 1, raised.failure)
-        return self._replacement(index, cause)
+            self._end_or_report(raised)
+            return None
+        return self._replacement(index, cause, 1, raised.failure)
 
     def carry_out(self, give_up: GiveUp) -> None:
         """Give up the only call of the lease: workers died at it, or were too long at it."""
@@ -195,16 +210,12 @@ class Retrier:
         item = self._text_of(0) if replaces else None
         why = OverdueAt(cause, item, self.overdue_end) if is_overdue else DiedAt(cause, item)
         self.record.attempt = give_up.attempts
-        self._note_given_up(0, give_up.attempts, why)
         error: ProcessorError = (
             overdue(self._name, cause, first, last, item, self.overdue_end)
             if is_overdue
             else death(self._name, "process", cause, first, last, Loss.ITEM)
         )
-        self._put_in_place(self._replacement(0, error) if replaces else None, 0)
-
-    def _note_given_up(self, index: int, attempts: int, why: GivenUpFor) -> None:
-        self._outbox.log.given_up.append((index, attempts, time.time(), why))
+        self._put_in_place(self._replacement(0, error, give_up.attempts, why, replaces), 0)
 
     # What ends the run
 

@@ -44,9 +44,9 @@ class ThreadCall(Call):
 class ThreadedRetrier(Retrier):
     """Calls `on_error` as if no event loop ran."""
 
-    def _replacement(self, index: int, error: BaseException) -> Any:
+    def _replacing(self, index: int, error: BaseException) -> Any:
         with loop_hidden():
-            return super()._replacement(index, error)
+            return super()._replacing(index, error)
 
 
 class ThreadedWorker(AsyncWorker):
