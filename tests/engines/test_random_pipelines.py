@@ -138,14 +138,14 @@ class ForkQueueTest(RandomPipelines, TestCase):
 class ForkserverPipeTest(RandomPipelines, TestCase):
     """Workers forked by a fresh broker, over socket pairs."""
 
-    count = 2
+    count = 1
     settings = {"start_method": "forkserver", "channel": "pipe"}
 
 
 class SpawnPipeTest(RandomPipelines, TestCase):
     """Workers that are fresh interpreters, over socket pairs."""
 
-    count = 2
+    count = 1
     settings = {"start_method": "spawn", "channel": "pipe"}
 
 
@@ -172,7 +172,7 @@ class SpecialJobsTest(TestCase):
 
     def test_processes(self):
         for kind in ("lists", "threads", "async"):
-            self.check_all(kind, 60_000, 3 if ALL else 1, start_method="fork")
+            self.check_all(kind, 60_000, 2 if ALL else 1, start_method="fork")
 
     def test_threads(self):
         for kind in ("lists", "threads", "async"):
