@@ -206,9 +206,9 @@ class HopTest(TestCase):
         assert "[one of items 0 to 2]" in outcome[2], outcome
 
     def test_a_result(self) -> None:
-        for job in (as_two_says, exits_at_two):
-            assert self.both([Processor(job, on_error="skip")], [1, 2, 3])[0] == "ResultError"
-            assert self.both([Processor(job)], [1, 2, 3], return_exceptions=True)[1][0] == "ResultError"
+        # Where one ends the program, that may be a signal handler's doing: test_faults.py has it.
+        assert self.both([Processor(as_two_says, on_error="skip")], [1, 2, 3])[0] == "ResultError"
+        assert self.both([Processor(as_two_says)], [1, 2, 3], return_exceptions=True)[1][0] == "ResultError"
 
     def test_a_fork_and_a_zip(self) -> None:
         fork = [Processor(same), Pipe(), ReplicatingFork(2), (Processor(as_two_says), Processor(str))]

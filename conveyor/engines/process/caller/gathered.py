@@ -284,7 +284,7 @@ def _thawed(item: Any) -> Any:
         return item
     try:
         return pickle.loads(item.data)
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         raise unpicklable_result(error) from error
 
 

@@ -231,7 +231,8 @@ class Run:
     def _decoded(self, spec: Any, blobs: list[Any]) -> list[Any]:
         try:
             return items_of(spec, [decode(blob) for blob in blobs])
-        except (Exception, SystemExit) as error:
+        # SystemExit may be that of a signal handler, which ends the program.
+        except Exception as error:
             if self._owner.ended:
                 # Another thread has closed what it was read from.
                 raise StateError(CLOSED) from None
