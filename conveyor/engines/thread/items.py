@@ -173,6 +173,9 @@ def copied(item: Any) -> Any:
             for buffer in buffers:
                 buffer.release()
     except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and threading.current_thread() is threading.main_thread():
+            # A signal handler may be ending the program.
+            raise
         raise TypeError(
             f"an item of type {type(item).__name__} cannot be copied ({type(error).__name__}: {message_of(error)}), "
             "and this Processor needs a copy of its own: it stands on a branch of a ReplicatingFork, or has "
