@@ -12,8 +12,6 @@ import functools
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 import unittest
 from pathlib import Path
@@ -33,7 +31,8 @@ from conveyor import (
     WorkerDiedError,
 )
 from conveyor.engines.process.worker.async_loop import AsyncWorker
-from tests.helpers.support import ROOT, TestCase, nothing_left
+from tests.helpers.scripts import interrupt_all
+from tests.helpers.support import TestCase, nothing_left
 
 INLINE: dict[str, Any] = {"engine": "inline"}
 THREAD: dict[str, Any] = {"engine": "thread"}
@@ -522,28 +521,8 @@ class Failing(TestCase):
             "if __name__ == '__main__':\n"
             "    Pipeline(**eval(sys.argv[1])).add(Processor(job)).run(itertools.count())\n"
         )
-        script = Path(self.new_folder(), "script.py")
-        script.write_text(code, encoding="utf-8")
-        processes = [
-            subprocess.Popen(
-                [sys.executable, str(script), repr(settings)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                start_new_session=True,
-            )
-            for settings in CONCURRENT
-        ]
-        for settings, process in zip(CONCURRENT, processes, strict=True):
-            with self.subTest(settings=settings):
-                assert process.stdout is not None
-                self.assertEqual(process.stdout.readline(), "there\n")
-                os.killpg(process.pid, signal.SIGINT)
-                _, errors = process.communicate(timeout=SECONDS)
-                self.assertIn(process.returncode, (-signal.SIGINT, 1), errors)
-                self.assertIn("KeyboardInterrupt", errors)
-                self.assertNotIn("Error", errors.replace("KeyboardInterrupt", ""))
+        for errors in interrupt_all(self, code, map(repr, CONCURRENT), SECONDS):
+            self.assertNotIn("Error", errors.replace("KeyboardInterrupt", ""))
 
 
 if __name__ == "__main__":

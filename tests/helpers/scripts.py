@@ -10,6 +10,7 @@ import collections
 import contextlib
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -43,6 +44,38 @@ class Outcome(NamedTuple):
     def told(self) -> str:
         """All of it, for whoever reads of a failure."""
         return f"exit code {self.code}\n{self.output}\n{self.errors}"
+
+
+def interrupt_all(test: TestCase, body: str, arguments: Iterable[str], seconds: float) -> list[str]:
+    """Run a script once with each argument, side by side; send each Ctrl-C once it has said "there", which ends it.
+
+    Return what each has written to its error stream.
+    """
+    told = []
+    path = os.path.join(test.new_folder(), "script.py")
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(body)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, path, argument],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+        )
+        for argument in arguments
+    ]
+    for process in processes:
+        with test.subTest(arguments=process.args):
+            assert process.stdout is not None
+            test.assertEqual(process.stdout.readline(), "there\n")
+            os.killpg(process.pid, signal.SIGINT)
+            _, errors = process.communicate(timeout=seconds)
+            test.assertIn(process.returncode, (-signal.SIGINT, 1), errors)
+            test.assertIn("KeyboardInterrupt", errors)
+            told.append(errors)
+    return told
 
 
 class ScriptTestCase(TestCase):
