@@ -38,6 +38,8 @@ class Killer(threading.Thread):
         self.cluster = cluster
         self.kills: collections.Counter[str] = collections.Counter()
         self.ended = threading.Event()
+        # Set with each result that comes.
+        self.came = threading.Event()
         self.error: BaseException | None = None
         self._chooser = random.Random(seed)
         self._pause = pause
@@ -49,9 +51,18 @@ class Killer(threading.Thread):
         try:
             with Client(self.cluster.address, set_as_default=False) as client:
                 while not self.ended.wait(self._chooser.uniform(0, 2 * self._pause)):
-                    self._strike(set(client.nthreads()))
+                    if self._await_result():
+                        self._strike(set(client.nthreads()))
         except BaseException as error:
             self.error = error
+
+    def _await_result(self) -> bool:
+        """Wait until something comes; False at the end.  Else, where starts take long, one item is hit until given up."""
+        self.came.clear()
+        while not self.ended.is_set():
+            if self.came.wait(0.1):
+                return True
+        return False
 
     def _strike(self, known: set[str]) -> None:
         """Kill one thing, and replace what is gone."""
@@ -156,7 +167,7 @@ def storm(
         with layout(cluster) as pipeline:
             killer.start()
             while time.monotonic() < begun + seconds and killer.is_alive():
-                _one_run(pipeline, items, tally)
+                _one_run(pipeline, items, tally, killer)
                 tally.workers_lost = sum(step.workers_lost for step in pipeline.stats().steps)
                 tally.nodes_lost, tally.kills = lost.count, killer.kills
                 tally.seconds = time.monotonic() - begun
@@ -173,9 +184,10 @@ def storm(
     return tally
 
 
-def _one_run(pipeline: Pipeline[Any, Any], items: int, tally: Tally) -> None:
+def _one_run(pipeline: Pipeline[Any, Any], items: int, tally: Tally, killer: Killer) -> None:
     last, count = time.monotonic(), 0
     for result in pipeline.stream(range(items)):
+        killer.came.set()
         now = time.monotonic()
         tally.longest_gap, last = max(tally.longest_gap, now - last), now
         assert result == (count + 1, 2 * count), f"result {count} of run {tally.runs} is {result}"
