@@ -11,7 +11,7 @@ class SourceArchive(sdist):
         """Add what is not part of the package to the files, then pack them."""
         for folder in ("tests", "examples", "benchmarks", "docs"):
             self.filelist.graft(folder)
-        for file in ("CHANGELOG.md", "CONTRIBUTING.md", "Makefile"):
+        for file in ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "Makefile"):
             self.filelist.include(file)
         for pattern in ("*.py[cod]", ".*", "*~"):
             self.filelist.global_exclude(pattern)
